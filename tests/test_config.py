@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.config import AttentionConfig, ConfigError, FeedForwardConfig, ModelConfig, RotaryScaling, diff
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, RotaryScaling, diff
 from anyformer.families import ALIASES, PRESETS
+from anyformer.schema import ConfigError
 
 
 def tiny(**changes: Any) -> ModelConfig:
@@ -111,9 +112,8 @@ def test_what_is_no_transformer_is_refused(changes: dict[str, Any], field: str) 
 def test_a_number_of_the_wrong_kind_is_named(field: str, value: Any) -> None:
     part, _, name = field.rpartition(".")
     config = tiny()
-    changes: dict[str, Any] = {part: replace(getattr(config, part), **{name: value})} if part else {name: value}
     with pytest.raises(ConfigError, match=rf"^{field}: wants .*, not "):
-        replace(config, **changes)
+        replace(config, **({part: replace(getattr(config, part), **{name: value})} if part else {name: value}))
 
 
 def test_missing_fields_are_named() -> None:
@@ -161,7 +161,9 @@ def test_layers_can_be_counted(layers: int) -> None:
 @pytest.mark.parametrize("value", [1e308, 1e-308, 0.0, -1.0, float("nan"), float("inf")])
 def test_a_scaling_that_overflows_is_refused(part: str, value: float) -> None:
     given: dict[str, Any] = {"kind": "yarn", "factor": 2.0, "original_length": 8, part: value}
-    with pytest.raises(ConfigError, match=f"scaling.{part}: is a positive number, from 1e-6 to 1e6"):
+    with pytest.raises(
+        ConfigError, match=f"scaling.{part}: (is a positive number, from 1e-6 to 1e6|wants a finite number)"
+    ):
         RotaryScaling(**given)
     with pytest.raises(ConfigError, match=r"scaling\.original_length: must be positive"):
         RotaryScaling(kind="yarn", factor=2.0, original_length=0)
@@ -174,5 +176,5 @@ def test_a_base_of_wavelengths_that_overflows_is_refused(theta: float) -> None:
 
 
 def test_a_million_ends_of_text_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at most 1000 tokens, not 1,000,000"):
+    with pytest.raises(ConfigError, match=r"at most 1000 tokens, not \(1, 1"):
         tiny(special_tokens={"eos": (1,) * 10**6})

@@ -337,13 +337,13 @@ def test_command_lines_parse(line: str, page: str, monkeypatch: pytest.MonkeyPat
     assert command in COMMANDS, f"{page}: there is no command {command}"
     if not arguments and command != "train":
         return  # a mention, in prose
-    module, real = import_module(f"anyformer.cli.{command}"), Parser.given
+    module, real = import_module(f"anyformer.cli.{command}"), Parser.values
 
     def given(*arguments: Any) -> Any:
         real(*arguments)
         raise _UnderstoodError
 
-    monkeypatch.setattr(Parser, "given", given)
+    monkeypatch.setattr(Parser, "values", given)
     with pytest.raises(SystemExit if "--help" in arguments else _UnderstoodError):
         module.run(arguments)
 

@@ -7,12 +7,22 @@ import torch
 
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.families import PRESETS
-from anyformer.model import skeleton
+from anyformer.model import Transformer, skeleton
+
+layers = pytest.mark.parametrize("layers", [2, pytest.param(1000, marks=pytest.mark.slow)], ids=["two", "all"])
+"""How many of a stack there are at most: the others repeat them."""
 
 
+def _model(name: str, layers: int) -> Transformer:
+    config = PRESETS[name]
+    stacks = {stack: min(getattr(config, stack), layers) for stack in ("encoder_layers", "decoder_layers")}
+    return skeleton(config.replace(**stacks))
+
+
+@layers
 @pytest.mark.parametrize("name", PRESETS)
-def test_forward_loss_and_backward(name: str) -> None:
-    model = skeleton(PRESETS[name]).train()
+def test_forward_loss_and_backward(name: str, layers: int) -> None:
+    model = _model(name, layers).train()
     tokens = torch.zeros(2, 8, dtype=torch.long, device="meta")
     inputs = {"source": tokens} if model.config.is_encoder_decoder else {}
     output = model(tokens, **inputs)
@@ -25,9 +35,10 @@ def test_forward_loss_and_backward(name: str) -> None:
     assert model.token_embedding.table.weight.grad is not None
 
 
+@layers
 @pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.decoder_layers])
-def test_a_cached_step(name: str) -> None:
-    model = skeleton(PRESETS[name]).eval()
+def test_a_cached_step(name: str, layers: int) -> None:
+    model = _model(name, layers).eval()
     tokens = torch.zeros(2, 4, dtype=torch.long, device="meta")
     cache = model.make_cache(2, 8)
     inputs = {"source": tokens} if model.config.is_encoder_decoder else {}

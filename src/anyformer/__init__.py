@@ -10,6 +10,7 @@ Names are imported when they are first used, so that `import anyformer` costs no
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ __all__ = [
     "score",
     "tag",
 ]
+
+
+class CallablePackage(ModuleType):
+    """A package that calls the function of its name, in the module of its name: `compare.compare.compare`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function."""
+        name = self.__name__.rpartition(".")[2]
+        return getattr(import_module(f"{self.__name__}.{name}"), name)(*arguments, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -89,19 +89,19 @@ def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Floating-point operations of a training step for each token, by what it is read by."""
+    """Floating-point operations of a training step: for each token that an encoder-decoder's encoder reads (`source`),
+    and for any other.
+    """
 
     source: int
-    """For a token that an encoder-decoder's encoder reads."""
     token: int
-    """For any other."""
 
 
 def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, predicted: int | None = None) -> int:
     """Floating-point operations of a training step on a batch whose two sides may differ in length.
 
-    As `training_flops`, but an encoder-decoder's cross-attention is given what it reads, keys and values of which are
-    computed once for each token of the source, and logits are counted where there is something to predict.
+    As `training_flops`, but an encoder-decoder's cross-attention reads a source of its own length, whose keys and
+    values are computed once for each of its tokens, and logits are counted where there is something to predict.
 
     Args:
         rows: Texts in the batch.
@@ -110,19 +110,17 @@ def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, pre
     """
     costs = {part.name: part.flops for part in part_costs(config, tokens)}
     head = costs.pop("head", 0)
-    costs.pop("decoder cross-attention", None)
-    read = sum(flops for name, flops in costs.items() if name.startswith("encoder"))
     forward = sum(costs.values()) * tokens
     if config.is_encoder_decoder:
-        encoder = part_costs(config, source)
-        forward -= read * tokens
-        forward += sum(part.flops for part in encoder if part.name.startswith("encoder")) * source
-        decoder = skeleton(config).decoder
-        assert decoder is not None
-        blocks = [block.cross_attention for block in cast("list[TransformerBlock]", list(decoder.blocks))]
+        cross_attention = "decoder cross-attention"
+        of_source = {part.name: part.flops for part in part_costs(config, source)}
+        encoder = sum(flops for name, flops in of_source.items() if name.startswith("encoder"))
+        decoder = sum(flops for name, flops in costs.items() if name.startswith("decoder") and name != cross_attention)
+        stack = skeleton(config).decoder
+        assert stack is not None
+        blocks = [block.cross_attention for block in cast("list[TransformerBlock]", list(stack.blocks))]
         memory = sum(_matmul_flops(block.key, block.value) for block in blocks if block is not None)
-        attended = sum(part.flops for part in encoder if part.name == "decoder cross-attention")
-        forward += (attended - memory) * tokens + memory * source
+        forward = (encoder + memory) * source + (decoder + of_source[cross_attention] - memory) * tokens
     return 3 * (rows * forward + head * (rows * tokens if predicted is None else predicted))
 
 

@@ -3,12 +3,13 @@
 New content is written to ``.NAME.RANDOM.tmp`` in the same folder and then renamed, which is atomic within a file
 system. A program that is killed leaves the old content in place, and the temporary file beside it. Permissions follow
 the umask. A symbolic link is replaced itself, and what it leads to stays as it is; a file that is added to instead
-(`append`) can't be a link.
+(`append`) can't be a link. What is loaded as code, or trusted as the user's own, is nobody else's work (`check_own`).
 """
 
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,14 +25,9 @@ _LOG_OF_WANDB = "wandb/*/logs/debug-core.log"
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace the content of a file, and wait until it is on the disk.
+    """Replace the content of a file in a folder that is there, and wait until it is on the disk; raises as `replacing`.
 
-    Args:
-        path: the file; its folder must exist.
-        content: bytes, or text that is encoded in UTF-8 (what can't be encoded becomes `?`).
-
-    Raises:
-        UserError: it can't be written; what was there is unchanged.
+    Text is encoded in UTF-8, where `?` stands for what can't be encoded.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8", errors="replace") if isinstance(content, str) else content)
@@ -42,8 +38,7 @@ def write(path: Path, content: str | bytes) -> None:
 def replacing(path: Path, *, make_parents: bool = False) -> Generator[Path]:
     """Yield the path of an empty temporary file, which replaces `path` if the block ends without an error.
 
-    Raises:
-        UserError: it can't be written (any OSError in the block); what was there is unchanged.
+    Any OSError in the block is raised as UserError; the old content stays.
     """
     temporary = _temporary(path)
     try:
@@ -62,9 +57,7 @@ def replacing(path: Path, *, make_parents: bool = False) -> Generator[Path]:
 def append(path: Path, content: str) -> None:
     """Add to the end of a file, which is made where there is none. What can't be encoded in UTF-8 becomes `?`.
 
-    Raises:
-        UserError: it is a symbolic link, by which another file would be written to.
-        OSError: it can't be written, as a named pipe that nobody reads can't.
+    Raises UserError for a symbolic link, and OSError where it can't be written, as a named pipe that nobody reads.
     """
     refuse_link(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -76,10 +69,8 @@ def append(path: Path, content: str) -> None:
 def refuse_link(path: Path) -> None:
     """Raise UserError where something that is to be written to is a symbolic link."""
     if path.is_symlink():
-        raise UserError(
-            f"{path} is a symbolic link, by which something elsewhere would be written to: put a copy in its place, or "
-            "remove it."
-        )
+        reason = "by which something elsewhere would be written to"
+        raise UserError(f"{path} is a symbolic link, {reason}: put a copy in its place, or remove it.")
 
 
 def open_directory(root: Path, *parts: str) -> Path:
@@ -89,15 +80,12 @@ def open_directory(root: Path, *parts: str) -> Path:
     plant a link later.
 
     Args:
-        root: the directory, or one above it. Its own path may be a link, as whoever gave it chose it.
-        parts: the names that lead from there to the directory, or to a file. What is missing is left to the caller.
-
-    Returns:
-        The path of the directory.
+        root: The directory, or one above it. Its own path may be a link, as whoever gave it chose it.
+        parts: Names that lead from there to the directory, or to a file. What is missing is left to the caller.
 
     Raises:
-        UserError: one of the parts, or something in the directory, is a symbolic link; or, deeper in it, there is one
-            that leads out of it. Or it can't be read.
+        UserError: It can't be read; one of the parts, or something in the directory, is a symbolic link; or, deeper in
+            it, there is one that leads out of it.
     """
     path = root
     for part in parts:
@@ -118,13 +106,20 @@ def open_directory(root: Path, *parts: str) -> Path:
     return path
 
 
+def check_new(path: Path) -> None:
+    """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
+    try:
+        if path.is_symlink() or path.exists():
+            raise UserError(f"{path} is there already: name another file, or remove it.")
+        if not path.parent.is_dir():
+            raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
 @contextmanager
 def temporary_folder(path: Path) -> Generator[Path]:
-    """Yield an empty folder beside `path`, which is removed at the end of the block unless it has been renamed.
-
-    Raises:
-        OSError: it can't be made.
-    """
+    """Yield an empty folder beside `path`, which is removed at the end of the block unless it has been renamed."""
     folder = _temporary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir()
@@ -137,8 +132,7 @@ def temporary_folder(path: Path) -> Generator[Path]:
 def move(source: Path, target: Path) -> None:
     """Rename a finished file or folder once its content is on the disk, and wait until the new name is as well.
 
-    Raises:
-        OSError: the disk refuses, or the target is a folder that isn't empty.
+    Raises OSError where the disk refuses, or the target is a folder that isn't empty.
     """
     sync(source)
     source.rename(target)
@@ -155,9 +149,8 @@ def remove_abandoned(folder: Path, name: str = "*", *, age: float = _ABANDONED) 
     """Remove from a folder the temporary files and folders of programs that were killed.
 
     Args:
-        folder: where they are.
-        name: a pattern of the names that they were to be renamed to.
-        age: seconds since the last change from which on one counts as abandoned.
+        name: A pattern of the names that they were to be renamed to.
+        age: Seconds since the last change from which on one counts as abandoned.
     """
     for path in folder.glob(f".{name}.*.tmp"):
         if path.is_symlink():
@@ -173,14 +166,58 @@ def remove_abandoned(folder: Path, name: str = "*", *, age: float = _ABANDONED) 
 def cache_folder() -> Path:
     """The folder of what can be made again: $ANYFORMER_CACHE, or else the platform's own for this user.
 
-    Raises:
-        UserError: there is neither. The platform's would then lie in the current folder.
+    Raises UserError where there is neither: the platform's would then lie in the current folder.
     """
-    given = os.environ.get("ANYFORMER_CACHE")
-    folder = Path(given) if given else user_cache_path("anyformer", appauthor=False)
-    if not given and not folder.is_absolute():
+    if chosen := os.environ.get("ANYFORMER_CACHE"):
+        return Path(chosen)
+    folder = user_cache_path("anyformer", appauthor=False)
+    if not folder.is_absolute():
         raise UserError("This user has no home folder for a cache: set ANYFORMER_CACHE to a folder of your own.")
     return folder
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that this user alone may enter, where there is none, and those above it; return its real path.
+
+    Raises OSError where it can't be made, and PermissionError as `check_own`.
+    """
+    for each in (*reversed(path.parents), path):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
+    return check_own(path)
+
+
+def check_own(path: Path) -> Path:
+    """The path, without symbolic links, of a file or folder that nobody but this user and root can have written.
+
+    It and all folders above it belong to one of the two, and no one else may write to them; others may add files of
+    their own to a folder above it that has the sticky bit, such as /tmp. Access control lists are not looked at, and on
+    Windows nothing is. Raises PermissionError with the reason, and OSError where there is nothing at the path.
+    """
+    real = path.resolve(strict=True)
+    if os.name != "posix":
+        return real
+    for each in (real, *real.parents):
+        status = each.lstat()
+        if status.st_uid not in (0, os.geteuid()):
+            raise PermissionError(f"{each} belongs to another user")
+        shared = stat.S_IMODE(status.st_mode) & (stat.S_IWOTH | (0 if _is_own_group(status.st_gid) else stat.S_IWGRP))
+        sticky = each != real and status.st_mode & stat.S_ISVTX
+        if shared and not sticky:
+            raise PermissionError(f"other users may write to {each}: chmod go-w it")
+    return real
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether a group is the one that many systems make for each user, of the user's name and nobody else in it."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
+    except KeyError:
+        return False
+    return user.pw_gid == number and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _temporary(path: Path) -> Path:
@@ -196,14 +233,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_new(path: Path) -> None:
-    """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
-    try:
-        if path.is_symlink() or path.exists():
-            raise UserError(f"{path} is there already: name another file, or remove it.")
-        if not path.parent.is_dir():
-            raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -1,163 +1,99 @@
 """The description of any transformer, as data.
 
-A `ModelConfig` is a handful of small frozen dataclasses, each named after the block that it configures.
-Decoder-only, encoder-only and encoder-decoder are not three classes but two numbers::
+A `ModelConfig` is a handful of small frozen dataclasses, each named after the block that it configures, in the order in
+which a text goes through them. Decoder-only, encoder-only and encoder-decoder are not three classes but two numbers::
 
     encoder_layers  decoder_layers
           0               12          GPT-2, LLaMA   (generates)
          12                0          BERT           (understands)
           6                6          T5, the 2017 Transformer (rewrites one sequence as another)
 
-This module imports no torch, so that the command line can show, compare and check configs at once.
+The type of a field says which values it takes, and `_faults` what several fields together may not say. This module
+imports no torch, so that the command line can show, compare and check configs at once.
 """
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, cast, get_args
+from statistics import mode
+from typing import Annotated, Any, Literal, Self
 
-from anyformer.errors import cut, nearest, quote
-from anyformer.schema import ConfigError, change, check, differences, make
+from typing_extensions import override
 
-_DEEPEST = 10_000
-"""Layers of a stack: ten times the deepest known (Wang et al. 2022, DeepNet)."""
+from anyformer.errors import cut, quote
+from anyformer.schema import Checked, Rule, change, differences, make
 
-_MOST_EOS = 1000
-_STRETCH = 1e6
+Count = Annotated[int, Rule(lambda number: number >= 1, "must be positive")]
+Size = Annotated[int, Rule(lambda number: number >= 0, "can't be negative")]
+Layers = Annotated[int, Rule(lambda number: 0 <= number <= 10_000, "must lie in [0, 10,000]")]
+"""Layers of a stack: ten times the deepest known at most (Wang et al. 2022, DeepNet)."""
+Rate = Annotated[float, Rule(lambda rate: 0 <= rate < 1, "is a dropout rate, in [0, 1)")]
+Stretch = Annotated[float, Rule(lambda number: 1e-6 <= number <= 1e6, "is a positive number, from 1e-6 to 1e6")]
 """Numbers by which positions are scaled: ten thousand times those of published models, and no overflow."""
-_LARGEST_THETA = 1e12
+Theta = Annotated[float, Rule(lambda theta: 1 < theta <= 1e12, "lies above 1, up to 1e12")]
 
-Scaling = Literal["linear", "dynamic", "llama3", "yarn"]
-
-
-def _require(condition: bool, reason: str) -> None:
-    if not condition:
-        raise ConfigError(f"{reason}.")
-
-
-def _require_rate(rate: float, name: str) -> None:
-    _require(0.0 <= rate < 1.0, f"{name}: a dropout rate is in [0, 1), not {rate}")
+HeadKind = Literal["none", "language_model", "classification", "token_classification"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """Multi-head attention (Vaswani et al. 2017, section 3.2), and what later models changed in it.
+class EmbeddingConfig(Checked, part="embedding"):
+    """From token ids to vectors."""
 
-    ::
-
-        heads    8 8 8 8 8 8 8 8      queries
-        kv_heads 8 8 8 8 8 8 8 8      MHA: one key/value head for each query head
-                 2 2 2 2              GQA: a group of query heads shares one
-                 1                    MQA: all share one
-    """
-
-    heads: int
-    kv_heads: int | None = None
-    """Key/value heads; None: as many as `heads` (Ainslie et al. 2023)."""
-    head_dim: int | None = None
-    """Width of one head; None: d_model / heads."""
-    bias: bool = True
-    """Bias on the query, key and value projections."""
-    output_bias: bool = True
-    """Bias on the output projection (Qwen2 has it only on the three others)."""
-    scale: float | None = None
-    """Factor on the scores; None: 1 / sqrt(head_dim). T5 uses 1 and folds it into the initialization."""
-    scale_by_layer: bool = False
-    """Divide the scores of layer i by i + 1 as well (the Mistral project's GPT-2s)."""
-    window: int | None = None
-    """A token sees this many tokens, itself included (Mistral's sliding window); None: all of them."""
-    window_from: int = 0
-    """The first layer that has the window (Qwen2's max_window_layers)."""
-    qk_norm: bool = False
-    """Normalize each head's queries and keys (Qwen3)."""
-    dropout: float = 0.0
-    """Dropout on the attention weights."""
-
-    def __post_init__(self) -> None:
-        _require(self.heads >= 1, f"attention.heads: at least one head is needed, not {self.heads}")
-        kv_heads = self.kv_heads if self.kv_heads is not None else self.heads
-        _require(
-            kv_heads >= 1 and self.heads % kv_heads == 0,
-            f"attention.kv_heads: {self.heads} query heads can't be shared out evenly among {kv_heads} key/value heads",
-        )
-        _require(self.head_dim is None or self.head_dim >= 1, "attention.head_dim: must be positive")
-        _require(self.window is None or self.window >= 1, "attention.window: a token must see itself")
-        _require(self.window_from >= 0, "attention.window_from: is a layer number, 0 or more")
-        _require_rate(self.dropout, "attention.dropout")
+    tied: bool = True
+    """The language-model head uses the token table as its matrix (Press & Wolf 2017)."""
+    scaled: bool = False
+    """Multiply the token vectors by sqrt(d_model) (the 2017 paper, section 3.4)."""
+    segments: Size = 0
+    """Number of segment (token type) vectors: BERT's sentence A and B."""
+    norm: bool = False
+    """Normalize the sum (BERT, BART)."""
+    padding: int | None = None
+    """Token id whose row learns nothing from being read."""
+    ngrams: Count = 1
+    """Longest run of tokens that has a vector of its own, added to that of its last token (Pagnoni et al. 2024,
+    section 3.2.1; Huang et al. 2025); 1: single tokens only. Small alphabets, such as characters, gain much."""
+    ngram_rows: Count = 65536
+    """Vectors that all runs share by hash."""
+    dropout: Rate = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeedForwardConfig:
-    """The feed-forward block: ``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer 2020)."""
-
-    width: int
-    activation: str = "gelu"
-    """A name in `anyformer.blocks.feed_forward.ACTIVATIONS`: relu, gelu, gelu_tanh, silu, ..."""
-    gated: bool = False
-    bias: bool = True
-    dropout: float = 0.0
-    """Dropout on the inner activations."""
-
-    def __post_init__(self) -> None:
-        _require(self.width >= 1, f"feed_forward.width: must be positive, not {self.width}")
-        _require_rate(self.dropout, "feed_forward.dropout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RotaryScaling:
-    """How a rotary model is stretched past the length it was trained on.
+class RotaryScaling(Checked, part="position.scaling"):
+    """Stretching of rotary positions past the length that a model was trained on.
 
     `linear` divides every frequency by `factor`; `dynamic` raises theta as the sequence outgrows `max_length`
     (NTK); `llama3` divides only the long wavelengths; `yarn` blends both and sharpens the attention
     (Peng et al. 2023).
     """
 
-    kind: Scaling
-    factor: float
-    original_length: int | None = None
+    kind: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: Stretch
+    original_length: Count | None = None
     """The length of the first training (llama3, yarn)."""
-    low_frequency: float = 1.0
-    high_frequency: float = 4.0
+    low_frequency: Stretch = 1.0
+    high_frequency: Stretch = 4.0
     """llama3: wavelengths beyond original_length / low_frequency are divided, those within / high_frequency kept."""
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: Stretch = 32.0
+    beta_slow: Stretch = 1.0
     """yarn: rotations over the original length between which the two are blended."""
-    attention_factor: float | None = None
+    attention_factor: Stretch | None = None
     """yarn: factor on cosines and sines; None: 0.1 ln(factor) + 1."""
     truncate: bool = True
     """yarn: round the blending range outwards to whole dimensions."""
 
-    def __post_init__(self) -> None:
-        name = "position.scaling"
-        _require(
-            self.kind in get_args(Scaling),
-            f"{name}: unknown kind {quote(self.kind)} ({nearest(self.kind, get_args(Scaling))})",
-        )
-        for part in ("factor", "low_frequency", "high_frequency", "beta_fast", "beta_slow", "attention_factor"):
-            value = getattr(self, part)
-            _require(
-                value is None or 1 / _STRETCH <= value <= _STRETCH,
-                f"{name}.{part}: is a positive number, from 1e-6 to 1e6, not {value}",
-            )
-        _require(
-            self.original_length is None or self.original_length >= 1,
-            f"{name}.original_length: must be positive, not {self.original_length}",
-        )
-        if self.kind in ("llama3", "yarn"):
-            _require(self.original_length is not None, f"{name}.original_length: {self.kind} scaling needs it")
-        if self.kind == "llama3":
-            _require(
-                self.low_frequency < self.high_frequency,
-                f"{name}.low_frequency: must be below high_frequency, {self.low_frequency} is not below "
-                f"{self.high_frequency}",
-            )
+    @override
+    def _faults(self) -> Iterator[str]:
+        if self.kind in ("llama3", "yarn") and self.original_length is None:
+            yield f"original_length: {self.kind} scaling needs it"
+        if self.kind == "llama3" and self.low_frequency >= self.high_frequency:
+            yield f"low_frequency: {self.low_frequency} must be below high_frequency, {self.high_frequency}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionConfig:
-    """How the order of the tokens enters.
+class PositionConfig(Checked, part="position"):
+    """Positions: the order of the tokens.
 
     ========== =================================================== ==========================================
     kind       what it does                                        source
@@ -174,41 +110,83 @@ class PositionConfig:
     """A name in `anyformer.blocks.position.POSITIONS`."""
     layout: Literal["interleaved", "halves"] = "halves"
     """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian)."""
-    offset: int = 0
+    offset: Size = 0
     """learned: rows of the table before position 0 (2 in RoBERTa and BART)."""
     skip_padding: bool = False
     """learned: tokens equal to `embedding.padding` do not count as positions (RoBERTa)."""
-    theta: float = 10_000.0
+    theta: Theta = 10_000.0
     """rotary: the base of the wavelengths."""
     scaling: RotaryScaling | None = None
-    buckets: int = 32
+    buckets: Annotated[int, Rule(lambda n: n >= 4 and n % 2 == 0, "is an even number of at least 4")] = 32
     """relative: number of distances told apart."""
     max_distance: int = 128
     """relative: distances from here on share one bucket."""
 
-    def __post_init__(self) -> None:
-        _require(
-            self.layout in ("interleaved", "halves"),
-            f"position.layout: is interleaved or halves, not {quote(self.layout)}",
-        )
-        _require(self.offset >= 0, "position.offset: can't be negative")
-        _require(1 < self.theta <= _LARGEST_THETA, f"position.theta: lies above 1, up to 1e12, not {self.theta}")
-        _require(
-            self.buckets >= 4 and self.buckets % 2 == 0,
-            f"position.buckets: an even number of at least 4, not {self.buckets}",
-        )
-        _require(
-            self.max_distance > self.buckets // 2,
-            f"position.max_distance: must exceed half of the {self.buckets} buckets",
-        )
-        if self.scaling is not None:
-            _require(self.kind == "rotary", f"position.scaling: only rotary positions are scaled, not {cut(self.kind)}")
-        if self.skip_padding:
-            _require(self.kind == "learned", "position.skip_padding: only learned positions know it")
+    @override
+    def _faults(self) -> Iterator[str]:
+        if self.max_distance <= self.buckets // 2:
+            yield f"max_distance: must exceed half of the {self.buckets} buckets"
+        if self.scaling is not None and self.kind != "rotary":
+            yield f"scaling: only rotary positions are scaled, not {cut(self.kind)}"
+        if self.skip_padding and self.kind != "learned":
+            yield "skip_padding: only learned positions know it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormConfig:
+class AttentionConfig(Checked, part="attention"):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2), and what later models changed in it.
+
+    ::
+
+        heads    8 8 8 8 8 8 8 8      queries
+        kv_heads 8 8 8 8 8 8 8 8      MHA: one key/value head for each query head
+                 2 2 2 2              GQA: a group of query heads shares one
+                 1                    MQA: all share one
+    """
+
+    heads: Count
+    kv_heads: Count | None = None
+    """Key/value heads; None: as many as `heads` (Ainslie et al. 2023)."""
+    head_dim: Count | None = None
+    """Width of one head; None: d_model / heads."""
+    bias: bool = True
+    """Bias on the query, key and value projections."""
+    output_bias: bool = True
+    """Bias on the output projection (Qwen2 has it only on the three others)."""
+    scale: float | None = None
+    """Factor on the scores; None: 1 / sqrt(head_dim). T5 uses 1 and folds it into the initialization."""
+    scale_by_layer: bool = False
+    """Divide the scores of layer i by i + 1 as well (the Mistral project's GPT-2s)."""
+    window: Annotated[int, Rule(lambda number: number >= 1, "is at least 1, the token itself")] | None = None
+    """A token sees this many tokens, itself included (Mistral's sliding window); None: all of them."""
+    window_from: Size = 0
+    """The first layer that has the window (Qwen2's max_window_layers)."""
+    qk_norm: bool = False
+    """Normalize each head's queries and keys (Qwen3)."""
+    dropout: Rate = 0.0
+    """Dropout on the attention weights."""
+
+    @override
+    def _faults(self) -> Iterator[str]:
+        if self.heads % (self.kv_heads or self.heads) != 0:
+            yield f"kv_heads: {self.heads} query heads can't share {self.kv_heads} key/value heads evenly"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardConfig(Checked, part="feed_forward"):
+    """The feed-forward block: ``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer 2020)."""
+
+    width: Count
+    activation: str = "gelu"
+    """A name in `anyformer.blocks.feed_forward.ACTIVATIONS`: relu, gelu, gelu_tanh, silu, ..."""
+    gated: bool = False
+    bias: bool = True
+    dropout: Rate = 0.0
+    """Dropout on the inner activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig(Checked, part="norm"):
     """Normalization, and where it sits.
 
     ::
@@ -219,7 +197,7 @@ class NormConfig:
 
     kind: str = "layer"
     """A name in `anyformer.blocks.norm.NORMS`: layer (Ba et al. 2016) or rms (Zhang & Sennrich 2019)."""
-    eps: float = 1e-5
+    eps: Annotated[float, Rule(lambda number: number > 0, "must be positive")] = 1e-5
     placement: Literal["pre", "post"] = "pre"
     final: bool | None = None
     """One more norm after the last block; None: as the placement says. `torch.nn.Transformer` has one after post-norm
@@ -230,45 +208,9 @@ class NormConfig:
         """Whether a norm follows the last block."""
         return self.placement == "pre" if self.final is None else self.final
 
-    def __post_init__(self) -> None:
-        _require(self.eps > 0, f"norm.eps: must be positive, not {self.eps}")
-        _require(self.placement in ("pre", "post"), f"norm.placement: is pre or post, not {quote(self.placement)}")
-
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingConfig:
-    """From token ids to vectors."""
-
-    tied: bool = True
-    """The language-model head uses the token table as its matrix (Press & Wolf 2017)."""
-    scaled: bool = False
-    """Multiply the token vectors by sqrt(d_model) (the 2017 paper, section 3.4)."""
-    segments: int = 0
-    """Number of segment (token type) vectors: BERT's sentence A and B."""
-    norm: bool = False
-    """Normalize the sum (BERT, BART)."""
-    padding: int | None = None
-    """Token id whose row learns nothing from being read."""
-    ngrams: int = 1
-    """Longest run of tokens that has a vector of its own, added to that of its last token (Pagnoni et al. 2024,
-    section 3.2.1; Huang et al. 2025); 1: single tokens only. Small alphabets, such as characters, gain much."""
-    ngram_rows: int = 65536
-    """Vectors that all runs share by hash."""
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.segments >= 0, "embedding.segments: can't be negative")
-        _require(self.ngrams >= 1, f"embedding.ngrams: at least 1, a token alone, not {self.ngrams}")
-        _require(self.ngram_rows >= 1, f"embedding.ngram_rows: must be positive, not {self.ngram_rows}")
-        _require_rate(self.dropout, "embedding.dropout")
-
-
-HeadKind = Literal["none", "language_model", "classification", "token_classification"]
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Checked, part="head"):
     """From hidden states to logits."""
 
     kind: HeadKind = "language_model"
@@ -284,7 +226,7 @@ class HeadConfig:
     """classification: the token that stands for the text, the first (BERT) or the last (decoders, BART)."""
     pooler: str | None = None
     """none, classification: an activation name; a dense layer and it on that token (BERT's pooler)."""
-    labels: int = 2
+    labels: Count = 2
     """classification, token_classification: number of labels."""
     label_names: tuple[str, ...] = ()
     """Their names, `id2label` in config.json; empty: LABEL_0, LABEL_1 ..."""
@@ -293,48 +235,24 @@ class HeadConfig:
     problem_type: ProblemType | None = None
     """classification: one label is right, or any number of them, or each is a number; None: a regression if there is
     one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`)."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout before the classifier."""
 
-    def __post_init__(self) -> None:
-        _require(
-            self.kind in get_args(HeadKind),
-            f"head.kind: {quote(self.kind)} is unknown ({nearest(self.kind, get_args(HeadKind))})",
-        )
-        _require(
-            self.bias in ("none", "learned", "fixed"), f"head.bias: is none, learned or fixed, not {quote(self.bias)}"
-        )
-        _require(
-            self.pooling in ("first", "last"),
-            f"head.pooling: is the first or the last token, not {quote(self.pooling)}",
-        )
-        _require(self.labels >= 1, "head.labels: at least one label is needed")
-        if self.label_names:
-            _require(
-                len(self.label_names) == self.labels,
-                f"head.label_names: {len(self.label_names)} names don't fit {self.labels} labels",
-            )
-            twice = [name for name, count in Counter(self.label_names).items() if count > 1]
-            _require(not twice, f"head.label_names: {quote(twice and twice[0])} is the name of more than one label")
-        _require(
-            self.problem_type is None or self.problem_type in get_args(ProblemType),
-            f"head.problem_type: {quote(self.problem_type)} is unknown "
-            f"({nearest(str(self.problem_type), get_args(ProblemType))})",
-        )
-        _require(
-            self.problem_type is None or self.kind == "classification",
-            f"head.problem_type: only a classification head has one, not {self.kind}",
-        )
-        _require(
-            self.problem_type != "single_label_classification" or self.labels > 1,
-            "head.problem_type: of one label alone none can be chosen: take two labels, or regression",
-        )
-        _require_rate(self.dropout, "head.dropout")
+    @override
+    def _faults(self) -> Iterator[str]:
+        if len(self.label_names) not in (0, self.labels):
+            yield f"label_names: {len(self.label_names)} names don't fit {self.labels} labels"
+        if len({*self.label_names}) < len(self.label_names):
+            yield f"label_names: {quote(mode(self.label_names))} is the name of more than one label"
+        if self.problem_type is not None and self.kind != "classification":
+            yield f"problem_type: only a classification head has one, not {self.kind}"
+        if self.problem_type == "single_label_classification" and self.labels == 1:
+            yield "problem_type: of one label alone none can be chosen: take two labels, or regression"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolingConfig:
-    """How `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
+class PoolingConfig(Checked, part="pooling"):
+    """Pooling, by which `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
 
     kind: Literal["mean", "first", "last", "max"] = "mean"
     normalize: bool = False
@@ -343,47 +261,37 @@ class PoolingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """How fresh weights are drawn; docs/initialization.md gives each family's source."""
+class InitConfig(Checked, part="init"):
+    """Initialization of fresh weights; docs/initialization.md gives each family's source."""
 
     kind: str = "normal"
     """A name in `anyformer.blocks.initialization.INITIALIZERS`: normal, truncated_normal, xavier or t5."""
-    std: float = 0.02
+    std: Annotated[float, Rule(lambda std: 0 <= std < math.inf, "is a standard deviation, from 0 on")] = 0.02
     scale_residual: bool = False
     """Divide the std of the projections that write to the residual stream by sqrt(2 * layers) (GPT-2)."""
 
-    def __post_init__(self) -> None:
-        _require(0 <= self.std < math.inf, f"init.std: a standard deviation is a number from 0 on, not {self.std}")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SpecialTokens:
+class SpecialTokens(Checked, part="special_tokens"):
     """Ids that generation and batching need. They describe the tokenizer that the weights were trained with."""
 
     bos: int | None = None
-    eos: tuple[int, ...] = ()
+    eos: Annotated[tuple[int, ...], Rule(lambda ids: len(ids) <= 1000, "has at most 1000 tokens")] = ()
     """Generation stops at any of these."""
     pad: int | None = None
     decoder_start: int | None = None
     """Encoder-decoders: the first token that the decoder reads."""
 
-    def __post_init__(self) -> None:
-        _require(len(self.eos) <= _MOST_EOS, f"special_tokens.eos: at most {_MOST_EOS} tokens, not {len(self.eos):,}")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """One transformer.
+class ModelConfig(Checked):
+    """One transformer. Raises ConfigError for a field, or a combination of fields, that describes none."""
 
-    Raises:
-        ConfigError: a field, or a combination of fields, that describes no transformer; it names the field.
-    """
-
-    vocab_size: int
-    d_model: int
-    encoder_layers: int = 0
-    decoder_layers: int = 0
-    max_length: int = 1024
+    vocab_size: Count
+    d_model: Count
+    encoder_layers: Layers = 0
+    decoder_layers: Layers = 0
+    max_length: Count = 1024
     """Longest sequence in tokens: rows of the position table, or the length that the model was trained on."""
     source_vocab_size: int | None = None
     """Encoder-decoders: the size of a table of the encoder's own; None: one table serves both stacks."""
@@ -398,62 +306,43 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     init: InitConfig = field(default_factory=InitConfig)
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout on what each block adds to the residual stream."""
     special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
     model_type: str = "anyformer"
     """The Hugging Face `model_type` that it is written as, where that can express it. No block reads this."""
 
-    def __post_init__(self) -> None:
-        check(self)
-        _require(self.vocab_size >= 1, f"vocab_size: must be positive, not {self.vocab_size}")
-        _require(self.d_model >= 1, f"d_model: must be positive, not {self.d_model}")
-        for name in ("encoder_layers", "decoder_layers"):
-            _require(0 <= getattr(self, name) <= _DEEPEST, f"{name}: must lie in [0, {_DEEPEST:,}]")
-        _require(
-            self.encoder_layers + self.decoder_layers > 0,
-            "encoder_layers, decoder_layers: both are 0, and a model needs at least one stack",
-        )
-        _require(self.max_length >= 1, f"max_length: must be positive, not {self.max_length}")
-        _require_rate(self.dropout, "dropout")
-        for name in ("attention", "decoder_attention"):
-            self._check_attention(cast("AttentionConfig | None", getattr(self, name)), name)
-        if self.position.kind == "sinusoidal" and self.position.layout == "interleaved":
-            _require(self.d_model % 2 == 0, "d_model: sines and cosines interleave only over an even width")
-        if not (self.encoder_layers and self.decoder_layers):
-            for name in ("source_vocab_size", "decoder_attention", "decoder_feed_forward"):
-                _require(getattr(self, name) is None, f"{name}: only an encoder-decoder has it")
-        if self.embedding.padding is not None:
-            _require(
-                0 <= self.embedding.padding < self.vocab_size,
-                f"embedding.padding: token {self.embedding.padding} is outside the vocabulary of {self.vocab_size}",
-            )
-        if self.position.skip_padding:
-            _require(self.decoder_layers == 0, "position.skip_padding: only an encoder sees all its padding at once")
-            _require(
-                self.embedding.padding is not None, "position.skip_padding: needs embedding.padding, the token to skip"
-            )
-        if (self.head.kind == "classification" or self.head.pooler is not None) and self.head.pooling == "first":
-            _require(
-                self.decoder_layers == 0,
-                "head.kind: the pooled first token sees the whole text only in an encoder: with a decoder, "
-                "head.pooling is last",
-            )
+    @override
+    def _faults(self) -> Iterator[str]:
+        if self.encoder_layers + self.decoder_layers == 0:
+            yield "encoder_layers, decoder_layers: both are 0, and a model needs at least one stack"
+        for name in ("source_vocab_size", "decoder_attention", "decoder_feed_forward"):
+            if getattr(self, name) is not None and not self.is_encoder_decoder:
+                yield f"{name}: only an encoder-decoder has it"
+        yield from self._faulty_heads("attention", self.attention)
+        yield from self._faulty_heads("decoder_attention", self.decoder_attention or self.attention)
+        if self.d_model % 2 and (self.position.kind, self.position.layout) == ("sinusoidal", "interleaved"):
+            yield "d_model: sines and cosines interleave only over an even width"
+        padding = self.embedding.padding
+        if padding is not None and not 0 <= padding < self.vocab_size:
+            yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
+        if self.position.skip_padding and not self.is_encoder_only:
+            yield "position.skip_padding: only an encoder sees all its padding at once"
+        if self.position.skip_padding and padding is None:
+            yield "position.skip_padding: needs embedding.padding, the token to skip"
+        is_pooled = self.head.kind == "classification" or self.head.pooler is not None
+        if is_pooled and self.head.pooling == "first" and not self.is_encoder_only:
+            yield "head.kind: only an encoder's first token sees the whole text: with a decoder, head.pooling is last"
 
-    def _check_attention(self, attention: AttentionConfig | None, name: str) -> None:
-        if attention is None:
-            return
-        if attention.head_dim is None:
-            _require(
-                self.d_model % attention.heads == 0,
-                f"{name}.heads: {attention.heads} heads can't share d_model {self.d_model} evenly "
-                "(give head_dim to allow it)",
-            )
+    def _faulty_heads(self, name: str, attention: AttentionConfig) -> Iterator[str]:
+        if attention.head_dim is None and self.d_model % attention.heads:
+            yield f"{name}.heads: {attention.heads} can't share d_model {self.d_model} evenly (unless by a head_dim)"
         if self.position.kind == "rotary":
             width = attention.head_dim or self.d_model // attention.heads
-            _require(width % 2 == 0, f"{name}.head_dim: rotary positions turn pairs, so it must be even, not {width}")
-            if self.position.scaling is not None and self.position.scaling.kind == "dynamic":
-                _require(width > 2, f"{name}.head_dim: dynamic scaling needs heads wider than 2")
+            if width % 2:
+                yield f"{name}.head_dim: rotary positions turn pairs, so it must be even, not {width}"
+            if width <= 2 and self.position.scaling is not None and self.position.scaling.kind == "dynamic":
+                yield f"{name}.head_dim: dynamic scaling needs heads wider than 2"
 
     @property
     def is_decoder_only(self) -> bool:
@@ -485,8 +374,7 @@ class ModelConfig:
 
         ``config.replace(d_model=64, attention={"heads": 2}, **{"norm.eps": 1e-6})``
 
-        Raises:
-            ConfigError: an unknown field (with the nearest valid name), or a value that does not fit.
+        Raises ConfigError for an unknown field (with the nearest valid name), or a value that does not fit.
         """
         return change(self, changes)
 
@@ -503,7 +391,6 @@ class ModelConfig:
 def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """Differences of two models: ``{"norm.kind": ("layer", "rms"), ...}``, in the config's own order.
 
-    A part that only one of them has is compared as a whole (against None). `model_type` names a file format,
-    not an architecture, and is left out.
+    A part that only one of them has is compared as a whole (against None). `model_type`, a file format, is left out.
     """
     return {name: pair for name, pair in differences(a, b, "") if name != "model_type"}

@@ -1,18 +1,20 @@
 """Tables, colors and progress bars on the streams of `anyformer.terminal`."""
 
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
 from anyformer.terminal import discard, note_failure, printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
     from rich.status import Status
 
 
@@ -23,25 +25,8 @@ class Console(RichConsole):
     `anyformer.terminal.finish` says so for standard output.
     """
 
-    def __init__(
-        self,
-        *,
-        stderr: bool = False,
-        file: TextIO | None = None,
-        width: int | None = None,
-        soft_wrap: bool = False,
-        quiet: bool = False,
-    ) -> None:
-        super().__init__(
-            stderr=stderr,
-            file=file,
-            width=width,
-            soft_wrap=soft_wrap,
-            quiet=quiet,
-            markup=False,
-            highlight=False,
-            emoji=False,
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     @property
     @override
@@ -78,3 +63,26 @@ class Console(RichConsole):
                 discard(self.file)
             else:
                 note_failure(error)
+
+
+def table(*texts: str, numbers: Sequence[str] = (), gap: int = 2) -> Table:
+    """A table without lines: columns of texts, then of numbers, with so many spaces between them."""
+    made = Table(*texts, box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
+    for heading in numbers:
+        made.add_column(heading, justify="right", no_wrap=True)
+    return made
+
+
+def progress_bar(*last: "ProgressColumn") -> "Progress":
+    """A bar on standard error for tasks with a description, hidden where that is no terminal.
+
+    Args:
+        last: Columns behind the bar, before the time that is left; none: the percentage.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+    remaining = TimeRemainingColumn()
+    shown = last or (TaskProgressColumn(),)
+    return Progress(*columns, *shown, remaining, console=console, disable=not console.is_terminal)

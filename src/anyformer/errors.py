@@ -34,10 +34,10 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _QUOTED
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
-def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_keywords(function: str, keywords: Iterable[str], parameters: Iterable[str]) -> None:
     """Raise TypeError, as Python does, for the first keyword argument that a function does not have."""
-    names = set(known)
-    for name in given:
+    names = set(parameters)
+    for name in keywords:
         if name not in names:
             raise TypeError(f"{function}() got an unexpected keyword argument {quote(name)} ({nearest(name, names)})")
 
@@ -51,10 +51,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     name, names = name[:_LONGEST], sorted({each[:_LONGEST] for each in islice(valid, _MOST)})
     if ours := usual_name(name, names):
         return f"that is {' or '.join(map(repr, ours))} here"
-    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
-    for candidate in names:
-        if close and candidate.lower() == close[0]:
-            return f"did you mean {candidate!r}?"
+    lower = {each.lower(): each for each in reversed(names)}
+    if close := difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6):
+        return f"did you mean {lower[close[0]]!r}?"
     if len(names) > _LISTED:
         nearby = difflib.get_close_matches(name, names, n=3, cutoff=0)
         return f"the nearest of {len(names)} are " + ", ".join(map(repr, nearby))
@@ -134,21 +133,19 @@ _BY_NAME = {name: ours for ours, names in _OURS.items() for name in names.split(
 
 def usual_name(name: str, valid: Sequence[str]) -> list[str]:
     """Valid names with the meaning that `name` has in other libraries; all may be flags, or dotted."""
-    known = {_plain(each): each for each in reversed(valid)}
+    spelling = {_plain(each): each for each in reversed(valid)}
+
+    def spelled(ours: str) -> str | None:
+        """The valid name: whole, behind "model.", or as a part of a field or in one."""
+        part, dot, field = ours.partition(".")
+        candidates = (ours, f"model.{ours}", *([field] if dot else []))
+        usual = next((spelling[each] for each in candidates if each in spelling), None)
+        return usual or (ours if dot and part in spelling else None)
+
     for choice in _BY_NAME.get(_plain(name).rpartition(".")[2], "").split(" / "):
-        found = [_spelled(ours, known) for ours in choice.split()]
-        if ours := [each for each in found if each is not None]:
+        if ours := [each for each in map(spelled, choice.split()) if each is not None]:
             return ours
     return []
-
-
-def _spelled(ours: str, known: dict[str, str]) -> str | None:
-    """How a name is spelled among those that are known: whole, behind "model.", or as a part of a field or in one."""
-    part, dot, field = ours.partition(".")
-    for each in (ours, f"model.{ours}", *([field] if dot else [])):
-        if each in known:
-            return known[each]
-    return ours if dot and part in known else None
 
 
 def _plain(name: str) -> str:

@@ -43,11 +43,8 @@ def can_be_path(path: str | os.PathLike[str]) -> bool:
 
 
 def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
-    """Open a regular file for reading.
-
-    Raises:
-        UserError: it is a folder, a named pipe, a device or a socket.
-        OSError: it can't be opened.
+    """Open a regular file for reading. Raises OSError where it can't be opened, and UserError for anything else, such
+    as a named pipe.
     """
     # Without O_NONBLOCK the opening of a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -62,11 +59,7 @@ def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        UserError: it can't be read, or has more bytes than the limit.
-    """
+    """The content of a regular file. Raises UserError where it can't be read, or has more bytes than the limit."""
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -80,11 +73,7 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = JSON_BYTES) -> str:
-    """The content of a regular file in UTF-8.
-
-    Raises:
-        UserError: it can't be read, is too large, or is not UTF-8.
-    """
+    """The content of a regular file in UTF-8. Raises UserError as `read_bytes`, and where it is not UTF-8."""
     content = read_bytes(path, limit)
     try:
         return content.decode("utf-8")
@@ -92,28 +81,23 @@ def read_text(path: Path, limit: int = JSON_BYTES) -> str:
         raise UserError(f"{path} is not UTF-8 text: byte {error.start} can't be part of a text.") from error
 
 
-def parse_json(content: str | bytes, where: object) -> Any:
-    """The value that a JSON text describes.
+def parse_json(content: str | bytes, location: object) -> Any:
+    """The value that a JSON text describes; `location` is its name in messages, such as its path.
 
-    Args:
-        content: The text.
-        where: What to call it in a message, such as its path.
-
-    Raises:
-        UserError: it is not JSON, or is nested more than `DEPTH` levels deep.
+    Raises UserError where it is not JSON, or is nested more than `DEPTH` levels deep.
     """
     try:
         # json.loads takes bytes for UTF-16 where they look like it.
         value: object = json.loads(content if isinstance(content, str) else content.decode("utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+        raise UserError(f"{location} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not JSON: byte {error.start} is not UTF-8.") from error
+        raise UserError(f"{location} is not JSON: byte {error.start} is not UTF-8.") from error
     except RecursionError:
-        raise UserError(_too_deep(where)) from None
+        raise UserError(_too_deep(location)) from None
     except ValueError as error:  # an integer of thousands of digits
-        raise UserError(f"{where} is not JSON: {str(error).partition(';')[0]}.") from error
-    check_depth(value, where)
+        raise UserError(f"{location} is not JSON: {str(error).partition(';')[0]}.") from error
+    check_depth(value, location)
     return value
 
 
@@ -122,11 +106,11 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit), path)
 
 
-def parse_object(content: str | bytes, where: object) -> dict[str, Any]:
+def parse_object(content: str | bytes, location: object) -> dict[str, Any]:
     """The object that a JSON text describes. Raises UserError as `parse_json`, and for another value."""
-    value = parse_json(content, where)
+    value = parse_json(content, location)
     if not isinstance(value, dict):
-        raise UserError(f"{where} should hold a JSON object, not {type(value).__name__}.")
+        raise UserError(f"{location} should hold a JSON object, not {type(value).__name__}.")
     return cast("dict[str, Any]", value)
 
 
@@ -138,40 +122,35 @@ def read_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
 def read_yaml(path: Path, limit: int = YAML_BYTES) -> Any:
     """The value in a YAML file of plain values: no aliases, which can make gigabytes of a few lines, and no dates.
 
-    Raises:
-        UserError: it can't be read, is too large, too deep, or is not such YAML.
+    Raises UserError where it can't be read, is too large, too deep, or is not such YAML.
     """
     text = read_text(path, limit)
     try:
-        return yaml.load(text, _PlainLoader)
+        value: object = yaml.load(text, _PlainLoader)
     except RecursionError:
         raise UserError(_too_deep(path)) from None
     except (yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    check_depth(value, path)
+    return value
 
 
-def check_depth(value: object, where: object) -> None:
+def check_depth(value: object, location: object) -> None:
     """Raise UserError for a value of objects and lists that are nested more than `DEPTH` levels deep."""
-    level = [value]
+    level: list[object] = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
-        inner = list[object]()
-        for each in level:
-            if isinstance(each, dict):
-                inner += cast("dict[str, object]", each).values()
-            elif isinstance(each, list):
-                inner += cast("list[object]", each)
-        level = [each for each in inner if isinstance(each, dict | list)]
+        nested = (cast("Any", each).values() if isinstance(each, dict) else each for each in level)
+        level = [each for inner in nested for each in cast("Any", inner) if isinstance(each, dict | list)]
         if not level:
             return
-    raise UserError(_too_deep(where))
+    raise UserError(_too_deep(location))
 
 
 def path_inside(directory: Path, name: str) -> Path:
     """The path of a file that another file names.
 
-    Raises:
-        UserError: it leads out of the directory, as it is written or by a symbolic link. The links of Hugging Face's
-            cache, from a snapshot to its blobs, are allowed.
+    Raises UserError where it leads out of the directory, as it is written or by a symbolic link. The links of Hugging
+    Face's cache, from a snapshot to its blobs, are allowed.
     """
     lexical = Path(name)
     if lexical.is_absolute() or ".." in lexical.parts or "\0" in name or len(name) > _LONGEST_NAME:
@@ -191,9 +170,8 @@ def path_inside(directory: Path, name: str) -> Path:
 def check_file(path: Path, limit: int | None = None) -> None:
     """Check a path before a library opens it, which would wait for a named pipe, or read a file of any size.
 
-    Raises:
-        UserError: it is a folder, a named pipe, a device or a socket, or has more bytes than the limit; one that is
-            missing is left to the library.
+    Raises UserError for anything but a regular file, and for more bytes than the limit; a missing one is left to the
+    library.
     """
     with suppress(OSError, ValueError):
         status = path.stat()
@@ -204,16 +182,7 @@ def check_file(path: Path, limit: int | None = None) -> None:
 
 
 def check_files(directory: Path, patterns: Iterable[str], limit: int | None = None) -> None:
-    """Check the files of a folder that are about to be read.
-
-    Args:
-        directory: The folder.
-        patterns: Their names, as for `Path.glob`; those that are missing are passed over.
-        limit: Bytes that each may have; None: any number.
-
-    Raises:
-        UserError: as `path_inside` and `check_file`.
-    """
+    """Check the files of a folder that match a pattern; raises UserError as `path_inside` and `check_file`."""
     for path in (path for pattern in patterns for path in directory.glob(pattern)):
         check_file(path_inside(directory, str(path.relative_to(directory))), limit)
 
@@ -221,22 +190,12 @@ def check_files(directory: Path, patterns: Iterable[str], limit: int | None = No
 class _PlainLoader(yaml.SafeLoader):
     """YAML's values that JSON has, too."""
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A node. Raises YAMLError for an alias, and beyond `DEPTH` levels."""
+        """A node. Raises YAMLError for an alias."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
-        self._depth += 1
-        if self._depth > DEPTH:
-            raise RecursionError
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping. Raises YAMLError for a name that is no text, or there twice."""
@@ -271,8 +230,8 @@ def _too_large(path: Path, size: int, limit: int) -> str:
     return f"{path} has {size:,} bytes, more than the {limit:,} that such a file may have."
 
 
-def _too_deep(where: object) -> str:
-    return f"{where} is nested more than {DEPTH} levels deep."
+def _too_deep(location: object) -> str:
+    return f"{location} is nested more than {DEPTH} levels deep."
 
 
 def _kind(mode: int) -> str:

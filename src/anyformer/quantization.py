@@ -15,7 +15,7 @@ from anyformer.model import Transformer
 
 
 def quantization(name: str) -> Quantization:
-    """The kind of this name. Raises UserError for one that is not known."""
+    """The kind of this name. Raises UserError where there is none."""
     for kind in get_args(Quantization):
         if kind == name:
             return kind

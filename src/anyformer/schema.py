@@ -1,18 +1,19 @@
-"""The reader of mappings into dataclasses: config files, a stranger's JSON, changes to a config.
+"""The reader of mappings into dataclasses: config files, a stranger's JSON, arguments, changes to a config.
 
 A value that does not fit its field's type is refused with the field's dotted name, a name that is not known with the
-nearest one that is. Ranges are for each dataclass to check, in its `__post_init__`.
+nearest one that is. A type may have a `Rule` for its values: ``Annotated[int, Rule(...)]``.
 """
 
 import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from anyformer.errors import UserError, cut, nearest, quote
 
@@ -21,6 +22,44 @@ T = TypeVar("T")
 
 class ConfigError(UserError, ValueError):
     """A config that describes no transformer, or a file that describes no config: the message names the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A condition on a value, and the words for one that breaks it, as in "must be positive"."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """The section of a help in which a field has its flag."""
+
+    title: str
+
+
+class Checked:
+    """A dataclass that is checked when it is made: each field by its type, and what depends on several of them.
+
+    Raises:
+        ConfigError: Something is misshapen, or makes no sense; the message begins with the name of the field.
+    """
+
+    prefix: ClassVar[str] = ""
+
+    def __init_subclass__(cls, part: str = "") -> None:
+        """Set the name that a class has as a part of another one, for messages."""
+        cls.prefix = f"{part}." if part else ""
+
+    def __post_init__(self) -> None:
+        check(self, self.prefix)
+        for fault in self._faults():
+            raise ConfigError(f"{self.prefix}{fault}.")
+
+    def _faults(self) -> Iterator[str]:
+        """Yield a field and what is wrong with it, for each combination of fields that makes no sense."""
+        yield from ()
 
 
 def lookup(table: Mapping[str, T], name: str, field: str) -> T:
@@ -39,8 +78,7 @@ def make(kind: type[T], values: Any, prefix: str = "", *, nulls: bool = False) -
     """A dataclass from nested objects, the inverse of `to_plain`.
 
     Args:
-        kind: The dataclass.
-        values: What a file holds: any value.
+        values: The content of a file: any value.
         prefix: Begins the messages: the file's name, or that of the field around it.
         nulls: Whether null stands for a number that was not finite.
 
@@ -57,29 +95,38 @@ def make(kind: type[T], values: Any, prefix: str = "", *, nulls: bool = False) -
 
 
 def typed(
-    kind: type[Any], values: Mapping[str, Any], prefix: str = "", *, current: Any = None, nulls: bool = False
+    kind: type[Any],
+    values: Mapping[str, Any],
+    prefix: str = "",
+    *,
+    current: Any = None,
+    nulls: bool = False,
+    from_text: bool = False,
 ) -> dict[str, Any]:
     """The values of some fields of a dataclass, as the fields' types want them.
 
     Args:
         current: An instance, whose parts an object of some of their fields changes.
+        nulls: As for `make`.
+        from_text: Whether a text may stand for a value of another type, see `parse_text`.
 
     Raises:
         ConfigError: A field is unknown or misshapen.
     """
-    hints = _hints(kind)
+    types = hints(kind)
     nested: dict[str, Any] = {}
     for dotted, value in values.items():
         name, _, rest = dotted.partition(".")
-        if name not in hints:
-            raise ConfigError(f"{prefix}{cut(name)}: no such field ({nearest(name, hints)}).")
+        if name not in types:
+            raise ConfigError(f"{prefix}{cut(name)}: no such field ({nearest(name, types)}).")
+        value = parse_text(value, types[name]) if from_text and isinstance(value, str) else value
         part = {rest: value} if rest else value
         if isinstance(part, Mapping) and isinstance(nested.get(name), dict):
             nested[name].update(part)
         else:
             nested[name] = dict(cast("Mapping[str, Any]", part)) if isinstance(part, Mapping) else part
     return {
-        name: _value(value, hints[name], f"{prefix}{name}", getattr(current, name, None), nulls)
+        name: _value(value, types[name], f"{prefix}{name}", getattr(current, name, None), nulls)
         for name, value in nested.items()
     }
 
@@ -90,7 +137,7 @@ def check(config: Any, prefix: str = "") -> None:
     A file may say `"false"`, `96.0` or `[]` where a switch or a number is meant; nothing that is computed by it would
     notice at once.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in hints(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             check(value, f"{prefix}{name}.")
@@ -111,6 +158,38 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def parse_text(text: str, hint: Any) -> Any:
+    """The value that a text stands for where a type is wanted, such as 0.001 for "1e-3"; the text if it is none."""
+    for kind in _options(hint):
+        if kind is NoneType and text == "None":
+            return None
+        if kind in (int, float, Path):
+            with suppress(ValueError):
+                return kind(text)
+        for choice in get_args(kind) if get_origin(kind) is Literal else ():
+            if text == str(choice):
+                return choice
+    return text
+
+
+def as_type(text: str, hint: Any) -> Any:
+    """The value of a type that a text stands for. Raises ConfigError where it is none, without a name before it."""
+    try:
+        return _value(parse_text(text, hint), hint, "")
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix(": ")) from None
+
+
+def _options(hint: Any) -> list[Any]:
+    """The types that a value may have, without their rules."""
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return [kind for each in get_args(hint) for kind in _options(each)] if _is_union(hint) else [hint]
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
 def _value(value: Any, hint: Any, name: str, current: Any = None, nulls: bool = False) -> Any:
     """The value as a type wants it; `current` is what an object of some fields changes."""
     if hint in NAMES:
@@ -118,15 +197,21 @@ def _value(value: Any, hint: Any, name: str, current: Any = None, nulls: bool = 
             return value if hint is str or hint is bool else hint(value)
         if hint is float and value is None and nulls:
             return math.nan
-        wanted = _LIMITS.get(hint, NAMES[hint]) if type(value) in (int, hint) else NAMES[hint]
-        raise ConfigError(f"{name}: wants {wanted}, not {quote(value)}.")
+        expected = _LIMITS.get(hint, NAMES[hint]) if type(value) in (int, hint) else NAMES[hint]
+        raise ConfigError(f"{name}: wants {expected}, not {quote(value)}.")
     if hint is Any:
         return value
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        if value is None and type(None) in arguments:
+    if origin is Annotated:
+        made = _value(value, arguments[0], name, current, nulls)
+        for rule in arguments[1:]:
+            if isinstance(rule, Rule) and made is not None and not rule.holds(made):
+                raise ConfigError(f"{name}: {rule.words}, not {quote(made)}.")
+        return made
+    if _is_union(hint):
+        if value is None and NoneType in arguments:
             return None
-        *options, last = (option for option in arguments if option is not type(None))
+        *options, last = (option for option in arguments if option is not NoneType)
         kind = next((option for option in options if option in NAMES and fits(value, option)), last)
         return _value(value, kind, name, current, nulls)
     if dataclasses.is_dataclass(hint):
@@ -193,21 +278,21 @@ def flag(name: str, value: object = True) -> str:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    """The type of each field."""
-    hints = get_type_hints(kind)
-    return {each.name: hints[each.name] for each in dataclasses.fields(kind)}
+def hints(kind: Any) -> dict[str, Any]:
+    """The type of each field of a dataclass, with its annotations."""
+    types = get_type_hints(kind, include_extras=True)
+    return {each.name: types[each.name] for each in dataclasses.fields(kind)}
 
 
 def differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:
     """The fields in which two configs of one kind differ, by dotted name, in the order that they are declared in."""
-    found: list[tuple[str, tuple[Any, Any]]] = []
+    pairs: list[tuple[str, tuple[Any, Any]]] = []
     for f in dataclasses.fields(a):
         left, right = getattr(a, f.name), getattr(b, f.name)
         if left == right:
             continue
         if dataclasses.is_dataclass(left) and dataclasses.is_dataclass(right):
-            found += differences(left, right, f"{prefix}{f.name}.")
+            pairs += differences(left, right, f"{prefix}{f.name}.")
         else:
-            found.append((f"{prefix}{f.name}", (left, right)))
-    return found
+            pairs.append((f"{prefix}{f.name}", (left, right)))
+    return pairs

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from anyformer.config import ConfigError, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object, read_yaml
-from anyformer.schema import change
+from anyformer.schema import ConfigError, change
 
 DEFAULT_PRESET = "llama-nano"
 """The preset of a run that names none."""

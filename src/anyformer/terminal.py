@@ -27,6 +27,7 @@ from typing_extensions import override
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _LONGEST_MESSAGE = 2000
 _LONGEST_REPORT = 20_000
+_REFUSALS = ("ENOSPC", "EDQUOT", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE", "ENOMEM", "EROFS", "EACCES", "EPERM")
 _STREAMS: Mapping[str, str] = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 _failure: "OutputError | None" = None
@@ -186,17 +187,10 @@ def system_refusal(error: BaseException) -> str | None:
         return "there is not enough memory for this."
     if isinstance(error, RecursionError):
         return "something in the input is nested too deep."
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        where = "" if error.filename is None else f"{error.filename}: "
-        return f"{where}{error.strerror}."
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _REFUSALS:
+        location = "" if error.filename is None else f"{error.filename}: "
+        return f"{location}{error.strerror}."
     return None
-
-
-_REFUSALS = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE", "ENOMEM", "EROFS", "EACCES", "EPERM")
-    if hasattr(errno, name)
-}
 
 
 class _Messages(logging.Handler):
@@ -211,18 +205,17 @@ def _show_exception(kind: type[BaseException], error: BaseException, trace: Trac
     report("".join(traceback.format_exception(kind, error, trace)))
 
 
-def _show_thread_exception(given: threading.ExceptHookArgs) -> None:
-    if given.exc_value is not None and given.exc_type is not SystemExit:
-        _show_exception(given.exc_type, given.exc_value, given.exc_traceback)
+def _show_thread_exception(event: threading.ExceptHookArgs) -> None:
+    if event.exc_value is not None and event.exc_type is not SystemExit:
+        _show_exception(event.exc_type, event.exc_value, event.exc_traceback)
 
 
-def _show_unraisable(given: "sys.UnraisableHookArgs") -> None:
-    if isinstance(given.exc_value, Terminated | KeyboardInterrupt):
+def _show_unraisable(event: "sys.UnraisableHookArgs") -> None:
+    if isinstance(event.exc_value, Terminated | KeyboardInterrupt):
         # The signal came while Python was tidying up, where nothing can be raised: it comes once more.
-        number = given.exc_value.number if isinstance(given.exc_value, Terminated) else signal.SIGINT
-        signal.raise_signal(number)
-    elif given.exc_value is not None:
-        _show_exception(given.exc_type, given.exc_value, given.exc_traceback)
+        signal.raise_signal(getattr(event.exc_value, "number", signal.SIGINT))
+    elif event.exc_value is not None:
+        _show_exception(event.exc_type, event.exc_value, event.exc_traceback)
 
 
 def _show_warning(
@@ -233,10 +226,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    if file is None:
-        report(warnings.formatwarning(text, category, filename, lineno, line))
-    else:
-        file.write(warnings.formatwarning(text, category, filename, lineno, line))
+    show = report if file is None else file.write
+    show(warnings.formatwarning(text, category, filename, lineno, line))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

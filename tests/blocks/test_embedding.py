@@ -11,7 +11,8 @@ from tests.generation.models import VOCAB, WRITERS, batch, build, rows
 
 import anyformer as af
 from anyformer.blocks.embedding import NgramEmbedding, ngram_window
-from anyformer.config import ConfigError, EmbeddingConfig, ModelConfig, PositionConfig
+from anyformer.config import EmbeddingConfig, ModelConfig, PositionConfig
+from anyformer.schema import ConfigError
 
 LONGEST = 4
 MADE: ModelConfig = WRITERS["rotary"].replace(embedding=EmbeddingConfig(tied=False, ngrams=LONGEST, ngram_rows=211))

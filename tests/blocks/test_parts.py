@@ -12,7 +12,8 @@ import anyformer as af
 from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.norm import NORMS, LayerNorm, RMSNorm
 from anyformer.blocks.position import POSITIONS, PositionSize, RelativePosition, SinusoidalPosition
-from anyformer.config import ConfigError, FeedForwardConfig, PositionConfig
+from anyformer.config import FeedForwardConfig, PositionConfig
+from anyformer.schema import ConfigError
 
 SIZE = PositionSize(d_model=12, heads=3, head_dim=4, max_length=64, causal=False)
 

@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.forked import Forks
 
 import anyformer as af
-from anyformer.cli.chat import ChatOptions
+from anyformer.cli.chat import ChatOptions, Terminal
 from anyformer.cli.generate import generation_options
 from anyformer.cli.main import main
-from anyformer.cli.terminal import Terminal
 from anyformer.errors import UserError
 from anyformer.generation import Conversation, GenerationConfig
 from anyformer.generation.cached_decoder import PrefixCache
@@ -279,7 +278,7 @@ def test_integers_are_greeted_with_all_their_parameters(capsys: pytest.CaptureFi
     model, tokenizer = _tuned()
     count = sum(weight.numel() for weight in model.parameters()) / 1e6
     terminal = Terminal(Conversation(af.quantize(model, "int4"), tokenizer, config=GREEDY))
-    terminal._asks = True
+    terminal._is_interactive = True
     terminal.greet("here", model)
     assert count > 0.05
     assert f"{count:.1f}M parameters" in capsys.readouterr().err
@@ -338,16 +337,10 @@ sys.exit(main(["chat", sys.argv[1]]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_control_c_stops_the_answer_and_then_the_program(tuned: Path, tmp_path: Path) -> None:
+def test_control_c_stops_the_answer_and_then_the_program(tuned: Path, tmp_path: Path, programs: Forks) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _ENDLESS, str(tuned)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "INPUTRC": os.devnull},
-        start_new_session=True,
-    )
+    terminal = {"TERM": "xterm", "INPUTRC": os.devnull}
+    process = programs.start(_ENDLESS, str(tuned), environment=terminal, streams=[theirs] * 3, session=True)
     os.close(theirs)
     seen = bytearray()
     try:
@@ -370,7 +363,7 @@ def test_control_c_stops_the_answer_and_then_the_program(tuned: Path, tmp_path: 
         _expect(ours, ">", seen)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     finally:
         process.kill()
         process.wait()

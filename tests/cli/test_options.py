@@ -82,7 +82,7 @@ def test_values() -> None:
         ("apple --egg 3", "anyformer bake has no option --egg (did you mean '--eggs'?)."),
         ("apple --eggs many", "--eggs wants a whole number, not 'many'."),
         ("apple --sugar-share lots", "--sugar-share wants a number, not 'lots'."),
-        ("apple --glaze leman", "--glaze can't be 'leman' (did you mean 'lemon'?)."),
+        ("apple --glaze leman", "--glaze 'leman' is unknown (did you mean 'lemon'?)."),
         ("apple --eggs", "--eggs expected one argument."),
     ],
 )
@@ -137,7 +137,7 @@ def _parser(command: str) -> Parser:
     def given(self: Parser, argv: object) -> None:
         raise _Stopped(self)
 
-    with patch.object(Parser, "given", given), pytest.raises(_Stopped) as stopped:
+    with patch.object(Parser, "values", given), pytest.raises(_Stopped) as stopped:
         import_module(f"anyformer.cli.{command}").run([])
     return stopped.value.args[0]
 
@@ -174,7 +174,7 @@ def test_examples_parse(command: str) -> None:
     for line in epilog.splitlines()[1:]:
         program, name, *arguments = shlex.split(line)
         assert (program, name) == ("anyformer", command)
-        assert _parser(command).given(arguments) is not None
+        assert _parser(command).values(arguments) is not None
 
 
 _LOADING = ("generate", "chat", "fill", "embed", "classify", "evaluate", "verify", "convert")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anyformer.cli.train import _SECTIONS, read_arguments, run
+from anyformer.cli.options import flag_names
+from anyformer.cli.train import read_arguments, run
 from anyformer.config import RotaryScaling
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
@@ -59,8 +60,7 @@ def test_help_of_the_model_shows_the_presets_values(capsys: pytest.CaptureFixtur
 
 
 def test_every_setting_of_a_run_is_a_flag():
-    names = [name for section in _SECTIONS.values() for name in section]
-    assert sorted([*names, "model", "preset", "vocab_size", "max_length"]) == sorted(
+    assert sorted([*flag_names(TrainConfig), "model", "preset", "vocab_size", "max_length"]) == sorted(
         field.name for field in dataclasses.fields(TrainConfig)
     )
 

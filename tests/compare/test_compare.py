@@ -19,7 +19,7 @@ from anyformer.compare.request import Request, budget_of
 from anyformer.compare.result import Comparison
 from anyformer.errors import UserError
 from anyformer.generation import compiled_decoder
-from anyformer.process_executor import InlineExecutor
+from anyformer.processes import InlineExecutor
 from tests.compare.texts import text
 
 FAMILIES = ("gpt2", "llama", "bert", "t5", "transformer")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.cli.evaluation_page import show
+from anyformer.cli.evaluate import show
 from anyformer.data.examples import Where
 from anyformer.evaluation import EvaluatedRow, Evaluation
 from anyformer.evaluation.result import telling

@@ -179,6 +179,8 @@ FLAGS: Iterable[tuple[str, list[str], str]] = [
     ("classify", ["--context=2"], "A context of 2 tokens has no room for a text"),
     ("chat", ["--loss=cosine"], "--loss is for embed, and the task is chat"),
     ("preference", ["--packing"], "--packing is for text and chat and completion, and the task is preference"),
+    ("classify", ["--beta=0.5"], "--beta is for preference, and the task is classify"),
+    ("classify", ["--train-on=all"], "--train-on is for chat and completion and preference, and the task is classify"),
     ("embed", ["--loss=triplet"], "--loss triplet is not for pairs with a score: leave it out, or take cosine"),
     ("classify", ["--columns", "txt=text"], "there is no role 'txt'.*'text'"),
     ("classify", ["--columns", "text"], "write ROLE=COLUMN"),

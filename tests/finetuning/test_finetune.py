@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.cli.finetune import SECTIONS
 from anyformer.cli.main import main
+from anyformer.cli.options import flag_names
 from anyformer.errors import UserError
-from anyformer.finetuning.config import FinetuneConfig
+from anyformer.finetuning.config import FinetuneConfig, tasks_of
 from anyformer.finetuning.finetune import FinetuneOptions
 from anyformer.runs.listing import read_run
+from anyformer.schema import flag
+from anyformer.tasks import TASKS
 from anyformer.training.run import Finished
 from tests.finetuning import toys
 
@@ -39,10 +41,10 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_options_are_the_fields_of_the_config() -> None:
-    flags = [name for names in SECTIONS.values() for name in names if name != "data"]
-    assert list(FinetuneOptions.__annotations__) == flags
+    flags = {*flag_names(FinetuneConfig)} - {"data"}
+    assert set(FinetuneOptions.__annotations__) == flags
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
-    assert fields - set(flags) == {"base", "data", "workers"}
+    assert fields - flags == {"base", "data", "workers"}
 
 
 def test_rows_are_learned_and_what_was_gained_is_returned(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +157,25 @@ def test_a_system_message_is_added_where_there_is_none(
     assert "a good dog" in Path("runs/chat-1/model/README.md").read_text()
     # What is measured after it is asked in the same way.
     assert "a good dog" in Path("runs/chat-1/evaluation.json").read_text()
+
+
+def test_the_help_of_a_setting_names_the_tasks_that_obey_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    settings = {setting for task in TASKS.values() for setting in task.settings}
+    assert {"beta", "labels", "train_on"} <= settings <= {*flag_names(FinetuneConfig)}
+    for setting in settings:
+        *first, last = tasks_of(setting)
+        names = f"{', '.join(first)} and {last}" if first else last
+        assert re.search(rf"{flag(setting)}[^:]*?{names.capitalize()}: ", page), setting
+
+
+def test_each_task_has_its_command_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--help"]) == 0
+    examples = capsys.readouterr().out.partition("examples:")[2]
+    for task in TASKS.values():
+        assert task.finetune
+        assert f"anyformer finetune {task.finetune}\n" in examples
 
 
 def test_a_system_message_is_for_conversations(base: Path) -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import anyformer as af
-from anyformer.config import ConfigError, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.examples.datasets import causal, pack
 from anyformer.data.examples.encoded import LearnedTokens
 from anyformer.model import Transformer
+from anyformer.schema import ConfigError
 from tests.training.conftest import single
 
 VOCABULARY, LONGEST = 24, 12

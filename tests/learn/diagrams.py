@@ -8,8 +8,9 @@ from xml.etree.ElementTree import Element
 
 from hypothesis import strategies as st
 
-from anyformer.config import ConfigError, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
+from anyformer.schema import ConfigError
 from tests.parity.presets import shrunk
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -22,11 +22,13 @@ import anyformer as af
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.norm import NORMS
 from anyformer.cli.main import main
-from anyformer.config import ConfigError, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
 from anyformer.learn.eject import architecture_diff, eject
 from anyformer.learn.eject.constants import literal
+from anyformer.schema import ConfigError
+from tests.training.conftest import TINY
 
 VOCAB, SOURCE_VOCAB = 53, 41
 ALONE = """
@@ -311,10 +313,12 @@ def test_many_configs(config: ModelConfig, tmp_path_factory: pytest.TempPathFact
 
 
 def test_files_are_short_and_clean_and_the_same_each_time(tmp_path: Path) -> None:
+    """Of a quarter of them they are written twice."""
     pytest.importorskip("ruff", reason="the linter")
+    repeated = list(PRESETS)[::4]
     for name, config in PRESETS.items():
         text = eject(name)
-        assert text == eject(name)
+        assert name not in repeated or text == eject(name)
         assert text.count("\n") <= (400 if config.is_encoder_decoder else 300), name
         (tmp_path / f"{name}.py").write_text(text)
     assert_clean(tmp_path)
@@ -353,7 +357,7 @@ def test_a_file_is_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     text.write_text("the cat sat on the mat. the dog ran to the cat.\n" * 400)
     flags = ["--data", str(text), "--steps", "30", "--runs", str(tmp_path / "runs"), "--name", "run", "--device", "cpu"]
     cache = ["--cache", str(tmp_path / "cache")]
-    assert main(["train", "llama-nano", "--tokenizer", "bpe:300", *flags, *cache]) == 0
+    assert main(["train", "llama-nano", "--tokenizer", "bpe:300", *TINY, *flags, *cache]) == 0
     path, run = tmp_path / "own.py", tmp_path / "runs" / "run"
     assert main(["eject", str(run), "-o", str(path)]) == 0
     capsys.readouterr()

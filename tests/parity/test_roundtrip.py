@@ -102,8 +102,15 @@ def test_a_config_in_our_own_words_says_the_same(architecture: str, data: st.Dat
             assert_close(b[name], a[name], name, floor=0.01)
 
 
-@pytest.mark.parametrize("architecture", hf_models.ARCHITECTURES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        # Hugging Face treats the two in another way in T5 and its kin only.
+        pytest.param(name, dtype, marks=[] if dtype == torch.bfloat16 or "T5" in name else pytest.mark.slow)
+        for name in hf_models.ARCHITECTURES
+        for dtype in (torch.float16, torch.bfloat16)
+    ],
+)
 @settings(max_examples=3)
 @given(data=st.data())
 def test_formats_are_kept(architecture: str, dtype: torch.dtype, data: st.DataObject) -> None:

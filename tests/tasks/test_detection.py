@@ -8,7 +8,7 @@ import pytest
 
 from anyformer.data.examples.columns import Columns, NamedColumns
 from anyformer.errors import UserError
-from anyformer.tasks.detection import find_reading
+from anyformer.tasks.detection import detect_task
 
 MESSAGES = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 FOUND: list[tuple[dict[str, Any], str, str]] = [
@@ -50,7 +50,7 @@ FOUND: list[tuple[dict[str, Any], str, str]] = [
     ("sample", "task", "reason"), FOUND, ids=[f"{task}-{' '.join(sample)}" for sample, task, _ in FOUND]
 )
 def test_the_columns_say_which_task(sample: dict[str, Any], task: str, reason: str):
-    reading = find_reading(sample, "The data")
+    reading = detect_task(sample, "The data")
     assert reading.task == task
     assert reading.reason.endswith(reason)
 
@@ -77,7 +77,7 @@ def test_the_columns_say_which_task(sample: dict[str, Any], task: str, reason: s
     ],
 )
 def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, columns: Columns, found: str):
-    reading = find_reading(sample, "a.csv", task, columns)
+    reading = detect_task(sample, "a.csv", task, columns)
     assert reading.task == found
     assert set(columns.given()) <= set(reading.columns)
     assert reading.reason.startswith("as asked, with" if task else "because of")
@@ -86,11 +86,11 @@ def test_what_is_asked_for_comes_first(sample: dict[str, Any], task: Any, column
 def test_a_column_is_one_part_of_an_example():
     row = {"sentence": "a film", "passage": "a long text", "verdict": "good"}
     for text in ("sentence", "passage"):
-        reading = find_reading(row, "a.csv, line 2,", None, Columns(text=text, label="verdict"))
+        reading = detect_task(row, "a.csv, line 2,", None, Columns(text=text, label="verdict"))
         assert reading.columns == {"text": text, "label": "verdict"}
-    pair = find_reading(row, "a.csv, line 2,", None, Columns(text="passage", second="sentence", label="verdict"))
+    pair = detect_task(row, "a.csv, line 2,", None, Columns(text="passage", second="sentence", label="verdict"))
     assert pair.columns == {"text": "passage", "second": "sentence", "label": "verdict"}
-    pair = find_reading(
+    pair = detect_task(
         {"premise": "a", "hypothesis": "b", "gold": "c"}, "", None, Columns(text="premise", label="gold")
     )
     assert pair.columns == {"text": "premise", "second": "hypothesis", "label": "gold"}
@@ -121,7 +121,7 @@ def test_a_column_is_one_part_of_an_example():
 )
 def test_what_is_missing_is_named(sample: dict[str, Any], task: Any, columns: Columns, message: str):
     with pytest.raises(UserError, match=message):
-        find_reading(sample, "a.csv, line 2,", task, columns)
+        detect_task(sample, "a.csv, line 2,", task, columns)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_a_missing_column_is_answered_with_the_line_to_write(
     sample: dict[str, Any], task: Any, given: dict[str, str], line: str
 ):
     with pytest.raises(UserError) as error:
-        find_reading(sample, "a.csv, line 2,", task, NamedColumns(**given))
+        detect_task(sample, "a.csv, line 2,", task, NamedColumns(**given))
     said = str(error.value)
     assert said.endswith(f"--columns {line}.")
     if "NAME" not in line:  # and it is understood
         words = dict(word.split("=") for word in shlex.split(line))
         asked = re.search(r"--task (\w+)", said)
         said_task: Any = asked and asked[1]
-        find_reading(sample, "a.csv", task or said_task, NamedColumns(**words))
+        detect_task(sample, "a.csv", task or said_task, NamedColumns(**words))

@@ -16,7 +16,7 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.held_out import duplicates
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
-from anyformer.tasks.detection import find_reading
+from anyformer.tasks.detection import detect_task
 from anyformer.tasks.loading import load_examples
 from tests.fuzz.mutations import mutate_value
 
@@ -228,7 +228,7 @@ def test_any_rows_give_examples_or_one_sentence(
 
 
 def test_every_kind_of_row_is_among_those_that_are_changed():
-    found = [find_reading(row, "a.jsonl").shape for row in GOOD]
-    asked = [find_reading(row, "a.jsonl", "embed").shape for row in GOOD if row.keys() == {"text", "label"}]
-    kinds = {(shape.build, shape.gather) for shape in found + asked}
-    assert kinds == {(shape.build, shape.gather) for task in TASKS.values() for shape in task.shapes}
+    found = [detect_task(row, "a.jsonl").schema for row in GOOD]
+    asked = [detect_task(row, "a.jsonl", "embed").schema for row in GOOD if row.keys() == {"text", "label"}]
+    kinds = {(schema.build, schema.gather) for schema in found + asked}
+    assert kinds == {(schema.build, schema.gather) for task in TASKS.values() for schema in task.schemas}

@@ -11,13 +11,13 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.parts import Parts
 from anyformer.data.rows import Row
 from anyformer.errors import UserError
-from anyformer.tasks.detection import find_reading
+from anyformer.tasks.detection import detect_task
 
 
 def make(values: dict[str, Any], task: Any = None, columns: Columns | None = None) -> Any:
     where = Where(Path("a.jsonl"), 3)
-    reading = find_reading(values, f"{where},", task, columns)
-    return reading.shape.build(Parts(Row(where, values), reading.columns, reading.optional))
+    reading = detect_task(values, f"{where},", task, columns)
+    return reading.schema.build(Parts(Row(where, values), reading.columns, reading.optional))
 
 
 def turns(*messages: tuple[str, str]) -> list[dict[str, Any]]:

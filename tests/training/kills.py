@@ -23,7 +23,7 @@ from tests.training.conftest import metrics
 TIMES = ("elapsed", "tokens_per_second", "flops_per_second", "started", "peak_flops_per_second", "engine")
 
 _DRIVER = """
-import json, os, sys
+import gc, json, os, sys
 from importlib import import_module
 from anyformer.console import Console
 from anyformer.runs import report
@@ -32,6 +32,7 @@ from anyformer.errors import UserError
 command = import_module("anyformer.cli." + sys.argv[1])
 if sys.argv[1] == "finetune":
     import anyformer.finetuning.recipe, rouge_score.rouge_scorer
+gc.freeze()  # else each child looks through the objects of what was imported, and copies them by that
 for line in sys.stdin:
     argv, limit = json.loads(line)
     child = os.fork()

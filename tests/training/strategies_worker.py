@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -178,6 +179,7 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     group = join(jobs[0]["engine"], "cpu")
+    gc.freeze()  # DeepSpeed collects garbage several times for each model
     for job in jobs:
         if job["engine"] == "deepspeed":
             from anyformer.training.strategies import deepspeed

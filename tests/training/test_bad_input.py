@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 import sys
 import time
 from importlib import import_module
@@ -20,6 +19,7 @@ import anyformer as af
 from anyformer.cli import train
 from anyformer.errors import UserError
 from anyformer.runs.directory import RunDirectory
+from tests.forked import ANYFORMER, Forks, Program
 from tests.training.conftest import TINY, Trains, metrics, prose
 
 SHORT = ["--steps", "20", "--context", "16", "--batch-size", "4", "--dtype", "float32"]
@@ -185,14 +185,11 @@ def test_a_disk_that_fills_up_while_logging(text: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or sys.platform != "linux", reason="needs Linux's file size limit")
 @pytest.mark.parametrize("limit", [500, 30_000, 50_000])
-def test_files_that_the_system_refuses_to_write(limit: int, text: Path, tmp_path: Path):
+def test_files_that_the_system_refuses_to_write(limit: int, text: Path, tmp_path: Path, programs: Forks):
     """A file size limit makes real writes fail, wherever they come from: first the tokens, then the model."""
-    code = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-        "import sys; from anyformer.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); {ANYFORMER}"
     flags = ["gpt2-nano", "--data", str(text), "--tokenizer", "char", *TINY, *SHORT, "--runs", str(tmp_path / "runs")]
-    done = _python("-c", code, "train", *flags)
+    done = programs.start(code, "train", *flags)
     out, err = done.communicate(timeout=120)
     assert done.returncode == 2, err
     assert err.count("\n") == 1
@@ -203,13 +200,13 @@ def test_files_that_the_system_refuses_to_write(limit: int, text: Path, tmp_path
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_the_model_and_says_where(number: signal.Signals, text: Path, tmp_path: Path):
+def test_ctrl_c_saves_the_model_and_says_where(number: signal.Signals, text: Path, tmp_path: Path, programs: Forks):
     flags = ["gpt2-nano", "--data", str(text), "--tokenizer", "char", *TINY, *SHORT[2:], "--steps", "1000000"]
-    process = _python("-m", "anyformer", "train", *flags, "--runs", str(tmp_path), "--name", "run")
+    process = programs.start(ANYFORMER, "train", *flags, "--runs", str(tmp_path), "--name", "run")
     try:
         _until(tmp_path / "run" / "metrics.jsonl", '"loss"', process)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 128 + number
@@ -224,12 +221,12 @@ def test_ctrl_c_saves_the_model_and_says_where(number: signal.Signals, text: Pat
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path):
-    process = _python("-m", "anyformer", "train", "gpt2-nano", "--data", "-", "--runs", str(tmp_path / "runs"))
+def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path, programs: Forks):
+    process = programs.start(ANYFORMER, "train", "gpt2-nano", "--data", "-", "--runs", str(tmp_path / "runs"))
     try:
         _until(tmp_path / "runs" / "gpt2-nano-1", "", process)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 130
@@ -237,13 +234,7 @@ def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path):
     assert not list((tmp_path / "runs").iterdir())
 
 
-def _python(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, *arguments], text=True, env=environment, **pipes)
-
-
-def _until(path: Path, content: str, process: subprocess.Popen[str]) -> None:
+def _until(path: Path, content: str, process: Program) -> None:
     """Wait until there is this in the file."""
     for _ in range(1200):
         if path.exists() and (not content or content in path.read_text()):

@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from anyformer.training.recipe import make_strategy
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.launch import check_engine
+from tests.forked import Forks, forks
 from tests.training import strategies_worker
 from tests.training.conftest import TINY, Trains, losses
 from tests.training.strategies_worker import STEPS, config, train
@@ -60,8 +62,9 @@ ALL = [*NATIVE, *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
 class Two:
     """Two gloo processes that do jobs one after the other; what they did is kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Forks) -> None:
         self.folder = folder
+        self.programs = programs
 
     def run(self, name: str, jobs: dict[str, dict[str, Any]]) -> None:
         """Do jobs, whose results go by their names."""
@@ -70,24 +73,14 @@ class Two:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, strategies_worker.__file__, str(todo)]
+        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        code = "from tests.training.strategies_worker import main; main()"
         processes = [
-            subprocess.Popen(
-                command,
-                env=os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
+            self.programs.start(code, str(todo), environment={**here, "RANK": rank, "LOCAL_RANK": rank})
+            for rank in ("0", "1")
         ]
-        try:
-            said = [process.communicate(timeout=500)[1] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
+        with ThreadPoolExecutor(2) as readers:
+            said = [err for _, err in readers.map(lambda process: process.communicate(timeout=500), processes)]
         assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
 
     def result(self, name: str) -> Result:
@@ -115,9 +108,17 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path) -> Two:
-    two = Two(tmp_path_factory.mktemp("native"))
+@pytest.fixture(scope="module")
+def ready() -> Iterator[Forks]:
+    """What starts processes that have imported all that an engine needs."""
+    modules = ["tests.training.strategies_worker", "torch._dynamo", "torch.distributed.fsdp"]
+    with forks(*modules, *(["deepspeed"] if find_spec("deepspeed") else [])) as programs:
+        yield programs
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path, ready: Forks) -> Two:
+    two = Two(tmp_path_factory.mktemp("native"), ready)
     saved = {name: str(two.folder / f"{name}-checkpoint") for name in NATIVE}
     jobs = {f"{name}-{case}": {**of, "case": case} for name, of in NATIVE.items() for case in strategies_worker.CASES}
     for name, of in NATIVE.items():
@@ -132,9 +133,9 @@ def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path) -> Two:
     return two
 
 
-@pytest.fixture(scope="session")
-def zero(tmp_path_factory: pytest.TempPathFactory, halfway: Path, native: Two) -> Two:
-    two = Two(tmp_path_factory.mktemp("zero"))
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory, halfway: Path, native: Two, ready: Forks) -> Two:
+    two = Two(tmp_path_factory.mktemp("zero"), ready)
     saved = {name: str(two.folder / f"{name}-checkpoint") for name in ZERO}
     jobs = {f"{name}-{case}": {**ZERO[name], "case": case} for name, case in _ZERO_CASES if (name, case) not in _SLOW}
     for name, of in ZERO.items():
@@ -148,9 +149,9 @@ def zero(tmp_path_factory: pytest.TempPathFactory, halfway: Path, native: Two) -
     return two
 
 
-@pytest.fixture(scope="session")
-def zero_slow(tmp_path_factory: pytest.TempPathFactory) -> Two:
-    two = Two(tmp_path_factory.mktemp("zero-slow"))
+@pytest.fixture(scope="module")
+def zero_slow(tmp_path_factory: pytest.TempPathFactory, ready: Forks) -> Two:
+    two = Two(tmp_path_factory.mktemp("zero-slow"), ready)
     two.run("zero", {f"{name}-{case}": {**ZERO[name], "case": case} for name, case in _SLOW})
     return two
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
+from anyformer.cli.options import ModelOptions, Positional, Text, parse
 from anyformer.terminal import write
 
 
@@ -40,9 +39,9 @@ def run(argv: list[str]) -> int:
     # Before the model is loaded.
     require_page(options.output)
     model, tokenizer = options.load_model()
-    found = attention(model, tokenizer, options.text, options.target, max_tokens=most_tokens(model.config))
-    for note in notes(found):
+    weights = attention(model, tokenizer, options.text, options.target, max_tokens=most_tokens(model.config))
+    for note in notes(weights):
         write(note)
-    write_page(found, options.output, model=Path(options.model).name)
-    write(f"{options.output}: {len(found.source_tokens or found.tokens)} tokens")
+    write_page(weights, options.output, model=Path(options.model).name)
+    write(f"{options.output}: {len(weights.source_tokens or weights.tokens)} tokens")
     return 0

@@ -1,10 +1,11 @@
-"""`anyformer compare CONTENDER ...`: models of several families, trained and judged side by side."""
+"""`anyformer compare MODEL ...`: models of several families, trained and judged side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from anyformer.cli.options import Positional, parse, without_vs
+from anyformer.schema import hints
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CompareOptions:
     minutes: float | None = None
     """Budget in minutes of training on this machine."""
     seeds: Annotated[int, "N"] = 3
-    """How many times each is trained: the differences between them are the noise."""
+    """Runs of each, from different first weights: the differences between them are the noise."""
     tune: bool = False
     """Try three learning rates for each, within the budget."""
     context: Annotated[int, "N"] = 128
@@ -53,7 +54,7 @@ class CompareOptions:
     classify: Annotated[tuple[str, ...], "PATH"] = ()
     """Texts with labels for the classifier among the tasks (default: which text a passage of the data is from)."""
     processes: Annotated[int, "N"] = 1
-    """How many processes share the work."""
+    """Processes that share the work."""
     device: str | None = None
     """cpu, cuda, mps ... (default: an accelerator if there is one)."""
     dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
@@ -64,7 +65,7 @@ class CompareOptions:
 
 def run(argv: list[str]) -> int:
     """Compare models; returns the exit status."""
-    options = parse(CompareOptions, without_vs(argv), "compare")
+    values = vars(parse(CompareOptions, without_vs(argv), "compare"))
     from anyformer.compare.compare import work
     from anyformer.compare.jobs import StoppedError
     from anyformer.compare.request import Request, budget_of
@@ -72,31 +73,15 @@ def run(argv: list[str]) -> int:
     from anyformer.console import Console
     from anyformer.training.progress import say
 
-    budget = budget_of({"tokens": options.tokens, "flops": options.flops, "minutes": options.minutes})
-    request = Request(
-        contenders=options.contenders,
-        vary=options.vary,
-        data=options.data,
-        field=options.field,
-        tokenizer=options.tokenizer,
-        match=options.match,
-        budget=budget,
-        seeds=options.seeds,
-        tune=options.tune,
-        context=options.context,
-        batch_size=options.batch_size,
-        tasks=options.tasks,
-        classify=options.classify,
-        device=options.device,
-        dtype=options.dtype,
-    )
+    budget = budget_of({kind: values[kind] for kind in ("tokens", "flops", "minutes")})
+    request = Request(budget=budget, **{name: values[name] for name in hints(Request) if name in values})
     console = Console()
     try:
         with console.status("comparing") as status:
             comparison, out = work(
                 request,
-                options.out,
-                processes=options.processes,
+                values["out"],
+                processes=values["processes"],
                 say=lambda line: say(console, line),
                 working=status.update,
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from anyformer.cli.loading import LoadOptions
-from anyformer.cli.options import Positional, parse
+from anyformer.cli.options import LoadOptions, Positional, parse
+from anyformer.cli.verify import show
 from anyformer.errors import UserError
 from anyformer.terminal import write
 
@@ -56,38 +57,31 @@ def run(argv: list[str]) -> int:
                 f"--quantize {options.quantize} and --type {options.type} contradict each other: give one of them."
             )
         options = replace(options, type=options.quantize)
-    base = _base(options.source)
+
+    from anyformer.checkpoint.adapter_directory import find_adapter, read_base
+
+    adapter = find_adapter(options.source)
+    base = None if adapter is None else read_base(adapter)
     # Of a run directory the model in it is read, and of an adapter its base.
-    read = [Path(options.source), Path(options.source) / "model", *([] if base is None else [Path(base)])]
-    if Path(options.target).resolve() in (path.resolve() for path in read if path.exists()):
+    sources = [Path(options.source), Path(options.source) / "model", *([] if base is None else [Path(base)])]
+    if Path(options.target).resolve() in (path.resolve() for path in sources if path.exists()):
         raise UserError(f"{options.target} is what is to be converted, and would be lost: choose another name for it.")
+    merges = bool(options.adapter) or base is not None
     if options.type in ("int8", "int4"):
-        return _to_integers(options)
-    if options.target.endswith(".gguf"):
-        checks = _to_gguf(options)
-    elif options.source.endswith(".gguf") or options.adapter or base is not None:
+        checks = _to_integers(options, merges)
+    elif options.target.endswith(".gguf"):
+        checks = _adapter_to_gguf(options) if options.adapter_only else _to_gguf(options)
+    elif options.source.endswith(".gguf") or merges:
         checks = _to_directory(options)
     else:
         raise UserError(
             "convert makes a GGUF file or reads one: one of the two names has to end in .gguf,"
             " or --type is int8 or int4, or there is an adapter to merge: --adapter DIR, or a run that trained one."
         )
-    if checks:
-        from anyformer.cli.verify import show
-
-        return show(checks)
-    return 0
+    return show(checks)
 
 
-def _base(source: str) -> str | None:
-    """The model that the adapter of a directory belongs to; None where it holds none, or a whole model."""
-    from anyformer.checkpoint.adapter_directory import find_adapter, read_base
-
-    found = find_adapter(source)
-    return None if found is None else read_base(found)
-
-
-def _to_integers(options: ConvertOptions) -> int:
+def _to_integers(options: ConvertOptions, merges: bool) -> Sequence[Check]:
     if options.target.endswith(".gguf"):
         raise UserError(f"{options.type} is for a directory: a GGUF file's integers are q8_0, q4_0 and q4_1.")
     if options.verify:
@@ -97,23 +91,20 @@ def _to_integers(options: ConvertOptions) -> int:
     from anyformer.quantization import quantize
 
     check_target(Path(options.target))
-    if options.adapter or _base(options.source) is not None:  # is merged before the weights are rounded
-        model, tokenizer = replace(options, quantize=None).load(options.source)
-        quantize(model, str(options.type))
-    else:
-        model, tokenizer = replace(options, quantize=options.type).load(options.source)
+    kind = options.type if options.type == "int8" else "int4"
+    model, tokenizer = replace(options, quantize=None if merges else kind).load(options.source)
+    if merges:  # before the weights are rounded
+        quantize(model, kind)
     save(model, options.target, tokenizer=tokenizer)
     size = sum(path.stat().st_size for path in Path(options.target).glob("*.safetensors"))
-    write(f"{options.target}: {options.type}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
-    return 0
+    write(f"{options.target}: {kind}, {size / 1e6:,.1f} MB{'' if tokenizer else ', without a tokenizer'}")
+    return ()
 
 
-def _to_gguf(options: ConvertOptions) -> list[Check]:
+def _to_gguf(options: ConvertOptions) -> Sequence[Check]:
     from anyformer.checkpoint import save_gguf
 
     path = Path(options.target)
-    if options.adapter_only:
-        return _adapter_to_gguf(options, path)
     model, tokenizer = options.load(options.source)
     written = save_gguf(model, path, tokenizer=tokenizer, kind=options.type or "f16")
     for note in written.notes:
@@ -121,24 +112,25 @@ def _to_gguf(options: ConvertOptions) -> list[Check]:
     formats = ", ".join(f"{count} {name}" for name, count in written.formats.items())
     write(f"{path}: {written.architecture}, tensors {formats}, {written.size / 1e6:,.1f} MB")
     if not options.verify:
-        return []
+        return ()
     from anyformer.verify.llama_cpp import verify_gguf
 
     return verify_gguf(path, model.float(), tokenizer)
 
 
-def _adapter_to_gguf(options: ConvertOptions, path: Path) -> list[Check]:
+def _adapter_to_gguf(options: ConvertOptions) -> Sequence[Check]:
     from anyformer.checkpoint import load, save_adapter
 
     if len(options.adapter) != 1 or options.verify:
         raise UserError("--adapter-only writes one adapter: give one --adapter, and leave out --verify.")
+    path = Path(options.target)
     model, _ = load(options.source, adapter=options.adapter, allow_pickle=options.allow_pickle)
     save_adapter(model, path)
     write(f"{path}: an adapter, {path.stat().st_size / 1e6:,.1f} MB; llama.cpp adds it by --lora")
-    return []
+    return ()
 
 
-def _to_directory(options: ConvertOptions) -> list[Check]:
+def _to_directory(options: ConvertOptions) -> Sequence[Check]:
     from anyformer.checkpoint import check_target, save
 
     if options.type not in _DTYPES:
@@ -148,7 +140,7 @@ def _to_directory(options: ConvertOptions) -> list[Check]:
     model_type = save(model, options.target, tokenizer=tokenizer)
     write(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
     if not options.verify:
-        return []
+        return ()
     from anyformer.verify.verify import verify
 
     return verify(options.target)

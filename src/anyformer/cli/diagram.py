@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyformer.atomic import check_new
+from anyformer import atomic
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.spec import read_config
 from anyformer.terminal import write
@@ -37,14 +37,13 @@ def run(argv: list[str]) -> int:
     """Draw the models."""
     options = parse(DiagramOptions, without_vs(argv), "diagram")
     names = [options.model] if options.other is None else [options.model, options.other]
-    contenders = [read_config(name) for name in names]
+    models = [(model.name, model.config) for model in map(read_config, names)]
     if options.output is not None:
-        check_new(options.output)
+        atomic.check_new(options.output)
 
-    from anyformer import atomic
     from anyformer.learn.diagram import draw, panels
 
-    picture = draw(panels([(each.name, each.config) for each in contenders], options.context))
+    picture = draw(panels(models, options.context))
     if options.output is None:
         write(picture, end="")
     else:

@@ -29,15 +29,13 @@ def run(argv: list[str]) -> int:
     options = parse(DiffOptions, without_vs(argv), "diff")
     differences = diff(read_config(options.a).config, read_config(options.b).config)
 
-    from rich.table import Table
-
-    from anyformer.console import Console
+    from anyformer.console import Console, table
 
     if not differences:
         Console().print(f"{options.a} and {options.b} are the same architecture.")
         return 0
-    table = Table("", options.a, options.b, header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    rows = table("", options.a, options.b, gap=3)
     for name, (a, b) in differences.items():
-        table.add_row(name, shown(a), shown(b))
-    Console().print(table)
+        rows.add_row(name, shown(a), shown(b))
+    Console().print(rows)
     return 0

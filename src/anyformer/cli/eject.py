@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from anyformer import atomic
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.errors import UserError
 from anyformer.terminal import write
@@ -34,31 +35,24 @@ class EjectOptions:
 def run(argv: list[str]) -> int:
     """Write the file, or print what separates two."""
     options = parse(EjectOptions, without_vs(argv), "eject")
-    models = list(options.models)
+    models, output = options.models, options.output
     if len(models) != (2 if options.diff else 1):
         count = f"{len(models)} {'was' if len(models) == 1 else 'were'} given"
         raise UserError(f"eject writes one model, and --diff compares two models: {count}.")
-    if options.diff and options.output is not None:
+    if options.diff and output is not None:
         raise UserError("--diff prints to standard output: leave -o out.")
-    output = options.output
-    if output is not None and (output.exists() or output.is_symlink()):
-        raise UserError(f"{output} is there already: name another file, or remove it.")
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"{output} can't be written: there is no folder {output.parent}.")
+    if output is not None:
+        atomic.check_new(output)
 
-    from anyformer import atomic
     from anyformer.learn.eject import architecture_diff, eject
 
     if options.diff:
-        write(architecture_diff(models[0], models[1]) or f"{models[0]} and {models[1]} are the same architecture.")
+        write(architecture_diff(*models) or f"{models[0]} and {models[1]} are the same architecture.")
         return 0
     text = eject(models[0])
     if output is None:
         write(text.rstrip("\n"))
-        return 0
-    try:
+    else:
         atomic.write(output, text)
-    except OSError as error:
-        raise UserError(f"{output} can't be written: {error.strerror or error}.") from error
-    write(f"{output}: {text.count(chr(10))} lines")
+        write(f"{output}: {text.count(chr(10))} lines")
     return 0

@@ -3,8 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
+from anyformer.cli.options import ModelOptions, Positional, Text, parse
 from anyformer.terminal import write
 
 
@@ -36,16 +35,15 @@ def run(argv: list[str]) -> int:
             write(json.dumps([float(number) for number in vector]))
         return 0
 
-    from rich.table import Table
     from torch.nn.functional import normalize
 
-    from anyformer.console import Console
+    from anyformer.console import Console, table
 
     directions = normalize(vectors, dim=1)
-    table = Table("cosine", *map(str, range(1, len(options.texts) + 1)), box=None, header_style="bold", pad_edge=False)
+    cosines = table("cosine", *map(str, range(1, len(options.texts) + 1)))
     for number, (text, row) in enumerate(zip(options.texts, directions @ directions.T, strict=True), 1):
-        table.add_row(f"{number}  {text}", *(f"{float(value):.3f}" for value in row))
+        cosines.add_row(f"{number}  {text}", *(f"{float(value):.3f}" for value in row))
     console = Console()
     console.print(f"{len(options.texts)} vectors of {vectors.shape[1]} numbers (--json prints them)")
-    console.print(table)
+    console.print(cosines)
     return 0

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer.cli.options import AT_LEAST_1, ModelOptions, parse
 from anyformer.data.examples.columns import Columns
 from anyformer.errors import UserError, nearest
 from anyformer.limits import RECORD_BYTES
-from anyformer.schema import flag
+from anyformer.schema import Rule, hints
 from anyformer.tasks import CHOICES, TASKS
-from anyformer.terminal import write
+from anyformer.terminal import printable, shorten, write
 
 if TYPE_CHECKING:
+    from anyformer.evaluation import Evaluation
     from anyformer.evaluation.perplexity import Quality, Text
     from anyformer.model import Transformer
     from anyformer.tokenizer import Tokenizer
 
     Loaded = tuple[Transformer, Tokenizer | None]
+
+_ROWS = Rule(lambda count: count >= 0, "is a number of rows, 0 or more")
+_MOST_LABELS = 12
+"""Labels of a confusion matrix that is printed."""
+_LABEL, _CELL, _ROW = 60, 20, 2000
+"""Characters that are shown of a label, of one in a matrix, and of a row's text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +39,7 @@ class _TextOptions:
 
     field: str = "text"
     """The field that holds the text of a record."""
-    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    max_record_bytes: Annotated[int, "N", AT_LEAST_1] = RECORD_BYTES
     """Bytes that a record may have."""
     context: int | None = None
     """Tokens of a window (default: as many as the model was trained on, at most 1,024)."""
@@ -46,7 +54,7 @@ class _AnswerOptions:
 
     choices: Annotated[tuple[str, ...], "ANSWER"] = ()
     """The answers to choose from, by their probability, instead of writing one."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int | None, AT_LEAST_1] = None
     """New tokens of an answer (default: as many as the context has room for, at most 200)."""
 
 
@@ -56,7 +64,7 @@ class _SuiteOptions:
 
     suite: str | None = None
     """Tasks of lm-eval, such as piqa,hellaswag, or YAML files of your own."""
-    few_shot: int | None = None
+    few_shot: Annotated[int | None, _ROWS] = None
     """Examples that are shown before each question (default: as the task says)."""
     chat_template: bool = False
     """Ask in the model's chat template."""
@@ -64,7 +72,7 @@ class _SuiteOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, ModelOptions):
-    """How good a model is: at predicting a text, at a task with examples, or at a suite of tasks.
+    """Measure how good a model is: at predicting a text, at a task with examples, or at a suite of tasks.
 
     A text is cut into windows of --context tokens, and each token is predicted from those before it in its window.
     Examples are rows of jsonl, json, csv, tsv, parquet or conll files; their columns say which task they are for.
@@ -83,11 +91,11 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
     """Task on examples (default: the one that their columns suit)."""
     header: Annotated[tuple[str, ...], "NAME"] = ()
     """The names of the columns of .csv and .tsv files that have no header."""
-    limit: int | None = None
+    limit: Annotated[int | None, AT_LEAST_1] = None
     """Read this many tokens of the text, or examples (default: all)."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, AT_LEAST_1] = None
     """Windows that are read at a time, or answers that are written (default: 4 windows, 16 answers)."""
-    worst: int = 5
+    worst: Annotated[int, _ROWS] = 5
     """Rows to show that the model is most wrong about."""
     json: bool = False
     """Print the figures as JSON, one object a line."""
@@ -95,7 +103,7 @@ class EvaluateOptions(_TextOptions, _AnswerOptions, _SuiteOptions, Columns, Mode
     @property
     def columns(self) -> Columns:
         """The names of columns."""
-        return Columns(**{column.name: getattr(self, column.name) for column in fields(Columns)})
+        return Columns(**{name: getattr(self, name) for name in hints(Columns)})
 
 
 def run(argv: list[str]) -> int:
@@ -103,27 +111,25 @@ def run(argv: list[str]) -> int:
     options = parse(EvaluateOptions, argv, "evaluate")
     if options.task is not None and options.task not in TASKS:
         raise UserError(f"--task can't be {options.task!r} ({nearest(options.task, TASKS)}).")
-    for name in ("limit", "batch_size", "max_record_bytes", "max_new_tokens"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"{flag(name)} is at least 1, not {value}.")
-    if options.worst < 0 or (options.few_shot or 0) < 0:
-        raise UserError("--worst and --few-shot are numbers of rows, 0 or more.")
     if options.suite is not None:
-        return _run_suite(options, options.suite)
-    if not options.data:
+        _run_suite(options, options.suite)
+    elif not options.data:
         raise UserError("Nothing was given to evaluate on: name a file with --data, or tasks of lm-eval with --suite.")
-    asked = options.task is not None or options.columns.given() or options.choices or options.header
-    if asked or _are_examples(options):
-        return _run_task(options)
-    return _run_text(options)
+    elif options.task or options.columns.given() or options.choices or options.header or _are_examples(options):
+        _run_task(options)
+    else:
+        _run_text(options)
+    return 0
 
 
 def _are_examples(options: EvaluateOptions) -> bool:
-    """Whether the columns of the first file say a task, or none is known, of which only `_run_task` says how to name
-    it. Raises nothing: what is wrong with it is said later."""
+    """Whether the columns of the first file say a task, or none follows from them, which `_run_task` explains.
+
+    Nothing is raised: what is wrong with the file is said later.
+    """
     from anyformer.data.examples.rows import read_rows
     from anyformer.data.input_files import RECORD_SUFFIXES, TAGGED_SUFFIXES
-    from anyformer.tasks.detection import find_reading
+    from anyformer.tasks.detection import detect_task
 
     first = options.data[0]
     if not first.lower().partition(".gz")[0].endswith((*RECORD_SUFFIXES, *TAGGED_SUFFIXES)):
@@ -133,17 +139,13 @@ def _are_examples(options: EvaluateOptions) -> bool:
     except (UserError, StopIteration):
         return False
     try:
-        return not TASKS[find_reading(row.values, "The data").task].is_stream
+        return not TASKS[detect_task(row.values, "The data").task].is_stream
     except UserError:
         return options.field == "text" and "text" not in row.values and not options.compare
 
 
-def _run_suite(options: EvaluateOptions, suite: str) -> int:
-    import os
-
-    from rich.table import Table
-
-    from anyformer.console import Console
+def _run_suite(options: EvaluateOptions, suite: str) -> None:
+    from anyformer.console import Console, table
 
     if options.data or options.task is not None or options.compare:
         raise UserError("--suite brings its own data: leave out --data, --task and --compare.")
@@ -151,19 +153,15 @@ def _run_suite(options: EvaluateOptions, suite: str) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")
     from anyformer.evaluation.harness import run_suite
 
-    model, tokenizer = options.load_model()
     results = run_suite(
-        model,
-        tokenizer,
+        *options.load_model(),
         [task for task in suite.split(",") if task],
         limit=options.limit,
         few_shot=options.few_shot,
         chat_template=options.chat_template,
         batch_size=options.batch_size,
     )
-    table = Table("task", "metric", box=None, header_style="bold", pad_edge=False)
-    for column in ("value", "standard error", "examples"):
-        table.add_column(column, justify="right", no_wrap=True)
+    shown = table("task", "metric", numbers=("value", "standard error", "examples"))
     for task, metrics in results.items():
         if options.json:
             write(json.dumps({"task": task, **metrics}), flush=True)
@@ -171,32 +169,23 @@ def _run_suite(options: EvaluateOptions, suite: str) -> int:
             metric, _, kind = name.partition(",")
             if name != "samples" and not metric.endswith("_stderr"):
                 error = metrics.get(f"{metric}_stderr,{kind}")
-                shown = "" if error is None else f"{error:.4f}"
-                table.add_row(task, metric, f"{value:.4f}", shown, f"{metrics.get('samples', 0):,.0f}")
+                cells = f"{value:.4f}", "" if error is None else f"{error:.4f}", f"{metrics.get('samples', 0):,.0f}"
+                shown.add_row(task, metric, *cells)
     if not options.json:
-        Console().print(table)
-    return 0
+        Console().print(shown)
 
 
-def _run_task(options: EvaluateOptions) -> int:
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def _run_task(options: EvaluateOptions) -> None:
+    from rich.progress import TaskID
 
-    from anyformer.cli.evaluation_page import show, to_json
-    from anyformer.console import Console
+    from anyformer.console import progress_bar
     from anyformer.evaluation import Options
     from anyformer.tasks.evaluate import evaluate
 
     if options.compare:
         raise UserError("--compare is for texts: leave out --task, the columns and --choices.")
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
     model, tokenizer = options.load_model()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         stages: dict[str, TaskID] = {}
 
         def advance(stage: str, count: int, total: int) -> None:
@@ -204,7 +193,7 @@ def _run_task(options: EvaluateOptions) -> int:
                 stages[stage] = bar.add_task(stage, total=total)
             bar.advance(stages[stage], count)
 
-        found = evaluate(
+        evaluation = evaluate(
             model,
             tokenizer,
             options.data,
@@ -220,41 +209,97 @@ def _run_task(options: EvaluateOptions) -> int:
             ),
         )
     if options.json:
-        write(json.dumps(to_json(found, options.worst)), flush=True)
+        write(json.dumps(to_json(evaluation, options.worst)), flush=True)
     else:
-        show(found, options.worst)
-    return 0
+        show(evaluation, options.worst)
 
 
-def _run_text(options: EvaluateOptions) -> int:
+def show(evaluation: Evaluation, worst: int) -> None:
+    """Print the metrics with their intervals, the classes, the confusion matrix and the worst rows."""
+    from anyformer.console import Console, table
+
+    console = Console()
+    if evaluation.rows:
+        console.print(f"{evaluation.task}: {len(evaluation.rows):,} examples")
+    for note in evaluation.notes:
+        console.print(note)
+    metrics = table("metric", numbers=("value", "95% interval"))
+    for (name, value), (low, high) in zip(evaluation.items(), evaluation.intervals().values(), strict=True):
+        metrics.add_row(name, _number(value), "" if math.isnan(low) else f"{_number(low)} to {_number(high)}")
+    console.print(metrics)
+    if evaluation.classes:
+        classes = table("class", numbers=("precision", "recall", "F1", "examples"))
+        for row in evaluation.classes:
+            scores = (f"{value:.3f}" for value in (row.precision, row.recall, row.f1))
+            classes.add_row(_line(row.label, _LABEL), *scores, f"{row.support:,}")
+        console.print("", classes, sep="\n")
+    confusion = evaluation.confusion
+    if confusion is not None and len(confusion.labels) <= _MOST_LABELS:
+        labels = [_line(label, _CELL) for label in confusion.labels]
+        matrix = table("is, taken for", numbers=labels)
+        for label, counts in zip(labels, confusion.matrix, strict=True):
+            matrix.add_row(label, *(f"{count:,}" for count in counts))
+        console.print("", matrix, sep="\n")
+    for number, row in enumerate(evaluation.worst(worst)):
+        console.print("\nMost wrong about" if number == 0 else "")
+        console.print(f"{row.where}: {_line(row.text, _ROW)}")
+        console.print(f"  right: {_line(row.reference, _ROW)}   said: {_line(row.prediction, _ROW)}")
+
+
+def to_json(evaluation: Evaluation, worst: int) -> dict[str, Any]:
+    """An evaluation as plain values; those that are not defined are None."""
+    from anyformer.pages.formatting import finite
+
+    intervals, confusion = evaluation.intervals(), evaluation.confusion
+    matrix = confusion and {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()}
+    return {
+        "task": evaluation.task,
+        "examples": len(evaluation.rows),
+        "metrics": {
+            name: {"value": finite(value), "low": finite(intervals[name].low), "high": finite(intervals[name].high)}
+            for name, value in evaluation.items()
+        },
+        "classes": [asdict(row) for row in evaluation.classes],
+        "confusion": matrix,
+        "worst": [
+            {"where": str(row.where), "text": row.text, "reference": row.reference, "prediction": row.prediction}
+            | {"loss": finite(row.loss)}
+            for row in evaluation.worst(worst)
+        ],
+        "notes": list(evaluation.notes),
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def _line(text: str, length: int) -> str:
+    """A stranger's text in one line, without what a terminal would obey."""
+    return shorten(" ".join(printable(text).split()), length)
+
+
+def _run_text(options: EvaluateOptions) -> None:
     if options.compare and options.quantize is not None:
         raise UserError("--compare evaluates all of them: leave out --quantize.")
-    batch_size = options.batch_size or 4
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from anyformer.console import Console
+    from anyformer.console import progress_bar
     from anyformer.data.sources import find_files
     from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
     from anyformer.evaluation.trained_on import trained_on
 
+    batch_size = options.batch_size or 4
     text: Text | None = None
-    notes: list[str] = []
+    note: str | None = None
     reference: Transformer | None = None
     results: dict[str, Quality] = {}
-    console = Console(stderr=True)
     for name, load in _variants(options):
         model, tokenizer = load()
         if text is None:
             text = read_text(tokenizer, options.data, options.field, options.limit, options.max_record_bytes)
-            notes = [note] if (note := trained_on(model, find_files(options.data))) else []
+            note = trained_on(model, find_files(options.data))
         title = name or weight_dtype(model)
-        columns = (
-            TextColumn(title, markup=False),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        with progress_bar() as bar:
             task = bar.add_task(title, total=predictions(text))
             quality = measure(model, text, options.context, batch_size, partial(bar.advance, task))
         if reference is not None:
@@ -274,12 +319,11 @@ def _run_text(options: EvaluateOptions) -> int:
                 "bytes_of_weights": quality.size,
                 "read_tokens_per_second": quality.prompt_tokens_per_second,
                 "written_tokens_per_second": quality.decode_tokens_per_second,
-                "notes": notes,
+                "notes": [note] if note else [],
             }
             write(json.dumps(figures), flush=True)
     if not options.json and text is not None:
-        _show(results, text, notes)
-    return 0
+        _show_text(results, text, note)
 
 
 def _variants(options: EvaluateOptions) -> Iterator[tuple[str | None, Callable[[], Loaded]]]:
@@ -291,10 +335,8 @@ def _variants(options: EvaluateOptions) -> Iterator[tuple[str | None, Callable[[
         return quantize(model, kind), tokenizer
 
     yield options.quantize, options.load_model
-    if not options.compare:
-        return
     kinds: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
-    for kind in kinds:
+    for kind in kinds if options.compare else ():
         beside = replace(options, quantize=kind).load_model
         if options.adapter:
             yield f"{kind} and the adapter", beside
@@ -303,21 +345,18 @@ def _variants(options: EvaluateOptions) -> Iterator[tuple[str | None, Callable[[
             yield kind, beside
 
 
-def _show(results: dict[str, Quality], text: Text, notes: Sequence[str]) -> None:
-    from rich.table import Table
-
-    from anyformer.console import Console
+def _show_text(results: dict[str, Quality], text: Text, note: str | None) -> None:
+    from anyformer.console import Console, table
 
     console = Console()
     first = next(iter(results.values()))
     console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text")
-    for note in notes:
+    if note:
         console.print(note)
-    table = Table("weights", box=None, header_style="bold", pad_edge=False)
-    for column in ("perplexity", "cost", "KL", "bits per byte", "MB", "tokens/s read", "written"):
-        table.add_column(column, justify="right", no_wrap=True)
+    headings = ("perplexity", "cost", "KL", "bits per byte", "MB", "tokens/s read", "written")
+    shown = table("weights", numbers=headings)
     for name, quality in results.items():
-        table.add_row(
+        shown.add_row(
             name,
             f"{quality.perplexity:.3f}",
             "" if quality is first else f"{quality.perplexity / first.perplexity - 1:+.2%}",
@@ -327,7 +366,7 @@ def _show(results: dict[str, Quality], text: Text, notes: Sequence[str]) -> None
             f"{quality.prompt_tokens_per_second:,.0f}",
             f"{quality.decode_tokens_per_second:,.0f}",
         )
-    console.print(table)
+    console.print(shown)
     for kind in ("int8", "int4"):
         beside, merged = (results.get(name) for name in (f"{kind} and the adapter", f"merged, then {kind}"))
         if beside is not None and merged is not None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyformer.atomic import check_new
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer import atomic
+from anyformer.cli.options import ModelOptions, parse
 from anyformer.terminal import write
 
 
@@ -31,20 +30,14 @@ class ExplainOptions(ModelOptions):
 def run(argv: list[str]) -> int:
     """Write the page."""
     options = parse(ExplainOptions, argv, "explain")
-    check_new(options.output)
+    atomic.check_new(options.output)
 
-    from anyformer import atomic
-    from anyformer.errors import UserError
     from anyformer.learn.explain import explain
     from anyformer.learn.explain.page import check_stored
 
-    # Before its weights are read.
-    check_stored(options.model)
+    check_stored(options.model)  # before its weights are read
     model, tokenizer = options.load_model()
     page = explain(model, tokenizer, name=Path(options.model).name, directory=options.model)
-    try:
-        atomic.write(options.output, page)
-    except OSError as error:
-        raise UserError(f"{options.output} can't be written: {error.strerror or error}.") from error
+    atomic.write(options.output, page)
     write(f"{options.output}: {len(page) / 1e6:.1f} MB, open it in a browser")
     return 0

@@ -1,10 +1,10 @@
 """`anyformer fill MODEL "Paris is the [MASK] of France."`: words for the masks."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
-from anyformer.errors import UserError
+from anyformer.cli.options import ModelOptions, Positional, Text, parse
+from anyformer.schema import Rule
 from anyformer.terminal import write
 
 
@@ -19,15 +19,13 @@ class FillOptions(ModelOptions):
 
     text: Positional[Text[str]]
     """The text, with the tokenizer's mask token ([MASK], <mask>) where a word is missing."""
-    top: int = 5
+    top: Annotated[int, "N", Rule(lambda top: top >= 1, "is a number of guesses, at least 1")] = 5
     """Guesses for each mask."""
 
 
 def run(argv: list[str]) -> int:
     """Print the likeliest words for each mask."""
     options = parse(FillOptions, argv, "fill")
-    if options.top < 1:
-        raise UserError(f"--top is a number of guesses, at least 1, not {options.top}.")
 
     from anyformer.generation import fill
 

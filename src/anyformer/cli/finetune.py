@@ -2,32 +2,17 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional
+from anyformer.cli.train import keep_compiled_code_private
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, configured, resumed
+from anyformer.schema import hints
+from anyformer.tasks import example_commands
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
-
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "data": (
-        *("data", "validation", "task", "columns", "header", "labels", "label_kind", "train_on", "system"),
-        *("context", "packing", "skip_faulty", "max_record_bytes", "cache"),
-    ),
-    "adapter": ("lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize"),
-    "length and batches": ("epochs", "steps", "minutes", "batch_size", "batch_tokens", "grad_accumulation"),
-    "optimization": (
-        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip"),
-        *("label_smoothing", "beta", "loss", "average", "seed"),
-    ),
-    "hardware": (
-        *("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage", "allow_pickle"),
-    ),
-    "run directory": ("name", "runs", "save_every", "keep", "keep_optimizer", "evaluate_every", "log_every", "track"),
-}
-"""The fields of a FinetuneConfig that are flags, by section of the help."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +22,6 @@ class FinetuneOptions:
     What is learned follows from the columns of the data: chats, prompts and completions, preferences, labels, tags,
     pairs of like texts, translations. Before it starts the command says what it found, and which tokens are learned;
     afterwards, what the model gained. With --lora an adapter is trained, and the model stays as it is.
-
-    Examples:
-        anyformer finetune HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --lora 16
-        anyformer finetune bert-base-uncased --data reviews.csv --columns text=review label=stars
-        anyformer finetune model.gguf --data chats.jsonl --lora 16 --quantize int4 --minutes 20
-        anyformer finetune google-t5/t5-small --data pairs.jsonl --preview pairs.html
-        anyformer finetune --resume runs/SmolLM2-135M-Instruct-1
     """
 
     model: Positional[str | None] = None
@@ -59,11 +37,11 @@ class FinetuneOptions:
 def run(argv: list[str]) -> int:
     """Fine-tune a model; returns the exit status."""
     started = time.monotonic()
-    parser = Parser("finetune", FinetuneOptions.__doc__ or "")
+    examples = (*example_commands(), "anyformer finetune --resume runs/SmolLM2-135M-Instruct-1")
+    parser = Parser("finetune", FinetuneOptions.__doc__ or "", examples)
     parser.add_fields(FinetuneOptions)
-    for section, names in SECTIONS.items():
-        parser.add_fields(FinetuneConfig, names, section=section)
-    values = parser.given(argv)
+    parser.add_fields(FinetuneConfig, section=None)
+    values = parser.values(argv)
     resume: Path | None = values.pop("resume", None)
     preview: Path | None = values.pop("preview", None)
     config = _read(values, resume)
@@ -73,6 +51,7 @@ def run(argv: list[str]) -> int:
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
         return launch(["finetune", *argv], config.processes)
+    keep_compiled_code_private()
     with one_of_many():
         from anyformer.finetuning.recipe import finetuning
         from anyformer.training.run import run as train
@@ -81,8 +60,7 @@ def run(argv: list[str]) -> int:
 
 
 def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
-    names = {field.name for field in fields(FinetuneConfig)}
-    changes = {name: value for name, value in values.items() if name in names}
+    changes = {name: value for name, value in values.items() if name in hints(FinetuneConfig)}
     if "model" in values:
         changes["base"] = values["model"]
     if resume is not None:

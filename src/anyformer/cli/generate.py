@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack, cast
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import Positional, Text, parse
+from anyformer.cli.options import AT_LEAST_1, ModelOptions, Positional, Text, parse
 from anyformer.errors import UserError
 from anyformer.limits import RECORD_BYTES
 from anyformer.schema import flag
@@ -59,10 +58,7 @@ _NOT_WITH_BEAMS = (
     *("stop", "draft", "samples", "logprobs"),
 )
 _NOT_WITH_FILE = ("n_best", "samples", "logprobs")
-_NOT_OF_THE_TEXT = (
-    *("model", "prompt", "file", "out", "field", "max_record_bytes", "device", "allow_pickle"),
-    *_NOT_WITH_FILE,
-)
+_WITHOUT_EFFECT = ("model", "prompt", "file", "out", "field", "max_record_bytes", "device", "allow_pickle")
 """Options that change nothing of what is written to a file."""
 
 
@@ -76,9 +72,9 @@ class _FileOptions:
     """Where the answers to --file go, one JSON object a line. Started again, the command goes on with what is there."""
     field: str = "prompt"
     """The field of --file's records that holds the prompt."""
-    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    max_record_bytes: Annotated[int, "N", AT_LEAST_1] = RECORD_BYTES
     """Bytes that a record of --file may have, or a line."""
-    batch_size: int = 8
+    batch_size: Annotated[int, "N", AT_LEAST_1] = 8
     """Prompts of --file that are answered at a time."""
 
 
@@ -121,25 +117,25 @@ class GenerateOptions(_FileOptions, SamplingOptions, _BeamOptions, ModelOptions)
     logprobs: int | None = None
     """Show how likely each new token was, and so many of the likeliest in its place."""
     draft: str | None = None
-    """Who guesses tokens ahead, so that the model needs fewer steps for the same text: "prompt" looks for what followed
-    the same words before; or a smaller model of the same vocabulary."""
+    """Guess tokens ahead, so that the model needs fewer steps for the same text: "prompt" looks for what followed the
+    same words before; or name a smaller model of the same vocabulary."""
 
 
 def run(argv: list[str]) -> int:
-    """Write the continuation as it comes; what is searched for with beams comes when the search is over."""
+    """Write the continuation as it comes; that of a search with beams comes when the search is over."""
     options = parse(GenerateOptions, argv, "generate")
 
     from anyformer.generation import GenerationConfig, generate_n_best, generate_samples, generate_stream
 
     _check_flags(options)
     model, tokenizer = options.load_model()
-    given = generation_options(options)
-    given["max_new_tokens"] = options.max_new_tokens
-    given["logit_bias"] = _biases(options.logit_bias)
+    settings = generation_options(options)
+    settings["max_new_tokens"] = options.max_new_tokens
+    settings["logit_bias"] = _biases(options.logit_bias)
     if options.early_stopping is not None:
-        given["early_stopping"] = "never" if options.early_stopping == "never" else options.early_stopping == "true"
-    search = options.n_best != 1 or GenerationConfig.for_model(model, **given).beams > 1
-    if search and _given_of(options, _NOT_WITH_BEAMS):
+        settings["early_stopping"] = "never" if options.early_stopping == "never" else options.early_stopping == "true"
+    searches = options.n_best != 1 or GenerationConfig.for_model(model, **settings).beams > 1
+    if searches and _changed(options, _NOT_WITH_BEAMS):
         names = ", ".join(map(flag, _NOT_WITH_BEAMS))
         raise UserError(f"{names} are for texts without beams: leave them out, or --beams 1.")
     draft: Draft | None = None
@@ -147,40 +143,33 @@ def run(argv: list[str]) -> int:
         plain = replace(options, quantize=None, adapter=())
         draft = "prompt" if options.draft == "prompt" else plain.load(options.draft)[0]
     if options.file is not None and options.out is not None:
-        return _answer_file(model, tokenizer, options, options.file, options.out, draft, **given)
-    before = options.prompt if model.config.is_decoder_only else ""
-    written = list[str]()
-    if search:
-        found = generate_n_best(model, tokenizer, options.prompt, options.n_best, **given)[0]
-        for best in found:
-            write(f"{best.score:.4f}  " if len(found) > 1 else "", before, best.text, sep="", flush=True)
-            written.append(best.text)
+        return _answer_file(model, tokenizer, options, options.file, options.out, draft, **settings)
+    prompt = options.prompt if model.config.is_decoder_only else ""
+    texts = list[str]()
+    if searches:
+        best = generate_n_best(model, tokenizer, options.prompt, options.n_best, **settings)[0]
+        texts += [each.text for each in best]
+        for each in best:
+            write(f"{each.score:.4f}  " if len(best) > 1 else "", prompt, each.text, sep="", flush=True)
     elif options.logprobs is not None:
-        written.append(_show_logprobs(model, tokenizer, options.prompt, options.logprobs, **given))
+        texts.append(_show_logprobs(model, tokenizer, options.prompt, options.logprobs, **settings))
     elif options.samples != 1:
-        written += generate_samples(model, tokenizer, options.prompt, draft=draft, **given)[0]
-        for number, text in enumerate(written, start=1):
-            write(f"[{number}] {before}{text}", flush=True)
+        texts += generate_samples(model, tokenizer, options.prompt, draft=draft, **settings)[0]
+        for number, text in enumerate(texts, start=1):
+            write(f"[{number}] {prompt}{text}", flush=True)
     else:
-        pieces = generate_stream(model, tokenizer, options.prompt, draft=draft, **given)
-        write(before, end="", flush=True)
-        for piece in pieces:
-            write(piece, end="", flush=True)
-            written.append(piece)
+        stream = generate_stream(model, tokenizer, options.prompt, draft=draft, **settings)
+        write(prompt, end="", flush=True)
+        for text in stream:
+            write(text, end="", flush=True)
+            texts.append(text)
         write()
-    if not options.stop and not any(map(str.strip, written)):
-        _explain_silence(tokenizer, options.model)
+    if not options.stop and not any(map(str.strip, texts)):
+        has_template = tokenizer is not None and tokenizer.chat_template is not None
+        chat = f"anyformer chat {shlex.quote(options.model)}"
+        advice = f" It has a chat template, so it expects a conversation: {chat}" if has_template else ""
+        message(f"The model ended the text at once.{advice}")
     return 0
-
-
-def _explain_silence(tokenizer: Tokenizer | None, name: str) -> None:
-    """Say why there is no text, and what to do with a model that answers in conversations."""
-    advice = (
-        ""
-        if tokenizer is None or tokenizer.chat_template is None
-        else (f" It has a chat template, so it expects a conversation: anyformer chat {shlex.quote(name)}")
-    )
-    message(f"The model ended the text at once.{advice}")
 
 
 def _answer_file(
@@ -190,28 +179,22 @@ def _answer_file(
     file: Path,
     out: Path,
     draft: Draft | None,
-    **given: Unpack[GenerationOptions],
+    **settings: Unpack[GenerationOptions],
 ) -> int:
     """Answer the prompts of a file, with a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
 
-    from anyformer.console import Console
+    from anyformer.console import progress_bar
     from anyformer.generation.batch_job import answer_prompts, read_prompts
 
     prompts = read_prompts(file, options.field, options.max_record_bytes)
-    settings = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_THE_TEXT}
-    settings |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
-    if adapters := list(settings.pop("adapter")):  # without any, a job that an earlier version began goes on
-        settings["adapter"] = adapters
-    settings["temperature"] = options.temperature or 0.0
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("generating", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    left_out = (*_WITHOUT_EFFECT, *_NOT_WITH_FILE)
+    record = {name: value for name, value in asdict(options).items() if name not in left_out}
+    record |= {"stop": list(options.stop), "logit_bias": list(options.logit_bias)}
+    if adapters := list(record.pop("adapter")):  # without any, a job that an earlier version began goes on
+        record["adapter"] = adapters
+    record["temperature"] = options.temperature or 0.0
+    bar = progress_bar(MofNCompleteColumn())
     task = bar.add_task("generating", total=len(prompts))
     counts: list[int] = []
 
@@ -221,11 +204,10 @@ def _answer_file(
 
     try:
         with bar:
-            answer_prompts(model, tokenizer, prompts, out, settings, progress=progress, draft=draft, **given)
+            answer_prompts(model, tokenizer, prompts, out, record, progress=progress, draft=draft, **settings)
     except KeyboardInterrupt:
         if counts:
-            done = f"{counts[-1]} of {len(prompts)} prompts are answered: the same command goes on from there."
-            message(done)
+            message(f"{counts[-1]} of {len(prompts)} prompts are answered: the same command goes on from there.")
         raise
     already = f" ({counts[0]} of them were there already)" if counts[0] else ""
     write(f"answers    {out}: {len(prompts)}{already}")
@@ -233,41 +215,34 @@ def _answer_file(
 
 
 def _show_logprobs(
-    model: Transformer, tokenizer: Tokenizer | None, prompt: str, top: int, **given: Unpack[GenerationOptions]
+    model: Transformer, tokenizer: Tokenizer | None, prompt: str, top: int, **settings: Unpack[GenerationOptions]
 ) -> str:
     """Generate a text and show its tokens, each with so many of the likeliest in its place; returns it."""
     import torch
-    from rich.table import Table
 
-    from anyformer.console import Console
+    from anyformer.console import Console, table
     from anyformer.generation import BatchingEngine, encode_prompt
     from anyformer.generation.inference import require_tokenizer
     from anyformer.generation.prompt import make_prompt
 
     tokenizer = require_tokenizer(tokenizer, "give BatchingEngine.submit token ids")
     ids = encode_prompt(model, tokenizer, prompt)
-    capacity = make_prompt(model, torch.tensor([ids]), None, given.get("max_new_tokens")).capacity
+    capacity = make_prompt(model, torch.tensor([ids]), None, settings.get("max_new_tokens")).capacity
     engine = BatchingEngine(model, tokenizer, slots=1, capacity=capacity)
-    request = engine.submit(ids, logprobs=top, **given)
+    request = engine.submit(ids, logprobs=top, **settings)
     engine.run()
 
-    def text_of(token: int) -> str:
-        return repr(tokenizer.decode([token], skip_special=False))
+    def shown(token: int, logprob: float) -> tuple[str, str]:
+        return repr(tokenizer.decode([token], skip_special=False)), f"{100 * math.exp(logprob):.1f}%"
 
-    def percent(logprob: float) -> str:
-        return f"{100 * math.exp(logprob):.1f}%"
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("token")
-    table.add_column("probability", justify="right")
+    tokens = table("token", numbers=("probability",))
     if top:
-        table.add_column("likeliest")
+        tokens.add_column("likeliest")
     for each in request.logprobs:
-        likeliest = "  ".join(f"{text_of(token)} {percent(logprob)}" for token, logprob in each.top.items())
-        cells = [text_of(each.token), percent(each.logprob), likeliest]
-        table.add_row(*cells[: len(table.columns)])
+        likeliest = ["  ".join(" ".join(shown(*pair)) for pair in each.top.items())] if top else []
+        tokens.add_row(*shown(each.token, each.logprob), *likeliest)
     write(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True).print(tokens)
     write(f"\nlog-probability {sum(each.logprob for each in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
     return request.text
 
@@ -279,11 +254,8 @@ def _check_flags(options: GenerateOptions) -> None:
     if options.file is not None:
         if options.prompt:
             raise UserError("Give a prompt or a --file of prompts, not both.")
-        for name in _given_of(options, _NOT_WITH_FILE):
+        for name in _changed(options, _NOT_WITH_FILE):
             raise UserError(f"{flag(name)} is for a single prompt: a --file gets one answer a prompt.")
-        for name in ("batch_size", "max_record_bytes"):
-            if (value := getattr(options, name)) < 1:
-                raise UserError(f"{flag(name)} is at least 1, not {value}.")
     if options.samples > 1 and not options.temperature:
         raise UserError("--samples draws texts, and greedy ones would all be the same: add --temperature 0.8.")
     if options.n_best != 1 and options.temperature:
@@ -292,14 +264,14 @@ def _check_flags(options: GenerateOptions) -> None:
         raise UserError("--logprobs shows the tokens of one text: leave out --samples and --draft.")
 
 
-def _given_of(options: GenerateOptions, names: Sequence[str]) -> list[str]:
+def _changed(options: GenerateOptions, names: Sequence[str]) -> list[str]:
     """Options that aren't at their defaults."""
     return [name for name in names if getattr(options, name) != getattr(GenerateOptions, name)]
 
 
-def _biases(given: Sequence[str]) -> dict[int, float]:
+def _biases(items: Sequence[str]) -> dict[int, float]:
     biases: dict[int, float] = {}
-    for item in given:
+    for item in items:
         token, _, bias = item.partition(":")
         try:
             biases[int(token)] = float(bias)

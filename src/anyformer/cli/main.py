@@ -102,13 +102,9 @@ def _help() -> str:
     lines = ["anyformer: every transformer from the same few blocks", "", "usage: anyformer COMMAND ...", ""]
     for title, commands in _GROUPS.items():
         lines += [f"{title}:", *(f"  {name:<{width}}  {summary}" for name, summary in commands.items()), ""]
-    return "\n".join(
-        [
-            *lines,
-            "`anyformer COMMAND --help` explains one, with examples.",
-            "Start with `anyformer train`: it trains a small model on Python's own source in two minutes.",
-        ]
-    )
+    lines.append("`anyformer COMMAND --help` explains one, with examples.")
+    lines.append("Start with `anyformer train`: it trains a small model on Python's own source in two minutes.")
+    return "\n".join(lines)
 
 
 def _main() -> int:

@@ -1,34 +1,43 @@
 """Command-line arguments from dataclasses: a field is an argument, and the string below it is its help."""
 
+from __future__ import annotations
+
 import argparse
 import ast
 import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest
-from anyformer.schema import NAMES, flag
+from anyformer.schema import Rule, Section, as_type, flag, hints
 from anyformer.terminal import write
+
+if TYPE_CHECKING:
+    from anyformer.model import Transformer
+    from anyformer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
 _POSITIONAL = object()
 Positional = Annotated[T, _POSITIONAL]
-"""A field that is given by its position instead of a flag."""
+"""A field that is an argument by its position, without a flag."""
 
 _TEXT = object()
 Text = Annotated[T, _TEXT]
 """A field whose strings are text, not names of files: bytes that the locale can't decode are taken for UTF-8."""
+
+AT_LEAST_1 = Rule(lambda number: number >= 1, "is at least 1")
+"""``Annotated[int, AT_LEAST_1]`` is refused below that."""
 
 _METAVARS = {int: "N", float: "X", Path: "FILE"}
 _WIDTH, _USAGE_WIDTH = 100, 72
@@ -46,12 +55,16 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
         SystemExit: With status 0, after ``--help``.
     """
     parser = Parser(command, kind.__doc__ or "")
-    parser.add_fields(kind, [name for name, (_, hint) in _fields(kind).items() if _is_positional(hint)])
+    parser.add_fields(kind, [name for name, hint in hints(kind).items() if _is_positional(hint)])
     for base in kind.__mro__[:-1]:
-        flags = [name for name in inspect.get_annotations(base) if not _is_positional(_fields(kind)[name][1])]
-        section = "options" if base is kind else (base.__doc__ or "").partition("\n")[0].rstrip(".").lower()
-        parser.add_fields(kind, flags, section=section)
-    return make(kind, parser.given(argv))
+        title = "options" if base is kind else (base.__doc__ or "").partition("\n")[0].rstrip(".").lower()
+        parser.add_fields(kind, inspect.get_annotations(base), section=title)
+    return make(kind, parser.values(argv))
+
+
+def flag_names(kind: type[Any]) -> list[str]:
+    """The fields of a config of runs that are flags: those with a `Section`."""
+    return [name for name, hint in hints(kind).items() if _section_of(hint) is not None]
 
 
 def without_vs(argv: Sequence[str]) -> list[str]:
@@ -59,70 +72,68 @@ def without_vs(argv: Sequence[str]) -> list[str]:
 
     An argument that has all three words, such as ``'gpt2 vs llama'``, becomes two, unless it may be a flag's value.
     """
-    argv = [word for index, argument in enumerate(argv) for word in _around_vs(argument, argv[index - 1 : index])]
-    between = range(1, len(argv) - 1)
-    joined = {
-        index
-        for index in between
-        if argv[index].lower() in ("vs", "vs.", "versus")
-        and not argv[index - 1].startswith("-")
-        and not argv[index + 1].startswith("-")
-        and not Path(argv[index]).exists()
-    }
-    return [argument for index, argument in enumerate(argv) if index not in joined]
+    words = list[str]()
+    for before, argument in pairwise(["", *argv]):
+        models = re.fullmatch(r"(\S+)\s+(?:vs\.?|versus)\s+(\S+)", argument, re.IGNORECASE)
+        if models is None or before.startswith("-") or Path(argument).exists():
+            words.append(argument)
+        else:
+            words += models.groups()
+
+    def is_joint(index: int) -> bool:
+        neighbors = words[index - 1 : index] + words[index + 1 : index + 2]
+        is_between = len(neighbors) == 2 and not any(each.startswith("-") for each in neighbors)
+        return is_between and words[index].lower() in ("vs", "vs.", "versus") and not Path(words[index]).exists()
+
+    return [word for index, word in enumerate(words) if not is_joint(index)]
 
 
-def _around_vs(argument: str, before: Sequence[str]) -> tuple[str, ...]:
-    """The models on both sides of a `vs` in one argument, or the argument."""
-    models = re.fullmatch(r"(\S+)\s+(?:vs\.?|versus)\s+(\S+)", argument, re.IGNORECASE)
-    is_value = any(word.startswith("-") for word in before)
-    return (argument,) if models is None or is_value or Path(argument).exists() else models.groups()
+def make(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass with those of the values of `Parser.values` that are its fields."""
+    return kind(**{name: values[name] for name in hints(kind) if name in values})
 
 
-def make(kind: type[T], given: Mapping[str, Any]) -> T:
-    """The dataclass with those of the values of `Parser.given` that are its fields."""
-    return kind(**{name: given[name] for name in _fields(kind) if name in given})
-
-
-def change_model(model: ModelConfig, given: Mapping[str, Any], command: str) -> ModelConfig:
+def change_model(model: ModelConfig, values: Mapping[str, Any], command: str) -> ModelConfig:
     """The model with the fields that ``--model.FIELD`` sets; after ``--help-model`` lists them and exits."""
-    if "help_model" in given:
+    if "help_model" in values:
         parser = Parser(command, "The fields of the model, with the values that they have unless they are changed.")
         parser.usage = f"{parser.prog} ... --model.FIELD VALUE"
         parser.add_fields(ModelConfig, section="model", prefix="model.", values=model)
         parser.print_help()
         raise SystemExit(0)
-    return model.replace(**{n.removeprefix("model."): value for n, value in given.items() if n.startswith("model.")})
+    return model.replace(**{n.removeprefix("model."): value for n, value in values.items() if n.startswith("model.")})
 
 
 class Parser(argparse.ArgumentParser):
     """The arguments of a command. What is wrong with them is reported as `UserError`."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, examples: Sequence[str] = ()) -> None:
         width = min(shutil.get_terminal_size().columns, _WIDTH)
-        text, _, examples = inspect.cleandoc(description).partition("\n\nExamples:\n")
+        text, _, lines = inspect.cleandoc(description).partition("\n\nExamples:\n")
+        examples = [*examples, *textwrap.dedent(lines).splitlines()]
         super().__init__(
             prog=f"anyformer {command}",
             description="\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n")),
-            epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples), '  ')}" if examples else None,
+            epilog="\n  ".join(["examples:", *examples]) if examples else None,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=width),
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
             add_help=False,
         )
         self._sections: dict[str, Any] = {name: self.add_argument_group(name) for name in ("arguments", "options")}
+        self._names = set[str]()
 
     def add_fields(
         self,
         kind: type[Any],
-        names: Sequence[str] | None = None,
+        names: Collection[str] | None = None,
         *,
-        section: str = "options",
+        section: str | None = "options",
         prefix: str = "",
         values: Any = None,
         hidden: bool = False,
     ) -> None:
-        """Add an argument for each field of a dataclass.
+        """Add an argument for each field of a dataclass; one of that name which is there already stays.
 
         A field is a flag, unless it is `Positional`; ``Annotated[float, "P"]`` names its value in the help, and
         ``Annotated[Path, "-o"]`` has the short flag ``-o`` as well. The fields of a field that is a dataclass are flags
@@ -130,22 +141,26 @@ class Parser(argparse.ArgumentParser):
 
         Args:
             names: The fields to add; None: all.
-            section: The title of the section of the help.
+            section: The title of the section of the help for fields that have no `Section` of their own; None: they are
+                no flags.
             values: An instance whose values the help shows; None: the defaults.
             hidden: Leave them out of the help.
         """
-        helps, known = {} if hidden else _helps(kind), _fields(kind)
-        for name in known if names is None else names:
-            field, hint = known[name]
+        helps = {} if hidden else _helps(kind)
+        for field in fields(kind):
+            hint, full = hints(kind)[field.name], f"{prefix}{field.name}"
+            title, is_left_out = _section_of(hint) or section, names is not None and field.name not in names
+            if title is None or is_left_out or full in self._names:
+                continue
+            self._names.add(full)
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            value = getattr(values, name, default)
-            part = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
-            if part is None:
-                text = argparse.SUPPRESS if hidden else _with_default(helps.get(name, ""), value, bool(prefix))
-                self._add(f"{prefix}{name}", hint, text, section, required=default is MISSING and not prefix)
+            value = getattr(values, field.name, default)
+            parts = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]
+            if not parts:
+                text = argparse.SUPPRESS if hidden else _with_default(helps.get(field.name, ""), value, bool(prefix))
+                self._add(full, hint, text, title, required=default is MISSING and not prefix)
             elif hidden or value is not None:
-                full = f"{prefix}{name}"
-                self.add_fields(cast("Any", part), section=full, prefix=f"{full}.", values=value, hidden=hidden)
+                self.add_fields(parts[0], section=full, prefix=f"{full}.", values=value, hidden=hidden)
 
     def add_model_flags(self) -> None:
         """Add ``--model.FIELD`` for each field of a `ModelConfig`, and ``--help-model`` to list them."""
@@ -154,15 +169,15 @@ class Parser(argparse.ArgumentParser):
         add("--help-model", action="store_true", help="List the fields and their values.")
         self.add_fields(ModelConfig, section="model", prefix="model.", hidden=True)
 
-    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+    def values(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values that the arguments set, by name of the field, dotted for those of a model. Raises as `parse`."""
         self.usage = self._usage()
         self._section("options").add_argument("-h", "--help", action="help", help="Show this help.")
         space, unknown = self.parse_known_intermixed_args([_dashed(argument) for argument in argv])
-        for argument in unknown:
-            if not argument.startswith("-"):
-                raise UserError(f"{argument!r} is one argument too many; usage: {self.usage}")
-            option = argument.partition("=")[0]
+        if unknown and not unknown[0].startswith("-"):
+            raise UserError(f"{unknown[0]!r} is one argument too many; usage: {self.usage}")
+        if unknown:
+            option = unknown[0].partition("=")[0]
             hint = nearest(option, [name for action in self._actions for name in action.option_strings])
             if not hint.startswith(("did you mean", "that is")):
                 hint = f"{self.prog} --help lists them"
@@ -199,32 +214,29 @@ class Parser(argparse.ArgumentParser):
 
     def _add(self, name: str, annotated: Any, text: str, section: str, *, required: bool) -> None:
         hint, *notes = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
-        optional = type(None) in get_args(hint)
-        kind = next(part for part in get_args(hint) if part is not type(None)) if optional else hint
-        several = get_origin(kind) is tuple
-        kind = get_args(kind)[0] if several else kind
-        positional = _is_positional(annotated)
-        how: dict[str, Any] = {"help": text if text is argparse.SUPPRESS else text.replace("%", "%%")}
+        kinds = [each for each in get_args(hint) if each is not type(None)] if type(None) in get_args(hint) else [hint]
+        is_positional, several = _POSITIONAL in notes, get_origin(kinds[0]) is tuple
+        kind = get_args(kinds[0])[0] if several else kinds[0]
+        add = self._section("arguments" if is_positional else section).add_argument
+        shared: dict[str, Any] = {"help": text if text is argparse.SUPPRESS else text.replace("%", "%%")}
         if kind is bool:
             head, dot, last = flag(name).removeprefix("--").rpartition(".")
-            add, switch = self._section(section).add_argument, {"dest": name, "action": _Switch, "nargs": 0}
-            both, opposite = optional or bool(dot), f"--{head}{dot}no-{last}"
-            add(flag(name), *([opposite] if both else []), **switch, **how)
-            if not both:
+            switch, opposite = {"dest": name, "action": _Switch, "nargs": 0}, f"--{head}{dot}no-{last}"
+            shows_both = kind is not hint or bool(dot)
+            add(flag(name), *([opposite] if shows_both else []), **switch, **shared)
+            if not shows_both:
                 add(opposite, **switch, help=argparse.SUPPRESS)
             return
-        how["nargs"] = ("+" if required else "*") if several else "?" if positional and not required else None
-        how["type"] = _as_text if _TEXT in notes else _converter(kind, optional)
-        if positional:
+        shared["nargs"] = ("+" if required else "*") if several else "?" if is_positional and not required else None
+        shared["type"] = _as_text if _TEXT in notes else partial(_converted, kind if several else annotated)
+        if is_positional:
             # argparse requires an argument of any number unless its default is given, if only as it is.
-            how |= {"metavar": name.upper().removesuffix("S" if several else ""), "default": argparse.SUPPRESS}
-            self._section("arguments").add_argument(name, **how)
-        else:
-            said = [note for note in notes if isinstance(note, str)]
-            short = [note for note in said if note.startswith("-")]
-            metavar = next((note for note in said if note not in short), None) or _metavar(name, kind)
-            names = [flag(name), *short]
-            self._section(section).add_argument(*names, dest=name, metavar=metavar, required=required, **how)
+            add(name, metavar=name.upper().removesuffix("S" if several else ""), default=argparse.SUPPRESS, **shared)
+            return
+        names = [note for note in notes if isinstance(note, str)]
+        short = [note for note in names if note.startswith("-")]
+        metavar = next((note for note in names if note not in short), None) or _metavar(name, kind)
+        add(flag(name), *short, dest=name, metavar=metavar, required=required, **shared)
 
 
 class _Switch(argparse.Action):
@@ -243,32 +255,24 @@ def _synopsis(action: argparse.Action) -> str:
     return shown if required else f"[{shown}]"
 
 
-@cache
-def _fields(kind: Any) -> dict[str, tuple[Any, Any]]:
-    """The fields of a dataclass and their types."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: (field, hints[field.name]) for field in fields(kind)}
+def _section_of(hint: Any) -> str | None:
+    return next((note.title for note in get_args(hint) if isinstance(note, Section)), None)
 
 
 def _is_positional(hint: Any) -> bool:
     return _POSITIONAL in get_args(hint)
 
 
+@cache
 def _helps(kind: type[Any]) -> dict[str, str]:
     """The string below each field of a dataclass, in one line."""
-    return {name: text for base in reversed(kind.__mro__[:-1]) for name, text in _own_helps(base).items()}
-
-
-@cache
-def _own_helps(kind: type[Any]) -> dict[str, str]:
-    """Helps of the fields that are not inherited."""
-    module = _syntax(inspect.getfile(kind))
-    source = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__)
-    return {
-        cast("ast.Name", field.target).id: " ".join(str(text.value.value).split())
-        for field, text in pairwise(source.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    helps = dict[str, str]()
+    for base in reversed(kind.__mro__[:-1]):
+        classes = (node for node in _syntax(inspect.getfile(base)).body if isinstance(node, ast.ClassDef))
+        for field, text in pairwise(next(each for each in classes if each.name == base.__name__).body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                helps[cast("ast.Name", field.target).id] = " ".join(str(text.value.value).split())
+    return helps
 
 
 @cache
@@ -282,31 +286,23 @@ def _as_text(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _converter(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """From an argument's text to a value of this type."""
-    choices = {str(choice): choice for choice in get_args(kind)} if get_origin(kind) is Literal else None
-
-    def convert(text: str) -> Any:
-        if optional and text == "None":
-            return None
-        if choices is not None and text not in choices:
-            raise argparse.ArgumentTypeError(f"can't be {text!r} ({nearest(text, choices)})")
-        try:
-            return kind(text) if choices is None else choices[text]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"wants {NAMES[kind]}, not {text!r}") from None
-
-    return convert
+def _converted(hint: Any, argument: str) -> Any:
+    """The value of a type that an argument stands for."""
+    try:
+        return as_type(argument, hint)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from None
 
 
 def _metavar(name: str, kind: Any) -> str:
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     return _METAVARS.get(kind) or name.rpartition(".")[2].rpartition("_")[2].upper()
 
 
 def _with_default(text: str, default: Any, shows_all: bool) -> str:
-    """A help with the value that holds where none is given, unless it says so itself or there is nothing to say."""
+    """A help with the default value, unless it says so itself or there is nothing to say."""
     if default in (None, (), MISSING) or (default in (False, "") and not shows_all) or "default:" in text:
         return text
     shown = " ".join(map(str, cast("tuple[Any, ...]", default))) if isinstance(default, tuple) else str(default)
@@ -318,3 +314,42 @@ def _dashed(argument: str) -> str:
     """A flag may be spelled with underscores, as its field is."""
     flag, equals, value = argument.partition("=")
     return f"{flag.replace('_', '-')}{equals}{value}" if flag.startswith("--") and " " not in flag else argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Loading the model."""
+
+    device: str | None = None
+    """Where to compute, such as cuda (default: the CPU)."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The dtype of the weights, or of the activations with --quantize (default: as stored)."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Quantize the matrices to 8 or 4 bits while they are read."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin where there is no safetensors file."""
+    adapter: Annotated[tuple[str, ...], "DIR[:WEIGHT]"] = ()
+    """Low-rank adapters to add to the model, in PEFT's format or in mlx-lm's."""
+
+    def load(self, path_or_hub_id: str) -> tuple[Transformer, Tokenizer | None]:
+        """The model and its tokenizer, see `anyformer.load`."""
+        from anyformer.adapters import merge
+        from anyformer.checkpoint import load
+        from anyformer.quantization import bits_of
+
+        settings = {name: getattr(self, name) for name in hints(LoadOptions)}
+        model, tokenizer = load(path_or_hub_id, **settings)
+        # In the weights an adapter costs nothing; integers stay as they are, and it stays beside them.
+        return (merge(model) if model.adapter_configs and bits_of(model) is None else model), tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadOptions):
+    """A model, and how it is loaded."""
+
+    model: Positional[str]
+    """A model directory, a run directory, a GGUF file, or a hub id."""
+
+    def load_model(self) -> tuple[Transformer, Tokenizer | None]:
+        """The model and its tokenizer."""
+        return self.load(self.model)

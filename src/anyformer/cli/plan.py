@@ -3,24 +3,23 @@
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anyformer.cli.options import Parser, Positional, change_model
 from anyformer.pages.formatting import byte_size
+from anyformer.schema import hints
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
     from anyformer.plan.plan import Request, TrainingPlan
 
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "batches and length": ("context", "batch_size", "batch_tokens", "grad_accumulation", "steps"),
-    "what is trained": ("optimizer", "average", "label_smoothing"),
-    "hardware": ("dtype", "gradient_checkpointing", "engine", "processes"),
-}
-_TRAINING = ("objective", "document_masking", "tokenizer")
-_TUNING = ("task", "labels", "label_kind", "packing", "lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora")
-"""The fields of a RunConfig, a TrainConfig and a FinetuneConfig that decide what a step takes."""
+_DECISIVE = (
+    *("context", "batch_size", "batch_tokens", "grad_accumulation", "steps", "optimizer", "average", "label_smoothing"),
+    *("dtype", "gradient_checkpointing", "engine", "processes", "objective", "document_masking", "tokenizer", "task"),
+    *("labels", "label_kind", "packing", "lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora"),
+)
+"""The settings of a run that decide what a step takes."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +56,27 @@ class PlanOptions:
 
 def run(argv: list[str]) -> int:
     """Print the plan; returns the exit status."""
-    values = _parser().given(argv)
-    as_json: bool = values.get("json", False)
+    values = _parser().values(argv)
 
     from anyformer.console import Console
 
     with Console(stderr=True).status("reading the model") as status:
-        asked = _request(values)
+        request = _request(values)
 
         from anyformer.plan.plan import make_plan
 
         gc.freeze()  # else a seventh of the time is for looking through the objects of what was imported
-        found = make_plan(asked, status.update)
-    if as_json:
-        write(json.dumps({**asdict(found), "flops_per_token": found.flops_per_token}, indent=2))
+        plan = make_plan(request, status.update)
+    if values.get("json"):
+        write(json.dumps({**asdict(plan), "flops_per_token": plan.flops_per_token}, indent=2))
     else:
-        _print(found)
+        _print(plan)
     return 0
 
 
 def read_arguments(argv: Sequence[str]) -> "Request":
     """The request of the arguments. Raises UserError as `anyformer.plan`."""
-    return _request(_parser().given(argv))
+    return _request(_parser().values(argv))
 
 
 def _parser() -> Parser:
@@ -87,117 +85,84 @@ def _parser() -> Parser:
 
     parser = Parser("plan", PlanOptions.__doc__ or "")
     parser.add_fields(PlanOptions)
-    shown: set[str] = {field.name for field in fields(PlanOptions)}
-    for section, names in _SECTIONS.items():
-        parser.add_fields(TrainConfig, names, section=section)
-        shown |= {*names}
-    parser.add_fields(TrainConfig, _TRAINING, section="training from scratch")
-    parser.add_fields(FinetuneConfig, _TUNING, section="fine-tuning")
-    shown |= {*_TRAINING, *_TUNING, "base", "preset"}
-    # The others change nothing here: they are taken so that plan can stand in the place of another command.
-    for kind in (TrainConfig, FinetuneConfig):
-        others = [field.name for field in fields(kind) if field.name not in shown]
-        parser.add_fields(kind, others, hidden=True)
-        shown |= {*others}
+    # Those that change nothing here are taken so that plan can stand in the place of another command.
+    for names, hidden in ((_DECISIVE, False), (None, True)):
+        for kind in (TrainConfig, FinetuneConfig):
+            parser.add_fields(kind, names, section=None, hidden=hidden)
     parser.add_model_flags()
     return parser
 
 
 def _request(values: Mapping[str, Any]) -> "Request":
-    from dataclasses import replace
-
     from anyformer.plan.calibrate import FEW_SECONDS, SECONDS
     from anyformer.plan.plan import request
     from anyformer.plan.run_settings import read_run
 
-    own = {field.name for field in fields(PlanOptions)}
-    given = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
-    options = {name: value for name, value in values.items() if name not in own and "." not in name}
-    contender, options = read_run(
-        values["model"], options, elsewhere=given["device"] is not None, is_sized=given["tokens"] is not None
+    own = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
+    settings = {name: value for name, value in values.items() if name not in hints(PlanOptions) and "." not in name}
+    model, settings = read_run(
+        values["model"], settings, elsewhere=own["device"] is not None, is_sized=own["tokens"] is not None
     )
-    contender = replace(contender, config=change_model(contender.config, values, "plan"))
+    model = replace(model, config=change_model(model.config, values, "plan"))
     seconds = {None: FEW_SECONDS, True: SECONDS, False: 0.0}[values.get("calibrate")]
-    return request(contender, options, **given, calibrate=seconds)
+    return request(model, settings, **own, calibrate=seconds)
 
 
-def _print(found: "TrainingPlan") -> None:
-    from rich.table import Table
-
-    from anyformer.console import Console
+def _print(plan: "TrainingPlan") -> None:
+    from anyformer.console import Console, table
     from anyformer.plan.devices import PRICES_OF
 
     console = Console()
-    trained = f", {found.trained_parameters:,} of them trained" if found.trained_parameters < found.parameters else ""
-    where = found.device if found.engine is None else f"{found.processes} {found.device}, {found.engine}"
-    console.print(f"{found.model}: {found.parameters:,} parameters{trained}", style="bold", highlight=False)
-    console.print(
-        f"{found.task}, {found.batch_size} texts of {found.context} tokens a step, {found.dtype} on {where}",
-        highlight=False,
-    )
-    table = Table("memory", box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("counted", "share", "formula"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
-    for name in dict.fromkeys((*found.memory, *found.formula)):
-        size, said = found.memory.get(name, 0), found.formula.get(name)
-        bar = "█" * round(24 * size / found.peak)
-        table.add_row(name, byte_size(size), f"{size / found.peak:.0%}", "" if said is None else byte_size(said), bar)
-    each = "" if found.processes == 1 else " of each process"
-    table.add_row(f"peak{each}", byte_size(found.peak), "", "", "", style="bold")
-    console.print()
-    console.print(table)
-    console.print()
-    for name, reason in found.differences.items():
-        console.print(
-            f"{name}: {byte_size(found.formula[name])} by the formula; {reason}.", style="dim", highlight=False
-        )
-    verdict = "fits" if found.fits else "does not fit"
-    together = f" {found.processes} times" if found.device == "cpu" and found.processes > 1 else ""
-    console.print(
-        f"It {verdict}{together} into {byte_size(found.device_memory)} beside {byte_size(found.base)} for "
-        f"{'Python and torch' if found.device == 'cpu' else 'CUDA'}.",
-        style="green" if found.fits else "red",
-        highlight=False,
-    )
-    for change in found.changes:
-        told = "fits" if change.fits else "does not"
-        console.print(f"  {change.flags}: {byte_size(change.peak)}, {told}", highlight=False)
-    if not found.fits and not any(change.fits for change in found.changes):
+    trained = f", {plan.trained_parameters:,} of them trained" if plan.trained_parameters < plan.parameters else ""
+    devices = plan.device if plan.engine is None else f"{plan.processes} {plan.device}, {plan.engine}"
+    console.print(f"{plan.model}: {plan.parameters:,} parameters{trained}", style="bold")
+    console.print(f"{plan.task}, {plan.batch_size} texts of {plan.context} tokens a step, {plan.dtype} on {devices}")
+    memory = table("memory", numbers=("counted", "share", "formula"), gap=3)
+    memory.add_column("")
+    for name in dict.fromkeys((*plan.memory, *plan.formula)):
+        size, formula = plan.memory.get(name, 0), plan.formula.get(name)
+        bar = "█" * round(24 * size / plan.peak)
+        shown = "" if formula is None else byte_size(formula)
+        memory.add_row(name, byte_size(size), f"{size / plan.peak:.0%}", shown, bar)
+    each = "" if plan.processes == 1 else " of each process"
+    memory.add_row(f"peak{each}", byte_size(plan.peak), "", "", "", style="bold")
+    console.print("", memory, "", sep="\n")
+    for name, reason in plan.differences.items():
+        console.print(f"{name}: {byte_size(plan.formula[name])} by the formula; {reason}.", style="dim")
+    is_cpu, verdict = plan.device == "cpu", "fits" if plan.fits else "does not fit"
+    together = f" {plan.processes} times" if is_cpu and plan.processes > 1 else ""
+    others = f"{byte_size(plan.base)} for {'Python and torch' if is_cpu else 'CUDA'}"
+    line = f"It {verdict}{together} into {byte_size(plan.device_memory)} beside {others}."
+    console.print(line, style="green" if plan.fits else "red")
+    for change in plan.changes:
+        console.print(f"  {change.flags}: {byte_size(change.peak)}, {'fits' if change.fits else 'does not'}")
+    if not plan.fits and not any(change.fits for change in plan.changes):
         console.print("  No flag is enough: take a shorter --context, a smaller --batch-size or model.")
-    if found.cache:
-        console.print(f"Generating such a text keeps {byte_size(found.cache)} of keys and values.", highlight=False)
-    console.print(
-        f"A step takes {found.flops:.3g} FLOPs, {found.flops_per_token:.3g} a token (6 N + 12 L d s: "
-        f"{found.flops_formula / found.tokens:.3g}).",
-        highlight=False,
-    )
-    time = found.time
-    console.print(
-        f"A step takes {_time(time.seconds)} ({_time(time.low)} to {_time(time.high)}: {time.reason}); "
-        f"{found.tokens / time.seconds:,.0f} tokens/s.",
-        highlight=False,
-    )
-    money = "there is no price of it: --price-per-hour tells one"
-    if found.cost_per_million is not None:
-        low, likely, high = found.cost_per_million
-        money = f"${likely:,.4g} (${low:,.4g} to ${high:,.4g}) at ${found.price_per_hour:g} an hour and device"
-    console.print(
-        f"A million tokens take {_time(time.seconds * 1e6 / found.tokens)} and cost {money}."
-        if found.cost_per_million
-        else f"A million tokens take {_time(time.seconds * 1e6 / found.tokens)}; {money}.",
-        highlight=False,
-    )
-    if found.seconds is not None:
-        low, likely, high = map(_time, found.seconds)
-        console.print(f"{found.steps:,} steps take {likely} ({low} to {high}).", highlight=False)
-    if found.cost is not None:
-        low, likely, high = found.cost
-        console.print(
-            f"They cost ${likely:,.2f} (${low:,.2f} to ${high:,.2f}) at ${found.price_per_hour:g} an hour and device "
-            f"(prices of the table: {PRICES_OF}).",
-            highlight=False,
-        )
+    if plan.cache:
+        console.print(f"Generating such a text keeps {byte_size(plan.cache)} of keys and values.")
+    formula = f"6 N + 12 L d s: {plan.flops_formula / plan.tokens:.3g}"
+    console.print(f"A step takes {plan.flops:.3g} FLOPs, {plan.flops_per_token:.3g} a token ({formula}).")
+    time = plan.time
+    speed = f"{plan.tokens / time.seconds:,.0f} tokens/s"
+    console.print(f"A step takes {_time(time.seconds)} ({_range(time.low, time.high)}: {time.reason}); {speed}.")
+    million = f"A million tokens take {_time(time.seconds * 1e6 / plan.tokens)}"
+    rate = "" if plan.price_per_hour is None else f"at ${plan.price_per_hour:g} an hour and device"
+    if plan.cost_per_million is None:
+        console.print(f"{million}; there is no price of it: --price-per-hour tells one.")
+    else:
+        low, likely, high = plan.cost_per_million
+        console.print(f"{million} and cost ${likely:,.4g} (${low:,.4g} to ${high:,.4g}) {rate}.")
+    if plan.seconds is not None:
+        low, likely, high = plan.seconds
+        console.print(f"{plan.steps:,} steps take {_time(likely)} ({_range(low, high)}).")
+    if plan.cost is not None:
+        low, likely, high = plan.cost
+        money = f"${likely:,.2f} (${low:,.2f} to ${high:,.2f})"
+        console.print(f"They cost {money} {rate} (prices of the table: {PRICES_OF}).")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{_time(low)} to {_time(high)}"
 
 
 def _time(seconds: float) -> str:

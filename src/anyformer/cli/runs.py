@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anyformer.cli.options import Positional, parse, without_vs
-from anyformer.console import Console
+from anyformer.console import Console, table
 from anyformer.errors import UserError
 from anyformer.pages.formatting import setting
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
@@ -20,7 +20,7 @@ from anyformer.tasks import TASKS
 from anyformer.terminal import write
 from anyformer.training.config import TrainConfig, defaults
 
-_DIRECTORY = Path("runs")
+_RUNS = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")
 """Columns that a narrow terminal does without, the least missed first."""
 
@@ -73,30 +73,30 @@ def run(argv: list[str]) -> int:
 def _chosen(paths: Sequence[str]) -> tuple[list[Run], bool]:
     """The runs that are named, and whether to compare them. Raises UserError for one that isn't there."""
     if not paths:
-        if not _DIRECTORY.is_dir():
+        if not _RUNS.is_dir():
             raise UserError("There are no runs here yet: `anyformer train` makes one, in runs/. Or name a directory.")
-        return read_runs(_DIRECTORY), False
-    if len(paths) == 1 and Path(paths[0]).is_dir() and not is_run(_place(paths[0])):
+        return read_runs(_RUNS), False
+    if len(paths) == 1 and Path(paths[0]).is_dir() and not is_run(_directory(paths[0])):
         return read_runs(Path(paths[0])), False
-    return [read_run(_place(path)) for path in paths], len(paths) > 1
+    return [read_run(_directory(path)) for path in paths], len(paths) > 1
 
 
-def _place(name: str) -> Path:
+def _directory(name: str) -> Path:
     """A run's directory: the path, or else the name in runs/."""
     path = Path(name)
-    return _DIRECTORY / name if path.name == name and _DIRECTORY.is_dir() and not path.is_dir() else path
+    return _RUNS / name if path.name == name and _RUNS.is_dir() and not path.is_dir() else path
 
 
 def _print(runs: Sequence[Run], compared: bool) -> None:
     console = Console()
     best = best_scores(runs) if compared else set[tuple[str, str]]()
     columns = list(COLUMNS)
-    table = _table(runs, columns, best)
+    shown = _table(runs, columns, best)
     for spare in _SPARE:
-        if console.is_terminal and _width(console, table) > console.width:
+        if console.is_terminal and _width(console, shown) > console.width:
             columns.remove(spare)
-            table = _table(runs, columns, best)
-    _show(console, table)
+            shown = _table(runs, columns, best)
+    _show(console, shown)
     for each in runs:
         if each.broken_lines:
             console.print(Text(f"{each.name}: {unreadable(each)}."), soft_wrap=True)
@@ -106,16 +106,14 @@ def _print(runs: Sequence[Run], compared: bool) -> None:
 
 
 def _table(runs: Sequence[Run], columns: Sequence[str], best: set[tuple[str, str]]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    made = table()
     for column in columns:
-        table.add_column(column, justify="left" if column in TEXTS else "right", no_wrap=True)
+        made.add_column(column, justify="left" if column in TEXTS else "right", no_wrap=True)
     for each in runs:
-        cells: list[Text] = []
-        for column in columns:
-            bold = "bold green" if (column, each.name) in best else ""
-            cells.append(Text(COLUMNS[column](each), style=_STYLES[each.state] if column == "state" else bold))
-        table.add_row(*cells)
-    return table
+        styles = {column: "bold green" if (column, each.name) in best else "" for column in columns}
+        styles["state"] = _STYLES[each.state]
+        made.add_row(*(Text(COLUMNS[column](each), style=styles[column]) for column in columns))
+    return made
 
 
 def _print_differences(console: Console, runs: Sequence[Run]) -> None:
@@ -123,23 +121,22 @@ def _print_differences(console: Console, runs: Sequence[Run]) -> None:
     if not changes:
         console.print("Their configs are the same.")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("")
+    made = table("", gap=3)
     for each in runs:
-        table.add_column(Text(each.name), overflow="fold")
+        made.add_column(Text(each.name), overflow="fold")
     for name, values in changes.items():
-        table.add_row(Text(name), *(Text(setting(value)) for value in values))
-    _show(console, table)
+        made.add_row(Text(name), *(Text(setting(value)) for value in values))
+    _show(console, made)
     if differing(runs):
         console.print("\nTheir losses are of different texts, tokens or tasks and don't compare; bits per byte may.")
 
 
-def _show(console: Console, table: Table) -> None:
+def _show(console: Console, shown: Table) -> None:
     """Print a table; where there is no terminal, but a file or another program, as wide as it is."""
     if not console.is_terminal:
-        console.width = max(console.width, _width(console, table))
-    console.print(table)
+        console.width = max(console.width, _width(console, shown))
+    console.print(shown)
 
 
-def _width(console: Console, table: Table) -> int:
-    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+def _width(console: Console, shown: Table) -> int:
+    return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum

@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional, change_model, make
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
 from anyformer.pages.formatting import byte_size
+from anyformer.schema import Rule
 from anyformer.spec import read_config
 from anyformer.terminal import write
 
@@ -23,7 +23,7 @@ class ShowOptions:
 
     model: Positional[str]
     """A preset, a config file, a model or run directory, or a GGUF file, perhaps with fields changed."""
-    context: int | None = None
+    context: Annotated[int | None, "N", Rule(lambda n: n >= 1, "is a number of tokens, at least 1")] = None
     """Tokens that each token attends to (default: as many as the model was made for)."""
     json: bool = False
     """Print JSON instead of tables."""
@@ -34,45 +34,39 @@ def run(argv: list[str]) -> int:
     parser = Parser("show", ShowOptions.__doc__ or "")
     parser.add_fields(ShowOptions)
     parser.add_model_flags()
-    given = parser.given(argv)
-    options = make(ShowOptions, given)
-    config = change_model(read_config(options.model).config, given, "show")
-    if options.context is not None and options.context < 1:
-        raise UserError(f"--context is a number of tokens, at least 1, not {options.context}.")
+    values = parser.values(argv)
+    options = make(ShowOptions, values)
+    config = change_model(read_config(options.model).config, values, "show")
     _print(config, options)
     return 0
 
 
 def _print(config: ModelConfig, options: ShowOptions) -> None:
-    from rich.table import Table
-
     from anyformer.analysis import cache_bytes_per_token, part_costs
-    from anyformer.console import Console
+    from anyformer.console import Console, table
 
     context = options.context or config.max_length
-    account = part_costs(config, context)
-    parameters, flops = sum(part.parameters for part in account), sum(part.flops for part in account)
+    costs = part_costs(config, context)
+    parameters, flops = sum(part.parameters for part in costs), sum(part.flops for part in costs)
     cache = cache_bytes_per_token(config)
     if options.json:
-        costs = {"parameters": parameters, "flops_per_token": flops, "cache_bytes_per_token": cache, "context": context}
-        write(json.dumps({"config": config.to_dict(), "parts": [asdict(part) for part in account], **costs}, indent=2))
+        totals = {"parameters": parameters, "flops_per_token": flops}
+        totals |= {"cache_bytes_per_token": cache, "context": context}
+        write(json.dumps({"config": config.to_dict(), "parts": [asdict(part) for part in costs], **totals}, indent=2))
         return
     console = Console()
-    settings = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    settings = table(gap=3)
+    settings.show_header = False
     for field, value in _essentials(config):
         settings.add_row(field, shown(value))
     console.print(options.model, style="bold")
     console.print(settings)
-    table = Table("part", box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("layers", "parameters", "share", "FLOPs per token"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for part in account:
+    parts = table("part", numbers=("layers", "parameters", "share", "FLOPs per token"), gap=3)
+    for part in costs:
         share = f"{part.parameters / parameters:.1%}"
-        table.add_row(part.name, str(part.layers), f"{part.parameters:,}", share, f"{part.flops:,}")
-    table.add_row("total", "", f"{parameters:,}", "", f"{flops:,}", style="bold")
-    console.print()
-    console.print(table)
-    console.print()
+        parts.add_row(part.name, str(part.layers), f"{part.parameters:,}", share, f"{part.flops:,}")
+    parts.add_row("total", "", f"{parameters:,}", "", f"{flops:,}", style="bold")
+    console.print("", parts, "", sep="\n")
     console.print(f"FLOPs of a forward pass, each token looking back on {context} tokens")
     console.print(f"weights: {byte_size(parameters * 4)} in float32, {byte_size(parameters * 2)} in bfloat16")
     if cache:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyformer import atomic, ownership
-from anyformer.cli.options import Parser, Positional, change_model
+from anyformer import atomic
+from anyformer.cli.options import Parser, Positional, change_model, flag_names
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
@@ -31,18 +31,6 @@ _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
 }
 """Flags that serve one kind of run, and would do nothing in another."""
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "data": ("data", "validation", "field", "max_record_bytes", "source", "target", "tokenizer", "workers", "cache"),
-    "objective": ("objective", "document_masking", "whole_word_masking", "label_smoothing"),
-    "batches and length": ("steps", "minutes", "context", "batch_size", "batch_tokens", "grad_accumulation"),
-    "optimization": (
-        *("optimizer", "learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip"),
-        *("average", "seed"),
-    ),
-    "hardware": ("device", "dtype", "compile", "gradient_checkpointing", "engine", "processes", "zero_stage"),
-    "run directory": ("name", "runs", "save_every", "keep", "keep_optimizer", "evaluate_every", "log_every", "track"),
-}
-"""The fields of a TrainConfig that are flags, by section of the help."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ class TrainOptions:
 def run(argv: list[str]) -> int:
     """Train a model; returns the exit status."""
     started = time.monotonic()
-    values = _parser().given(argv)
+    values = _parser().values(argv)
     resume: Path | None = values.pop("resume", None)
     if resume is not None:
         check_run_directory(resume)
@@ -85,14 +73,21 @@ def run(argv: list[str]) -> int:
     if needs_launch(config.processes):
         check_engine(config.engine, config.processes)
         return launch(["train", *argv], config.processes)
-    # torch.compile's own choice is a folder of a known name in /tmp, out of which it would load another user's code.
-    with contextlib.suppress(OSError):
-        compiled = ownership.private_folder(atomic.cache_folder() / "torchinductor")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    keep_compiled_code_private()
     with one_of_many():
         from anyformer.training.run import run as train
 
         return train(config, resume=resume, started=started).status
+
+
+def keep_compiled_code_private() -> None:
+    """Let torch.compile keep its code in the user's own folder.
+
+    Its own choice is a folder of a known name in /tmp, out of which it would load another user's code.
+    """
+    with contextlib.suppress(OSError):
+        folder = atomic.private_folder(atomic.cache_folder() / "torchinductor")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def read_arguments(argv: list[str]) -> TrainConfig:
@@ -102,14 +97,13 @@ def read_arguments(argv: list[str]) -> TrainConfig:
         UserError: an unknown preset, a config file that can't be read or asks for too much (see `check_consent`), a
             flag that would do nothing, and as `parse`.
     """
-    return _read(_parser().given(argv))
+    return _read(_parser().values(argv))
 
 
 def _parser() -> Parser:
     parser = Parser("train", TrainOptions.__doc__ or "")
     parser.add_fields(TrainOptions)
-    for section, names in _SECTIONS.items():
-        parser.add_fields(TrainConfig, names, section=section)
+    parser.add_fields(TrainConfig, section=None)
     parser.add_model_flags()
     return parser
 
@@ -133,11 +127,11 @@ def _read(values: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
     if "config" in values:
         base = check_consent(read_yaml(values["config"], name), values["config"], values, resume=resume)
     else:
-        known = name or DEFAULT_PRESET
-        base = TrainConfig(preset=known, model=_preset(known))
+        preset = name or DEFAULT_PRESET
+        base = TrainConfig(preset=preset, model=_preset(preset))
     # A base that ends by the clock may be told to end by steps, and the other way round.
     dropped = {other: None for ends, other in _ENDS.items() if ends in values}
-    changes = {field: values[field] for fields in _SECTIONS.values() for field in fields if field in values}
+    changes = {name: values[name] for name in flag_names(TrainConfig) if name in values}
     model = change_model(base.model, values, "train")
     for field, causes in _FOLLOWING.items():
         if f"model.{field}" in values:

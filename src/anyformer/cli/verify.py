@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from anyformer.cli.loading import ModelOptions
-from anyformer.cli.options import parse
+from anyformer.cli.options import ModelOptions, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,6 +5,6 @@ The package can be called: ``af.compare(["gpt2", "llama"], data="notes.txt")`` i
 
 import sys
 
-from anyformer.callable_package import CallablePackage
+from anyformer import CallablePackage
 
 sys.modules[__name__].__class__ = CallablePackage

@@ -28,7 +28,7 @@ from anyformer.data.examples.tables import Data, kept_paths
 from anyformer.errors import UserError
 from anyformer.pages.formatting import clock
 from anyformer.pages.render import require_page
-from anyformer.process_executor import InlineExecutor, ProcessExecutor
+from anyformer.processes import InlineExecutor, ProcessExecutor
 
 Say = Callable[[str], None]
 _WAIT = 0.5

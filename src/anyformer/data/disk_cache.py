@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from anyformer import atomic, ownership
+from anyformer import atomic
 from anyformer.errors import UserError
 
 _VERSION = "1"
@@ -47,7 +47,7 @@ class Cache:
     """A folder of entries."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        """Use the cache in a folder; None: the user's own, see `ownership.private_folder`.
+        """Use the cache in a folder; None: the user's own, see `atomic.private_folder`.
 
         Raises:
             UserError: there is no such folder, or others may write to the user's: what is in it would be trusted.
@@ -56,7 +56,7 @@ class Cache:
             self.folder = Path(folder)
             return
         try:
-            self.folder = ownership.private_folder(atomic.cache_folder())
+            self.folder = atomic.private_folder(atomic.cache_folder())
         except OSError as error:
             raise UserError(
                 f"The cache folder {atomic.cache_folder()} can't be used: {error.strerror or error}. Set "

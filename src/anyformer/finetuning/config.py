@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +14,18 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
-from anyformer.schema import flag
+from anyformer.schema import Section, flag
 from anyformer.tasks import CHOICES, TASKS
-from anyformer.training.config import CompleteRunConfig, RunConfig
+from anyformer.training.config import (
+    DATA,
+    DIRECTORY,
+    HARDWARE,
+    LENGTH,
+    OBJECTIVE,
+    OPTIMIZATION,
+    CompleteRunConfig,
+    RunConfig,
+)
 from anyformer.training.config_file import check_consent, read_fields
 
 if TYPE_CHECKING:
@@ -34,8 +43,7 @@ there are few examples, and fewer to fail."""
 
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
 LABEL_KINDS = ("single", "multiple", "regression")
-_REFUSED = ("labels", "label_kind", "loss", "packing", "system")
-"""Settings that are refused for tasks that don't obey them."""
+ADAPTER = Section("adapter")
 _LENGTHS = ("epochs", "steps", "minutes")
 
 _CONTEXT = 1024
@@ -49,78 +57,79 @@ class FinetuneConfig(RunConfig):
     """Go on training a model on your own examples."""
 
     base: str
-    task: Annotated[str | None, CHOICES] = None
+    task: Annotated[str | None, CHOICES, DATA] = None
     """Task that the model learns (default: the one that the columns suit)."""
-    columns: Annotated[tuple[str, ...], "ROLE=COLUMN"] = ()
+    columns: Annotated[tuple[str, ...], "ROLE=COLUMN", DATA] = ()
     """Which column plays which role, such as text=review label=stars (default: by their names)."""
-    header: Annotated[tuple[str, ...], "NAME"] = ()
+    header: Annotated[tuple[str, ...], "NAME", DATA] = ()
     """The names of the columns of .csv and .tsv files that have no header."""
-    skip_faulty: bool = False
+    skip_faulty: Annotated[bool, DATA] = False
     """Leave faulty rows out, and say how many."""
-    data: Annotated[tuple[str, ...], "PATH"] = ()
+    data: Annotated[tuple[str, ...], "PATH", DATA] = ()
     """Files, folders and globs of examples (.jsonl .json .csv .tsv .parquet .conll .txt, also .gz .zst), - for standard
     input, hf:NAME for a data set of the Hugging Face hub."""
-    validation: Annotated[tuple[str, ...], "PATH"] = ()
+    validation: Annotated[tuple[str, ...], "PATH", DATA] = ()
     """Examples to validate on (default: a tenth of the data is held out)."""
-    labels: Annotated[tuple[str, ...], "NAME"] = ()
-    """Classify and tag: the names of all labels, in the order of their numbers (default: those that occur)."""
-    label_kind: Annotated[str | None, "{single,multiple,regression}"] = None
+    labels: Annotated[tuple[str, ...], "NAME", OBJECTIVE] = ()
+    """Classify, tag and embed: the names of all labels, in the order of their numbers (default: those that occur)."""
+    label_kind: Annotated[str | None, "{single,multiple,regression}", OBJECTIVE] = None
     """Classify: one label a text, several, or a number (default: what the labels look like)."""
-    train_on: Annotated[str, "{answers,all}"] = "answers"
-    """Chat and completion: the tokens that are learned."""
-    system: Annotated[str | None, "TEXT"] = None
+    train_on: Annotated[str, "{answers,all}", OBJECTIVE] = "answers"
+    """Chat, completion and preference: the tokens that are learned."""
+    system: Annotated[str | None, "TEXT", OBJECTIVE] = None
     """Chat and preference: the system message of conversations that have none."""
-    context: int | None = None
+    context: Annotated[int | None, DATA] = None
     """Tokens of an example, longer ones are cut (default: as many as the model has positions for, at most 1,024)."""
-    packing: bool | None = None
-    """Put several examples into a row, which do not see each other (default: on an accelerator; elsewhere examples of
-    about equal length share a batch)."""
-    batch_size: int | None = None
+    packing: Annotated[bool | None, OBJECTIVE] = None
+    """Text, chat and completion: put several examples into a row, which do not see each other (default: on an
+    accelerator; elsewhere examples of about equal length share a batch)."""
+    batch_size: Annotated[int | None, LENGTH] = None
     """Examples in a batch, of all processes together (default: 32, or 128 from 60,000 examples on without an adapter;
     16 for text to be generated)."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, LENGTH] = None
     """Passes over the data, instead of --steps or --minutes (default: 3; of tags as many as 500 batches are, from 3 to
     20; from 20,000 examples on fewer: what 60,000 examples are, but one at least)."""
-    lora: Annotated[int | None, "RANK"] = None
+    lora: Annotated[int | None, "RANK", ADAPTER] = None
     """Train a low-rank adapter of this rank, and leave the weights as they are."""
-    lora_alpha: float | None = None
+    lora_alpha: Annotated[float | None, ADAPTER] = None
     """The adapter counts alpha / rank times (default: twice the rank)."""
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, ADAPTER] = 0.0
     """Dropout before the adapter."""
-    targets: Annotated[tuple[str, ...], "LAYER"] = _ALL_LINEAR
+    targets: Annotated[tuple[str, ...], "LAYER", ADAPTER] = _ALL_LINEAR
     """The layers that get adapters, by Hugging Face's names, such as q_proj v_proj."""
-    dora: bool = False
+    dora: Annotated[bool, ADAPTER] = False
     """Learn the length of each row of a weight as well (DoRA)."""
-    rslora: bool = False
+    rslora: Annotated[bool, ADAPTER] = False
     """Divide alpha by the square root of the rank (rsLoRA)."""
-    quantize: Annotated[str | None, "{int8,int4}"] = None
+    quantize: Annotated[str | None, "{int8,int4}", ADAPTER] = None
     """Quantize the weights that stay as they are (QLoRA)."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, OPTIMIZATION] = None
     """Peak of the learning rate (default: chosen by the task, the model's width, and whether an adapter is trained)."""
-    schedule: Annotated[str, "{cosine,linear,inverse_sqrt,wsd}"] = "linear"
-    warmup: float = 0.06
-    weight_decay: float = 0.01
-    beta2: float = 0.999
+    schedule: Annotated[str, "{cosine,linear,inverse_sqrt,wsd}", OPTIMIZATION] = "linear"
+    warmup: Annotated[float, OPTIMIZATION] = 0.06
+    weight_decay: Annotated[float, OPTIMIZATION] = 0.01
+    beta2: Annotated[float, OPTIMIZATION] = 0.999
     """AdamW's decay rate of the mean of squared gradients."""
-    beta: float = 0.1
+    beta: Annotated[float, OBJECTIVE] = 0.1
     """Preference: how closely the model stays to what it was (DPO)."""
-    loss: Annotated[str | None, "{in_batch_negatives,cosine,triplet,class_triplet,softmax}"] = None
+    loss: Annotated[str | None, "{in_batch_negatives,cosine,triplet,class_triplet,softmax}", OBJECTIVE] = None
     """Embed: what is compared (default: what the columns say)."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, LENGTH] = None
     """Limit of the whole run's time, instead of --epochs or --steps."""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, LENGTH] = None
     """Tokens of a validation batch, with padding (default: 4096)."""
-    name: str | None = None
+    name: Annotated[str | None, DIRECTORY] = None
     """Name of the run directory (default: the model's with a number)."""
-    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    max_record_bytes: Annotated[int, "N", DATA] = RECORD_BYTES
     """Bytes that a row may have."""
-    cache: Annotated[Path | None, "FOLDER"] = None
+    cache: Annotated[Path | None, "FOLDER", DATA] = None
     """Where data sets of the hub, standard input and tokens of plain text are kept (default: the user's cache
     folder)."""
-    label_smoothing: float | None = None
+    label_smoothing: Annotated[float | None, OBJECTIVE] = None
     """Share of the target's probability that is spread over all others (default: 0)."""
-    allow_pickle: bool = False
+    allow_pickle: Annotated[bool, HARDWARE] = False
     """Read pytorch_model.bin where there is no safetensors file."""
+    workers: int | None = None
 
     @override
     def __post_init__(self) -> None:
@@ -272,9 +281,10 @@ def complete(
         raise UserError(f"--context {config.context} is longer than the {longest} tokens that the model can read.")
     if config.lora is not None and config.lora > model.d_model:
         raise UserError(f"--lora {config.lora} is no low rank: the model is {model.d_model} wide.")
-    for name in _REFUSED:
-        if getattr(config, name) and task not in (tasks := tasks_of(name)):
-            raise UserError(f"{flag(name)} is for {' and '.join(tasks)}, and the task is {task}.")
+    for field in fields(config):
+        value, tasks = getattr(config, field.name), tasks_of(field.name)
+        if value and value != field.default and tasks and task not in tasks:
+            raise UserError(f"{flag(field.name)} is for {' and '.join(tasks)}, and the task is {task}.")
     record = TASKS[task]
     many = examples >= _ENOUGH and config.lora is None and not record.generates
     context = config.context or longest_text(model, task)

@@ -5,6 +5,6 @@ The package can be called: ``af.plan("gpt2")`` is `anyformer.plan.plan.plan`.
 
 import sys
 
-from anyformer.callable_package import CallablePackage
+from anyformer import CallablePackage
 
 sys.modules[__name__].__class__ = CallablePackage

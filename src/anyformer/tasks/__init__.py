@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from typing_extensions import override
@@ -42,3 +44,13 @@ class _Tasks(Mapping[str, "Task"]):
 TASKS: Mapping[str, Task] = _Tasks()
 CHOICES = f"{{{','.join(TASKS)}}}"
 """The names, as a help shows them."""
+
+
+def example_commands() -> list[str]:
+    """Commands that fine-tune a model, one of each task's record: its file is read, as `--help` doesn't load torch."""
+    commands = list[str]()
+    for file in (folder / f"{name}.py" for name in TASKS for folder in map(Path, __path__)):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.exists() else ()
+        arguments = (node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "finetune")
+        commands += [f"anyformer finetune {value.value}" for value in arguments if isinstance(value, ast.Constant)]
+    return commands

@@ -13,55 +13,51 @@ from anyformer.data.examples.parts import Parts, as_list, as_text, fault, from_j
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.answers import evaluate_answers
 from anyformer.tasks.completion import causal_dataset
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, decoders_only
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only
 
 TEMPLATES_CHECKED = 50
 """Conversations whose prompts are compared with those of generation."""
 
 
 def _chat(parts: Parts) -> ChatExample:
-    place = f"its column {quote(parts.column('messages'))}"
-    messages, learned = read_messages(parts.value("messages"), parts.where, place)
-    return conversation(parts, messages, learned)
+    location = f"its column {quote(parts.column('messages'))}"
+    return conversation(parts, *read_messages(parts.value("messages"), parts.where, location))
 
 
 def _alpaca(parts: Parts) -> ChatExample:
-    messages, learned = list[Message](), list[bool]()
-
-    def say(question: str, answer: str) -> None:
-        messages.extend(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
-        learned.extend((False, True))
-
+    turns = list[tuple[str, str]]()
     if parts.has("history"):
-        place = f"its column {quote(parts.column('history'))}"
-        history = from_json(parts.get("history"), parts.where, place)
-        for number, turn in enumerate(as_list(history, parts.where, place) if history != [] else [], start=1):
-            own = f"turn {number} of {place}"
-            both = as_list(turn, parts.where, own)
-            if len(both) != 2:
-                raise fault(parts.where, f"has {len(both)} texts in {own}", "a turn is a question and its answer")
-            say(as_text(both[0], parts.where, own), as_text(both[1], parts.where, own))
+        location = f"its column {quote(parts.column('history'))}"
+        history = from_json(parts.get("history"), parts.where, location)
+        for number, turn in enumerate(as_list(history, parts.where, location) if history != [] else [], start=1):
+            own = f"turn {number} of {location}"
+            texts = as_list(turn, parts.where, own)
+            if len(texts) != 2:
+                raise fault(parts.where, f"has {len(texts)} texts in {own}", "a turn is a question and its answer")
+            turns.append((as_text(texts[0], parts.where, own), as_text(texts[1], parts.where, own)))
     more = parts.text("input", empty=True)
     instruction = parts.text("instruction", empty=bool(more.strip()))
-    say("\n".join(filter(None, (instruction, more))), parts.text("output"))
-    return conversation(parts, messages, learned)
+    turns.append(("\n".join(filter(None, (instruction, more))), parts.text("output")))
+    messages: list[Message] = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return conversation(parts, messages, [False, True] * len(turns))
 
 
-def _conversation(parts: Parts) -> ChatExample:
-    """A prompt and its completion as messages."""
-    messages, learned = list[Message](), list[bool]()
+def _prompt_and_completion(parts: Parts) -> ChatExample:
+    messages, loss_mask = list[Message](), list[bool]()
     for part, role in (("prompt", "user"), ("completion", "assistant")):
-        place = f"its column {quote(parts.column(part))}"
-        found = text_or_messages(parts.value(part), parts.where, place)
-        if isinstance(found, str):
-            messages.append({"role": role, "content": as_text(found, parts.where, place)})
-            learned.append(role == "assistant")
-        else:
-            messages += found[0]
-            learned += found[1] if part == "completion" else [False] * len(found[0])
-    if not any(message["role"] == "assistant" for message in messages[-1:]):
+        location, is_answer = f"its column {quote(parts.column(part))}", part == "completion"
+        value = text_or_messages(parts.value(part), parts.where, location)
+        if isinstance(value, str):
+            value = [{"role": role, "content": as_text(value, parts.where, location)}], [True]
+        messages += value[0]
+        loss_mask += [is_answer and learned for learned in value[1]]
+    if messages[-1]["role"] != "assistant":
         raise fault(parts.where, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}")
-    return conversation(parts, messages, learned)
+    return conversation(parts, messages, loss_mask)
 
 
 def add_system(example: ChatExample | CompletionExample, text: str) -> tuple[ChatExample, int]:
@@ -75,12 +71,10 @@ def add_system(example: ChatExample | CompletionExample, text: str) -> tuple[Cha
 
 
 def _encode(encoding: Encoding, examples: Sequence[ChatExample]) -> list[Encoded]:
-    tokenizer = encoding.tokenizer
-    added = added_system_prompt(tokenizer)
-    found = list[Encoded]()
+    tokenizer, added, encoded = encoding.tokenizer, added_system_prompt(encoding.tokenizer), list[Encoded]()
     for number, example in enumerate(examples):
         rows = encode_chat_rows(tokenizer, example, learn_all=encoding.learn_all)
-        found.append(
+        encoded.append(
             Encoded(
                 example=example,
                 texts=[EncodedText.of(row, encoding.context) for row in rows],
@@ -88,7 +82,7 @@ def _encode(encoding: Encoding, examples: Sequence[ChatExample]) -> list[Encoded
                 system_prompt=None if example.messages[0]["role"] == "system" else added,
             )
         )
-    return found
+    return encoded
 
 
 def _commands(config: Any, example: ChatExample, evaluate: str) -> list[tuple[str, str]]:
@@ -98,16 +92,17 @@ def _commands(config: Any, example: ChatExample, evaluate: str) -> list[tuple[st
 TASK = Task(
     name="chat",
     learns="the assistant's answers in conversations",
+    finetune="HuggingFaceTB/SmolLM2-135M-Instruct --data chats.jsonl --lora 16",
     example=ChatExample,
-    shapes=[
-        Shape(build=_chat, required={"messages": CONVERSATION}, optional=SYSTEM, rank=2),
-        Shape(
+    schemas=[
+        RowSchema(build=_chat, required={"messages": CONVERSATION}, optional=SYSTEM, rank=2),
+        RowSchema(
             build=_alpaca,
             required={"instruction": ("instruction",), "output": ("output", "response")},
             optional={"input": ("input", "context"), "history": ("history",), **SYSTEM},
             rank=4,
         ),
-        Shape(build=_conversation, required=COMPLETION, optional=SYSTEM, rank=6),
+        RowSchema(build=_prompt_and_completion, required=COMPLETION, optional=SYSTEM, rank=6),
     ],
     add_system=add_system,
     refusal=decoders_only("chat"),

@@ -24,7 +24,7 @@ from anyformer.evaluation.metrics.metric import Array
 from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.model import Transformer
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, random_ids
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import CompleteRunConfig
 
@@ -36,12 +36,12 @@ def _build(parts: Parts) -> ClassifyExample:
 
 def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Encoded]:
     inputs = encode_texts(encoding.tokenizer, [(each.text, each.second) for each in examples], encoding.context)
-    found = list[Encoded]()
+    encoded = list[Encoded]()
     for example, each in zip(examples, inputs, strict=True):
         labels = [_number(example)] if encoding.kind == "regression" else _names(example)
         text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Cut(tokens=each.cut))
-        found.append(Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels))
-    return found
+        encoded.append(Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels))
+    return encoded
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
@@ -78,9 +78,8 @@ def _evaluate(
         return _regression(examples, logits)
     for example in examples:
         if isinstance(example.label, float):
-            raise UserError(
-                f"{example.where}: the label is the number {example.label:g}, and this model knows classes."
-            )
+            label = f"the label is the number {example.label:g}"
+            raise UserError(f"{example.where}: {label}, and this model knows classes.")
     names = label_names(model)
     several = any(isinstance(example.label, tuple) for example in examples)
     if several or model.config.head.problem_type == "multi_label_classification":
@@ -91,17 +90,15 @@ def _evaluate(
 
 def _multilabel(examples: Sequence[ClassifyExample], logits: Array, names: Sequence[str]) -> Evaluation:
     references = [[known_label(name, names, example) for name in _names(example)] for example in examples]
-    said = [[name for name, logit in zip(names, row, strict=True) if logit > 0] for row in logits]
+    predictions = [[name for name, logit in zip(names, row, strict=True) if logit > 0] for row in logits]
     truth = np.array([[name in right for name in names] for right in references])
     losses = np.logaddexp(0, np.where(truth, -logits, logits)).sum(axis=1)
-    rows = [
-        EvaluatedRow(
-            example.where, _shown(example), ", ".join(right), ", ".join(found), float(loss), set(right) == set(found)
-        )
-        for example, right, found, loss in zip(examples, references, said, losses, strict=True)
-    ]
-    classes = class_table(class_counts(references, said, names), names)
-    return Evaluation(metrics=multilabel(references, said, names), rows=rows, classes=classes)
+    rows = list[EvaluatedRow]()
+    for example, right, predicted, loss in zip(examples, references, predictions, losses, strict=True):
+        answers, is_right = (", ".join(right), ", ".join(predicted)), set(right) == set(predicted)
+        rows.append(EvaluatedRow(example.where, _shown(example), *answers, float(loss), is_right))
+    classes = class_table(class_counts(references, predictions, names), names)
+    return Evaluation(metrics=multilabel(references, predictions, names), rows=rows, classes=classes)
 
 
 def _names(example: ClassifyExample) -> Sequence[str]:
@@ -109,18 +106,16 @@ def _names(example: ClassifyExample) -> Sequence[str]:
 
 
 def _regression(examples: Sequence[ClassifyExample], logits: Array) -> Evaluation:
-    wanted: list[float] = []
     for example in examples:
         if isinstance(example.label, str | tuple):
             label = quote(example.label)
             raise UserError(f"{example.where}: the label {label} is a name, and this model predicts numbers.")
-        wanted.append(float(cast("float", example.label)))
-    found = logits[:, 0]
+    references, predictions = [_number(example) for example in examples], logits[:, 0]
     rows = [
-        EvaluatedRow(example.where, _shown(example), f"{right:g}", f"{said:.4g}", float((right - said) ** 2))
-        for example, right, said in zip(examples, wanted, found, strict=True)
+        EvaluatedRow(example.where, _shown(example), f"{right:g}", f"{number:.4g}", float((right - number) ** 2))
+        for example, right, number in zip(examples, references, predictions, strict=True)
     ]
-    return Evaluation(metrics=regression(wanted, found), rows=rows)
+    return Evaluation(metrics=regression(references, predictions), rows=rows)
 
 
 def _shown(example: ClassifyExample) -> str:
@@ -142,12 +137,11 @@ _LOSSES = {"multiple": "binary cross-entropy of a label, nats", "regression": "s
 
 
 def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
-    tokens = random_ids(config, model, rng)
-    if model.head.problem_type == "multi_label_classification":
-        return Batch(tokens, np.zeros((len(tokens), model.head.labels), np.float32))
-    if model.head.problem_type == "regression":
-        return Batch(tokens, np.zeros(len(tokens), np.float32))
-    return Batch(tokens, np.zeros(len(tokens), np.int64))
+    tokens, kind = random_ids(config, model, rng), model.head.problem_type
+    shape = (len(tokens), model.head.labels) if kind == "multi_label_classification" else len(tokens)
+    if kind in (None, "single_label_classification"):
+        return Batch(tokens, np.zeros(shape, np.int64))
+    return Batch(tokens, np.zeros(shape, np.float32))
 
 
 _TEXTS: Sequence[Mapping[str, Names]] = (*({"text": (a,), "second": (b,)} for a, b in PAIRS), {"text": TEXTS})
@@ -155,13 +149,16 @@ _TEXTS: Sequence[Mapping[str, Names]] = (*({"text": (a,), "second": (b,)} for a,
 TASK = Task(
     name="classify",
     learns="one label, several labels or a number for a text or a pair of texts",
+    finetune="bert-base-uncased --data reviews.csv --columns text=review label=stars",
     example=ClassifyExample,
-    shapes=[
-        Shape(build=_build, required={**texts, "label": said}, asked=said is SCORES, rank=9, suggested=1)
-        for said in (LABELS, SCORES)
+    schemas=[
+        RowSchema(build=_build, required={**texts, "label": names}, explicit=names is SCORES, rank=9, suggested=1)
+        for names in (LABELS, SCORES)
         for texts in _TEXTS
     ],
-    settle=lambda examples, kind, known, classes: settle_labels(examples, kind, known, classes.get("label", ())),
+    resolve_labels=lambda examples, kind, labels, classes: settle_labels(
+        examples, kind, labels, classes.get("label", ())
+    ),
     classes=lambda example: [example.label],
     head="classification",
     encode=_encode,

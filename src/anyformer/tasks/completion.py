@@ -13,7 +13,7 @@ from anyformer.data.examples.parts import Parts, as_object, as_text, fault
 from anyformer.errors import quote
 from anyformer.evaluation.answers import evaluate_answers
 from anyformer.tasks import seq2seq
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, decoders_only
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only
 
 
 def _build(parts: Parts) -> CompletionExample:
@@ -23,19 +23,19 @@ def _build(parts: Parts) -> CompletionExample:
 
 
 def _segments(parts: Parts) -> CompletionExample:
-    place, found = f"its column {quote(parts.column('segments'))}", list[tuple[str, bool]]()
+    location, segments = f"its column {quote(parts.column('segments'))}", list[tuple[str, bool]]()
     for number, each in enumerate(parts.items("segments"), start=1):
-        own = f"segment {number} of {place}"
+        own = f"segment {number} of {location}"
         segment = as_object(each, parts.where, own)
-        learned = segment.get("label")
-        if not isinstance(learned, bool):
+        is_learned = segment.get("label")
+        if not isinstance(is_learned, bool):
             advice = 'a segment is like {"text": "...", "label": true}'
             raise fault(parts.where, f"has neither true nor false as the label of {own}", advice)
         if text := as_text(segment.get("text"), parts.where, own, empty=True):
-            found.append((text, learned))
-    if not any(learned for _, learned in found):
-        raise fault(parts.where, f"has no segment with the label true in {place}", "there is nothing to learn")
-    return CompletionExample(where=parts.where, segments=tuple(found))
+            segments.append((text, is_learned))
+    if not any(is_learned for _, is_learned in segments):
+        raise fault(parts.where, f"has no segment with the label true in {location}", "there is nothing to learn")
+    return CompletionExample(where=parts.where, segments=tuple(segments))
 
 
 def _has_no_list(values: Mapping[str, Any]) -> bool:
@@ -48,8 +48,7 @@ def _instead(model: ModelConfig) -> tuple[Task, Callable[[Any], Seq2SeqExample]]
 
 
 def _rewriting(example: CompletionExample) -> Seq2SeqExample:
-    source = "".join(text for text, learned in example.segments if not learned)
-    target = "".join(text for text, learned in example.segments if learned)
+    source, target = ("".join(text for text, is_learned in example.segments if is_learned == side) for side in (0, 1))
     return Seq2SeqExample(where=example.where, source=source, target=target)
 
 
@@ -69,19 +68,20 @@ def _encode(encoding: Encoding, examples: Sequence[CompletionExample]) -> list[E
 
 def causal_dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     """Texts for a decoder, each in a row or several in one; those without a token to be learned are left out."""
-    learned = [text.row for each in encoded for text in each.texts if any(text.row.learned[1:])]
-    if not (learned and encoding.packing):
-        return causal([[text] for text in learned], encoding.pad)
-    return causal(pack(learned, max(len(text.tokens) - 1 for text in learned)), encoding.pad)
+    rows = [text.row for each in encoded for text in each.texts if any(text.row.learned[1:])]
+    longest = max((len(row.tokens) - 1 for row in rows), default=0)
+    packs = pack(rows, longest) if rows and encoding.packing else [[row] for row in rows]
+    return causal(packs, encoding.pad)
 
 
 TASK = Task(
     name="completion",
     learns="completions of prompts",
+    finetune="model.gguf --data completions.jsonl --lora 16 --quantize int4 --minutes 20",
     example=CompletionExample,
-    shapes=[
-        Shape(build=_segments, required={"segments": ("segments",)}, rank=3),
-        Shape(build=_build, required=COMPLETION, fits=_has_no_list, rank=5),
+    schemas=[
+        RowSchema(build=_segments, required={"segments": ("segments",)}, rank=3),
+        RowSchema(build=_build, required=COMPLETION, fits=_has_no_list, rank=5),
     ],
     refusal=decoders_only("completion"),
     instead=_instead,

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -23,12 +24,12 @@ from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.generation import embed
 from anyformer.model import Transformer
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, random_ids
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import EmbeddingLoss
 
-_SAID = ("label", "labels", "score", "scores")
+_ANSWERS = ("label", "labels", "score", "scores")
 """Columns that aren't texts to embed."""
 
 
@@ -37,14 +38,11 @@ def _build(parts: Parts) -> EmbedExample:
     columns = [column for part, column in parts.required.items() if part.startswith("negative")]
     if not columns and parts.has("negative"):
         columns.append(parts.column("negative"))
-    numbered = [
-        name for name in parts.row.values if name.startswith("negative_") and parts.row.values[name] is not None
-    ]
-    for column in dict.fromkeys([*columns, *numbered]):
-        place = f"its column {quote(column)}"
-        value = parts.find(column)
-        several = as_list(value, parts.where, place) if isinstance(value, list) else [value]
-        texts += [as_text(each, parts.where, place) for each in several]
+    columns += [name for name, value in parts.row.values.items() if name.startswith("negative_") and value is not None]
+    for column in dict.fromkeys(columns):
+        location, value = f"its column {quote(column)}", parts.find(column)
+        several = as_list(value, parts.where, location) if isinstance(value, list) else [value]
+        texts += [as_text(each, parts.where, location) for each in several]
     return EmbedExample(where=parts.where, texts=tuple(texts))
 
 
@@ -59,32 +57,31 @@ def _build_pair(parts: Parts) -> EmbedExample:
     return EmbedExample(where=parts.where, texts=texts, label=label)
 
 
-def _by_order(sample: Mapping[str, Any]) -> tuple[Shape, dict[str, str]] | None:
+def _by_order(sample: Mapping[str, Any]) -> tuple[RowSchema, dict[str, str]] | None:
     """Texts to embed by the order of their columns, as sentence-transformers takes them."""
-    said = next((column for column in sample if column in _SAID), None)
-    texts = [column for column, value in sample.items() if isinstance(value, str) and column != said]
-    if said is not None and 1 <= len(texts) <= 2:
-        found, build = dict(zip(("text", "second"), texts, strict=False)) | {"label": said}, _build_pair
+    answer = next((column for column in sample if column in _ANSWERS), None)
+    texts = [column for column, value in sample.items() if isinstance(value, str) and column != answer]
+    if answer is not None and 1 <= len(texts) <= 2:
+        columns, build = dict(zip(("text", "second"), texts, strict=False)) | {"label": answer}, _build_pair
     elif len(texts) >= 2:
-        anchor, positive, *negatives = texts
-        found, build = {"anchor": anchor, "positive": positive}, _build
-        found |= {f"negative_{number}": each for number, each in enumerate(negatives)}
+        parts = ["anchor", "positive", *(f"negative_{number}" for number in range(len(texts) - 2))]
+        columns, build = dict(zip(parts, texts, strict=True)), _build
     else:
         return None
-    return Shape(build=build, required={part: (column,) for part, column in found.items()}), found
+    return RowSchema(build=build, required={part: (column,) for part, column in columns.items()}), columns
 
 
 def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> list[Encoded]:
     every = [(text, None) for each in examples for text in each.texts]
-    inputs = iter(encode_texts(encoding.tokenizer, every, encoding.context))
-    found = list[Encoded]()
+    inputs, encoded = iter(encode_texts(encoding.tokenizer, every, encoding.context)), list[Encoded]()
     for example in examples:
-        own = [next(inputs) for _ in example.texts]
-        texts = [EncodedText(tokens=each.tokens, cut=Cut(tokens=each.cut)) for each in own]
-        said = example.label if example.score is None else example.score
-        labels = [] if said is None else [said]
-        found.append(Encoded(example=example, texts=texts, label=None if said is None else f"{said}", labels=labels))
-    return found
+        texts = [
+            EncodedText(tokens=each.tokens, cut=Cut(tokens=each.cut)) for each in islice(inputs, len(example.texts))
+        ]
+        answer = example.label if example.score is None else example.score
+        labels = [] if answer is None else [answer]
+        encoded.append(Encoded(example=example, texts=texts, label=str(answer) if labels else None, labels=labels))
+    return encoded
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
@@ -96,109 +93,94 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     return compared([[text.tokens for text in each.texts] for each in encoded], targets, encoding.pad)
 
 
-def _choose_loss(asked: str | None, example: EmbedExample) -> str:
+def _choose_loss(loss: str | None, example: EmbedExample) -> str:
     """The loss that compares the vectors of examples such as this one.
 
     Args:
-        asked: One of `EMBEDDING_LOSSES`; None: what suits them.
+        loss: One of `EMBEDDING_LOSSES` that was asked for; None: the one that suits them.
 
     Raises:
         UserError: They lack what it compares.
     """
     count = len(example.texts)
     if example.score is not None:
-        what, fitting = "pairs with a score", ("cosine",)
+        kind, fitting = "pairs with a score", ("cosine",)
     elif example.label is None:
-        what, fitting = f"rows of {count} texts", ("in_batch_negatives", "triplet")[: 2 if count == 3 else 1]
+        kind, fitting = f"rows of {count} texts", ("in_batch_negatives", "triplet")[: 2 if count == 3 else 1]
     elif count == 1:
-        what, fitting = "texts with a class", ("class_triplet",)
+        kind, fitting = "texts with a class", ("class_triplet",)
     else:
-        what, fitting = "pairs with a class", ("softmax",)
-    if asked is not None and asked not in fitting:
-        raise UserError(f"--loss {asked} is not for {what}: leave it out, or take {' or '.join(fitting)}.")
-    return asked or fitting[0]
+        kind, fitting = "pairs with a class", ("softmax",)
+    if loss is not None and loss not in fitting:
+        raise UserError(f"--loss {loss} is not for {kind}: leave it out, or take {' or '.join(fitting)}.")
+    return loss or fitting[0]
 
 
 def _evaluate(
     model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[EmbedExample], options: Options
 ) -> Evaluation:
-    """How alike the vectors of pairs are; whether that of a text is nearest to the one that belongs to it."""
+    """Likeness of the vectors of pairs; or whether that of a text is nearest to the one that belongs to it."""
     texts = list(dict.fromkeys(text for example in examples for text in example.texts))
     vectors = embed(model, tokenizer, texts).double().cpu().numpy()
     options.progress(TASK.name, len(examples), len(examples))
-    vector = dict(zip(texts, unit(vectors), strict=True))
+    vector_of = dict(zip(texts, unit(vectors), strict=True))
     if all(example.score is not None and len(example.texts) == 2 for example in examples):
-        return _similarity(examples, vector)
+        return _similarity(examples, vector_of)
     if all(example.label is None and len(example.texts) >= 2 for example in examples):
-        return _retrieval(examples, vector)
+        return _retrieval(examples, vector_of)
     if all(example.label is not None and len(example.texts) <= 2 for example in examples):
-        return _neighbors(examples, vector)
+        return _neighbors(examples, vector_of)
     raise UserError(
         "Vectors are compared by pairs with a score, by texts with another that belongs to each, or by texts or pairs "
         "with a class."
     )
 
 
-def _similarity(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
+def _similarity(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) -> Evaluation:
     scores = np.array([example.score for example in examples], dtype=np.float64)
-    cosines = np.array([vector[a] @ vector[b] for a, b in (example.texts for example in examples)])
-    # Spearman's correlation is of ranks, so the worst pairs are those that are out of their place.
-    places = [np.argsort(np.argsort(values, kind="stable")) for values in (scores, cosines)]
+    cosines = np.array([vector_of[a] @ vector_of[b] for a, b in (example.texts for example in examples)])
+    # Spearman's correlation is of ranks, so the worst pairs are those whose two ranks differ most.
+    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (scores, cosines)]
     rows = [
         EvaluatedRow(example.where, " | ".join(example.texts), f"{score:g}", f"{cosine:.3f}", float(abs(a - b)))
-        for example, score, cosine, a, b in zip(examples, scores, cosines, *places, strict=True)
+        for example, score, cosine, a, b in zip(examples, scores, cosines, *ranks, strict=True)
     ]
     return Evaluation(metrics=similarity(scores, cosines), rows=rows)
 
 
-def _retrieval(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
+def _retrieval(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) -> Evaluation:
     """Anchors are queries, and the texts that belong to any of them, or to none, are the documents."""
     documents = list(dict.fromkeys(text for example in examples for text in example.texts[1:]))
-    place = {text: number for number, text in enumerate(documents)}
+    index = {text: number for number, text in enumerate(documents)}
     relevant = defaultdict[str, set[int]](set)
-    where = {example.texts[0]: example.where for example in reversed(examples)}
+    first_of = {example.texts[0]: example for example in reversed(examples)}
     for example in examples:
-        relevant[example.texts[0]].add(place[example.texts[1]])
-    queries = list(relevant)
-    matrices = [np.stack([vector[text] for text in texts]) for texts in (queries, documents)]
-    ranks = relevant_ranks(matrices[0], matrices[1], [sorted(relevant[query]) for query in queries])
-    best = [int((matrices[1] @ vector[query]).argmax()) for query in queries]
-    rows = [
-        EvaluatedRow(
-            where[query],
-            query,
-            documents[min(relevant[query])],
-            documents[first],
-            float(found.min()),
-            bool(found.min() == 1),
-        )
-        for query, first, found in zip(queries, best, ranks, strict=True)
-    ]
+        relevant[example.texts[0]].add(index[example.texts[1]])
+    queries, matrix = list(relevant), np.stack([vector_of[text] for text in documents])
+    vectors = np.stack([vector_of[query] for query in queries])
+    ranks = relevant_ranks(vectors, matrix, [sorted(relevant[query]) for query in queries])
+    rows = list[EvaluatedRow]()
+    for query, vector, own in zip(queries, vectors, ranks, strict=True):
+        right, nearest = documents[min(relevant[query])], documents[int((matrix @ vector).argmax())]
+        best = float(own.min())
+        rows.append(EvaluatedRow(first_of[query].where, query, right, nearest, best, best == 1))
     notes = [f"{len(queries):,} queries, {len(documents):,} documents."]
     return Evaluation(metrics=retrieval(ranks), rows=rows, notes=notes)
 
 
-def _neighbors(examples: Sequence[EmbedExample], vector: dict[str, Array]) -> Evaluation:
+def _neighbors(examples: Sequence[EmbedExample], vector_of: dict[str, Array]) -> Evaluation:
     """Whether the nearest other text, or pair, has the same class; a pair u, v is [u, v, |u - v|]."""
     if len(examples) < 2:
         raise UserError("The nearest other text takes at least two texts.")
-    vectors = np.stack([_joined([vector[text] for text in example.texts]) for example in examples])
-    nearest: list[int] = []
-    for number, query in enumerate(vectors):
-        cosines = vectors @ query
+    vectors = np.stack([_joined([vector_of[text] for text in example.texts]) for example in examples])
+    rows = list[EvaluatedRow]()
+    for number, example in enumerate(examples):
+        cosines = vectors @ vectors[number]
         cosines[number] = -np.inf
-        nearest.append(int(cosines.argmax()))
-    rows = [
-        EvaluatedRow(
-            example.where,
-            " | ".join(example.texts),
-            str(example.label),
-            f"{examples[other].label}: {' | '.join(examples[other].texts)}",
-            float(vectors[number] @ vectors[other]),
-            example.label == examples[other].label,
-        )
-        for number, (example, other) in enumerate(zip(examples, nearest, strict=True))
-    ]
+        other = examples[int(cosines.argmax())]
+        prediction, right = f"{other.label}: {' | '.join(other.texts)}", example.label == other.label
+        texts, label = " | ".join(example.texts), str(example.label)
+        rows.append(EvaluatedRow(example.where, texts, label, prediction, float(cosines.max()), right))
     notes = [f"Accuracy is that of the nearest other {'text' if len(examples[0].texts) == 1 else 'pair'}'s class."]
     return Evaluation(metrics={"accuracy": share([bool(row.right) for row in rows])}, rows=rows, notes=notes)
 
@@ -223,24 +205,28 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Em
     return EmbeddingBatch(random_ids(config, model, rng, 2), np.zeros(config.batch_size, np.int64))
 
 
-_ASKED = (*({"text": (a,), "second": (b,), "label": LABELS} for a, b in PAIRS), {"text": TEXTS, "label": LABELS})
+_EXPLICIT = (*({"text": (a,), "second": (b,), "label": LABELS} for a, b in PAIRS), {"text": TEXTS, "label": LABELS})
 
 TASK = Task(
     name="embed",
     learns="vectors that are near for texts of the same meaning",
+    finetune="sentence-transformers/all-MiniLM-L6-v2 --data pairs.csv",
     example=EmbedExample,
-    shapes=[
-        Shape(
+    schemas=[
+        RowSchema(
             build=_build,
             required={"anchor": ("anchor", "query"), "positive": ("positive",)},
             optional={"negative": ("negative",)},
             rank=8,
         ),
-        *(Shape(build=_build_pair, required={"text": (a,), "second": (b,), "score": SCORES}, rank=8) for a, b in PAIRS),
-        *(Shape(build=_build_pair, required=required, asked=True, rank=8) for required in _ASKED),
+        *(
+            RowSchema(build=_build_pair, required={"text": (a,), "second": (b,), "score": SCORES}, rank=8)
+            for a, b in PAIRS
+        ),
+        *(RowSchema(build=_build_pair, required=required, explicit=True, rank=8) for required in _EXPLICIT),
     ],
     by_order=_by_order,
-    settle=lambda examples, kind, known, classes: settle_embeddings(examples, known),
+    resolve_labels=lambda examples, kind, labels, classes: settle_embeddings(examples, labels),
     classes=lambda example: [example.label],
     head="none",
     encode=_encode,

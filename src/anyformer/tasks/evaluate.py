@@ -65,9 +65,8 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is a number of rows, at least 1, not {limit}.")
-    options = options or Options()
-    examples, found, warning = _read(model, data, task, as_columns(columns or {}, PythonColumns), header)
-    evaluation = evaluate_examples(model, tokenizer, examples[:limit], found, options)
+    examples, detected, warning = _read(model, data, task, as_columns(columns or {}, PythonColumns), header)
+    evaluation = evaluate_examples(model, tokenizer, examples[:limit], detected, options or Options())
     return evaluation if warning is None else replace(evaluation, notes=(warning, *evaluation.notes))
 
 
@@ -96,14 +95,6 @@ def _read(
     if head.kind == "classification":
         multiple = head.problem_type == "multi_label_classification"
         kind = "regression" if is_regression(model) else "multiple" if multiple else None
-    rows = read_data(data)
-    found = load_examples(
-        rows,
-        task=task,
-        columns=columns,
-        header=header,
-        labels=head.label_names or None,
-        kind=kind,
-        training=False,
-    )
-    return found.examples, found.task, trained_on(model, rows if isinstance(rows, Table) else found.files)
+    rows, labels = read_data(data), head.label_names or None
+    loaded = load_examples(rows, task=task, columns=columns, header=header, labels=labels, kind=kind, training=False)
+    return loaded.examples, loaded.task, trained_on(model, rows if isinstance(rows, Table) else loaded.files)

@@ -1,4 +1,4 @@
-"""Files to examples, and a sentence on what was found, such as these::
+"""Examples of files, and a sentence on what they are, such as these::
 
     chat, because of the column 'messages': 1,204 examples in chats.jsonl.
     classify, because of the columns 'sentence' and 'label': 67,349 examples in train.tsv.gz; 2 labels: 0, 1.
@@ -14,8 +14,9 @@ What is wrong is a sentence, too::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,15 +26,13 @@ from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
-from anyformer.data.examples.rows import RowFile, row_files
+from anyformer.data.examples.rows import row_files
 from anyformer.data.examples.tables import Table
 from anyformer.data.materialize import HUB
 from anyformer.data.records import record_limit
-from anyformer.data.rows import Row
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
-from anyformer.tasks.detection import Reading, find_reading
-from anyformer.tasks.task import Shape, Task
+from anyformer.tasks.detection import DetectedTask, detect_task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +40,14 @@ class ExampleSet:
     """The examples of some files.
 
     Attributes:
-        task: What a model learns from them.
+        task: The name of their task.
         reason: Why, for people: "because of the column 'messages'".
         examples: All of them, in the order of the files.
         labels: The names of labels, tags or classes, in the order of their numbers; None where there are none.
-        kind: Of texts that are classified, what is said about one.
-        files: Where they are from.
-        notes: What else was found, for people: what the labels are, and what was left out.
-        skipped: What was wrong with each row that was skipped.
+        kind: The kind of answer on a text that is classified.
+        files: Their sources.
+        notes: More for people: what the labels are, and what was left out.
+        skipped: The fault of each row that was skipped.
     """
 
     task: str
@@ -65,7 +64,7 @@ class ExampleSet:
         return len(self.examples)
 
     def describe(self) -> str:
-        """A sentence on what was found."""
+        """A sentence on the examples."""
         count = f"{len(self):,} example{'s' if len(self) != 1 else ''}"
         names = f"{len(self.files)} files"
         if len(self.files) <= 2:
@@ -92,12 +91,12 @@ def load_examples(
 
     Args:
         paths: As for `read_rows`; or the rows.
-        task: What they are for; None: what follows from the columns of the first row.
-        columns: Those whose names are not the usual ones.
+        task: Their task; None: the one that follows from the columns of the first row.
+        columns: The columns whose names are not the usual ones.
         header: The names of the columns of .csv and .tsv files that have no header.
         labels: The names of labels or tags there are, such as those of the training data or of a model; None: all
             that occur.
-        kind: Of texts that are classified, what is said about one; None: what follows from the labels.
+        kind: The kind of answer on a text that is classified; None: what follows from the labels.
         training: Whether they are to be learned from, so that labels which can't teach anything are refused; None: if
             no labels are given.
         skip_faulty: Leave faulty rows out instead of raising. Files that can't be read are still refused.
@@ -109,52 +108,61 @@ def load_examples(
     """
     files = [paths] if isinstance(paths, Table) else row_files(paths, cache, stdin=stdin, progress=progress)
     skipped, classes = list[str](), dict[str, dict[str, None]]()
-    first: Reading | None = None
-    examples, together = list[Example](), list[tuple[Shape, Parts]]()
+    first: DetectedTask | None = None
+    gather: Callable[[Sequence[Parts]], tuple[Sequence[Example], str | None]] | None = None
+    examples, together = list[Example](), list[Parts]()
     for file in files:
         rows = iter(file.rows(header, record_limit(max_record_bytes)))
         row = next(rows, None)
         if row is None:
             continue
-        reading = find_reading(row.values, f"{row.where},", task, columns)
-        first = first or reading
-        _check_same(first, reading, row)
-        for part, column in reading.columns.items():
+        detected = detect_task(row.values, f"{row.where},", task, columns)
+        first = first or detected
+        if detected.task != first.task:
+            raise UserError(
+                f"{row.where.path} is for {detected.task}, {detected.reason}, and the files before are for "
+                f"{first.task}, {first.reason}: use them one after the other."
+            )
+        for part, column in detected.columns.items():
             classes.setdefault(part, {}).update(dict.fromkeys(row.classes.get(column, ())))
-        for each in _chained(row, rows):
+        for each in chain((row,), rows):
             try:
-                parts = Parts(each, reading.columns, reading.optional)
-                if reading.shape.gather is not None:
-                    together.append((reading.shape, parts))
-                elif (example := reading.shape.build(parts)) is not None:
+                parts = Parts(each, detected.columns, detected.optional)
+                if detected.schema.gather is not None:
+                    gather = gather or detected.schema.gather
+                    together.append(parts)
+                elif (example := detected.schema.build(parts)) is not None:
                     examples.append(example)
             except UserError as error:
                 if not skip_faulty:
                     raise
                 skipped.append(str(error))
+    names = f"{files[0].shown} is" if len(files) == 1 else f"all {len(files)} files, {files[0].shown} the first, are"
     if first is None:
-        raise UserError(f"There is no example to read: {_which(files)} empty.")
+        raise UserError(f"There is no example to read: {names} empty.")
     notes = [f"{len(skipped):,} faulty row{'s' if len(skipped) != 1 else ''} left out"] if skipped else list[str]()
-    if together and (gather := together[0][0].gather) is not None:
-        found, note = gather([parts for _, parts in together])
-        examples += found
+    if gather is not None:
+        gathered, note = gather(together)
+        examples += gathered
         notes += [note] if note else []
     if not examples:
-        reason = f"all {len(skipped):,} rows are faulty, {skipped[0]}" if skipped else f"{_which(files)} empty."
+        reason = f"all {len(skipped):,} rows are faulty, {skipped[0]}" if skipped else f"{names} empty."
         raise UserError(f"There is no example to read: {reason}")
-    made = ExampleSet(
-        task=first.task,
-        reason=first.reason,
-        examples=examples,
-        files=[path for file in files for path in (file.shown, file.target) if path is not None],
-        notes=notes,
-        skipped=skipped,
+    paths_read = [path for file in files for path in (file.shown, file.target) if path is not None]
+    loaded = ExampleSet(
+        task=first.task, reason=first.reason, examples=examples, files=paths_read, notes=notes, skipped=skipped
     )
-    named = {part: tuple(names) for part, names in classes.items()}
-    made = _settled(TASKS[first.task], made, kind, labels, named)
-    if training or (training is None and labels is None):
-        _check_learnable(TASKS[first.task], made, bool(labels or named.get("label")))
-    return made
+    record, named = TASKS[first.task], {part: tuple(names) for part, names in classes.items()}
+    if record.resolve_labels is not None:
+        examples, label_set = record.resolve_labels(examples, kind, labels, named)
+        notes = [label_set.note, *notes]
+        loaded = replace(loaded, examples=examples, labels=label_set.names or None, kind=label_set.kind, notes=notes)
+    is_learned = training or (training is None and labels is None)
+    if is_learned and record.classes is not None and (loaded.labels or loaded.kind):
+        values = [value for example in loaded.examples for value in record.classes(example)]
+        is_named = bool(labels or named.get("label")) or loaded.kind != "single"
+        check_learnable(values, loaded.examples[0].where, named=is_named)
+    return loaded
 
 
 def find_task(
@@ -168,44 +176,5 @@ def find_task(
     for file in row_files(paths, cache):
         row = next(iter(file.rows(header, record_limit(limits.RECORD_BYTES))), None)
         if row is not None:
-            return find_reading(row.values, f"{row.where},", None, columns).task
+            return detect_task(row.values, f"{row.where},", None, columns).task
     return None
-
-
-def _settled(
-    task: Task,
-    found: ExampleSet,
-    kind: LabelKind | None,
-    known: Sequence[str] | None,
-    classes: Mapping[str, Sequence[str]],
-) -> ExampleSet:
-    """The examples with the names and numbers that their labels mean."""
-    if task.settle is None:
-        return found
-    examples, labels = task.settle(found.examples, kind, known, classes)
-    notes = [labels.note, *found.notes]
-    return replace(found, examples=examples, labels=labels.names or None, kind=labels.kind, notes=notes)
-
-
-def _check_learnable(task: Task, found: ExampleSet, named: bool) -> None:
-    if task.classes is None or not (found.labels or found.kind):
-        return
-    values = [value for example in found.examples for value in task.classes(example)]
-    check_learnable(values, found.examples[0].where, named=named or found.kind != "single")
-
-
-def _chained(row: Row, rows: Iterable[Row]) -> Iterator[Row]:
-    yield row
-    yield from rows
-
-
-def _check_same(first: Reading, reading: Reading, row: Row) -> None:
-    if reading.task != first.task:
-        raise UserError(
-            f"{row.where.path} is for {reading.task}, {reading.reason}, and the files before are for {first.task}, "
-            f"{first.reason}: use them one after the other."
-        )
-
-
-def _which(files: Sequence[RowFile | Table]) -> str:
-    return f"{files[0].shown} is" if len(files) == 1 else f"all {len(files)} files, {files[0].shown} the first, are"

@@ -1,5 +1,6 @@
 """The better one of two answers, in all the ways that data sets write them (DPO)."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,15 +28,17 @@ from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
 from anyformer.tasks.chat import TEMPLATES_CHECKED, add_system
 from anyformer.tasks.completion import encode_prompt
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, decoders_only, random_ids
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only, random_ids
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import PreferenceLoss, answer_log_probabilities
 from anyformer.training.precision import choose_precision
 from anyformer.training.strategies.base import model_inputs
 
-_ASKED = ("instruction", "question", "input")
+_QUESTIONS = ("instruction", "question", "input")
 """Columns of what a user asks an assistant; a column `prompt` of texts has texts that are continued."""
+_PROMPTS = ("prompt", "instruction", *CONVERSATION, "question", "input")
+_SIDES = ("chosen", "rejected")
 _LABELS = (True, False, 0, 1, "true", "false", "True", "False", "0", "1")
 """Labels of unpaired answers."""
 _WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -54,7 +57,7 @@ def _build(parts: Parts) -> PreferenceExample:
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             return _text_preference(parts, *_shared_text(chosen, rejected))
-        if isinstance(prompt, str) and parts.column("prompt") not in _ASKED and not parts.has("system"):
+        if isinstance(prompt, str) and parts.column("prompt") not in _QUESTIONS and not parts.has("system"):
             return _text_preference(parts, prompt, chosen, rejected)
     return _conversations(parts, prompt, chosen, rejected)
 
@@ -63,28 +66,31 @@ def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> P
     """A pair of texts after a text. Raises UserError where one of them is empty."""
     if not chosen.strip() or not rejected.strip():
         raise fault(parts.where, "has an empty answer", "fill it in, or leave the row out")
-    sides = [
-        CompletionExample(where=parts.where, segments=(((prompt, False),) if prompt else ()) + ((text, True),))
-        for text in (chosen, rejected)
-    ]
-    return PreferenceExample(where=parts.where, chosen=sides[0], rejected=sides[1])
+    start = ((prompt, False),) if prompt else ()
+    one, other = (CompletionExample(where=parts.where, segments=(*start, (text, True))) for text in (chosen, rejected))
+    return PreferenceExample(where=parts.where, chosen=one, rejected=other)
 
 
 def _messages(parts: Parts, part: str) -> str | list[Message]:
-    found = text_or_messages(parts.value(part), parts.where, f"its column {quote(parts.column(part))}")
-    return found if isinstance(found, str) else found[0]
+    value = text_or_messages(parts.value(part), parts.where, f"its column {quote(parts.column(part))}")
+    return value if isinstance(value, str) else value[0]
 
 
 def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The text that both answers begin with, up to the last whole word, and what follows in each."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    begin = next((index for index, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+    begin = _common_length(chosen, rejected)
     # A word that one of them goes on with belongs to the answer, with the space before it.
     while begin and not chosen[begin - 1].isspace():
         begin -= 1
     while begin and chosen[begin - 1] == " ":
         begin -= 1
     return chosen[:begin], chosen[begin:], rejected[begin:]
+
+
+def _common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Number of elements that both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _conversations(
@@ -100,25 +106,20 @@ def _conversations(
         [{"role": "assistant", "content": side}] if isinstance(side, str) else side for side in (chosen, rejected)
     ]
     if prompt is None or all(side[0]["role"] != "assistant" for side in sides):
-        # The prompt is what both begin with.
-        pairs = enumerate(zip(*sides, strict=False))
-        count = next((index for index, (one, other) in pairs if one != other), min(map(len, sides)))
+        count = _common_length(*sides)
         prompt, sides = sides[0][:count], [side[count:] for side in sides]
-    return PreferenceExample(
-        where=parts.where,
-        chosen=_side(parts, prompt, sides[0], "chosen"),
-        rejected=_side(parts, prompt, sides[1], "rejected"),
-    )
+    one, other = (_side(parts, prompt, side, name) for side, name in zip(sides, _SIDES, strict=True))
+    return PreferenceExample(where=parts.where, chosen=one, rejected=other)
 
 
 def _side(parts: Parts, prompt: Sequence[Message], answer: Sequence[Message], name: str) -> ChatExample:
-    own = [message["role"] == "assistant" for message in answer]
-    if not any(own):
+    is_answer = [message["role"] == "assistant" for message in answer]
+    if not any(is_answer):
         raise fault(parts.where, f"has no answer of the assistant in its column {quote(parts.column(name))}")
     for message in answer:
         if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
             raise fault(parts.where, f"has an empty answer in its column {quote(parts.column(name))}")
-    return conversation(parts, [*prompt, *answer], [False] * len(prompt) + own)
+    return conversation(parts, [*prompt, *answer], [False] * len(prompt) + is_answer)
 
 
 def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None]:
@@ -130,13 +131,14 @@ def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None
     Raises:
         UserError: A row is faulty, or no prompt has both a good and a bad answer.
     """
-    answers = dict[str, dict[bool, list[Parts]]]()
+    answers = defaultdict[str, dict[bool, list[Parts]]](lambda: {True: [], False: []})
     for parts in rows:
-        good = _is_good(parts.value("label"))
-        if good is None:
+        label = parts.value("label")
+        is_good = _WORDS.get(str(label).lower()) if isinstance(label, bool | int | float | str) else None
+        if is_good is None:
             raise fault(parts.where, "has a label that doesn't say whether the completion is good", "use true or false")
         parts.value("completion")
-        answers.setdefault(repr(parts.value("prompt")), {True: [], False: []})[good].append(parts)
+        answers[repr(parts.value("prompt"))][is_good].append(parts)
     pairs = [_pair(good, bad) for both in answers.values() for good, bad in zip(both[True], both[False], strict=False)]
     if not pairs:
         raise UserError(
@@ -148,17 +150,9 @@ def _pair_up(rows: Sequence[Parts]) -> tuple[list[PreferenceExample], str | None
 
 
 def _pair(good: Parts, bad: Parts) -> PreferenceExample:
-    values = {
-        "prompt": good.value("prompt"),
-        "chosen": good.value("completion"),
-        "rejected": bad.value("completion"),
-    }
+    values = {"prompt": good.value("prompt")}
+    values |= {"chosen": good.value("completion"), "rejected": bad.value("completion")}
     return _build(Parts(Row(good.where, values), {part: part for part in values}))
-
-
-def _is_good(value: object) -> bool | None:
-    """The truth value of the label of an answer; None where it has none."""
-    return _WORDS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
 
 
 def _add_system(example: PreferenceExample, text: str) -> tuple[PreferenceExample, int]:
@@ -167,15 +161,14 @@ def _add_system(example: PreferenceExample, text: str) -> tuple[PreferenceExampl
 
 
 def _encode(encoding: Encoding, examples: Sequence[PreferenceExample]) -> list[Encoded]:
-    found = list[Encoded]()
+    encoded = list[Encoded]()
     for number, example in enumerate(examples):
-        sides, mismatch = [_row(encoding, side) for side in (example.chosen, example.rejected)], None
+        rows, mismatch = [_row(encoding, side) for side in (example.chosen, example.rejected)], None
         if isinstance(example.chosen, ChatExample) and number < TEMPLATES_CHECKED:
-            mismatch = generation_mismatch(encoding.tokenizer, example.chosen, sides[:1])
-        titled = zip(sides, ("chosen", "rejected"), strict=True)
-        texts = [EncodedText.of(row, encoding.context, title) for row, title in titled]
-        found.append(Encoded(example=example, texts=texts, mismatch=mismatch))
-    return found
+            mismatch = generation_mismatch(encoding.tokenizer, example.chosen, rows[:1])
+        texts = [EncodedText.of(row, encoding.context, title) for row, title in zip(rows, _SIDES, strict=True)]
+        encoded.append(Encoded(example=example, texts=texts, mismatch=mismatch))
+    return encoded
 
 
 def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> LearnedTokens:
@@ -208,9 +201,9 @@ def _prepare(model: Transformer, datasets: Sequence[Dataset], config: Any) -> No
             inputs = model_inputs(dataset.collate(members.tolist()), precision.device)
             inputs.pop("reference")
             with torch.no_grad(), precision.autocast():
-                found = answer_log_probabilities(model, **inputs)
+                log_probabilities = answer_log_probabilities(model, **inputs)
             assert dataset.reference is not None
-            dataset.reference[members] = found.float().cpu().numpy().reshape(-1, 2)
+            dataset.reference[members] = log_probabilities.float().cpu().numpy().reshape(-1, 2)
 
 
 def _evaluate(
@@ -221,17 +214,11 @@ def _evaluate(
     advance = options.counter("losses", 2 * len(examples))
     both = [answer for example in examples for answer in (example.chosen, example.rejected)]
     nats = [each.nats for each in answers.answer_losses(model, tokenizer, both, progress=advance)]
-    rows = [
-        EvaluatedRow(
-            example.where,
-            answers.question(example.chosen),
-            answers.answer(example.chosen),
-            answers.answer(example.chosen if better < worse else example.rejected),
-            better - worse,
-            better < worse,
-        )
-        for example, better, worse in zip(examples, nats[::2], nats[1::2], strict=True)
-    ]
+    rows = list[EvaluatedRow]()
+    for example, better, worse in zip(examples, nats[::2], nats[1::2], strict=True):
+        likelier = example.chosen if better < worse else example.rejected
+        texts = answers.question(example.chosen), answers.answer(example.chosen), answers.answer(likelier)
+        rows.append(EvaluatedRow(example.where, *texts, better - worse, better < worse))
     metrics = {"accuracy": share([bool(row.right) for row in rows])}
     return Evaluation(metrics=metrics, rows=rows, notes=["Accuracy: the better answer is likelier."])
 
@@ -244,19 +231,16 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Pr
 TASK = Task(
     name="preference",
     learns="the better one of two answers (DPO)",
+    finetune="runs/SmolLM2-135M-Instruct-1 --data preferences.jsonl --beta 0.3",
     example=PreferenceExample,
-    shapes=[
-        Shape(
+    schemas=[
+        RowSchema(
             build=_build,
-            required={"chosen": ("chosen",), "rejected": ("rejected",)},
-            optional={
-                "prompt": ("prompt", "instruction", *CONVERSATION, "question", "input"),
-                "input": ("input",),
-                **SYSTEM,
-            },
+            required={side: (side,) for side in _SIDES},
+            optional={"prompt": _PROMPTS, "input": ("input",), **SYSTEM},
             rank=1,
         ),
-        Shape(
+        RowSchema(
             build=_build,
             required={**COMPLETION, "label": ("label",)},
             fits=lambda values: any(values["label"] is each or values["label"] == each for each in _LABELS),
@@ -271,7 +255,7 @@ TASK = Task(
     prepare=_prepare,
     loss=lambda model, config: PreferenceLoss(model, config.beta),
     loss_unit=lambda config: "DPO loss, nats",
-    settings=("system", "beta"),
+    settings=("beta", "system", "train_on"),
     generates=True,
     learning_rate=0.1,  # as Rafailov et al. 2023, appendix B, so that the model stays near the reference
     evaluate=_evaluate,

@@ -13,7 +13,7 @@ from anyformer.data.examples.parts import Parts, as_object, as_text, fault, from
 from anyformer.data.objectives import decoder_start
 from anyformer.errors import quote
 from anyformer.evaluation.answers import evaluate_answers
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, other_head
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, other_head
 from anyformer.training.config import CompleteRunConfig
 
 _REWRITES = (
@@ -27,15 +27,12 @@ def _build(parts: Parts) -> Seq2SeqExample:
 
 
 def _translation(parts: Parts) -> Seq2SeqExample:
-    place = f"its column {quote(parts.column('translation'))}"
-    found = as_object(from_json(parts.value("translation"), parts.where, place), parts.where, place)
-    if len(found) != 2:
-        raise fault(
-            parts.where,
-            f"has {len(found)} texts in {place}",
-            "with others than a source and its target, name those of the source and the target",
-        )
-    source, target = (as_text(each, parts.where, f"{quote(name)} of {place}") for name, each in found.items())
+    location = f"its column {quote(parts.column('translation'))}"
+    texts = as_object(from_json(parts.value("translation"), parts.where, location), parts.where, location)
+    if len(texts) != 2:
+        advice = "with others than a source and its target, name those of the source and the target"
+        raise fault(parts.where, f"has {len(texts)} texts in {location}", advice)
+    source, target = (as_text(text, parts.where, f"{quote(name)} of {location}") for name, text in texts.items())
     return Seq2SeqExample(where=parts.where, source=source, target=target)
 
 
@@ -49,25 +46,15 @@ def _refusal(model: ModelConfig, name: str) -> str | None:
 
 
 def _encode(encoding: Encoding, examples: Sequence[Seq2SeqExample]) -> list[Encoded]:
-    tokenizer, context = encoding.tokenizer, encoding.context
+    tokenizer, context, encoded = encoding.tokenizer, encoding.context, list[Encoded]()
     eos = end_of_text(tokenizer)
     sides = [tokenizer.encode_batch([getattr(example, side) for example in examples]) for side in ("source", "target")]
-    return [
-        Encoded(
-            example=example,
-            texts=[
-                EncodedText.of(LearnedTokens(source, [False] * len(source)), context, "source", asks=True),
-                EncodedText.of(_written(target, eos), context, "target"),
-            ],
-        )
-        for example, source, target in zip(examples, *sides, strict=True)
-    ]
-
-
-def _written(target: Sequence[int], eos: int) -> LearnedTokens:
-    """A target, with its end."""
-    ids = list(target) if target and target[-1] == eos else [*target, eos]
-    return LearnedTokens(ids, [True] * len(ids))
+    for example, source, target in zip(examples, *sides, strict=True):
+        target = [*target] if target and target[-1] == eos else [*target, eos]
+        rows = LearnedTokens(source, [False] * len(source)), LearnedTokens(target, [True] * len(target))
+        texts = [EncodedText.of(rows[0], context, "source", asks=True), EncodedText.of(rows[1], context, "target")]
+        encoded.append(Encoded(example=example, texts=texts))
+    return encoded
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
@@ -90,11 +77,12 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Ba
 TASK = Task(
     name="seq2seq",
     learns="to rewrite a source, as in translation and summaries",
+    finetune="google-t5/t5-small --data pairs.jsonl --preview pairs.html",
     example=Seq2SeqExample,
-    shapes=[
-        Shape(build=_translation, required={"translation": ("translation",)}, rank=7),
-        *(Shape(build=_build, required={"source": (a,), "target": (b,)}, rank=7) for a, b in _REWRITES),
-        Shape(build=_build, required={"source": ("prompt",), "target": ("completion",)}, asked=True, rank=7),
+    schemas=[
+        RowSchema(build=_translation, required={"translation": ("translation",)}, rank=7),
+        *(RowSchema(build=_build, required={"source": (a,), "target": (b,)}, rank=7) for a, b in _REWRITES),
+        RowSchema(build=_build, required={"source": ("prompt",), "target": ("completion",)}, explicit=True, rank=7),
     ],
     refusal=_refusal,
     encode=_encode,

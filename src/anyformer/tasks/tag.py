@@ -24,20 +24,17 @@ from anyformer.evaluation.options import Options
 from anyformer.evaluation.result import EvaluatedRow, Evaluation
 from anyformer.evaluation.spans import TaggedSpans, span_pieces
 from anyformer.model import Transformer
-from anyformer.tasks.task import Encoded, EncodedText, Encoding, Shape, Task, random_ids
+from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import CompleteRunConfig
 
 
 def _build(parts: Parts) -> TagExample:
     words, tags = parts.items("tokens"), parts.items("tags")
-    tokens, own = f"its column {quote(parts.column('tokens'))}", f"its column {quote(parts.column('tags'))}"
+    tokens, own = (f"its column {quote(parts.column(part))}" for part in ("tokens", "tags"))
     if len(words) != len(tags):
-        raise fault(
-            parts.where,
-            f"has {len(words)} words in {tokens} and {len(tags)} tags in {own}",
-            "there must be one for each word",
-        )
+        counts = f"has {len(words)} words in {tokens} and {len(tags)} tags in {own}"
+        raise fault(parts.where, counts, "there must be one for each word")
     for word in words:
         as_text(word, parts.where, f"the list of {tokens}", empty=True)
     for tag in tags:
@@ -47,8 +44,7 @@ def _build(parts: Parts) -> TagExample:
 
 
 def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]:
-    grouped = is_entity_scheme(encoding.labels)
-    found = list[Encoded]()
+    grouped, encoded = is_entity_scheme(encoding.labels), list[Encoded]()
     for example in examples:
         words = encode_words(encoding.tokenizer, example.words, encoding.context)
         tags: list[str | None] = [None] * len(words.tokens)
@@ -57,8 +53,8 @@ def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]
                 tags[position] = tag
         text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Cut(tokens=words.cut))
         kinds = [entity.kind for entity in entities(example.tags)] if grouped else []
-        found.append(Encoded(example=example, texts=[text], labels=example.tags, entities=kinds))
-    return found
+        encoded.append(Encoded(example=example, texts=[text], labels=example.tags, entities=kinds))
+    return encoded
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
@@ -78,38 +74,32 @@ def _evaluate(
 ) -> Evaluation:
     """A tag for each word; one that is beyond the context counts as O."""
     sentences = [example.words for example in examples]
-    found = word_logits(model, tokenizer, sentences, progress=options.counter("tag", len(examples)))
+    outputs = word_logits(model, tokenizer, sentences, progress=options.counter("tag", len(examples)))
     names = label_names(model)
-    index = {name: number for number, name in enumerate(names)}
+    grouped, index = is_entity_scheme(names), {name: number for number, name in enumerate(names)}
     outside = "O" if "O" in index else names[0]
-    references, said, rows = list[list[str]](), list[list[str]](), list[EvaluatedRow]()
-    cut, grouped = 0, is_entity_scheme(names)
-    for example, logits in zip(examples, found, strict=True):
+    references, predictions, rows = list[list[str]](), list[list[str]](), list[EvaluatedRow]()
+    for example, logits in zip(examples, outputs, strict=True):
         right = [known_label(tag, names, example) for tag in example.tags]
         tags = [outside if each is None else names[int(each.argmax())] for each in logits]
-        cut += sum(each is None for each in logits)
         losses = [
             np.log(len(names)) if each is None else -float(each.log_softmax(-1)[index[tag]])
             for each, tag in zip(logits, right, strict=True)
         ]
-        wrong = [
-            f"{word}: {is_} for {tag}" for word, tag, is_ in zip(example.words, right, tags, strict=True) if tag != is_
-        ]
-        references.append(right)
-        said.append(tags)
-        words = " ".join(example.words)
-        shown = [f"{word}/{tag}" for word, tag in zip(example.words, right, strict=True) if tag != outside]
+        tagged_words = list(zip(example.words, right, tags, strict=True))
+        shown = " ".join(f"{word}/{tag}" for word, tag, _ in tagged_words if tag != outside)
+        wrong = ", ".join(f"{word}: {other} for {tag}" for word, tag, other in tagged_words if tag != other)
         spans = TaggedSpans(*(span_pieces(example.words, each, grouped=grouped) for each in (right, tags)))
-        rows.append(
-            EvaluatedRow(
-                example.where, words, " ".join(shown), ", ".join(wrong), float(np.mean(losses)), not wrong, spans
-            )
-        )
-    notes = [f"{cut:,} words are beyond the model's context, and count as {outside}."] if cut else []
+        loss = float(np.mean(losses))
+        rows.append(EvaluatedRow(example.where, " ".join(example.words), shown, wrong, loss, not wrong, spans))
+        references.append(right)
+        predictions.append(tags)
+    truncated = sum(each is None for logits in outputs for each in logits)
+    notes = [f"{truncated:,} words are beyond the model's context, and count as {outside}."] if truncated else []
     if grouped:
-        metrics, classes = tagging(references, said), entity_table(references, said)
+        metrics, classes = tagging(references, predictions), entity_table(references, predictions)
     else:
-        flat, other = ([tag for row in tags for tag in row] for tags in (references, said))
+        flat, other = ([tag for row in tags for tag in row] for tags in (references, predictions))
         metrics, classes = classification(flat, other, names), label_table(flat, other, names)
     if (missed := never_right(classes)) is not None:
         notes.append(missed)
@@ -130,11 +120,12 @@ def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Ba
 TASK = Task(
     name="tag",
     learns="a label for each word",
+    finetune="bert-base-uncased --data names.conll",
     example=TagExample,
-    shapes=[
-        Shape(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
+    schemas=[
+        RowSchema(build=_build, required={"tokens": WORDS, "tags": ("ner_tags", "tags", "pos_tags", "labels")}),
     ],
-    settle=lambda examples, kind, known, classes: settle_tags(examples, known, classes.get("tags", ())),
+    resolve_labels=lambda examples, kind, labels, classes: settle_tags(examples, labels, classes.get("tags", ())),
     classes=lambda example: example.tags,
     head="token_classification",
     encode=_encode,

@@ -1,9 +1,9 @@
-"""A task of fine-tuning: one record with all that is to be known about it."""
+"""The record of a task of fine-tuning, and its parts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,16 +31,16 @@ _WHOLE = Cut()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class RowSchema:
     """Columns that make up an example.
 
     Attributes:
         build: Makes an example of a row; None for a row that says nothing.
         required: For each part of an example the names that its column may have.
         optional: Parts that a row may lack.
-        asked: Whether it is looked for only when its task is asked for.
-        rank: Where the columns of a row fit several shapes, the lowest rank is meant.
-        fits: Whether the values of the required parts are such as the shape has, too.
+        explicit: Whether the task has to be named for its rows to be read so.
+        rank: Where the columns of a row fit several schemas, the lowest rank is meant.
+        fits: Whether the values of the required parts suit the schema.
         gather: Makes examples of all rows together, and a note for people, where a row alone is none.
         suggested: Whether it is suggested for columns of unknown names before others (1), or after them (-1).
     """
@@ -48,21 +48,25 @@ class Shape:
     build: Callable[[Parts], Example | None]
     required: Mapping[str, Names]
     optional: Mapping[str, Names] = field(default_factory=dict[str, Names])
-    asked: bool = False
+    explicit: bool = False
     rank: int = 0
     fits: Callable[[Mapping[str, Any]], bool] = lambda values: True
     gather: Callable[[Sequence[Parts]], tuple[Sequence[Example], str | None]] | None = None
     suggested: Literal[-1, 0, 1] = 0
 
+    def has(self, parts: Iterable[str]) -> bool:
+        """Whether these are parts of its examples."""
+        return {*parts} <= {*self.required, *self.optional}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """How examples are encoded.
+    """Settings by which examples are encoded.
 
     Attributes:
         context: Tokens that a text has at most.
         labels: The names of labels or tags, in the order of their numbers.
-        kind: What is said about a text, where that may be one label, several, or a number.
+        kind: The answer on a text, where that may be one label, several, or a number.
         learn_all: Learn prompts as well as answers.
         packing: Put several texts into a row, which do not see each other.
     """
@@ -78,8 +82,8 @@ class Encoding:
     @property
     def pad(self) -> int:
         """The id that fills rows up. Nothing attends to it and nothing is learned from it, so any will do."""
-        known = (self.tokenizer.pad, self.model.special_tokens.pad, self.tokenizer.eos, 0)
-        return next(token for token in known if token is not None)
+        candidates = (self.tokenizer.pad, self.model.special_tokens.pad, self.tokenizer.eos, 0)
+        return next(token for token in candidates if token is not None)
 
     def numbers(self) -> dict[str, int]:
         """The number of each label."""
@@ -92,12 +96,12 @@ class EncodedText:
 
     Attributes:
         tokens: Its ids.
-        title: What it is among others: chosen, rejected, source, target, ...
-        learned: Which tokens are learned; None: that isn't about tokens.
+        title: Its role among the texts of the example: chosen, rejected, source, target, ...
+        learned: The loss mask: whether each token is learned; None: the task is not about tokens.
         mismatches: See `LearnedTokens`.
         tags: The tag of each token that begins a word; None of the others.
         grouped: Whether tags make up entities, and are not parts of speech, say.
-        cut: What was cut off it.
+        cut: Its truncation.
         segments: The segment of each token; none where it is one text.
         asks: Whether it only asks, so that none of its tokens is to be learned.
     """
@@ -114,7 +118,7 @@ class EncodedText:
 
     @classmethod
     def of(cls, row: LearnedTokens, context: int | None = None, title: str = "", *, asks: bool = False) -> EncodedText:
-        """A row of a decoder, cut to the context."""
+        """The text of a decoder's row, truncated to the context."""
         row, cut = truncate(row, context)
         return cls(tokens=row.tokens, title=title, learned=row.learned, mismatches=row.mismatches, cut=cut, asks=asks)
 
@@ -131,11 +135,11 @@ class Encoded:
     Attributes:
         example: As it was read.
         texts: One, or several side by side.
-        label: What is to be said about them, for people; None: that is no label.
-        labels: What is to be said about them: names, or numbers; all are counted.
-        entities: The kinds of the entities in them.
-        mismatch: What differs between what is learned and what the model will see, which stops the run.
-        system_prompt: What the chat template adds to the conversation; None: nothing.
+        label: The right answer for people, where it is a label.
+        labels: The right answers to be counted: names, or numbers.
+        entities: The kinds of the entities in the texts.
+        mismatch: The difference between the tokens that are learned and those of generation, which stops the run.
+        system_prompt: The message that the chat template adds to the conversation, if any.
     """
 
     example: Example
@@ -154,39 +158,40 @@ class Task:
     Attributes:
         name: As `--task` says it; that of its file.
         learns: Description of what a model learns, in a line.
+        finetune: The arguments of a command that trains it, for the help of `finetune`: a literal.
 
         example: The class of its examples.
-        shapes: The columns that it takes, and how rows become examples.
-        by_order: The shape of a row whose columns have no usual name, and their parts, by the order of the columns.
-        settle: Makes names and numbers of labels that are as the rows have them. It is given the examples, what is said
-            about a text and the labels that there are, each None where that follows from the examples, and the names
-            that files have for the numbers in each part's column.
-        classes: What of an example is told apart: with one alone in all examples there is nothing to learn.
+        schemas: The columns that it takes, and how rows become examples.
+        by_order: The schema of a row whose columns have no usual name, and their parts, by the order of the columns.
+        resolve_labels: Makes names and numbers of labels that are as the rows have them, given the examples, the kind
+            of answer and the labels that there are (each None where it follows from the examples), and the names that
+            files have for the numbers in each part's column.
+        classes: The classes of an example: with one alone in all examples there is nothing to learn.
         add_system: Puts a system message into an example; returns it, and to how many conversations it was added.
 
-        head: What the model's head has to be; another one is replaced unless it is a language model's.
+        head: The head that the model has to have; another one is replaced unless it is a language model's.
         refusal: A sentence on why a model can't do it, given its config and name; None: it can.
         instead: For models that learn it as another task: that task, and its example of one of these.
 
         encode: Encodes examples, in order. None: they are texts of one stream, as in training from text.
-        dataset: Makes batches of what was encoded.
+        dataset: Makes batches of encoded examples.
         nothing_to_learn: A sentence on why training would be in vain, given how often each label is there and the
             number of examples; None: it isn't.
         checks_ends: Whether an answer has to end with a token at which generation stops.
         prepare: Called with the model's first weights, all datasets and the config of the run.
         choose_loss: The loss that suits an example, given the one that was asked for, if any.
         loss: The module that computes the loss, given the model and the config of the run.
-        loss_unit: What that is, and its unit, given the config of the run.
+        loss_unit: The name of the loss and its unit, given the config of the run.
 
-        settings: Settings of a run that only some tasks obey, this one among them.
+        settings: Settings of a run that only some tasks obey, this one among them; the others refuse them.
         generates: Whether its answers are texts.
         learning_rate: The default is so many times that of other tasks.
         fewest_steps: Steps of a run of default length at least, as far as a few times as many epochs have them.
 
         evaluate: Measures a model on examples; of its metrics the first is the main one.
         lists_classes: Whether the score of each class is listed after a run.
-        nothing: What is shown of a prediction that is empty.
-        pipeline: What the Hugging Face hub calls it.
+        nothing: The words for an empty prediction.
+        pipeline: The Hugging Face hub's name of it.
         auto_class: The class of `transformers` that loads such models.
         commands: The subcommands to try a model with, each with its arguments, given the config of the run, an example,
             and the arguments of `evaluate`.
@@ -197,11 +202,12 @@ class Task:
 
     name: str
     learns: str
+    finetune: str = ""
 
     example: type[Example]
-    shapes: Sequence[Shape]
-    by_order: Callable[[Mapping[str, Any]], tuple[Shape, dict[str, str]] | None] = lambda sample: None
-    settle: (
+    schemas: Sequence[RowSchema]
+    by_order: Callable[[Mapping[str, Any]], tuple[RowSchema, dict[str, str]] | None] = lambda sample: None
+    resolve_labels: (
         Callable[
             [Sequence[Any], LabelKind | None, Sequence[str] | None, Mapping[str, Sequence[str]]],
             tuple[Sequence[Example], Labels],
@@ -256,7 +262,7 @@ class Task:
         return self.head in ("classification", "token_classification")
 
     def terms(self, config: Mapping[str, Any]) -> Terms:
-        """How pages speak of a run, given its config."""
+        """The terms in which pages speak of a run, given its config."""
         return Terms(self.loss_unit(config), self.generates)
 
     def check_model(self, model: ModelConfig, name: str) -> None:

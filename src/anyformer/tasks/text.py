@@ -13,7 +13,7 @@ from anyformer.evaluation.perplexity import join_texts, losses, predictions
 from anyformer.evaluation.result import Evaluation
 from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
-from anyformer.tasks.task import Shape, Task
+from anyformer.tasks.task import RowSchema, Task
 from anyformer.tokenizer import Tokenizer
 
 
@@ -31,7 +31,7 @@ def _refusal(model: ModelConfig, name: str) -> str | None:
 def _evaluate(
     model: Transformer, tokenizer: Tokenizer | None, examples: Sequence[TextExample], options: Options
 ) -> Evaluation:
-    """How well the next token is predicted, in windows over all texts, as `anyformer evaluate` does without a task."""
+    """Predictions of the next token, in windows over all texts, as `anyformer evaluate` does without a task."""
     tokenizer = require_tokenizer(tokenizer, "its text can't be read")
     text = join_texts(tokenizer, ((example.text, True) for example in examples))
     total = predictions(text)
@@ -44,8 +44,9 @@ def _evaluate(
 TASK = Task(
     name="text",
     learns="the next token of plain text",
+    finetune="openai-community/gpt2 --task text --data notes.txt",
     example=TextExample,
-    shapes=[Shape(build=_build, required={"text": ("text", "content")}, rank=10, suggested=-1)],
+    schemas=[RowSchema(build=_build, required={"text": ("text", "content")}, rank=10, suggested=-1)],
     refusal=_refusal,
     settings=("packing",),
     generates=True,

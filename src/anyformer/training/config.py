@@ -12,9 +12,13 @@ from typing_extensions import override
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.limits import RECORD_BYTES
-from anyformer.schema import flag
+from anyformer.schema import Section, flag
 from anyformer.spec import DEFAULT_PRESET
 from anyformer.training.schedule import check_schedule
+
+DATA, OBJECTIVE, LENGTH = Section("data"), Section("objective"), Section("batches and length")
+OPTIMIZATION, HARDWARE, DIRECTORY = Section("optimization"), Section("hardware"), Section("run directory")
+"""Sections of the help of `train`, `finetune` and `plan`, which the fields of a run name."""
 
 OPTIMIZERS = ("adamw", "muon")
 ENGINES = ("ddp", "fsdp", "deepspeed")
@@ -52,84 +56,84 @@ class RunConfig:
         UserError: a value that makes no sense, or two that contradict each other.
     """
 
-    data: Annotated[tuple[str, ...], "PATH"] = ()
+    data: Annotated[tuple[str, ...], "PATH", DATA] = ()
     """Files, folders and globs of text (.txt .md .py .jsonl .csv .tsv .parquet, also .gz .zst), - for standard input,
     hf:NAME for a data set of the Hugging Face hub (default: the standard library of the running Python)."""
-    validation: Annotated[tuple[str, ...], "PATH"] = ()
+    validation: Annotated[tuple[str, ...], "PATH", DATA] = ()
     """Text to validate on, of parallel files the source, then the target (default: a tenth of the data is held out)."""
-    max_record_bytes: Annotated[int, "N"] = RECORD_BYTES
+    max_record_bytes: Annotated[int, "N", DATA] = RECORD_BYTES
     """Bytes that a record may have, and a line of parallel files."""
-    label_smoothing: float | None = None
+    label_smoothing: Annotated[float | None, OBJECTIVE] = None
     """Share of the target's probability that is spread over the vocabulary (default: 0.1 for seq2seq, else 0)."""
-    workers: int | None = None
+    workers: Annotated[int | None, DATA] = None
     """Processes that tokenize (default: one for each core)."""
-    cache: Annotated[Path | None, "FOLDER"] = None
+    cache: Annotated[Path | None, "FOLDER", DATA] = None
     """Where token files are kept for a second run on the same data (default: the user's cache folder)."""
-    context: int | None = None
+    context: Annotated[int | None, LENGTH] = None
     """Tokens that the model reads at a time, and its max_length (default: the model's own max_length, 256 at most)."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, LENGTH] = None
     """Texts in a batch, of all processes together (default: as many as have about 1024 tokens together)."""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, LENGTH] = None
     """For pairs, which come in batches of about equal length: tokens in a batch, with padding (default: 4096)."""
-    grad_accumulation: int = 1
+    grad_accumulation: Annotated[int, LENGTH] = 1
     """Parts that a batch is computed in, one after the other. Saves memory, changes nothing beyond rounding."""
-    steps: int | None = None
+    steps: Annotated[int | None, LENGTH] = None
     """Batches to train on."""
-    minutes: float | None = None
+    minutes: Annotated[float | None, LENGTH] = None
     """Limit of the run's time, from reading the data to the sample, instead of --steps. Training gets at least half of
     it, however long the data takes to read (default: 2)."""
-    optimizer: Annotated[str, "{adamw,muon}"] = "adamw"
+    optimizer: Annotated[str, "{adamw,muon}", OPTIMIZATION] = "adamw"
     """muon: Muon for the matrices inside the blocks and AdamW for everything else."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, OPTIMIZATION] = None
     """Peak of the learning rate (default: chosen by the model's width)."""
-    schedule: Annotated[str, "{cosine,linear,inverse_sqrt,wsd}"] = "cosine"
+    schedule: Annotated[str, "{cosine,linear,inverse_sqrt,wsd}", OPTIMIZATION] = "cosine"
     """Fall of the learning rate after its peak; wsd: warmup, stable, decay."""
-    warmup: float = 0.05
+    warmup: Annotated[float, OPTIMIZATION] = 0.05
     """Share of the run in which the learning rate rises to its peak."""
-    decay: float = 0.2
+    decay: Annotated[float, OPTIMIZATION] = 0.2
     """Share of the run in which wsd's learning rate falls."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, OPTIMIZATION] = 0.1
     """Decay of matrices; vectors are not decayed."""
-    beta2: float = 0.99
+    beta2: Annotated[float, OPTIMIZATION] = 0.99
     """AdamW's decay rate of the mean of squared gradients; 0.95 is enough for large batches."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, OPTIMIZATION] = 1.0
     """Largest norm of the gradient; longer ones are scaled down to it."""
-    average: Annotated[str | None, "{ema:DECAY,last:N}"] = None
+    average: Annotated[str | None, "{ema:DECAY,last:N}", OPTIMIZATION] = None
     """Weights to evaluate and save instead of the latest ones: ema:0.999 for a moving average, last:5 for the mean of
     the latest five checkpoints (Vaswani et al. 2017, section 6.1)."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, HARDWARE] = False
     """Compute the activations of each block again in the backward pass, instead of keeping them: less memory, more
     time."""
-    compile: bool | None = None
+    compile: Annotated[bool | None, HARDWARE] = None
     """Compile the model (default: where it pays and a compiler exists)."""
-    engine: Annotated[str | None, "{ddp,fsdp,deepspeed}"] = None
+    engine: Annotated[str | None, "{ddp,fsdp,deepspeed}", HARDWARE] = None
     """Engine by which several processes train together (default: a single process)."""
-    processes: int = 1
+    processes: Annotated[int, HARDWARE] = 1
     """Processes to start on this machine; torchrun and deepspeed start them themselves."""
-    zero_stage: Annotated[int, "{1,2,3}"] = 2
+    zero_stage: Annotated[int, "{1,2,3}", HARDWARE] = 2
     """DeepSpeed: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well."""
-    save_every: int | None = None
+    save_every: Annotated[int | None, DIRECTORY] = None
     """Steps between two checkpoints to resume from (default: every five minutes, and at the end)."""
-    keep: int = 2
+    keep: Annotated[int, DIRECTORY] = 2
     """Checkpoints that are kept."""
-    keep_optimizer: bool = False
+    keep_optimizer: Annotated[bool, DIRECTORY] = False
     """Keep the last checkpoint of a run that has finished, so that --resume can give it more steps. Without it no
     optimizer state stays: twice the trained weights, for AdamW."""
-    evaluate_every: int | None = None
+    evaluate_every: Annotated[int | None, DIRECTORY] = None
     """Steps between evaluations, each of which saves the model as well (default: before and after training only)."""
-    log_every: int | None = None
+    log_every: Annotated[int | None, DIRECTORY] = None
     """Steps between two lines of metrics.jsonl (default: 10, or a twentieth of a run of less than 200 steps)."""
-    track: Annotated[tuple[str, ...], "TRACKER"] = ()
+    track: Annotated[tuple[str, ...], "TRACKER", DIRECTORY] = ()
     """Where to send the metrics as well: tensorboard, wandb, trackio."""
-    seed: int = 0
+    seed: Annotated[int, OPTIMIZATION] = 0
     """Decides the first weights, the order of the data, and dropout."""
-    name: str | None = None
+    name: Annotated[str | None, DIRECTORY] = None
     """Name of the run directory (default: the preset's with a number)."""
-    runs: Annotated[Path, "FOLDER"] = Path("runs")
+    runs: Annotated[Path, "FOLDER", DIRECTORY] = Path("runs")
     """Where run directories are made."""
-    device: str | None = None
+    device: Annotated[str | None, HARDWARE] = None
     """cpu, cuda, mps ... (default: an accelerator if there is one)."""
-    dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
+    dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}", HARDWARE] = None
     """The dtype of matrix products; weights that are trained are kept in float32. int8 is the fastest on CPUs with VNNI
     but without AMX, at a little noise in what is learned (default: the fastest of the others here)."""
 
@@ -205,19 +209,19 @@ class TrainConfig(RunConfig):
     """
 
     preset: str = DEFAULT_PRESET
-    field: str = "text"
+    field: Annotated[str, DATA] = "text"
     """The field that holds the text, in records such as lines of jsonl, csv or parquet."""
-    source: str | None = None
+    source: Annotated[str | None, DATA] = None
     """For sequence to sequence: the file to read from; with --data the name of the field."""
-    target: str | None = None
+    target: Annotated[str | None, DATA] = None
     """The file to write to, line by line parallel to the source; with --data the name of the field."""
-    objective: Annotated[str | None, "{causal,masked,span_corruption,seq2seq}"] = None
+    objective: Annotated[str | None, "{causal,masked,span_corruption,seq2seq}", OBJECTIVE] = None
     """Training objective (default: that of the model's paper)."""
-    document_masking: bool = False
+    document_masking: Annotated[bool, OBJECTIVE] = False
     """Causal: attention and positions begin anew with each document of a window."""
-    whole_word_masking: bool = False
+    whole_word_masking: Annotated[bool, OBJECTIVE] = False
     """Masked: hide whole words instead of single tokens."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, DATA] = None
     """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one (default: what the model's
     paper has, bpe, wordpiece or unigram, with N to suit the data)."""
     model: ModelConfig

@@ -8,9 +8,8 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -97,20 +96,11 @@ def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
 
 
 def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    read = {name: _scalar(value, hints.get(name), f"{path}: {cut(name)}") for name, value in values.items()}
-    return typed(kind, read, f"{path}: ")
-
-
-def _scalar(value: Any, hint: Any, name: str) -> Any:
-    """The value that YAML means: it takes 1e-3 for text."""
-    for each in cast("list[Any]", value if isinstance(value, list) else [value]):
-        if isinstance(each, str) and "\0" in each:
-            raise UserError(f"{name} can't be {quote(each)}: no path or name has a null character.")
-    if isinstance(value, str) and float in (hint, *get_args(hint)):
-        with suppress(ValueError):
-            return float(value)
-    return value
+    for name, value in values.items():
+        for each in cast("list[Any]", value if isinstance(value, list) else [value]):
+            if isinstance(each, str) and "\0" in each:
+                raise UserError(f"{path}: {cut(name)} can't be {quote(each)}: no path or name has a null character.")
+    return typed(kind, values, f"{path}: ", from_text=True)  # YAML takes 1e-3 for text
 
 
 def check_consent(config: T, file: Path, flags: Mapping[str, Any], *, resume: bool = False) -> T:

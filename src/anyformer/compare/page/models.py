@@ -8,13 +8,14 @@ from markupsafe import Markup
 
 from anyformer.checkpoint import load
 from anyformer.compare.result import Comparison, ContenderResult
-from anyformer.config import ConfigError, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.learn.attention_maps import attention
 from anyformer.learn.attention_maps.page import stacks
 from anyformer.learn.diagram import draw, panels
 from anyformer.pages.formatting import byte_size, clock, count, fixed, setting, si, whole
 from anyformer.runs.listing import flatten
+from anyformer.schema import ConfigError
 
 _MOST_DIAGRAMS = 8
 """Diagrams on a page: a grid of changes may have many models, which differ little."""

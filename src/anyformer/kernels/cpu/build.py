@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from anyformer import atomic, ownership, processes
+from anyformer import atomic, processes
 from anyformer.kernels import cpu_features
 
 _log = logging.getLogger("anyformer")
@@ -82,7 +82,7 @@ class Library:
                 _warn(_reason(error))
 
     def _open(self, path: Path) -> ctypes.CDLL:
-        path = ownership.check_own(path)
+        path = atomic.check_own(path)
         if not _is_whole(path):
             raise OSError(f"{path} is damaged")
         library = ctypes.CDLL(str(path))
@@ -129,7 +129,7 @@ def _build(name: str) -> Path:
         flags.append("-DEMULATED_AMX")
     key = [_version(tuple(compiler)), platform.machine(), cpu_features.flags(), *flags, *linker_flags]
     key += [path.read_text() for path in (source, *sorted(_HERE.glob("*.h")))]
-    folder = ownership.private_folder(atomic.cache_folder() / "native")
+    folder = atomic.private_folder(atomic.cache_folder() / "native")
     library = folder / f"{name}-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:24]}.so"
     if library.exists():
         return library

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, cast
 
 from anyformer.analysis import PartCost, cache_bytes_per_token, part_costs
-from anyformer.config import ConfigError, ModelConfig, diff
+from anyformer.config import ModelConfig, diff
 from anyformer.errors import UserError
 from anyformer.learn.diagram.facts import Facts, facts, windows
 from anyformer.pages.formatting import setting
+from anyformer.schema import ConfigError
 from anyformer.terminal import shorten
 
 ABSENT = "absent"

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from anyformer import limits, ownership
+from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.checkpoint.load import inspect
@@ -223,7 +223,7 @@ def _of_run(directory: Path) -> Iterator[str]:
         yield from (text for text in texts if len(text.split()) >= _FEWEST_WORDS)
     with suppress(*broken):
         # A config.yaml of somebody else may name files that are nobody's business.
-        settings = read_yaml(ownership.check_own(run / CONFIG))
+        settings = read_yaml(atomic.check_own(run / CONFIG))
         for each in map(Path, settings.data):
             file = next(walk(each), None) if each.is_dir() else each
             if file is not None and file.is_file():
