@@ -2,7 +2,7 @@
 
     python benchmarks/busy.py MODEL.gguf --nanogpt PATH/TO/nanoGPT
 
-Each contender runs in a process of its own, for the same time, in turns; beside it run none, one and two programs that
+Each candidate runs in a process of its own, for the same time, in turns; beside it run none, one and two programs that
 multiply matrices with numpy in two threads each. Training is of llama-nano's size (4 layers of width 128, 8 x 128
 tokens, float32, fused AdamW) by the command, and of nanoGPT's model of that size; decoding is that of one stream of a
 model in GGUF, which ours reads as int4. A speed is that of the second half of the time, when threads have been chosen.
@@ -106,11 +106,11 @@ def llama_cpp(options: argparse.Namespace) -> float:
     return rate(write, options.seconds)
 
 
-CONTENDERS = {"training": training, "nanoGPT": nanogpt, "decoding": decoding, "llama.cpp": llama_cpp}
+CANDIDATES = {"training": training, "nanoGPT": nanogpt, "decoding": decoding, "llama.cpp": llama_cpp}
 
 
 def measured(name: str, competitors: int, arguments: list[str]) -> float | None:
-    """The speed of a contender in a process of its own beside so many others; None where it can't run."""
+    """The speed of a candidate in a process of its own beside so many others; None where it can't run."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     environment["GOMP_SPINCOUNT"] = "20000"  # as the command has it
     crowd = environment | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
@@ -134,11 +134,11 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--measure", choices=CANDIDATES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(CONTENDERS[options.measure](options))
+        print(CANDIDATES[options.measure](options))
         return
     names = [name for name in options.only if name != "nanoGPT" or options.nanogpt]
     speeds: dict[str, list[list[float]]] = {name: [[] for _ in COMPETITORS] for name in names}

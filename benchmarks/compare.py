@@ -45,11 +45,9 @@ from typing_extensions import override
 import anyformer as af
 from anyformer.compare.compare import compare
 from anyformer.compare.corpus import SharedText, prepare
-from anyformer.compare.matching import entries, matched, parameters_outside_embeddings
+from anyformer.compare.matching import matched, parameters_outside_embeddings, read_models
 from anyformer.compare.result import Comparison, Panel, Verdict
-from anyformer.compare.statistics import Pieces
-from anyformer.compare.verdicts import judge
-from anyformer.compare.windows import FromStart, cut, reading
+from anyformer.compare.windows import FromStart, cut, window_objective
 from anyformer.console import Console
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.generation.inference import evaluating
@@ -85,20 +83,20 @@ def writing(comparison: Comparison, out: Path) -> tuple[Panel, list[Verdict]]:
     half = cut(text.window, 0.5)
     weights = text.bytes_of(pieces[:, half:]).astype(np.float64)
     found: dict[str, Pieces] = {}
-    for each in comparison.contenders:
+    for each in comparison.models:
         if each.name in (*DECODERS, ENCODER):
             models = [af.load(out / path, torch.float32)[0] for path in each.runs]
             totals = [_left_to_right(model, text, pieces, half) / math.log(2) for model in models]
             found[each.name] = Pieces(np.stack(totals), weights)
-    return judge(WRITING, found)
+    return compare_members(WRITING, found)
 
 
 def _left_to_right(model: Transformer, text: SharedText, pieces: Any, half: int) -> Any:
     """[pieces] nats of all tokens from `half` on, each given those before it."""
-    how = reading(model.config, text.tokenizer)
+    objective = window_objective(model.config, text.tokenizer)
     with evaluating(model), torch.inference_mode():
-        if isinstance(how, FromStart):
-            batch = how(pieces, np.random.default_rng(0))
+        if isinstance(objective, FromStart):
+            batch = objective(pieces, np.random.default_rng(0))
             logits = model(torch.from_numpy(batch.tokens)).logits.float()
             losses = F.cross_entropy(logits.transpose(1, 2), torch.from_numpy(pieces), reduction="none")
             return losses[:, half:].double().sum(dim=1).numpy()
@@ -164,8 +162,9 @@ def in_one_row(batch: Batch, padding: int) -> Batch:
 
 def translators() -> dict[str, Any]:
     """The two models, with as many parameters outside embeddings."""
-    found = matched(entries(TRANSLATORS, "parameters"), parameters_outside_embeddings, "parameters outside embeddings")
-    return {entry.name: entry.config for entry in found}
+    what = "parameters outside embeddings"
+    models = matched(read_models(TRANSLATORS, "parameters"), parameters_outside_embeddings, what)
+    return {model.name: model.config for model in models}
 
 
 def train_translator(name: str, seed: int, arguments: argparse.Namespace) -> None:
@@ -289,7 +288,7 @@ def translation(arguments: argparse.Namespace) -> tuple[Panel, list[Verdict], di
         totals = np.array([each["nats"] for each in read]) / math.log(2)
         found[name] = Pieces(totals, np.array(read[0]["bytes"], dtype=np.float64))
         scores[name] = [BLEU().corpus_score(each["translations"], [references]).score for each in read]
-    return (*judge(TRANSLATION, found), scores)
+    return (*compare_members(TRANSLATION, found), scores)
 
 
 def verdict_of(verdicts: Sequence[Verdict], ahead: str, behind: str) -> str:

@@ -3,7 +3,7 @@
     python benchmarks/decoding.py MODEL_DIRECTORY                      # such as SmolLM2-135M's
     python benchmarks/decoding.py MODEL_DIRECTORY --rounds 5 --threads 2
 
-The contenders take turns, round by round. llama.cpp gets GGUF files converted from the directory; build it for this
+The candidates take turns, round by round. llama.cpp gets GGUF files converted from the directory; build it for this
 machine:
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
@@ -17,7 +17,7 @@ On CPUs with AMX the system ends llama.cpp once another library has used these r
 bfloat16 matmuls do: compare with llama.cpp (--only anyformer llama.cpp) and with Hugging Face (--only anyformer
 Hugging) in separate runs.
 
-Needs `pip install 'anyformer[bench]' psutil`. Contenders that are not installed are skipped, with a note.
+Needs `pip install 'anyformer[bench]' psutil`. Candidates that are not installed are skipped, with a note.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROMPT, STREAMS, CAPACITY = 512, 16, 1024
 NEW, NEW_STREAMS = 32, 12
 
 
-class Contender(Protocol):
+class Candidate(Protocol):
     """A model with prefill and decoding."""
 
     size: int
@@ -145,7 +145,7 @@ class Seconds:
 
 
 def _ids(streams: int, length: int) -> Tensor:
-    """The same tokens for every contender."""
+    """The same tokens for every candidate."""
     return torch.randint(1000, 9000, (streams, length), generator=torch.Generator().manual_seed(length))
 
 
@@ -160,16 +160,16 @@ def _timed(work: Callable[[], object], times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
-def run(contender: Contender, seconds: Seconds) -> None:
+def run(candidate: Candidate, seconds: Seconds) -> None:
     """One round."""
     for context in CONTEXTS:
-        contender.read(1, context)
-        contender.step(1)
-        seconds.decode[context].append(_timed(lambda: contender.step(1), NEW))
-    seconds.prompt.append(_timed(lambda: contender.read(1, PROMPT)))
-    contender.read(STREAMS, CONTEXTS[0])
-    contender.step(STREAMS)
-    seconds.streams.append(_timed(lambda: contender.step(STREAMS), NEW_STREAMS) / STREAMS)
+        candidate.read(1, context)
+        candidate.step(1)
+        seconds.decode[context].append(_timed(lambda: candidate.step(1), NEW))
+    seconds.prompt.append(_timed(lambda: candidate.read(1, PROMPT)))
+    candidate.read(STREAMS, CONTEXTS[0])
+    candidate.step(STREAMS)
+    seconds.streams.append(_timed(lambda: candidate.step(STREAMS), NEW_STREAMS) / STREAMS)
 
 
 def bandwidth() -> float:
@@ -178,7 +178,7 @@ def bandwidth() -> float:
     return large.nbytes / min(_timed(large.sum) for _ in range(5))
 
 
-def contenders(directory: Path, threads: int, folder: Path) -> Iterator[tuple[str, Callable[[], Contender]]]:
+def candidates(directory: Path, threads: int, folder: Path) -> Iterator[tuple[str, Callable[[], Candidate]]]:
     for kind in ("float32", "bfloat16", "int8", "int4"):
         yield f"anyformer {kind}", lambda kind=kind: Ours(directory, kind)
     for kind in ("float32", "bfloat16"):
@@ -200,13 +200,13 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=[], help="contenders whose names begin so")
+    parser.add_argument("--only", nargs="*", default=[], help="candidates whose names begin so")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        found: dict[str, tuple[Contender, Seconds]] = {}
-        for name, make in contenders(arguments.directory, arguments.threads, folder):
+        found: dict[str, tuple[Candidate, Seconds]] = {}
+        for name, make in candidates(arguments.directory, arguments.threads, folder):
             if arguments.only and not any(name.startswith(some) for some in arguments.only):
                 continue
             try:
@@ -214,25 +214,25 @@ def main() -> None:
             except ImportError as error:
                 print(f"left out: {name} ({error})")
         for _ in range(arguments.rounds):
-            for contender, seconds in found.values():
-                run(contender, seconds)
+            for candidate, seconds in found.values():
+                run(candidate, seconds)
         report(found, bandwidth())
 
 
-def report(found: dict[str, tuple[Contender, Seconds]], memory: float) -> None:
+def report(found: dict[str, tuple[Candidate, Seconds]], memory: float) -> None:
     """Print the table."""
     heads = ["", *(f"decode {context}" for context in CONTEXTS), "GB/s", "prompt", f"{STREAMS} streams", "weights"]
     rows = [heads]
-    for name, (contender, seconds) in found.items():
+    for name, (candidate, seconds) in found.items():
         steps = {context: 1 / statistics.median(taken) for context, taken in seconds.decode.items()}
         rows.append(
             [
                 name,
                 *(f"{speed:.0f}" for speed in steps.values()),
-                f"{contender.size * steps[CONTEXTS[0]] / 1e9:.1f}",
+                f"{candidate.size * steps[CONTEXTS[0]] / 1e9:.1f}",
                 f"{PROMPT / statistics.median(seconds.prompt):.0f}",
                 f"{1 / statistics.median(seconds.streams):.0f}",
-                f"{contender.size / 1e6:.0f} MB",
+                f"{candidate.size / 1e6:.0f} MB",
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]

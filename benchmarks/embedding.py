@@ -4,7 +4,7 @@
     python benchmarks/embedding.py MODEL_DIRECTORY --rounds 5 --threads 2
 
 The texts are 2,000 different sentences from the docstrings of Python's standard library, 3 to 100 words long. Each
-contender runs in float32 and bfloat16, sentence-transformers with several batch sizes; seconds include the tokenizer. A
+candidate runs in float32 and bfloat16, sentence-transformers with several batch sizes; seconds include the tokenizer. A
 ratio is the median over the rounds ("CPU": of processor time, which other programs on shared cores hardly affect), and
 the vectors are compared with those of sentence-transformers in float32.
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--only", default="", help="contenders with one of these names, such as 'bfloat16'")
+    parser.add_argument("--only", default="", help="candidates with one of these names, such as 'bfloat16'")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     texts = sentences(options.count)
@@ -74,13 +74,13 @@ def main() -> None:
             name = f"sentence-transformers {dtype}, batch {size}"
             made[name] = lambda dtype=dtype, size=size: theirs(options.model, dtype, size)
     wanted = options.only.split(",")
-    contenders = {name: make() for name, make in made.items() if any(part in name for part in wanted)}
+    candidates = {name: make() for name, make in made.items() if any(part in name for part in wanted)}
     exact = theirs(options.model, "float32", 32)(texts)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    cpu: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    cpu: dict[str, list[float]] = {name: [] for name in candidates}
     apart: dict[str, float] = {}
     for _ in range(options.rounds):
-        for name, encode in contenders.items():
+        for name, encode in candidates.items():
             begun, cpu_begun = time.perf_counter(), time.process_time()
             vectors = encode(texts)
             seconds[name].append(time.perf_counter() - begun)
@@ -95,7 +95,7 @@ def main() -> None:
 
     wall, processor = ratios(seconds), ratios(cpu)
     print(f"{len(texts)} sentences, {options.threads} threads\n")
-    print("| contender | sentences/s | times as fast as their best | CPU | largest difference |")
+    print("| candidate | sentences/s | times as fast as their best | CPU | largest difference |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, spent in seconds.items():
         speed = f"{len(texts) / min(spent):,.0f} | {wall[name]:.2f} | {processor[name]:.2f}"

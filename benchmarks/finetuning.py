@@ -12,9 +12,9 @@
     python benchmarks/finetuning.py wnut --data shared/data --seeds 5 --only 'own recipe,trainer' --sample 340
 
 Each row trains the same model, with the same fresh head where it has one, on the same examples with the same batch
-size, epochs, peak and schedule of the learning rate, one contender after the other, each in a process of its own.
-"own recipe" is what the command chooses by itself, as the dtype is where a contender names none. On SST-2 that is the
-recipe of all contenders but for a moving average of the weights, without which the score is in the next column; an
+size, epochs, peak and schedule of the learning rate, one candidate after the other, each in a process of its own.
+"own recipe" is what the command chooses by itself, as the dtype is where a candidate names none. On SST-2 that is the
+recipe of all candidates but for a moving average of the weights, without which the score is in the next column; an
 adapter ("lora") takes three epochs, for one is too few. Times are those of the whole process until the model is trained
 and measured (the command measures it before and after; its score is then computed once more, with `anyformer
 evaluate`'s function); memory is the most that it took until the model was trained.
@@ -48,7 +48,7 @@ Examples = list[dict[str, Any]]
 
 
 class Found(NamedTuple):
-    """What a contender came to."""
+    """What a candidate came to."""
 
     score: float
     memory: int
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A task, and the recipe that all contenders share."""
+    """A task, and the recipe that all candidates share."""
 
     task: str
     metric: str
@@ -70,7 +70,7 @@ class Row:
     batch_size: int
     learning_rate: float
     context: int
-    contenders: Sequence[str]
+    candidates: Sequence[str]
     warmup: float = 0.1
 
 
@@ -149,7 +149,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
 
     import anyformer as af
     from anyformer.cli.main import main
-    from anyformer.evaluation.options import Options
+    from anyformer.evaluation.result import Options
     from anyformer.tasks.evaluate import evaluate
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}
@@ -348,7 +348,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-CONTENDERS: dict[str, Callable[..., Found]] = {
+CANDIDATES: dict[str, Callable[..., Found]] = {
     "anyformer": anyformer,
     "own": anyformer,
     "trainer": trainer,
@@ -357,7 +357,7 @@ CONTENDERS: dict[str, Callable[..., Found]] = {
 }
 
 
-def contend(options: argparse.Namespace) -> None:
+def run_candidate(options: argparse.Namespace) -> None:
     """Train once; prints the figures as JSON."""
     row = ROWS[options.row]
     with tempfile.TemporaryDirectory() as folder:
@@ -368,11 +368,11 @@ def contend(options: argparse.Namespace) -> None:
             if path == files[0] and options.sample:
                 kept = random.Random(options.seed).sample(kept, options.sample)
             path.write_text("".join(json.dumps(example) + "\n" for example in kept))
-        run, model = CONTENDERS[options.contend.partition(" ")[0]], base(options.row)
+        run, model = CANDIDATES[options.candidate.partition(" ")[0]], base(options.row)
         if row.task in ("classify", "tag"):
             model = with_head(row, model, *files, options.seed, out)
-        found = run(row, model, options.contend, *files, options.seed, out)
-    if not found.seconds:  # the contender's own measurement was the last that it did
+        found = run(row, model, options.candidate, *files, options.seed, out)
+    if not found.seconds:  # the candidate's own measurement was the last that it did
         seconds, processor = spent()
         found = found._replace(seconds=seconds, processor=processor)
     print(json.dumps(found._asdict()))
@@ -385,22 +385,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of sst2, stsb and wnut17")
     parser.add_argument("--limit", type=int, help="train on the first so many examples")
     parser.add_argument("--sample", type=int, help="train on so many examples, drawn anew for each seed")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each contender; the table has medians")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each candidate; the table has medians")
     parser.add_argument("--seed", type=int, default=0, help="the first one")
-    parser.add_argument("--only", help="contenders, separated by commas")
-    parser.add_argument("--contend", help=argparse.SUPPRESS)
+    parser.add_argument("--only", help="candidates, separated by commas")
+    parser.add_argument("--candidate", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.contend:
-        contend(options)
+    if options.candidate:
+        run_candidate(options)
         return
     row = ROWS[options.row]
-    names = options.only.split(",") if options.only else row.contenders
+    names = options.only.split(",") if options.only else row.candidates
     print(f"| {options.row} | {row.metric} | unaveraged | seconds | processor | memory |\n" + "| --- " * 6 + "|")
     for name in names:
         found: list[dict[str, Any]] = []
         for seed in range(options.seed, options.seed + options.seeds):
             command = [sys.executable, __file__, options.row, "--data", str(options.data), "--seed", str(seed)]
-            command += ["--contend", name]
+            command += ["--candidate", name]
             for flag, value in (("--limit", options.limit), ("--sample", options.sample)):
                 command += [flag, str(value)] if value else []
             done = subprocess.run(command, capture_output=True, text=True, check=False)

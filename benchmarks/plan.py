@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py                    # every family, each in a process of its own; memory alone
     python benchmarks/plan.py --only 'llama'     # the cases whose names begin so
+    python benchmarks/plan.py --twenty           # twenty rows of all kinds
     python benchmarks/plan.py --time             # time as well
     python benchmarks/plan.py --time --batch 4   # of smaller batches
 
@@ -16,13 +17,12 @@ is told.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
-import subprocess
-import sys
 import time as clock
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 CASES: dict[str, list[str]] = {
@@ -63,19 +63,34 @@ WAYS: dict[str, list[str]] = {
     "fsdp": ["--dtype", "float32", "--engine", "fsdp", "--processes", "2"],
 }
 
+TASKS: dict[str, list[str]] = {
+    "classify": ["--dtype", "bfloat16", "--task", "classify", "--context", "128"],
+    "preference": ["--dtype", "bfloat16", "--task", "preference", "--lora", "16"],
+    "embed": ["--dtype", "bfloat16", "--task", "embed"],
+    "tag": ["--dtype", "float32", "--task", "tag"],
+}
+"""Ways of models that can do the task."""
+TWENTY: dict[str, list[str]] = {
+    "gpt2-nano": ["float32", "checkpointing", "LoRA", "fsdp", "preference"],
+    "llama-nano": ["bfloat16", "int8", "accumulation", "ddp", "classify"],
+    "qwen3-0.6b": ["checkpointing", "LoRA over int8"],
+    "bert-mini": ["float32", "LoRA over int8", "tag", "embed"],
+    "t5-small": ["bfloat16"],
+    "opus-mt": ["int8"],
+    "transformer-tiny": ["checkpointing", "LoRA"],
+}
+"""Ways of some models: twenty rows that have all kinds of models and all ways, and take a quarter of an hour."""
+
 
 def main() -> None:
     """Run the cases, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--twenty", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--batch", help="texts, instead of each case's own number")
-    parser.add_argument("--child", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    if options.child:
-        child(*options.child)
-        return
     columns = "| model | way | estimate | measured | of it |" + (
         " estimate | measured | of it |" if options.time else ""
     )
@@ -84,14 +99,15 @@ def main() -> None:
     for model, flags in CASES.items():
         if not model.startswith(options.only):
             continue
-        for way in options.ways:
+        ways = TWENTY.get(model.partition(":")[0], []) if options.twenty else options.ways
+        for way in ways:
             batch = ["--batch-size", options.batch] if options.batch else []
-            arguments = [model, *flags, *WAYS[way], *batch]
-            planned, found = run("plan", arguments, options.time), run("measure", arguments, options.time)
-            memory = _cells(planned["peak"] / 1e6, found["peak"] / 1e6, "MB")
+            arguments = [model, *flags, *{**WAYS, **TASKS}[way], *batch]
+            planned, measured = run("plan", arguments, options.time), run("measure", arguments, options.time)
+            memory = _cells(planned["peak"] / 1e6, measured["peak"] / 1e6, "MB")
             times = " | | |" if options.time and "--processes" in arguments else ""
             if options.time and not times:
-                times = _cells(planned["seconds"] * 1e3, found["seconds"] * 1e3, "ms")
+                times = _cells(planned["seconds"] * 1e3, measured["seconds"] * 1e3, "ms")
             print(f"| {model.partition(':')[0]} | {way} | {memory}{times}", flush=True)
 
 
@@ -99,50 +115,47 @@ def _cells(estimate: float, measured: float, unit: str) -> str:
     return f" {estimate:,.0f} {unit} | {measured:,.0f} {unit} | {estimate / measured - 1:+.0%} |"
 
 
+_SERVER = get_context("forkserver")
+_SERVER.set_forkserver_preload(["anyformer.cli.plan", "anyformer.plan.plan", "anyformer.plan.engines", "torch._dynamo"])
+
+
 def run(what: str, arguments: list[str], time: bool) -> dict[str, Any]:
-    """What a process of its own finds; of several that train together, the first."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", what, str(int(time)), *arguments]
-    several = what == "measure" and "--processes" in arguments
-    processes = [
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in _environments(several)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return json.loads(outputs[0].strip().splitlines()[-1])
+    """What a process of its own finds, which has imported what it needs; of several that train together, the first."""
+    environments = list(_environments(what == "measure" and "--processes" in arguments))
+    with ProcessPoolExecutor(len(environments), _SERVER) as pool:
+        results = [pool.submit(child, what, time, arguments, environment) for environment in environments]
+    return results[0].result()
 
 
 def _environments(several: bool) -> Iterator[dict[str, str]]:
     if not several:
-        yield dict(os.environ)
+        yield {}
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for rank in range(2):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        yield {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        yield {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
 
 
-def child(what: str, time: str, *arguments: str) -> None:
-    """Plan, or measure, one case, and print what was found as JSON."""
+def child(what: str, time: bool, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Plan, or measure, one case."""
     from anyformer.cli.plan import read_arguments
-    from anyformer.plan.calibrate import calibrate
-    from anyformer.plan.measure import measure
+    from anyformer.plan.calibrate import calibrate, measure
     from anyformer.plan.step import count_step
     from anyformer.training.strategies.group import join
 
+    os.environ.update(environment)
     clock.perf_counter = clock.process_time
-    workload = read_arguments(list(arguments)).workload
+    workload = read_arguments(arguments)
     if what == "plan":
         count = count_step(workload)
-        seconds = calibrate(workload, count).seconds if time == "1" else 0.0
-        print(json.dumps({"peak": count.peak, "seconds": seconds}))
-        return
+        return {"peak": count.peak, "seconds": calibrate(workload, count).seconds if time else 0.0}
     group = join(workload.config.engine, "cpu")
-    found = measure(workload, group, steps=40 if group.world_size > 1 else 11)
-    print(json.dumps({"peak": found.peak, "seconds": found.step}), flush=True)
+    measured = measure(workload, group, steps=40 if group.world_size > 1 else 11)
     group.close()
+    return {"peak": measured.peak, "seconds": measured.step}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --rows gpt2,t5 --steps 3
     python benchmarks/throughput.py --rows gpt2 --only 'hf compiled bf16' --steps 2
 
-A step is a whole training step: forward, loss, backward, clipping at 1.0, AdamW. Every contender runs in a process of
+A step is a whole training step: forward, loss, backward, clipping at 1.0, AdamW. Every candidate runs in a process of
 its own, so peak memory is its own (VmHWM). anyformer and one peer at a time take turns, step by step (A B A B), so that
 other load affects both. A ratio is the median of the ratios of neighboring steps; "CPU ratio" is the same of processor
 time, which other programs on shared cores hardly affect. Tokens/s are of the fastest step.
@@ -14,7 +14,7 @@ as shipped for a CPU (its README: --device=cpu --compile=False, where autocast i
 own row. nanoGPT pads its vocabulary to 50,304; the others have GPT-2's 50,257. Dropout is off, nanoGPT's choice for
 pretraining, unless --dropout published asks for each family's published rates.
 
-Achieved GFLOP/s count the matmuls of the Hugging Face model (forward, and twice that backward), whatever a contender
+Achieved GFLOP/s count the matmuls of the Hugging Face model (forward, and twice that backward), whatever a candidate
 actually computes. The fraction of the peak compares them with the fastest fp32 or bf16 matmul of this run, both per
 second of processor time, which holds on shared cores as well.
 
@@ -89,7 +89,7 @@ def batch(row: Row, vocab: int, step: int) -> Arrays:
     return arrays
 
 
-# --- contenders: each runs in a process of its own ------------------------------------------------------------------
+# --- candidates: each runs in a process of its own ------------------------------------------------------------------
 
 
 def preset(row: Row, dropout: str, layers: int | None = None) -> Any:
@@ -226,13 +226,13 @@ def update(model: Any, optimizer: Any, loss: Any) -> float:
     return loss.item()
 
 
-def contend(arguments: argparse.Namespace) -> None:
+def run_candidate(arguments: argparse.Namespace) -> None:
     """The child's side: a line "step N" comes in, a line of JSON with what it cost goes out."""
     import torch
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    row, (who, _, setting) = ROWS[arguments.row], arguments.contend.partition(" ")
+    row, (who, _, setting) = ROWS[arguments.row], arguments.candidate.partition(" ")
     torch.set_num_threads(arguments.threads)
     vocab = preset(row, "none").vocab_size
     if arguments.allocator and who != "anyformer":
@@ -265,11 +265,11 @@ def peak_memory() -> int:
 # --- the race -------------------------------------------------------------------------------------------------------
 
 
-class Contender:
-    """A contender in a process of its own, and what its steps cost."""
+class Candidate:
+    """A candidate in a process of its own, and what its steps cost."""
 
     def __init__(self, name: str, row: str, options: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--contend", name, "--row", row]
+        command = [sys.executable, __file__, "--candidate", name, "--row", row]
         command += ["--threads", str(options.threads), "--dropout", options.dropout]
         command += ["--nanogpt", str(options.nanogpt)] if options.nanogpt else []
         command += ["--layers", str(options.layers)] if options.layers else []
@@ -324,12 +324,12 @@ def race(name: str, options: argparse.Namespace) -> None:
         names += [f"nanogpt {n.removeprefix('hf ')}" for n in names] + ["nanogpt as shipped"]
     names = [n for n in names if not options.only or any(part in n for part in options.only.split(","))]
     print(f"\n## {name}: {row.preset}, {describe(row)}, {row.tokens:,} tokens a step, {work / 1e12:.2f} TFLOP\n")
-    results: list[tuple[Contender, float | None, float | None]] = []
-    with Contender(f"anyformer {options.ours}".strip(), name, options) as ours:
+    results: list[tuple[Candidate, float | None, float | None]] = []
+    with Candidate(f"anyformer {options.ours}".strip(), name, options) as ours:
         for _ in range(options.warmup):
             ours.step(counts=False)
         for peer_name in names:
-            with Contender(peer_name, name, options) as peer:
+            with Candidate(peer_name, name, options) as peer:
                 for _ in range(options.warmup):
                     peer.step(counts=False)
                 first = len(ours.wall)
@@ -345,7 +345,7 @@ def race(name: str, options: argparse.Namespace) -> None:
             ours.step()
             peak.measure()
     results.insert(0, (ours, None, None))
-    print("| contender | tokens/s | us / it | CPU ratio | GFLOP/s | of peak | peak memory | first steps |")
+    print("| candidate | tokens/s | us / it | CPU ratio | GFLOP/s | of peak | peak memory | first steps |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for who, wall, cpu in results:
         rate, share = work / min(who.wall), work / min(who.cpu) / peak.best
@@ -426,7 +426,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each contender that count")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each candidate that count")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (compilation happens here)")
     parser.add_argument("--only", default="", help="run only peers whose name holds one of these, e.g. 'hf compiled'")
     parser.add_argument(
@@ -437,17 +437,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--dropout", choices=("none", "published"), default="none")
     parser.add_argument("--allocator", action="store_true", help="let the peers keep freed memory as well, as we do")
-    parser.add_argument("--verbose", action="store_true", help="show what contenders print")
-    parser.add_argument("--contend", help=argparse.SUPPRESS)
+    parser.add_argument("--verbose", action="store_true", help="show what candidates print")
+    parser.add_argument("--candidate", help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the benchmark, or one contender of it."""
+    """Run the benchmark, or one candidate of it."""
     arguments = options()
-    if arguments.contend:
-        contend(arguments)
+    if arguments.candidate:
+        run_candidate(arguments)
         return
     unknown = set(arguments.rows.split(",")) - set(ROWS)
     if unknown:

@@ -100,7 +100,7 @@ def theirs(folder: Path, processes: int) -> dict[str, Any]:
 
 
 def measured(system: str, folder: Path, processes: int) -> dict[str, Any]:
-    """Run one contender in a process of its own, sampling the memory of all its processes."""
+    """Run one candidate in a process of its own, sampling the memory of all its processes."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, __file__, "--run", system, "--folder", str(folder), "--processes", str(processes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -5,7 +5,7 @@
 
 Two models: the 2017 paper's base size as Marian has it (6 + 6 layers, width 512, a vocabulary of 32,000), and
 T5-small's. Sources of 32 tokens, targets of exactly 32 (there is no end-of-text token), one and sixteen at a time,
-greedy and with 4 beams. Contenders take turns, round by round, in one process; a ratio is the median over the rounds,
+greedy and with 4 beams. Candidates take turns, round by round, in one process; a ratio is the median over the rounds,
 tokens/s are of the fastest round. After a slash follows the ratio of processor time, which other programs on shared
 cores hardly affect. "same" is the fraction of generated tokens equal to those of Hugging Face in float32: weights are
 random, so logits are close to one another and dtypes of lower precision diverge soon.
@@ -141,7 +141,7 @@ def ours(directory: Path, kind: str) -> Translate:
     return translate
 
 
-def contenders(directory: Path, threads: int, only: list[str]) -> dict[str, Translate]:
+def candidates(directory: Path, threads: int, only: list[str]) -> dict[str, Translate]:
     import ctranslate2 as ct2
 
     able = ct2.get_supported_compute_types("cpu")
@@ -163,7 +163,7 @@ OUR_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 
 def measure(translators: dict[str, Translate], batch: int, beams: int, rounds: int) -> None:
-    """Print a row for each contender."""
+    """Print a row for each candidate."""
     sources = torch.randint(3, VOCABULARY - 1, (batch, LENGTH), generator=torch.Generator().manual_seed(batch))
     answers = {name: translate(sources, beams) for name, translate in translators.items()}
     seconds: dict[str, list[float]] = {name: [] for name in translators}
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--points", default="", help="such as 1x4,16x1; default: all four")
     parser.add_argument(
-        "--only", default="", help="contenders whose names have one of these, such as 'hf float32,anyformer'"
+        "--only", default="", help="candidates whose names have one of these, such as 'hf float32,anyformer'"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -214,12 +214,12 @@ def main() -> None:
     chosen = [point for point in POINTS if not options.points or f"{point[0]}x{point[1]}" in options.points.split(",")]
     for name in options.models.split(","):
         print(f"\n{name}: {LENGTH} -> {LENGTH} tokens, {options.threads} threads\n")
-        print("| sources x beams | contender | tokens/s | x hf float32 | x ctranslate2's best | same |")
+        print("| sources x beams | candidate | tokens/s | x hf float32 | x ctranslate2's best | same |")
         print("| --- | --- | ---: | ---: | ---: | ---: |")
         with tempfile.TemporaryDirectory() as directory:
             torch.manual_seed(0)
             MODELS[name]().save_pretrained(directory)
-            translators = contenders(Path(directory), options.threads, wanted)
+            translators = candidates(Path(directory), options.threads, wanted)
             for batch, beams in chosen:
                 measure(translators, batch, beams, options.rounds)
             del translators

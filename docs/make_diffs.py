@@ -1,6 +1,7 @@
 """Write what can be computed into the pages: `python docs/make_diffs.py [--check]`.
 
-The families' difference to GPT-2, the sizes of all presets, a drawing of each family, and the examples of diagrams.md.
+The difference of each family to GPT-2 or to its nearest relative, the sizes of all presets, a drawing of each family,
+and the examples of diagrams.md.
 """
 
 import argparse
@@ -20,7 +21,7 @@ DOCS = Path(__file__).parent
 FAMILIES = DOCS / "families"
 BEGIN, END = "<!-- diff -->", "<!-- /diff -->"
 _PLACE = re.compile(f"{BEGIN}\n.*?{END}", re.DOTALL)
-_PRESET = re.compile(r"\| `([\w.-]+)` \|\n\| --- ")
+_PRESETS = re.compile(r"\| \| `([\w.-]+)` \| `([\w.-]+)` \|\n\| --- ")
 _EXAMPLE = re.compile(r"^anyformer diagram (.+) -o ([\w.-]+\.svg)$", re.MULTILINE)
 _SIZE = re.compile(r"^\| `(?P<name>[\w.-]+)` \| [\d,]+ \|(?P<cache> [\d,]+ bytes \|)?", re.MULTILINE)
 
@@ -36,10 +37,12 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, bool | int | str) else f"{value.kind} x {value.factor:g}"
 
 
-def table(name: str) -> str:
-    """What separates a preset from GPT-2, as a Markdown table."""
-    rows = [f"| `{field}` | {shown(a)} | {shown(b)} |" for field, (a, b) in diff(preset("gpt2"), preset(name)).items()]
-    return "\n".join([f"| | `gpt2` | `{name}` |", "| --- | --- | --- |", *rows])
+def table(relative: str, name: str) -> str:
+    """The difference of two presets, as a Markdown table."""
+    rows = [
+        f"| `{field}` | {shown(a)} | {shown(b)} |" for field, (a, b) in diff(preset(relative), preset(name)).items()
+    ]
+    return "\n".join([f"| | `{relative}` | `{name}` |", "| --- | --- | --- |", *rows])
 
 
 def size(row: re.Match[str]) -> str:
@@ -52,11 +55,11 @@ def size(row: re.Match[str]) -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its table and its sizes as they should be; the head of the table names the preset."""
-    name = _PRESET.search(page)
-    if name is None:
+    """The page with its table and its sizes as they should be; the head of the table names both presets."""
+    names = _PRESETS.search(page)
+    if names is None:
         return page
-    compared = _PLACE.sub(lambda _: f"{BEGIN}\n{table(name[1])}\n{END}", page)
+    compared = _PLACE.sub(lambda _: f"{BEGIN}\n{table(*names.groups())}\n{END}", page)
     before, heading, sizes = compared.partition("## Sizes\n")
     return before + heading + _SIZE.sub(size, sizes)
 
@@ -65,7 +68,7 @@ def family_picture(page: Path) -> str:
     """The drawing of a family: of its preset of the page's name, or of the one in its table. What is not as in GPT-2 is
     in color."""
     known = ALIASES.get(page.stem, page.stem)
-    name = known if known in PRESETS else _PRESET.findall(page.read_text(encoding="utf-8"))[0]
+    name = known if known in PRESETS else _PRESETS.findall(page.read_text(encoding="utf-8"))[0][1]
     (gpt2,), (drawn,) = (panels([(each, preset(each))]) for each in ("gpt2", name))
     return draw([drawn], [] if drawn == gpt2 else [gpt2, drawn])
 

@@ -219,25 +219,25 @@ comparison = af.compare(
     tokenizer="bpe:1024",
     out="comparison",
 )
-for contender in comparison.contenders:
-    size = contender.parameters_outside_embeddings
-    run = f"{contender.steps} steps of {contender.objective}"
-    print(f"{contender.name:6} {size:>9,} parameters, {run}")
+for model in comparison.models:
+    size = model.parameters_outside_embeddings
+    run = f"{model.steps} steps of {model.objective}"
+    print(f"{model.name:6} {size:>9,} parameters, {run}")
 
-sizes = [contender.parameters_outside_embeddings for contender in comparison.contenders]
+sizes = [model.parameters_outside_embeddings for model in comparison.models]
 assert max(sizes) < 1.1 * min(sizes)
 
 # %%
 figure, panels = plt.subplots(1, 4, figsize=(11, 2.6))
-for axes, contender in zip(panels, comparison.contenders):
-    for curve in contender.curves:
+for axes, model in zip(panels, comparison.models):
+    for curve in model.curves:
         axes.plot(
             [p.tokens for p in curve.points],
             [p.validation_loss for p in curve.points],
             color="tab:blue",
         )
         assert curve.points[-1].validation_loss < curve.points[0].validation_loss - 1
-    axes.set(title=f"{contender.name}: {contender.objective}", xlabel="tokens")
+    axes.set(title=f"{model.name}: {model.objective}", xlabel="tokens")
 panels[0].set_ylabel("nats per prediction")
 figure.tight_layout()
 plt.show()
@@ -252,12 +252,12 @@ for group in comparison.groups:
     print(f"{group.title}: {group.measure}")
     for score in group.scores:
         low, high = score.interval
-        print(f"    {score.contender:8} {score.value:.3f}   [{low:.3f}, {high:.3f}]")
+        print(f"    {score.model:8} {score.value:.3f}   [{low:.3f}, {high:.3f}]")
 for verdict in comparison.verdicts:
     print(f"{verdict.panel}: {verdict.a}, {verdict.b}: {verdict.verdict}")
 
 groups = {
-    group.name: {score.contender for score in group.scores} for group in comparison.groups
+    group.name: {score.model for score in group.scores} for group in comparison.groups
 }
 assert groups["next_byte"] == {"gpt2", "llama"}
 assert not any({"bert", "gpt2"} <= members for members in groups.values())
@@ -285,7 +285,7 @@ show("comparison/compare.html")
 # Now use them. The comparison has kept the models that it trained.
 
 # %%
-trained = {c.name: af.load(Path("comparison") / c.runs[0]) for c in comparison.contenders}
+trained = {c.name: af.load(Path("comparison") / c.runs[0]) for c in comparison.models}
 
 # %% [markdown]
 # **GPT and LLaMA write.** They give a distribution over what comes next, which is all that writing needs.

@@ -18,6 +18,7 @@ PUBLISHED = {
     "gpt2-xl": 1_557_611_200,
     "bert-base": 109_514_298,
     "roberta-base": 124_697_433,
+    "xlm-roberta-base": 278_295_186,
     "distilbert-base": 66_985_530,
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,

@@ -142,7 +142,7 @@ _READERS: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
             "title": "x",
             "repeat": "x",
             "setup": {"data": ["x"]},
-            "contenders": [],
+            "models": [],
             "groups": [],
         },
     ),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyformer as af
-from anyformer.blocks.adapter import LowRankAdapter
+from anyformer.blocks.linear import LowRankAdapter
 from anyformer.config import ModelConfig
 from anyformer.kernels import Layout, layout
 from tests.parity.model_spec import ragged

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.checkpoint.gguf.write import Written
-from anyformer.compare.result import ContenderResult as Contender
+from anyformer.compare.result import ComparedModel
 from anyformer.evaluation.classify import Classification
 from anyformer.evaluation.metrics.metric import Metric
 from anyformer.evaluation.result import Evaluation
@@ -75,7 +75,7 @@ def test_results_of_the_library(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Attention, Candidate, Classification, Contender, Entity, TaggedText, TaggedWord, Written]
+    "kind", [Attention, Candidate, Classification, ComparedModel, Entity, TaggedText, TaggedWord, Written]
 )
 def test_of_other_results_each_is_one_line(kind: type[OneLine]) -> None:
     assert kind.__repr__ is OneLine.__repr__

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from anyformer.adapters import LoraConfig
 from anyformer.checkpoint.mlx import LoraParameters
-from anyformer.compare.experiment import Settled
 from anyformer.compare.jobs import Outcome
-from anyformer.compare.result import Comparison
+from anyformer.compare.result import ComparedModel, Comparison
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig
@@ -27,7 +26,7 @@ from anyformer.schema import ConfigError, change, check, make, to_plain, typed
 from anyformer.training.config import TrainConfig
 
 READ_FROM_FILES: Sequence[Any] = (
-    *(ModelConfig, TrainConfig, FinetuneConfig, LoraConfig, LoraParameters, Settled, Outcome, Comparison),
+    *(ModelConfig, TrainConfig, FinetuneConfig, LoraConfig, LoraParameters, ComparedModel, Outcome, Comparison),
     Measurement,
 )
 

@@ -37,13 +37,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", [*PRESETS, *ALIASES])
 def test_a_preset(name: str) -> None:
     assert read_config(name).config == af.preset(name)
-    assert (read_config(name).name, read_config(name).directory) == (name, None)
+    assert (read_config(name).spec, read_config(name).directory) == (name, None)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_preset_with_fields_changed(change: str) -> None:
     read = read_config(f"llama:{change}")
-    assert (read.name, read.directory) == (f"llama:{change}", None)
+    assert (read.spec, read.directory) == (f"llama:{change}", None)
     assert read.config == af.preset("llama", **CHANGES[change])
 
 

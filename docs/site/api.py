@@ -30,7 +30,7 @@ MODULES = {
     "Training": "training.config training.run training.optimizer training.schedule "
     "training.losses finetuning.config runs.directory runs.metrics runs.listing runs.tracking",
     "Use": "generation evaluation evaluation.harness",
-    "Comparison": "compare.experiment compare.result compare.statistics learn.diagram learn.eject learn.explain",
+    "Comparison": "compare.experiment compare.result compare.verdicts learn.diagram learn.eject learn.explain",
     "Shared": "errors schema limits",
 }
 """Public modules, by what they are for; a package stands for what its `__all__` has, PACKAGE/* for its modules."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
@@ -74,23 +73,17 @@ class Transformer(nn.Module):
         self.config = config
         self.origin = Origin()
         self.adapter_configs: dict[str, Any] = {}
-        self.token_embedding = TokenEmbedding(config.embedding, config.vocab_size, config.d_model)
-        self.source_embedding = (
-            TokenEmbedding(config.embedding, config.source_vocab_size, config.d_model)
-            if config.source_vocab_size is not None
-            else None
-        )
+        head, d_model, source_vocab = config.head, config.d_model, config.source_vocab_size
+        self.token_embedding = TokenEmbedding(config.embedding, config.vocab_size, d_model)
+        self.source_embedding = TokenEmbedding(config.embedding, source_vocab, d_model) if source_vocab else None
         self.encoder = Stack(config, causal=False, cross=False) if config.encoder_layers else None
         self.decoder = Stack(config, causal=True, cross=config.encoder_layers > 0) if config.decoder_layers else None
-        head = config.head
-        self.pooler = Pooler(head, config.d_model) if head.pooler or head.kind == "classification" else None
-        self.head = (
-            LanguageModelHead(head, config.norm, config.d_model, config.vocab_size, tied=config.embedding.tied)
-            if head.kind == "language_model"
-            else Classifier(head, config.d_model)
-            if head.kind in ("classification", "token_classification")
-            else None
-        )
+        self.pooler = Pooler(head, d_model) if head.pooler or head.kind == "classification" else None
+        self.head: LanguageModelHead | Classifier | None = None
+        if head.kind == "language_model":
+            self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=config.embedding.tied)
+        elif head.kind in ("classification", "token_classification"):
+            self.head = Classifier(head, d_model)
         if initialize:
             initialize_weights(self, config)
 
@@ -140,13 +133,17 @@ class Transformer(nn.Module):
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
                 cache or beside a source.
         """
-        if source is None and self._reads_text_twice:
+        if source is None and self.config.is_encoder_decoder and self.config.head.kind == "classification":
             source, source_mask, tokens = tokens, mask, self._shift_right(tokens, mask)
         states, source_states = ([], []) if return_hidden else (None, None)
         encoder_states = self._encoder_states(source, source_mask, cache, source_states)
         query_index = None if return_hidden else self._query_index(tokens, mask, last_only, pooled_only)
-        needed = needed if return_hidden or return_logits else self._needed(needed, targets)
-        hidden = self._last_stack(
+        is_language_model = isinstance(self.head, LanguageModelHead)
+        if needed is None and targets is not None and is_language_model and not return_hidden and not return_logits:
+            needed = targets != IGNORED
+        stack = self.decoder or self.encoder
+        assert stack is not None
+        hidden = stack(
             self.token_embedding(tokens),
             tokens,
             mask=mask,
@@ -162,7 +159,8 @@ class Transformer(nn.Module):
         pooled = None if self.pooler is None else self.pooler(hidden, mask if query_index is None else None)
         scored = hidden[:, -1:] if last_only and return_logits else hidden
         logits, mean = self._score(scored, pooled, targets, return_logits, label_smoothing)
-        return ModelOutput(logits, hidden, mean, pooled, _tuple(states), _tuple(source_states))
+        kept = [tuple(each) if each else None for each in (states, source_states)]
+        return ModelOutput(logits, hidden, mean, pooled, *kept)
 
     def encode(
         self,
@@ -181,9 +179,8 @@ class Transformer(nn.Module):
         self, tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"] | None = None
     ) -> Float[Tensor, "batch time d_model"]:
         """The last hidden states of texts, of which `config.pooling` makes vectors: the encoder's, if there is one."""
-        if self.encoder is not None:
+        if self.decoder is None or self.encoder is not None:
             return self.encode(tokens, mask)
-        assert self.decoder is not None
         return self.decoder(self.token_embedding(tokens), tokens, mask=mask)
 
     @property
@@ -200,26 +197,9 @@ class Transformer(nn.Module):
         """An empty cache for a batch of sequences of at most `capacity` tokens, on the model's device, in its dtype."""
         if self.decoder is None:
             raise ValueError("only a decoder reads token by token")
-        return KeyValueCache(
-            layers=len(self.decoder.blocks),
-            batch=batch,
-            kv_heads=self.decoder.kv_heads,
-            capacity=capacity,
-            head_dim=self.decoder.head_dim,
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-    @property
-    def _reads_text_twice(self) -> bool:
-        """Whether both stacks read the same text: a classifier with an encoder and a decoder does."""
-        return self.config.is_encoder_decoder and self.config.head.kind == "classification"
-
-    @property
-    def _last_stack(self) -> Stack:
-        stack = self.decoder or self.encoder
-        assert stack is not None
-        return stack
+        layers, kv_heads, head_dim = len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.head_dim
+        sizes = {"layers": layers, "batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
+        return KeyValueCache(**sizes, device=self.device, dtype=self.dtype)
 
     def _encoder_states(
         self,
@@ -249,12 +229,6 @@ class Transformer(nn.Module):
             return self.pooler.token(tokens, mask)
         return None
 
-    def _needed(self, needed: Tensor | None, targets: Tensor | None) -> Tensor | None:
-        """Where the loss of a language model needs the last hidden state, if nothing else is asked for."""
-        if needed is None and targets is not None and isinstance(self.head, LanguageModelHead):
-            return targets != IGNORED
-        return needed
-
     def _score(
         self,
         hidden: Tensor,
@@ -278,17 +252,19 @@ class Transformer(nn.Module):
         return logits, loss(logits, targets, label_smoothing, self.config.head.problem_type)
 
     def _shift_right(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """The tokens one place later, after the decoder's start token."""
+        """The tokens one place later, after the decoder's start token; a model without one starts with each text's last
+        token, its language (Liu et al. 2020, section 2.2)."""
         start = self.config.special_tokens.decoder_start
-        if start is None:
-            raise ValueError("the decoder reads the text after a start token: special_tokens.decoder_start is missing")
+        if start is not None:
+            first = tokens.new_full((len(tokens), 1), start)
+        elif mask is None:
+            first = tokens[:, -1:]
+        else:
+            order = torch.arange(tokens.shape[1], device=tokens.device)
+            first = tokens.gather(1, (mask * order).argmax(dim=1, keepdim=True))
         if mask is not None:
-            tokens = tokens.where(mask, start)
-        return F.pad(tokens[:, :-1], (1, 0), value=start)
-
-
-def _tuple(states: list[Tensor] | None) -> tuple[Tensor, ...] | None:
-    return tuple(states) if states else None
+            tokens = tokens.where(mask, first)
+        return torch.cat((first, tokens[:, :-1]), dim=1)
 
 
 def build(config: ModelConfig) -> Transformer:

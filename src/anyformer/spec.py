@@ -26,22 +26,21 @@ DEFAULT_PRESET = "llama-nano"
 
 _FIELDS = re.compile(r",(?=[^,=]+=)")
 """The comma between two fields; a value may have commas too."""
-_WORDS: dict[str, Any] = {"None": None, "True": True, "False": False}
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+"""Python's words in JSON."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model that stands beside others."""
+class SpecifiedModel:
+    """The model that a specification names, and the model or run directory that has its weights, if there are any."""
 
-    name: str
-    """As it was given."""
+    spec: str
     config: ModelConfig
     directory: Path | None = None
-    """The model or run directory that has weights of this config; None: there are none."""
 
 
-def read_config(spec: str) -> Contender:
-    """The model that a specification names. Its weights are not read.
+def read_config(spec: str) -> SpecifiedModel:
+    """Read the config of the model that a specification names, and none of its weights.
 
     Args:
         spec: A preset, a config.json, the config.yaml of a run, a model directory, a run directory or a GGUF file; any
@@ -53,17 +52,22 @@ def read_config(spec: str) -> Contender:
             transformer.
     """
     # A name on disk may have a colon; one of a preset has none.
-    colons = [place for place, character in enumerate(spec) if character == ":"]
-    end = next((end for end in (len(spec), *colons) if _is_there(spec[:end])), min(colons, default=len(spec)))
-    source, colon, changes = spec[:end], spec[end : end + 1], spec[end + 1 :]
-    is_there = _is_there(source)
-    config = _stored(Path(source)) if is_there else _preset(source)
-    if colon:
-        return Contender(spec, _changed(config, changes, spec))
-    return Contender(spec, config, Path(source) if is_there and Path(source).is_dir() else None)
+    colons = [index for index, character in enumerate(spec) if character == ":"]
+    end = next((end for end in (len(spec), *colons) if _exists(spec[:end])), min(colons, default=len(spec)))
+    source, changes = spec[:end], spec[end + 1 :]
+    path = Path(source) if _exists(source) else None
+    if path is None and ("/" in source or Path(source).suffix in _READERS):
+        raise UserError(
+            f"There is no {quote(source)}: a model is a preset, a config file, a model or run directory, or a GGUF "
+            "file."
+        )
+    config = preset(source) if path is None else _read_file(path)
+    if end < len(spec):
+        return SpecifiedModel(spec, _changed(config, changes, spec))
+    return SpecifiedModel(spec, config, path if path is not None and path.is_dir() else None)
 
 
-def _is_there(source: str) -> bool:
+def _exists(source: str) -> bool:
     """Whether there is a directory of this name, or a file of a kind that is read."""
     with suppress(OSError, ValueError):  # too long for a name, or a null character
         path = Path(source)
@@ -71,15 +75,7 @@ def _is_there(source: str) -> bool:
     return False
 
 
-def _preset(name: str) -> ModelConfig:
-    if "/" in name or Path(name).suffix in _READERS:
-        raise UserError(
-            f"There is no {quote(name)}: a model is a preset, a config file, a model or run directory, or a GGUF file."
-        )
-    return preset(name)
-
-
-def _stored(path: Path) -> ModelConfig:
+def _read_file(path: Path) -> ModelConfig:
     if not path.is_dir():
         return _READERS[path.suffix](path)
     for name in ("config.json", "model/config.json"):
@@ -120,8 +116,18 @@ def _from_yaml(path: Path) -> ModelConfig:
     return inspect(base)[0]
 
 
+def _from_gguf(path: Path) -> ModelConfig:
+    from anyformer.checkpoint.gguf.container import Container
+    from anyformer.checkpoint.gguf.source import read_config as read_gguf_config
+
+    return read_gguf_config(Container(path))
+
+
+_READERS = {".json": _from_json, ".yaml": _from_yaml, ".yml": _from_yaml, ".gguf": _from_gguf}
+
+
 def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a run's config.yaml. Raises UserError if there is no such file, or it is not YAML of fields."""
+    """Read the fields of a run's config.yaml. Raises UserError if there is none, or it is not YAML of fields."""
     if not path.exists():
         raise UserError(f"The config file {path} can't be read: No such file or directory.")
     values: object = read_yaml(path)
@@ -131,11 +137,10 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def read_model(path: Path, values: Mapping[str, Any], preset_name: str | None = None) -> tuple[str, ModelConfig]:
-    """The preset and the model of a run that trains from scratch.
+    """Read the preset and the model of a run that trains from scratch.
 
     Args:
-        path: Its config.yaml, for messages.
-        values: The fields of that file.
+        path, values: Its config.yaml, for messages, and the fields of that file.
         preset_name: A preset to take instead of the file's, and of its model.
 
     Raises:
@@ -151,23 +156,12 @@ def read_model(path: Path, values: Mapping[str, Any], preset_name: str | None = 
         raise UserError(f"{path}: model.{error}") from error
 
 
-def _from_gguf(path: Path) -> ModelConfig:
-    from anyformer.checkpoint.gguf.container import Container
-    from anyformer.checkpoint.gguf.source import read_config as read_gguf_config
-
-    return read_gguf_config(Container(path))
-
-
-_READERS = {".json": _from_json, ".yaml": _from_yaml, ".yml": _from_yaml, ".gguf": _from_gguf}
-
-
 def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
     values: dict[str, Any] = {}
     for each in _FIELDS.split(changes):
         field, equals, value = each.partition("=")
         if not equals or not field.strip():
-            given = quote(each)
-            raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {given} is none.")
+            raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {quote(each)} is none.")
         values[field.strip()] = _value(value.strip())
     try:
         changed = config.replace(**values)
@@ -178,10 +172,8 @@ def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
 
 
 def _value(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
     with suppress(UserError):
-        return parse_json(text, "")
+        return parse_json(_WORDS.get(text, text), "")
     return text
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter, patterns
 from anyformer.adapters.patterns import Pattern
-from anyformer.checkpoint.adapters import load_adapter, save_adapter
+from anyformer.checkpoint.adapter_directory import load_adapter, save_adapter
 from anyformer.errors import UserError
 
 PARTS = [

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.linear import Dropout
 
 
 @settings(max_examples=25)

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
+from anyformer.checkpoint import weights_fingerprint
+from anyformer.checkpoint.sources import BLOCK
 from anyformer.config import PoolingConfig
 from anyformer.model import Transformer
 
@@ -112,7 +114,7 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("config.json", '{"model_type": "gpt3"}', "'gpt3' is not supported.*did you mean 'gpt2'"),
         ("config.json", '{"model_type": "gpt2", "architectures": ["GPT2ForHats"]}', "GPT2ForHats is not supported"),
         ("config.json", '{"model_type": "gpt2", "n_head": 5}', "attention.heads"),
-        ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "misshapen"),
+        ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "attention.heads: wants a whole number"),
         ("config.json", '{"model_type": "gpt2", "activation_function": "hat"}', "'hat' is not supported"),
         ("config.json", '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}', "'longrope' is not"),
         ("config.json", '{"model_type": []}', r"\[\] is not supported|misshapen"),
@@ -246,7 +248,7 @@ def test_a_full_disk_leaves_the_old_model(model: Transformer, directory: Path, m
 
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     other = af.build(model.config)
-    monkeypatch.setattr(import_module("anyformer.checkpoint.tensors"), "save_file", full)
+    monkeypatch.setattr(import_module("anyformer.checkpoint.sources"), "save_file", full)
     with pytest.raises(af.UserError, match="can't be written: No space left on device"):
         af.save(other, directory)
     with pytest.raises(af.UserError, match="can't be written"):
@@ -322,3 +324,51 @@ def test_no_companion_of_an_earlier_model_stays(tmp_path: Path) -> None:
     assert af.load(tmp_path / "there")[0].config.pooling == new.config.pooling
     af.save(new, tmp_path / "there")
     assert af.load(tmp_path / "there")[1] is not None
+
+
+@pytest.fixture(scope="module")
+def two_layers() -> Transformer:
+    torch.manual_seed(0)
+    return af.build(af.preset("llama-nano", vocab_size=3000, d_model=128, decoder_layers=2))
+
+
+def test_the_fingerprint_is_that_of_the_content(two_layers: Transformer, tmp_path: Path) -> None:
+    for kind in ("whole", "shards"):
+        af.save(two_layers, tmp_path / kind, max_shard_size=10**12 if kind == "whole" else 10**6)
+    af.save_gguf(two_layers, tmp_path / "model.gguf")
+    paths = [tmp_path / name for name in ("whole", "shards", "model.gguf")]
+    fingerprints = [weights_fingerprint(path) for path in paths]
+    assert len(set(fingerprints)) == len(paths)
+    shutil.copytree(tmp_path / "shards", tmp_path / "run" / "model")
+    assert weights_fingerprint(tmp_path / "run") == fingerprints[1]
+    (tmp_path / "whole" / "config.json").write_text("{}")
+    assert weights_fingerprint(tmp_path / "whole") == fingerprints[0]
+
+
+def test_any_change_changes_the_fingerprint(two_layers: Transformer, tmp_path: Path) -> None:
+    af.save(two_layers, tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    assert len(content) > 2 * BLOCK
+    first = weights_fingerprint(tmp_path)
+    positions = [0, 7, BLOCK - 1, BLOCK, len(content) // 2, len(content) - 1]
+    changed = [content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :] for position in positions]
+    changed += [content + b"\0", content[:-1]]
+    # Rows of a table in another order.
+    row = 4 * two_layers.config.d_model
+    begin = len(content) - 9 * row
+    changed.append(content[:begin] + content[begin + row : begin + 2 * row] + content[begin : begin + row])
+    changed[-1] += content[begin + 2 * row :]
+    assert len(changed[-1]) == len(content)
+    fingerprints = []
+    for each in changed:
+        file.write_bytes(each)
+        fingerprints.append(weights_fingerprint(tmp_path))
+    assert len({first, *fingerprints}) == len(changed) + 1
+
+
+def test_weights_that_are_missing_are_named(two_layers: Transformer, tmp_path: Path) -> None:
+    af.save(two_layers, tmp_path, max_shard_size=10**6)
+    next(tmp_path.glob("*-00002-*")).unlink()
+    with pytest.raises(af.UserError, match=r"model-00002.* can't be read"):
+        weights_fingerprint(tmp_path)

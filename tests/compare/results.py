@@ -1,14 +1,13 @@
-"""A plausible result of three contenders, for tests of what is made from results."""
+"""A plausible result of three models, for tests of what is made from results."""
 
-import json
 import math
 
 import anyformer as af
 from anyformer.compare.result import (
     Ablation,
     Blank,
+    ComparedModel,
     Comparison,
-    ContenderResult,
     Curve,
     Effect,
     Guess,
@@ -26,7 +25,7 @@ _SIZES = {"gpt2": ("causal", 2.02), "t5": ("span corruption and continuation", 2
 
 def make_comparison(*, ablation: bool = False) -> Comparison:
     """GPT-2, T5 and BERT, trained on the same text with two seeds."""
-    contenders = tuple(make_contender(name, objective, final) for name, (objective, final) in _SIZES.items())
+    models = tuple(make_model(name, objective, final) for name, (objective, final) in _SIZES.items())
     rest = _panel("continuation", "The rest of a text given its beginning", "bits per byte", {"gpt2": 2.1, "t5": 2.4})
     groups = (
         _panel("next_byte", "Next byte", "bits per byte", {"gpt2": 2.02}),
@@ -67,7 +66,7 @@ def make_comparison(*, ablation: bool = False) -> Comparison:
             machine="2 cores, torch 2.13",
             seconds=611.5,
         ),
-        contenders=contenders,
+        models=models,
         groups=groups,
         tasks=(cloze,),
         verdicts=verdicts,
@@ -75,7 +74,7 @@ def make_comparison(*, ablation: bool = False) -> Comparison:
     )
 
 
-def make_contender(name: str, objective: str, final: float) -> ContenderResult:
+def make_model(name: str, objective: str, final: float) -> ComparedModel:
     """One of them, whose loss falls to about `final`."""
     config = af.preset(name).replace(d_model=128, attention={"heads": 4, "head_dim": None})
     points = [
@@ -90,10 +89,10 @@ def make_contender(name: str, objective: str, final: float) -> ContenderResult:
         )
         for step in range(0, 1001, 100)
     ]
-    return ContenderResult(
+    return ComparedModel(
         name=name,
         spec=name,
-        config=json.loads(json.dumps(config.to_dict())),
+        config=config,
         objective=objective,
         parameters=1_049_000,
         parameters_outside_embeddings=786_432,
@@ -135,10 +134,8 @@ def _panel(
     note: str = "",
 ) -> Panel:
     scores = tuple(
-        Score(
-            contender=contender, value=value, interval=(value - 0.02, value + 0.02), seeds=(value - 0.01, value + 0.01)
-        )
-        for contender, value in values.items()
+        Score(model=model, value=value, interval=(value - 0.02, value + 0.02), seeds=(value - 0.01, value + 0.01))
+        for model, value in values.items()
     )
     return Panel(
         name=name,

@@ -48,16 +48,16 @@ def found(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparis
 
 def test_every_family_sees_the_same_bytes_in_the_same_order(found: tuple[Comparison, Path]) -> None:
     comparison, _ = found
-    assert len({each.order_digest for each in comparison.contenders}) == 1
-    assert len({each.tokens for each in comparison.contenders}) == 1
-    assert len({each.bytes for each in comparison.contenders}) == 1
+    assert len({each.order_digest for each in comparison.models}) == 1
+    assert len({each.tokens for each in comparison.models}) == 1
+    assert len({each.bytes for each in comparison.models}) == 1
     sizes = [*comparison.setup.matched.values()]
     assert max(sizes) / min(sizes) < 1.05
 
 
 def test_numbers_stand_in_their_groups_only(found: tuple[Comparison, Path]) -> None:
     comparison, _ = found
-    members = {group.name: {score.contender for score in group.scores} for group in comparison.groups}
+    members = {group.name: {score.model for score in group.scores} for group in comparison.groups}
     assert members == {
         "next_byte": {"gpt2", "llama"},
         "continuation": {"gpt2", "llama", "t5", "transformer"},
@@ -74,10 +74,10 @@ def test_numbers_stand_in_their_groups_only(found: tuple[Comparison, Path]) -> N
 def test_the_numbers_are_in_compare_json_and_each_model_loads(found: tuple[Comparison, Path]) -> None:
     comparison, out = found
     assert json.loads((out / "compare.json").read_text()) == json.loads(comparison.to_json())
-    for each in comparison.contenders:
+    for each in comparison.models:
         model, tokenizer = af.load(out / each.runs[0])
         assert tokenizer is not None
-        assert json.loads(json.dumps(model.config.to_dict()))["vocab_size"] == each.config["vocab_size"]
+        assert model.config.vocab_size == each.config.vocab_size
         assert each.samples or each.blanks
         assert [point.step for point in each.curves[0].points][-1] == each.steps
 
@@ -100,7 +100,7 @@ def test_what_is_being_done_and_the_time_left_are_said(
     for name in ("1-llama-seed0.json", "2-bert-seed0.json"):
         (out / "jobs" / name).unlink()
     request = Request(
-        contenders=FAMILIES,
+        models=FAMILIES,
         data=(data,),
         budget=budget_of({"tokens": 600, "flops": None, "minutes": None}),
         seeds=1,
@@ -136,11 +136,13 @@ DAMAGE = {
     "unequal numbers": (_JOB, ["numbers", "next_byte", "totals"], [1.0], "as many totals as weights"),
     "other numbers": (_JOB, ["numbers", "next_byte"], {"totals": [1.0], "weights": [1.0]}, "not of the same pieces"),
     "the same step twice": (_JOB, ["curve", "points", 0, "step"], 10**6, "points: each wants a later step"),
-    "a plan of nothing": ("plan.json", ["contenders"], [], "the contenders are others"),
-    "a plan without sizes": ("plan.json", ["matched"], [], "matched: wants an object"),
-    "a plan with a long number": ("plan.json", ["contenders", 0, "config", "d_model"], 10**400, "d_model: wants"),
-    "a model elsewhere": ("plan.json", ["contenders", 0, "directory"], "/etc", "gpt2 was elsewhere"),
-    "another vocabulary": ("plan.json", ["contenders", 0, "config", "vocab_size"], 3, "gpt2 can't read the text"),
+    "a plan of nothing": ("plan.json", ["models"], [], "the models are others"),
+    "a plan of numbers": ("plan.json", ["models"], [1], "models: wants fields of its own"),
+    "a plan of another version": ("plan.json", ["version"], 1, "a comparison of another version of anyformer"),
+    "a rate that trains nothing": ("plan.json", ["models", 0, "learning_rate"], 0.0, "wants a positive learning_rate"),
+    "a plan with a long number": ("plan.json", ["models", 0, "config", "d_model"], 10**400, "d_model: wants"),
+    "a model elsewhere": ("plan.json", ["models", 0, "directory"], "/etc", "gpt2 was elsewhere"),
+    "another vocabulary": ("plan.json", ["models", 0, "config", "vocab_size"], 3, "gpt2 can't read the text"),
 }
 
 
@@ -179,7 +181,7 @@ def test_equal_models_under_different_names_are_not_told_apart(data: str, tmp_pa
     shutil.copy(config, tmp_path / "other.json")
     names = ["gpt2-nano", str(config), str(tmp_path / "other.json")]
     found = compare(names, data=data, out=tmp_path / "out", tokens=300, seeds=2, **SMALL)
-    assert [each.name for each in found.contenders] == ["gpt2-nano", "mine.json", "other.json"]
+    assert [each.name for each in found.models] == ["gpt2-nano", "mine.json", "other.json"]
     assert len(found.verdicts) == 6
     panels = {each.name: each for each in (*found.groups, *found.tasks)}
     for verdict in found.verdicts:
@@ -197,13 +199,13 @@ def test_two_comparisons_with_one_seed_are_bitwise_equal(data: str, tmp_path: Pa
     )
     assert one.groups == two.groups
     assert one.verdicts == two.verdicts
-    assert [each.order_digest for each in one.contenders] == [each.order_digest for each in two.contenders]
+    assert [each.order_digest for each in one.models] == [each.order_digest for each in two.models]
 
 
 @pytest.mark.slow
 def test_budgets_in_flops_are_equal(data: str, tmp_path: Path) -> None:
     found = compare(["gpt2", "bert", "t5"], data=data, out=tmp_path / "out", flops=6e10, seeds=1, **SMALL)
-    for each in found.contenders:
+    for each in found.models:
         assert each.flops == pytest.approx(6e10, rel=0.01)
         assert each.flops == pytest.approx(each.flops_per_token * each.tokens, rel=0.02)
 
@@ -212,7 +214,7 @@ def test_budgets_in_flops_are_equal(data: str, tmp_path: Path) -> None:
 def test_budgets_in_minutes_are_of_time_measured_here(data: str, tmp_path: Path) -> None:
     compiled_decoder.LIBRARY.get(wait=True)  # a compiler that runs beside the second model would slow it down
     found = compare(["gpt2", "bert"], data=data, out=tmp_path / "out", minutes=0.05, seeds=1, **SMALL)
-    for each in found.contenders:
+    for each in found.models:
         assert each.curves[0].points[-1].seconds == pytest.approx(3, rel=0.5)
 
 
@@ -242,7 +244,7 @@ def test_an_ablation_says_what_each_change_is_worth(data: str, tmp_path: Path) -
         for norm in ("rms", "layer")
         for activation in ("silu", "relu")
     ]
-    values = {score.contender: score.value for score in found.groups[0].scores}
+    values = {score.model: score.value for score in found.groups[0].scores}
     for effect in (each for each in found.ablation.effects if each.panel == "next_byte"):
         with_it, without = (
             [value for name, value in values.items() if f"{effect.field}={level}" in name]
@@ -283,7 +285,7 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(
 @pytest.mark.slow
 def test_learning_rates_are_tried_within_the_budget(data: str, tmp_path: Path) -> None:
     found = compare(["gpt2"] * 2, data=data, out=tmp_path / "out", tokens=4000, seeds=2, tune=True, **SMALL)
-    for each in found.contenders:
+    for each in found.models:
         assert len(each.trials) == len(jobs.RATES)
         best = min(each.trials, key=lambda trial: trial.validation_loss or 99.0)
         assert each.learning_rate == best.learning_rate
@@ -325,7 +327,7 @@ SENTENCES = {
     "no process": (["gpt2", "llama", "--processes=0"], "--processes 0 must lie between 1 and 1024"),
     "less than no process": (["gpt2", "llama", "--processes=-1"], "--processes -1 must lie between"),
     "two budgets": (["gpt2", "llama", "--tokens=3", "--flops=3"], "of one kind"),
-    "one contender": (["gpt2"], "nothing to compare gpt2 with"),
+    "one model": (["gpt2"], "nothing to compare gpt2 with"),
     "an unknown measure": (["gpt2", "llama", "--match=size"], "no such measure"),
 }
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
 from anyformer.analysis import step_flops, training_flops
-from anyformer.compare.budget import flops_per_token
-from anyformer.compare.matching import candidates, depth, matched, parameters_outside_embeddings
-from anyformer.compare.windows import reading
+from anyformer.compare.matching import depth, matched, parameters_outside_embeddings, read_models
+from anyformer.compare.training import flops_per_token
+from anyformer.compare.windows import window_objective
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED
 from anyformer.errors import UserError
@@ -33,9 +34,9 @@ def _flops(config: ModelConfig) -> float:
 @settings(max_examples=10)
 def test_families_are_matched(measure: str, names: list[str]) -> None:
     size = parameters_outside_embeddings if measure == "parameters" else _flops
-    found = candidates(names, measure)
+    found = read_models(names, measure)
     configs = [fit_model(each.config.replace(max_length=32), tokenizer(), None) for each in found]
-    sized = [type(each)(**{**vars(each), "config": config}) for each, config in zip(found, configs, strict=True)]
+    sized = [replace(each, config=config) for each, config in zip(found, configs, strict=True)]
     made = matched(sized, size, measure)
     sizes = [size(each.config) for each in made]
     assert max(sizes) / min(sizes) < 1.01
@@ -47,7 +48,7 @@ def test_families_are_matched(measure: str, names: list[str]) -> None:
 
 
 def test_a_change_is_kept_and_a_sized_preset_sets_the_size() -> None:
-    changed, like = candidates(["llama:norm.kind=layer,decoder_layers=3", "gpt2-nano"], "parameters")
+    changed, like = read_models(["llama:norm.kind=layer,decoder_layers=3", "gpt2-nano"], "parameters")
     assert changed.config.norm.kind == "layer"
     assert changed.config.decoder_layers == 3
     assert changed.config.d_model == like.config.d_model
@@ -55,7 +56,7 @@ def test_a_change_is_kept_and_a_sized_preset_sets_the_size() -> None:
 
 
 def test_what_can_not_be_matched_is_refused() -> None:
-    found = candidates(["gpt2-medium", "llama-nano"], "parameters")
+    found = read_models(["gpt2-medium", "llama-nano"], "parameters")
     with pytest.raises(UserError, match=r"^llama-nano can't be matched with gpt2-medium"):
         matched(found, parameters_outside_embeddings, "parameters outside embeddings")
 
@@ -63,11 +64,11 @@ def test_what_can_not_be_matched_is_refused() -> None:
 @given(name=st.sampled_from(FAMILIES), rows=st.integers(1, 3), window=st.integers(16, 40), data=st.data())
 @settings(max_examples=12)
 def test_flops_of_a_step_are_those_that_pytorch_counts(name: str, rows: int, window: int, data: st.DataObject) -> None:
-    (found,) = candidates([name], "parameters")
+    (found,) = read_models([name], "parameters")
     config = fit_model(found.config.replace(max_length=window + 2, d_model=64), tokenizer(), None)
     model = af.build(config)
     rng = torch.randint(5, config.vocab_size, (rows, window), generator=torch.Generator().manual_seed(0))
-    batch = reading(config, tokenizer())(rng.numpy(), np.random.default_rng(data.draw(st.integers(0, 9))))
+    batch = window_objective(config, tokenizer())(rng.numpy(), np.random.default_rng(data.draw(st.integers(0, 9))))
     tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
     source = None if batch.source is None else torch.from_numpy(batch.source)
     # Its counter knows the plain products of attention, not fused or compiled kernels.
@@ -92,6 +93,6 @@ def test_of_equal_lengths_it_is_what_every_run_counts(name: str, context: int) -
 
 
 def test_a_token_costs_what_the_steps_say() -> None:
-    (found,) = candidates(["gpt2"], "parameters")
+    (found,) = read_models(["gpt2"], "parameters")
     assert flops_per_token(found.config, 126) == step_flops(found.config, 4, 126) / (4 * 126)
     assert partial(flops_per_token, window=126)(found.config) == flops_per_token(found.config, 126)

@@ -22,7 +22,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path, ablation: bool) -> N
 
 def test_the_promised_fields_have_their_names() -> None:
     found = json.loads(make_comparison().to_json())
-    assert {"contenders", "groups", "tasks", "verdicts"} <= set(found)
+    assert {"models", "groups", "tasks", "verdicts"} <= set(found)
     assert {"a", "b", "measure", "difference", "interval", "verdict"} <= set(found["verdicts"][0])
 
 

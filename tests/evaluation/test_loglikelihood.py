@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anyformer.errors import UserError
 from anyformer.evaluation import scorer
-from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
+from anyformer.evaluation.scorer import Continuation, log_likelihoods
 from anyformer.generation.prompt import decoder_start_id
 from anyformer.model import Transformer
 from tests.generation.models import VOCAB, WRITERS, build

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.errors import UserError
 from anyformer.evaluation import scorer
-from anyformer.evaluation.pseudo_likelihood import MaskedText, pseudo_log_likelihoods
+from anyformer.evaluation.scorer import MaskedText, pseudo_log_likelihoods
 from tests.evaluation.models import encoder
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of

@@ -78,7 +78,7 @@ def test_nothing_else_scores_tokens() -> None:
     others = {
         "compare/tasks/classifier.py",
         "evaluation/perplexity.py",
-        "evaluation/labels.py",
+        "evaluation/logits.py",
         "tasks/tag.py",
     }
     assert found == {"evaluation/scorer.py", *others}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer.blocks.rope import frequencies
+from anyformer.blocks.position import frequencies
 from anyformer.checkpoint import generation_settings
 from anyformer.errors import UserError
 from anyformer.families import FAMILIES, from_huggingface, to_huggingface

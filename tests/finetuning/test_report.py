@@ -18,9 +18,9 @@ from anyformer.cli import finetune
 from anyformer.data.examples import Where
 from anyformer.evaluation import Evaluation
 from anyformer.evaluation.metrics import mean, share
+from anyformer.evaluation.metrics.tagging import Piece, TaggedSpans
 from anyformer.evaluation.perplexity import losses
 from anyformer.evaluation.result import EvaluatedRow
-from anyformer.evaluation.spans import Piece, TaggedSpans
 from anyformer.finetuning import measure as measuring
 from anyformer.finetuning import report
 from anyformer.finetuning.measure import Figure, Measurement, measure

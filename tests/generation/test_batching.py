@@ -109,7 +109,7 @@ def test_stop_strings(text: str, stops: list[str], data: st.DataObject) -> None:
 def test_half_a_stop_string_is_held_back() -> None:
     stops = StopStrings(["<end>"])
     assert [stops.push(piece) for piece in ("one <", "e", "x", "<end", ">two")] == ["one ", "", "<ex", "", ""]
-    assert stops.found
+    assert stops.stopped
 
 
 def test_a_request_that_is_over_can_be_iterated_again() -> None:

@@ -136,14 +136,10 @@ def test_each_setting_is_seen() -> None:
     }
     prompt = Prompt(ids=torch.ones(1, 2, dtype=torch.long), max_new_tokens=2)
     for name, value in values.items():
-        assert len(model_processors({name: value}, prompt, EOS, VOCAB)) == 1, name
-    assert (
-        model_processors(
-            {"num_beams": 4, "length_penalty": 2.0, "do_sample": True, "repetition_penalty": 1.0}, prompt, EOS, VOCAB
-        )
-        == []
-    )
-    assert model_processors({"bad_words_ids": [[1], [4]]}, prompt, EOS, VOCAB) == []
+        assert len(list(model_processors({name: value}, prompt, EOS, VOCAB))) == 1, name
+    others = {"num_beams": 4, "length_penalty": 2.0, "do_sample": True, "repetition_penalty": 1.0}
+    assert not list(model_processors(others, prompt, EOS, VOCAB))
+    assert not list(model_processors({"bad_words_ids": [[1], [4]]}, prompt, EOS, VOCAB))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +154,7 @@ def test_each_setting_is_seen() -> None:
 def test_impossible_settings(chosen: dict[str, Any], named: str) -> None:
     prompt = Prompt(ids=torch.ones(1, 2, dtype=torch.long), max_new_tokens=2)
     with pytest.raises(UserError, match=named):
-        model_processors(chosen, prompt, EOS, VOCAB)
+        list(model_processors(chosen, prompt, EOS, VOCAB))
 
 
 def test_settings_come_from_the_config_where_there_is_no_other_file() -> None:

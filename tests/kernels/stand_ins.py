@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyformer.kernels import cross_entropy
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.autocast import matmul_dtype
-from anyformer.kernels.cpu import activation, attention, bf16_matmul, cross_entropy, rms_norm
+from anyformer.kernels.cpu import attention, matmul
+
+activation: Any = import_module("anyformer.kernels.activation")  # where functions of the package have their names
+rms_norm: Any = import_module("anyformer.kernels.rms_norm")
 
 FUNCTIONS = {kind: function for function, kind in COMPILED.items()}
 
@@ -23,14 +28,10 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         return (dtype or matmul_dtype(x)) == torch.bfloat16
 
-    for module in (bf16_matmul, cross_entropy, rms_norm):
-        patch.setattr(module, "supports", supports)
+    for module in (activation, cross_entropy, rms_norm):
+        patch.setattr(module.KERNEL, "supports_bf16", supports)
+    patch.setattr(matmul, "supports_bf16", supports)
     patch.setattr(attention, "supports", lambda query, dtype, dropout_p: dtype == torch.bfloat16 and not dropout_p)
-    patch.setattr(
-        activation,
-        "supports",
-        lambda x, multiplier: all(part is None or part.dtype == torch.bfloat16 for part in (x, multiplier)),
-    )
     for module, functions in (
         (attention, (_attention_forward, _attention_backward)),
         (activation, (_activation_forward, _activation_backward)),
@@ -38,8 +39,8 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     ):
         for name, function in zip(("forward", "backward"), functions, strict=True):
             patch.setattr(getattr(module, name), "function", function)
-    patch.setattr(cross_entropy, "loss_and_grad_", _loss_and_grad_)
-    patch.setattr(bf16_matmul, "bf16_matmul", _bf16_matmul)
+    patch.setattr(cross_entropy, "compiled_loss_and_grad_", _loss_and_grad_)
+    patch.setattr(matmul, "bf16_matmul", _bf16_matmul)
 
 
 def _gradients(function: Callable[..., Tensor], operands: list[Tensor], grad: Tensor) -> list[Tensor]:

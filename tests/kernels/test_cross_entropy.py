@@ -98,10 +98,10 @@ def test_of_a_quantized_weight_equals_that_of_its_logits(
         patch.setenv(SWITCH, str(int(compiled)))
         patch.setattr(module, "_QUANTIZED_BYTES", 4 * at_once)
         found = quantized_linear_cross_entropy(
-            x, weight, vocab, targets, bias=bias, transposed=lambda: transpose(weight, vocab), label_smoothing=smoothing
+            x, weight, targets, bias=bias, transposed=lambda: transpose(weight), label_smoothing=smoothing
         )
         with torch.no_grad():
-            alone = quantized_linear_cross_entropy(x, weight, vocab, targets, bias=bias, label_smoothing=smoothing)
+            alone = quantized_linear_cross_entropy(x, weight, targets, bias=bias, label_smoothing=smoothing)
     assert torch.equal(found, alone)
     rounding = 0.1 if compiled else 1e-4  # to 8 bits, of inputs and gradients of a few tokens
     torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
@@ -161,12 +161,12 @@ def test_ignored_tokens_count_for_nothing_where_they_cannot_be_selected(
 
     def loss() -> torch.Tensor:
         if quantized:
-            return quantized_linear_cross_entropy(x, packed, 64, targets)
+            return quantized_linear_cross_entropy(x, packed, targets)
         return linear_cross_entropy(x, weight, targets)
 
     expected = loss()
     (gradient,) = torch.autograd.grad(expected, x)
-    monkeypatch.setattr(module, "drop_ignored", lambda x, target, _: (x, target))
+    monkeypatch.setattr(module, "drop_ignored", lambda x, target: (x, target))
     found = loss()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(torch.autograd.grad(found, x)[0], gradient, rtol=2e-2, atol=1e-3)
@@ -202,7 +202,7 @@ def test_all_logits_are_never_held(quantized: bool) -> None:
     with pytest.MonkeyPatch.context() as patch, Watch():
         patch.setattr(module, "_QUANTIZED_BYTES" if quantized else "_BYTES", 1 << 14)
         if quantized:
-            quantized_linear_cross_entropy(x, packed, 512, targets)
+            quantized_linear_cross_entropy(x, packed, targets)
         else:
             linear_cross_entropy(x, weight, targets)
     assert max(made) <= 512 * 32

@@ -23,8 +23,8 @@ whole = pack(QuantizedWeight(torch.zeros(32, 64, dtype=torch.int8), torch.ones(3
 cases = {
     "columns": lambda: kernels.linear(trained(512, 513), trained(512, 512), matmul="int8"),
     "bias": lambda: kernels.linear(trained(512, 512), trained(512, 512), trained(300), matmul="int8"),
-    "quantized columns": lambda: kernels.quantized_linear(torch.randn(4, 32), whole, 32),
-    "quantized bias": lambda: kernels.quantized_linear(torch.randn(4, 64), whole, 32, torch.randn(20)),
+    "quantized columns": lambda: kernels.quantized_linear(torch.randn(4, 32), whole),
+    "quantized bias": lambda: kernels.quantized_linear(torch.randn(4, 64), whole, torch.randn(20)),
     "norm": lambda: kernels.rms_norm(half(4, 64), trained(32), 1e-6),
     "gate": lambda: kernels.activation(half(4, 64), F.silu, half(3, 64)),
     "targets": lambda: kernels.linear_cross_entropy(trained(64, 32), trained(100, 32), targets(80)),

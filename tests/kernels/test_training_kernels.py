@@ -23,10 +23,10 @@ from anyformer import kernels
 from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.linear import Linear
 from anyformer.config import FeedForwardConfig
-from anyformer.kernels import cross_entropy as loss_module
-from anyformer.kernels.cpu import activation, attention, bf16_matmul, cross_entropy, rms_norm
+from anyformer.kernels import cross_entropy
+from anyformer.kernels.cpu import attention, matmul
 from anyformer.kernels.cpu_features import SWITCH, has_amx_bf16, has_avx512_bf16
-from tests.kernels.stand_ins import use_stand_ins
+from tests.kernels.stand_ins import activation, rms_norm, use_stand_ins
 
 compiled_only = pytest.mark.skipif(
     not has_avx512_bf16(), reason="needs a processor that multiplies pairs of bfloat16 numbers"
@@ -49,11 +49,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
             use_stand_ins(patch)
             yield request.param
         return
-    modules = [activation, cross_entropy, rms_norm, *([bf16_matmul] if has_amx_bf16() else [])]
-    found = [attention.kernel(BF16), *(module.KERNEL for module in modules)]
-    for kernel in found:
+    compiled = [attention.kernel(BF16), activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL]
+    compiled += [matmul.BF16] if has_amx_bf16() else []
+    for kernel in compiled:
         kernel.start()
-    assert all(kernel.supported() for kernel in found)
+    assert all(kernel.supported() for kernel in compiled)
     yield request.param
 
 
@@ -160,12 +160,12 @@ def test_bf16_matmul(
     before, sums = torch.randn(rows, outputs).to(BF16 if narrow[2] else torch.float32), torch.empty(rows)
     expected = left.to(BF16).double() @ right.to(BF16).double().t()
     expected = expected + (0 if bias is None else bias.double()) + (before.double() if add else 0)
-    found = bf16_matmul.bf16_matmul(left, right, bias, out=before.clone(), sums=sums, add=add)
+    found = matmul.bf16_matmul(left, right, bias, out=before.clone(), sums=sums, add=add)
     near = ROUNDING if narrow[2] else 1e-4
     torch.testing.assert_close(found.double(), expected, atol=1e-3 + near * 8, rtol=near)
     torch.testing.assert_close(sums.double(), left.double().sum(dim=1), atol=1e-3, rtol=1e-4)
     if not add:
-        assert torch.equal(bf16_matmul.bf16_matmul(left, right, bias, out=torch.empty_like(before)), found)
+        assert torch.equal(matmul.bf16_matmul(left, right, bias, out=torch.empty_like(before)), found)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -209,7 +209,7 @@ def test_loss_and_gradient(rows: int, vocab: int, smoothing: float, seed: int) -
     expected = F.cross_entropy(exact, targets, label_smoothing=smoothing, reduction="none")
     (0.25 * expected.sum()).backward()
     assert exact.grad is not None
-    found = cross_entropy.loss_and_grad_(logits, targets[:, None], smoothing, 0.25)
+    found = cross_entropy.compiled_loss_and_grad_(logits, targets[:, None], smoothing, 0.25)
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(logits.float(), exact.grad, atol=1e-6, rtol=ROUNDING)
 
@@ -237,12 +237,12 @@ def test_rms_norm_of_narrow_numbers() -> None:
 
 def test_targets_are_in_the_vocabulary() -> None:
     logits, targets = torch.randn(3, 20).to(BF16), torch.tensor([[3], [19], [0]])
-    expected = cross_entropy.loss_and_grad_(logits.clone(), targets, 0.0, 1.0)
-    assert torch.equal(cross_entropy.loss_and_grad_(logits.clone(), targets.int(), 0.0, 1.0), expected)
+    expected = cross_entropy.compiled_loss_and_grad_(logits.clone(), targets, 0.0, 1.0)
+    assert torch.equal(cross_entropy.compiled_loss_and_grad_(logits.clone(), targets.int(), 0.0, 1.0), expected)
     for wrong in (-1, 20):
         targets[1] = wrong
         with pytest.raises(IndexError, match="20 tokens"):
-            cross_entropy.loss_and_grad_(logits, targets, 0.0, 1.0)
+            cross_entropy.compiled_loss_and_grad_(logits, targets, 0.0, 1.0)
 
 
 def test_who_sees_nothing_gets_nothing() -> None:
@@ -310,11 +310,11 @@ def test_what_is_no_number_is_noticed(wrong: float) -> None:
     assert not bool(kernels.attention(x.requires_grad_(), x, x, scale=0.3)[1, 1, 7].isfinite().all())
     logits = torch.randn(3, 50).to(BF16)
     logits[1, 20] = wrong
-    losses = cross_entropy.loss_and_grad_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
+    losses = cross_entropy.compiled_loss_and_grad_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
     assert not bool(losses[1].isfinite())
     assert bool(losses[::2].isfinite().all())
     if has_amx_bf16():
-        found = bf16_matmul.bf16_matmul(x[1, 1], x[1, 1], out=torch.empty(40, 40))
+        found = matmul.bf16_matmul(x[1, 1], x[1, 1], out=torch.empty(40, 40))
         assert not bool(found[7].isfinite().any())
 
 
@@ -399,18 +399,18 @@ def test_the_widest_tensor_of_a_block_is_computed_again(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)  # stand-ins support what they are given
 def test_it_is_for_bfloat16(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 4, 8, 16)
-    assert not rms_norm.supports(x)
-    assert rms_norm.supports(x.to(BF16))
-    assert not cross_entropy.supports(x, torch.float32)
-    assert cross_entropy.supports(x, BF16)
-    assert bf16_matmul.supports(x.to(BF16)) == has_amx_bf16()
+    assert not rms_norm.KERNEL.supports_bf16(x)
+    assert rms_norm.KERNEL.supports_bf16(x.to(BF16))
+    assert not cross_entropy.KERNEL.supports_bf16(x, torch.float32)
+    assert cross_entropy.KERNEL.supports_bf16(x, BF16)
+    assert matmul.supports_bf16(x.to(BF16)) == has_amx_bf16()
     with torch.autocast("cpu", dtype=BF16):
-        assert rms_norm.supports(x)
-        assert activation.supports(x.to(BF16), None)
-        assert not activation.supports(x.to(BF16), x)
+        assert rms_norm.KERNEL.supports_bf16(x)
+        assert activation._supports(x.to(BF16), None)
+        assert not activation._supports(x.to(BF16), x)
         monkeypatch.setenv(SWITCH, "0")
-        assert not rms_norm.supports(x)
-        assert not cross_entropy.supports(x, BF16)
+        assert not rms_norm.KERNEL.supports_bf16(x)
+        assert not cross_entropy.KERNEL.supports_bf16(x, BF16)
 
 
 @pytest.mark.parametrize("backend", ["stand-ins"], indirect=True)
@@ -441,7 +441,7 @@ def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
     whole = found()
-    monkeypatch.setattr(loss_module, "_BYTES", 2 * 200 * 40)
+    monkeypatch.setattr(cross_entropy, "_BYTES", 2 * 200 * 40)
     for piece, all_at_once in zip(found(), whole, strict=True):
         near(piece, all_at_once, 1e-4 if has_amx_bf16() else ROUNDING)
     monkeypatch.setenv(SWITCH, "0")

@@ -18,10 +18,9 @@ from anyformer.blocks.position import POSITIONS, RotaryPosition
 from anyformer.cli.main import main
 from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
-from anyformer.learn.diagram import draw, lit, panels, undrawn
+from anyformer.learn.diagram import differences, draw, panels, undrawn
 from anyformer.learn.diagram.facts import facts
-from anyformer.learn.diagram.stack import sees
-from anyformer.learn.diagram.style import cost_text
+from anyformer.learn.diagram.stack import cost_text, sees
 from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.spec import read_config
 from tests.browser import LOOKS, Browse, Look, assert_readable
@@ -163,9 +162,9 @@ def _at(config: ModelConfig, place: str) -> list[Element]:
 
 
 def _check_differences(a: ModelConfig, b: ModelConfig) -> None:
-    drawn, differences = panels([("a", a), ("b", b)], 16), set(af.diff(a, b))
+    drawn, differing = panels([("a", a), ("b", b)], 16), set(af.diff(a, b))
     drawing = Drawing(draw(drawn))
-    rest = [each.field for each in undrawn(drawn)]
+    rest = list(undrawn(drawn))
     blocks = {place for panel in drawn for place in panel.facts if any(p.startswith(f"{place}.") for p in panel.facts)}
     marked = {place for place in drawing.lit() if place not in blocks} | {
         place for place in drawing.lit() & blocks if any("lit" in e.get("class", "") for e in drawing.at(place, "text"))
@@ -178,12 +177,12 @@ def _check_differences(a: ModelConfig, b: ModelConfig) -> None:
         whole = {".".join(parts[: end + 1]) for end in range(len(parts))}
         missing = {each for each in whole if any(each not in panel.facts for panel in drawn)} | {place}
         fields = {f for panel in drawn for each in missing & set(panel.facts) for f in panel.facts[each].fields}
-        assert fields & differences, f"{place} differs, and none of its fields does"
-        said |= fields & differences
+        assert fields & differing, f"{place} differs, and none of its fields does"
+        said |= fields & differing
     assert said.isdisjoint(rest)
-    assert said | set(rest) == differences
+    assert said | set(rest) == differing
     # All that is not the same is marked, in both drawings.
-    for place in lit(drawn):
+    for place in differences(drawn):
         assert all(
             "lit" in each.get("class", "").split() for each in drawing.at(place, "span") + drawing.at(place, "text")
         )
@@ -192,7 +191,7 @@ def _check_differences(a: ModelConfig, b: ModelConfig) -> None:
     below = drawing.words("tspan")
     assert all(field in below for field in rest)
     description = drawing.words("desc")[0]
-    assert ("a and b are the same" in description) == (not differences)
+    assert ("a and b are the same" in description) == (not differing)
 
 
 @settings(max_examples=40)
@@ -218,7 +217,7 @@ def test_one_change_is_marked_at_its_own_blocks(config: ModelConfig, data: st.Da
         "norm.placement",
     }
     if field in heads and af.diff(config, other) and not config.decoder_attention:
-        assert lit(drawn), f"{field} is not drawn"
+        assert differences(drawn), f"{field} is not drawn"
 
 
 PLACES = {
@@ -239,7 +238,7 @@ PLACES = {
 @pytest.mark.parametrize("spec", PLACES)
 def test_a_change_is_seen_where_it_is(spec: str) -> None:
     drawn = panels([("a", read_config(spec.partition(":")[0]).config), ("b", read_config(spec).config)], 16)
-    found = lit(drawn)
+    found = differences(drawn)
     assert all(re.fullmatch(PLACES[spec], place) for place in found)
     assert bool(found) == (PLACES[spec] != "$")
     assert bool(undrawn(drawn)) == (not found)

@@ -26,7 +26,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
 from anyformer.learn.eject import architecture_diff, eject
-from anyformer.learn.eject.constants import literal
+from anyformer.learn.eject.architecture import literal
 from anyformer.schema import ConfigError
 from tests.training.conftest import TINY
 

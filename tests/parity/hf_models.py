@@ -196,6 +196,12 @@ def roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def xlm_roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """XLM-R: RoBERTa."""
+    return draw(bert(architecture, "xlm-roberta", pad=draw(st.sampled_from((1, 0, 3)))))
+
+
+@st.composite
 def distilbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """DistilBERT: BERT without segments and pooler."""
     heads = draw(st.integers(1, 4))
@@ -292,8 +298,8 @@ def marian(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
-def bart(draw: st.DrawFn, architecture: str) -> ModelSpec:
-    """BART."""
+def bart(draw: st.DrawFn, architecture: str, family: str = "bart") -> ModelSpec:
+    """BART and mBART."""
     options = {
         "vocab_size": draw(st.integers(20, 90)),
         **_columns(draw),
@@ -302,7 +308,13 @@ def bart(draw: st.DrawFn, architecture: str) -> ModelSpec:
         "classifier_dropout": draw(_RATES),
         **_labels(draw, architecture),
     }
-    return ModelSpec("bart", architecture, options, draw(_SEEDS))
+    return ModelSpec(family, architecture, options, draw(_SEEDS))
+
+
+@st.composite
+def mbart(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """mBART: BART with the norms first."""
+    return draw(bart(architecture, "mbart"))
 
 
 @st.composite
@@ -320,11 +332,13 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen3": qwen3,
     "bert": bert,
     "roberta": roberta,
+    "xlm-roberta": xlm_roberta,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
     "marian": marian,
     "bart": bart,
+    "mbart": mbart,
     "pegasus": pegasus,
 }
 """Draws a model of one of the family's architectures."""
@@ -350,8 +364,10 @@ ARCHITECTURES = {
         for head in _CLASSIFIERS
     },
     "BartForSequenceClassification": "bart",
+    "MBartForSequenceClassification": "mbart",
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
+    **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",
@@ -361,6 +377,8 @@ ARCHITECTURES = {
     "MarianModel": "marian",
     "BartForConditionalGeneration": "bart",
     "BartModel": "bart",
+    "MBartForConditionalGeneration": "mbart",
+    "MBartModel": "mbart",
     "PegasusForConditionalGeneration": "pegasus",
     "PegasusModel": "pegasus",
 }

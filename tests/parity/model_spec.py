@@ -21,8 +21,8 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), "decoder"),
-    **dict.fromkeys(("bert", "roberta", "distilbert"), "encoder"),
-    **dict.fromkeys(("t5", "mt5", "marian", "bart", "pegasus"), "seq2seq"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), "encoder"),
+    **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus"), "seq2seq"),
 }
 
 
@@ -72,6 +72,8 @@ class ModelSpec:
             return ids
         special: int = self.options["pad_token_id" if self.kind == "decoder" else "eos_token_id"]
         text = ids.masked_fill(ids == special, special + 1)
+        if self.family == "mbart":  # the last token that isn't padding comes first
+            text = text.masked_fill(text == self.options["pad_token_id"], special + 1)
         if self.kind == "seq2seq":
             text[-1] = special
         return text

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import anyformer as af
-from anyformer.checkpoint.gguf.architecture import rope_factors
 from anyformer.checkpoint.gguf.architectures import table, to_gguf
 from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.gguf.contents import rope_factors
 from anyformer.checkpoint.gguf.source import read_config
 from anyformer.config import diff
 from anyformer.families import preset

@@ -123,7 +123,7 @@ def _gradient(weight: Tensor) -> Tensor:
 def their_gradients(model: PreTrainedModel) -> Trace:
     """By the names of files of models with a head; of two names for one weight the one that our tables write."""
     family = FAMILIES[model.config.model_type]
-    written = {line.theirs for line in family.rows if not line.alias}
+    written = {line.theirs: line.ours for line in family.rows if not line.alias}
     heads = tuple(name for name, _ in model.named_children())
     bare = f"{model.base_model_prefix}" not in heads
     names: dict[int, list[str]] = {}
@@ -133,10 +133,14 @@ def their_gradients(model: PreTrainedModel) -> Trace:
             names.setdefault(id(weight), []).extend((name, family.prefix + name) if bare else (name,))
             weights[id(weight)] = weight
 
-    def is_written(name: str) -> bool:
-        return name in written or re.sub(r"\.\d+\.", ".{i}.", name, count=1) in written
+    def rank(name: str) -> tuple[bool, bool]:
+        """Names that are written come first, and of a tied head that of the token table."""
+        form = name if name in written else re.sub(r"\.\d+\.", ".{i}.", name, count=1)
+        return form not in written, written.get(form, ("",))[0].startswith("head.")
 
-    chosen = {key: next(filter(is_written, many), many[-1]) for key, many in names.items()}
+    chosen = {
+        key: many[-1] if all(rank(name)[0] for name in many) else min(many, key=rank) for key, many in names.items()
+    }
     return {GRADIENT + chosen[key]: _gradient(weight) for key, weight in weights.items()}
 
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.plan import calibrate
-from anyformer.plan.calibrate import StepTime
+from anyformer.plan.calibrate import Measured, StepTime
 from anyformer.plan.devices import find_device
-from anyformer.plan.measure import Measured
-from anyformer.plan.step import StepCount, Workload, count_step
-from anyformer.plan.workload import make_workload
-from anyformer.spec import Contender, read_config
+from anyformer.plan.settings import make_workload
+from anyformer.plan.step import StepCount, count_step
+from anyformer.plan.workload import Workload
+from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import Precision
 
 
@@ -23,7 +23,7 @@ def workload(name: str, layers: int, **options: Any) -> Workload:
     sources = {"source_vocab_size": 300} if config.source_vocab_size is not None else {}
     config = config.replace(**{"vocab_size": 300, **stacks, **sources})
     values = {"context": 24, "batch_size": 4, "dtype": "float32", **options}
-    return replace(make_workload(Contender(name, config), values, find_device("cpu")), in_heap=False)
+    return replace(make_workload(SpecifiedModel(name, config), values, find_device("cpu")), in_heap=False)
 
 
 def count(asked: Workload) -> StepCount:
@@ -48,7 +48,7 @@ def test_the_time_of_a_large_model_is_on_the_line_of_two_smaller_ones(
 ) -> None:
     def measured(part: Workload, **limits: float) -> Measured:
         middle = base + slope * max(part.model.encoder_layers, part.model.decoder_layers)
-        return Measured((middle, middle * (1 - spread), middle * (1 + spread)), None, None)
+        return Measured((middle, middle * (1 - spread), middle * (1 + spread)), None)
 
     asked = workload(name, layers)
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def test_a_model_whose_steps_end_in_time_is_measured_as_a_whole(monkeypatch: pyt
 
     def measured(part: Workload, **limits: float) -> Measured:
         took.append(part)
-        return Measured((2.0, 1.0, 3.0), None, None)
+        return Measured((2.0, 1.0, 3.0), None)
 
     steps_in_time(4.1, count(asked), monkeypatch)
     monkeypatch.setattr(calibrate, "measure", measured)

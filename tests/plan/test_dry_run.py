@@ -1,12 +1,15 @@
 """The step on real tensors that nobody touches, beside the step that is taken."""
 
+import ctypes
 import json
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -14,92 +17,89 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp  # defines its operations
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
-from anyformer.plan import step
-from anyformer.plan.devices import find_device
+from anyformer.plan import dry_run
+from anyformer.plan.devices import find_device, proc_field
 from anyformer.plan.dry_run import heap_size
 from anyformer.plan.internals import FakeStore
+from anyformer.plan.settings import make_workload
 from anyformer.plan.simulation import Simulation
-from anyformer.plan.workload import make_workload
+from anyformer.plan.step import count_step
+from anyformer.plan.workload import Workload
 from anyformer.spec import read_config
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
 
-ROOT = Path(__file__).parents[2]
 MODEL = "llama-nano:decoder_layers=1,vocab_size=300"
 
 
-def workload(**options: Any) -> step.Workload:
+def workload(**options: Any) -> Workload:
     values = {"context": 256, "batch_size": 32, "dtype": "float32", **options}
     return make_workload(read_config(MODEL), values, find_device("cpu"))
 
 
-LAYING = """
-import json
-from dataclasses import replace
-from anyformer.plan.measure import resident
-from anyformer.plan.step import count_step
-from tests.plan.test_dry_run import workload
+_SERVER = get_context("forkserver")
+_SERVER.set_forkserver_preload([__name__, "torch._dynamo"])
 
-asked = workload()
-count_step(replace(asked, in_heap=False))  # loads what the next one needs
-before = resident()
-counted = count_step(asked)
-print(json.dumps([sum(counted.parts.values()), counted.allocator, before, resident()]))
-"""
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, which has imported what it needs, and whose heap holds no more.
+
+    Where other tests have left holes, tensors settle in them, and what is kept takes pages that were written already.
+    """
+    with ProcessPoolExecutor(1, _SERVER) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def count_in_heap() -> tuple[int, int, int | None, int | None]:
+    asked = workload()
+    count_step(replace(asked, in_heap=False))  # loads what the next one needs
+    before = proc_field("self/status", "VmRSS")
+    counted = count_step(asked)
+    return sum(counted.parts.values()), counted.allocator, before, proc_field("self/status", "VmRSS")
 
 
 def test_tensors_lie_in_a_heap_that_is_larger_than_they_are_and_costs_no_memory() -> None:
-    """In a process of its own, whose heap holds nothing else."""
-    root = Path(__file__).parents[2]
-    live, allocator, before, after = json.loads(subprocess.check_output([sys.executable, "-c", LAYING], cwd=root))
+    live, allocator, before, after = in_fresh_process(count_in_heap)
     assert live > 100e6
     assert 0 < allocator < live
     if before is not None and after is not None:
         assert after - before < 0.7 * live  # of the first product of each shape
 
 
-KEEPING = """
-import ctypes
-import torch
-from torch.utils.flop_counter import flop_registry
-from anyformer.plan import dry_run
+def differences_of_what_is_kept() -> list[int]:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    allocations, size = list[tuple[int, int]](), 1 << 22
 
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    @torch.library.custom_op("test::product", mutates_args=())
+    def product(x: Tensor) -> Tensor:
+        if allocations:  # in the second dry run it is there already
+            written, reserved = allocations.pop()
+            ctypes.memset(libc.malloc(written + reserved), 1, written)
+        return torch.ones_like(x)
 
+    product.register_fake(torch.empty_like)
+    dry_run._PRODUCTS.add(torch.ops.test.product.default)
+    flop_registry[torch.ops.test.product] = lambda *args, **kwargs: 0
 
-@torch.library.custom_op("test::product", mutates_args=())
-def product(x: torch.Tensor) -> torch.Tensor:
-    if not kept:  # in the second dry run it is there already
-        kept.append(libc.malloc(written + reserved))
-        ctypes.memset(kept[0], 1, written)
-    return torch.ones_like(x)
+    def take(simulation: Simulation) -> None:
+        with simulation.running():
+            torch.ops.test.product(torch.empty(size // 4))
 
-
-product.register_fake(torch.empty_like)
-dry_run._PRODUCTS.add(torch.ops.test.product.default)
-flop_registry[torch.ops.test.product] = lambda *args, **kwargs: 0
-
-
-def take(simulation):
-    with simulation.running():
-        torch.ops.test.product(torch.empty(size // 4))
-
-
-kept, written, reserved, size = [0], 0, 0, 1 << 22
-dry_run.heap_size(take)  # loads what the next ones need
-for written, reserved in ((1, 1 << 24), (5 << 20, 1), (1 << 24, 1 << 24)):
-    kept = []
-    print(dry_run.heap_size(take) - 2 * size - written)
-"""
+    heap_size(take)  # loads what the next ones need
+    differences = list[int]()
+    for written, reserved in ((1, 1 << 24), (5 << 20, 1), (1 << 24, 1 << 24)):
+        allocations.append((written, reserved))
+        differences.append(heap_size(take) - 2 * size - written)
+    return differences
 
 
 def test_what_a_library_keeps_takes_the_pages_that_it_wrote() -> None:
-    """In a process of its own: where much was freed before, what is kept takes pages that were written already."""
-    differences = subprocess.check_output([sys.executable, "-c", KEEPING], text=True).split()
+    differences = in_fresh_process(differences_of_what_is_kept)
     assert len(differences) == 3
-    assert max(abs(int(each)) for each in differences) < 1 << 20
+    assert max(map(abs, differences)) < 1 << 20
 
 
 def gather(whole: Tensor, share: Tensor) -> None:
@@ -128,15 +128,13 @@ def copy_in(whole: Tensor, share: Tensor) -> None:
     [(gather, 3.0), (reduce_and_scatter, 2.0), (reduce_all, 1.0), (copy_in, 0.0)],
 )
 def test_what_gloo_copies_to_exchange_tensors_counts(exchange: Callable[[Tensor, Tensor], None], copies: float) -> None:
-    """In a process of its own, for what other tests leave behind moves the heap by a megabyte."""
-    code = f"from {__name__} import *; print(heap_of({exchange.__name__}, 4 << 20))"
-    found = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True, cwd=ROOT)
-    assert int(found) == pytest.approx((1.5 + copies) * (4 << 20), rel=0.1)
+    found = in_fresh_process(heap_of, exchange, 4 << 20)
+    assert found == pytest.approx((1.5 + copies) * (4 << 20), rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.distributed.* is deprecated:FutureWarning")
 def test_what_is_too_large_for_a_heap_of_a_thread_is_not_kept_by_both() -> None:
-    assert heap_of(gather, 80 << 20) == pytest.approx((1.5 + 1 + 1) * (80 << 20), rel=0.1)
+    assert in_fresh_process(heap_of, gather, 80 << 20) == pytest.approx((1.5 + 1 + 1) * (80 << 20), rel=0.1)
 
 
 def heap_of(exchange: Callable[[Tensor, Tensor], None], size: int) -> int:
@@ -155,9 +153,8 @@ def heap_of(exchange: Callable[[Tensor, Tensor], None], size: int) -> int:
 
 
 def test_operands_of_several_dtypes_are_copied_to_one() -> None:
-    """In a process of its own, whose heap holds nothing else: 2 and 4 MB, a copy and the result of 4 MB each."""
-    code = f"from {__name__} import *; print(heap_size(multiply))"
-    found = int(subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True, cwd=ROOT))
+    """2 and 4 MB, a copy and the result of 4 MB each."""
+    found = in_fresh_process(heap_size, multiply)
     assert found == pytest.approx(14 << 20, rel=0.05)
 
 
@@ -183,8 +180,8 @@ def test_a_heap_that_the_system_has_no_memory_for_is_0() -> None:
 MEASURE = """
 import json, sys
 from anyformer.cli.plan import read_arguments
-from anyformer.plan.measure import measure
-print(json.dumps(measure(read_arguments(sys.argv[1:]).workload, steps=3).peak))
+from anyformer.plan.calibrate import measure
+print(json.dumps(measure(read_arguments(sys.argv[1:]), steps=3).peak))
 """
 
 
@@ -192,7 +189,7 @@ COUNT = """
 import json, sys
 from anyformer.cli.plan import read_arguments
 from anyformer.plan.step import count_step
-print(json.dumps(count_step(read_arguments(sys.argv[1:]).workload).peak))
+print(json.dumps(count_step(read_arguments(sys.argv[1:])).peak))
 """
 
 

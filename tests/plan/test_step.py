@@ -15,9 +15,10 @@ from anyformer.errors import UserError
 from anyformer.model import build
 from anyformer.plan import step
 from anyformer.plan.devices import find_device
-from anyformer.plan.step import Workload, count_step
-from anyformer.plan.workload import make_workload
-from anyformer.spec import Contender, read_config
+from anyformer.plan.settings import make_workload
+from anyformer.plan.step import count_step
+from anyformer.plan.workload import Workload
+from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import INT8, start_compiler
 from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.group import Group
@@ -31,13 +32,13 @@ NAMES = (
 
 
 def workload(name: str, **options: Any) -> Workload:
-    contender = read_config(name)
-    config = contender.config
+    specified = read_config(name)
+    config = specified.config
     layers = {part: min(getattr(config, part), 2) for part in ("encoder_layers", "decoder_layers")}
     sources = {"source_vocab_size": 300} if config.source_vocab_size is not None else {}
     config = config.replace(**{**layers, "vocab_size": 300, **sources})
     values = {"context": 24, "batch_size": 4, "dtype": "float32", **options}
-    made = make_workload(Contender(name, config), values, find_device("cpu"))
+    made = make_workload(SpecifiedModel(name, config), values, find_device("cpu"))
     return replace(made, in_heap=False)  # test_dry_run.py tests what the heap adds
 
 
@@ -108,7 +109,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     | st.tuples(st.sampled_from(["bert-tiny", "transformer-tiny"]), st.just(SETTINGS[0])),
     st.integers(4, 7),
 )
-def test_three_layers_tell_what_more_take(setting: tuple[str, dict[str, Any]], layers: int) -> None:
+def test_a_line_through_a_few_layers_tells_what_more_take(setting: tuple[str, dict[str, Any]], layers: int) -> None:
     small = workload(setting[0], **setting[1])
     depth = {stack: layers for stack in ("encoder_layers", "decoder_layers") if getattr(small.model, stack)}
     asked = replace(small, model=small.model.replace(**depth))
@@ -116,7 +117,7 @@ def test_three_layers_tell_what_more_take(setting: tuple[str, dict[str, Any]], l
     counted = count_step(asked)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "_MOST_LAYERS", layers)
+        patch.setattr(step, "_FEW_LAYERS", layers)
         whole = count_step(asked)
     assert counted.parameters == whole.parameters
     assert counted.flops == whole.flops
@@ -127,19 +128,19 @@ def test_three_layers_tell_what_more_take(setting: tuple[str, dict[str, Any]], l
 @pytest.mark.parametrize("options", [{}, {"lora": 2, "quantize": "int4"}, {"grad_accumulation": 4}])
 def test_no_more_than_three_layers_are_ever_made(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     taken = list[tuple[int, int]]()
-    take = step._take
+    take = step.take_steps
 
     def noted(part: Workload, counted: range, *rest: Any) -> Any:
         taken.append((part.model.decoder_layers, counted.stop))
         return take(part, counted, *rest)
 
-    monkeypatch.setattr(step, "_take", noted)
+    monkeypatch.setattr(step, "take_steps", noted)
     asked = workload("llama-nano", **options)
     deep, deeper = (
         count_step(replace(asked, model=asked.model.replace(decoder_layers=layers))) for layers in (9999, 10_000)
     )
 
-    assert [layers for layers, _ in taken] == [3, 3]
+    assert [layers for layers, _ in taken] == [2, 3, 2, 3]
     assert max(steps for _, steps in taken) <= 2
     each = deeper.parameters[0] - deep.parameters[0]
     assert deeper.parameters[0] == pytest.approx(10_000 * each, rel=0.01)
@@ -215,10 +216,9 @@ def test_each_of_many_processes_has_its_share_alone_in_memory() -> None:
 
 
 def test_nothing_is_allocated_for_a_model_that_no_machine_holds() -> None:
-    contender = read_config("llama-3.1-8b")
-    asked = make_workload(contender, {"context": 16, "batch_size": 1, "dtype": "bfloat16"}, find_device("h100"))
-    small = asked.model.replace(decoder_layers=2)
-    counted = count_step(Workload(model=small, config=asked.config, task=asked.task, precision=asked.precision))
+    specified = read_config("llama-3.1-8b")
+    asked = make_workload(specified, {"context": 16, "batch_size": 1, "dtype": "bfloat16"}, find_device("h100"))
+    counted = count_step(asked.shorten(2))
     assert counted.resident["weights"] > 5e9
 
 

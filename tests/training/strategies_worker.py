@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.linear import Dropout
 from anyformer.checkpoint import save
 from anyformer.config import ModelConfig
 from anyformer.console import Console

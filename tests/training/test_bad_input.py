@@ -149,7 +149,7 @@ def _full(*_: object, **__: object) -> None:
 
 
 def test_a_disk_that_fills_up_while_saving(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module = import_module("anyformer.checkpoint.tensors")
+    module = import_module("anyformer.checkpoint.sources")
 
     def fills(tensors: Any, path: Path, **rest: Any) -> None:
         monkeypatch.setattr(module, "save_file", _full)

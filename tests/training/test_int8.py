@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,7 @@ import anyformer as af
 from anyformer.blocks.linear import Linear
 from anyformer.data.batch import Batch
 from anyformer.errors import UserError
-from anyformer.kernels import int8_linear as int8
-from anyformer.kernels.cpu import int8_matmul
-from anyformer.kernels.cpu.int8_matmul import supports
+from anyformer.kernels.cpu import matmul
 from anyformer.kernels.linear import linear
 from anyformer.runs.directory import model_directory
 from anyformer.training import precision
@@ -29,6 +29,7 @@ from anyformer.training.precision import Precision, choose_precision, peak_flops
 from anyformer.training.strategies.base import Strategy, use_int8
 from tests.training.conftest import TINY, Trains, losses, single
 
+linear_module: Any = import_module("anyformer.kernels.linear")  # where a function of the package has its name
 CPU = torch.device("cpu")
 INT8 = Precision(CPU, torch.float32, "as asked", int8=True)
 
@@ -51,15 +52,15 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones are computed in 8 bits too."""
-    monkeypatch.setattr(int8_matmul, "_MIN_SIZE", 0)
+    monkeypatch.setattr(matmul, "_MIN_SIZE", 0)
 
 
 @pytest.fixture(params=["ours", "torch's"])
 def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By our own code and by torch's, which is not compiled: for one shape after the other that would take long."""
     if request.param == "torch's":
-        monkeypatch.setattr(int8, "_matmul", int8._reference)
-    elif not supports():
+        monkeypatch.setattr(linear_module, "_int8_matmul", linear_module._int8_reference)
+    elif not matmul.supports_int8():
         pytest.skip("this processor has no such instructions")
 
 
@@ -184,20 +185,22 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
 
     def found(matmul: Callable[..., Tensor]) -> list[Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(int8, "_matmul", matmul)
+            patch.setattr(linear_module, "_int8_matmul", matmul)
             return _products(*given)
 
     for rows, inputs, outputs in ((37, 24, 53), (64, 33, 18)):
         given = draw(rows, inputs), draw(outputs, inputs), draw(outputs) if bias else None, draw(rows, outputs)
         given[0][3], given[3][5] = 0.0, 0.0
-        for one, other in zip(found(int8._compiled_reference()), found(int8._reference), strict=True):
+        for one, other in zip(
+            found(linear_module._compiled_int8_reference()), found(linear_module._int8_reference), strict=True
+        ):
             # The bias's gradient is a sum in another order.
             assert torch.equal(one, other) if one.dim() > 1 else torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", ["ours", pytest.param("torch's", marks=pytest.mark.slow)])
 def test_what_torch_compiles_is_the_same(library: str):
-    if library == "ours" and not supports():
+    if library == "ours" and not matmul.supports_int8():
         pytest.skip("this processor has no such instructions")
     command = [sys.executable, "-m", "tests.training.compiled_int8", library]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -211,7 +214,7 @@ def test_what_is_not_finite_stays_so(
     eager: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, bad: float, compiled: bool
 ):
     if compiled and "torch" in request.node.name:
-        monkeypatch.setattr(int8, "_matmul", int8._compiled_reference())
+        monkeypatch.setattr(linear_module, "_int8_matmul", linear_module._compiled_int8_reference())
     x, weight, gradient = torch.randn(37, 24), torch.randn(53, 24), torch.randn(37, 53)
     broken = x.clone()
     broken[2, 3] = bad
@@ -247,10 +250,10 @@ def test_small_and_very_long_products_stay_in_float32(monkeypatch: pytest.Monkey
         return all(torch.equal(one, other) for one, other in pairs)
 
     assert not same()
-    monkeypatch.setattr(int8_matmul, "_MAX_DEPTH", 15)
+    monkeypatch.setattr(matmul, "_MAX_DEPTH", 15)
     assert same()
-    monkeypatch.setattr(int8_matmul, "_MAX_DEPTH", 16)
-    monkeypatch.setattr(int8_matmul, "_MIN_SIZE", 16 * 8 * 4 + 1)
+    monkeypatch.setattr(matmul, "_MAX_DEPTH", 16)
+    monkeypatch.setattr(matmul, "_MIN_SIZE", 16 * 8 * 4 + 1)
     assert same()
     assert int8_linear(torch.empty(0, 8), weight, None).shape == (0, 4)
 
@@ -350,7 +353,7 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UserError, match="needs a CPU with VNNI"):
             choose_precision("cpu", "int8")
     monkeypatch.setattr(precision, "can_compile", lambda device: False)
-    monkeypatch.setattr(int8_matmul, "supports", lambda: False)
+    monkeypatch.setattr(matmul, "supports_int8", lambda: False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         choose_precision("cpu", "int8")
 
@@ -365,7 +368,7 @@ def test_what_is_converted_without_gradients_is_not_taken_for_more(eager: None):
     layer, x = _int8_layer(), torch.randn(37, 24, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.inference_mode():
-            kept = int8.int8_linear(x + 0, layer.weight, layer.bias)
+            kept = linear_module.int8_linear(x + 0, layer.weight, layer.bias)
         products = [layer(x) for _ in range(2)]
         assert torch.equal(kept, products[0])
         products[0].sum().backward()

@@ -17,15 +17,15 @@ def test_allocator_is_tuned_where_it_is_glibc():
 
 FREEING = """
 import torch
-from anyformer.plan.measure import resident
+from anyformer.plan.devices import proc_field
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
 
 for function in (return_freed_memory, keep_freed_memory):
     function()
-    before = resident()
+    before = proc_field("self/status", "VmRSS")
     freed = [torch.zeros(1 << 20) for _ in range(16)]
     del freed
-    print(0 if before is None else resident() - before)
+    print(0 if before is None else proc_field("self/status", "VmRSS") - before)
 """
 
 
@@ -41,7 +41,7 @@ def test_freed_memory_is_kept_or_returned() -> None:
 SMALL_OBJECTS = """
 import ctypes
 import torch
-from anyformer.plan.measure import resident
+from anyformer.plan.devices import proc_field
 from anyformer.training.memory import keep_freed_memory
 
 keep_freed_memory()
@@ -52,11 +52,11 @@ for _ in range(2):
     for _ in range(64):
         tensors.append(torch.ones(1 << 18))
         objects.extend(libc.malloc(size) for size in (24, 40, 56, 72, 88))
-    before = resident()
+    before = proc_field("self/status", "VmRSS")
     del tensors
     whole = torch.ones(1 << 24)
     if before is not None:
-        print(resident() - before)
+        print(proc_field("self/status", "VmRSS") - before)
     del whole
 """
 
@@ -73,7 +73,7 @@ def test_small_objects_do_not_split_the_room_of_tensors() -> None:
 LARGER_OBJECTS = """
 import ctypes
 import torch
-from anyformer.plan.measure import resident
+from anyformer.plan.devices import proc_field
 from anyformer.training.memory import keep_freed_memory
 
 libc = ctypes.CDLL(None)
@@ -82,12 +82,12 @@ sizes = range(512, 1536, 16)
 used = [libc.malloc(size) for size in sizes for _ in range(400)]  # what imports left free
 keep_freed_memory()
 tensor, neighbor = torch.ones(1 << 22), torch.ones(1 << 20)
-before = resident()
+before = proc_field("self/status", "VmRSS")
 del tensor
 objects = [libc.malloc(size) for size in sizes for _ in range(16)]
 tensor = torch.ones((1 << 22) - 100)
 if before is not None:
-    print(resident() - before)
+    print(proc_field("self/status", "VmRSS") - before)
 """
 
 

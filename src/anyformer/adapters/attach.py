@@ -7,20 +7,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from anyformer.adapters.config import LoraConfig
-from anyformer.adapters.modules import (
-    Matrices,
-    Target,
-    adapters,
-    attach,
-    is_output_layer,
-    row_lengths,
-    targets,
-    whole_modules,
-)
-from anyformer.blocks.adapter import LowRankAdapter
-from anyformer.blocks.linear import Embedding, Linear
+from anyformer.adapters.modules import Matrices, Target, adapters, is_output_layer, targets, whole_modules
+from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.errors import UserError, nearest
 from anyformer.model import Transformer
@@ -30,16 +21,16 @@ DEFAULT = "default"
 
 def selected(model: Transformer, config: LoraConfig) -> dict[str, Target]:
     """The layers that a config gives adapters to. Raises UserError where it selects none."""
-    known = targets(model)
+    layers = targets(model)
     if config.target_modules == "all-linear":
-        known = {n: t for n, t in known.items() if not t.is_embedding and not is_output_layer(model, t)}
-    found = {name: target for name, target in known.items() if config.selects(name)}
-    if not found:
-        ends = sorted({name.rpartition(".")[2] for name, target in known.items() if not target.is_embedding})
-        asked = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
-        hint = nearest(asked[0], ends) if asked else f"choose from {', '.join(ends)}"
-        raise UserError(f"No layer of this model is called {' or '.join(map(repr, asked))} ({hint}).")
-    return found
+        layers = {n: t for n, t in layers.items() if not t.is_embedding and not is_output_layer(model, t)}
+    chosen = {name: target for name, target in layers.items() if config.selects(name)}
+    if not chosen:
+        ends = sorted({name.rpartition(".")[2] for name, target in layers.items() if not target.is_embedding})
+        names = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
+        hint = nearest(names[0], ends) if names else f"choose from {', '.join(ends)}"
+        raise UserError(f"No layer of this model is called {' or '.join(map(repr, names))} ({hint}).")
+    return chosen
 
 
 def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> Transformer:
@@ -63,53 +54,39 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
         raise UserError(f"The model has an adapter {name!r} already: merge it, or choose another name.")
     whole = dict.fromkeys((*config.modules_to_save, *whole_modules(model)))
     config = replace(config, modules_to_save=tuple(whole))
-    found = selected(model, config)
+    chosen = selected(model, config)
     model.requires_grad_(False)
-    for module, target in found.items():
+    for module, target in chosen.items():
         rank, (outputs, inputs) = config.rank_of(module), target.shape
         a, b = torch.empty(rank, inputs, device=model.device), torch.zeros(outputs, rank, device=model.device)
         if target.is_embedding:
             a, b = a.zero_(), b.normal_()
         else:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-        lengths = row_lengths(target, b @ a) if config.use_dora and not target.is_embedding else None
-        attach(target, name, Matrices(a, b, lengths), config.scale_of(module, rank), config.dropout)
-    _train_biases(model, config, found)
+        lengths = target.row_lengths(b @ a) if config.use_dora and not target.is_embedding else None
+        target.attach(name, Matrices(a, b, lengths), config.scale_of(module, rank), config.dropout)
     make_dense(model, config)
-    for module, target in targets(model).items():
-        if config.saves(module):
-            for part in target.modules:
-                part.requires_grad_(True)
-    for adapter in adapters(model, name):
-        adapter.requires_grad_(True)
+    whole_layers = [target for module, target in targets(model).items() if config.saves(module)]
+    trained: list[nn.Module | Parameter] = [part for target in whole_layers for part in target.modules]
+    adapted = [part for target in chosen.values() for part in target.modules]
+    biases = {"none": [], "all": model.modules(), "lora_only": adapted}
+    trained += [bias for module in biases[config.bias] if isinstance(bias := getattr(module, "bias", None), Parameter)]
+    for part in (*trained, *adapters(model, name)):
+        part.requires_grad_(True)
     model.adapter_configs[name] = config
     return model
 
 
-def _train_biases(model: Transformer, config: LoraConfig, found: dict[str, Target]) -> None:
-    if config.bias == "all":
-        for path, parameter in model.named_parameters():
-            parameter.requires_grad_(path.endswith(".bias"))
-    elif config.bias == "lora_only":
-        for target in found.values():
-            for module in target.modules:
-                bias: nn.Parameter | None = getattr(module, "bias", None)
-                if bias is not None:
-                    bias.requires_grad_(True)
-
-
 def make_dense(model: Transformer, config: LoraConfig) -> None:
     """Put the weights of modules that are trained whole into floating point: integers can't be trained."""
-    for name, target in targets(model).items():
-        for module in target.modules if config.saves(name) else ():
-            weight = module.weight
-            if isinstance(weight, QuantizedMatrix):
-                _set_weight(module, weight.dequantize(), trained=False)
+    for module in (part for name, target in targets(model).items() if config.saves(name) for part in target.modules):
+        if isinstance(module.weight, QuantizedMatrix):
+            _set_weight(module, module.weight.dequantize(), trained=False)
 
 
 def _set_weight(module: Linear | Embedding, weight: Tensor, *, trained: bool) -> None:
     del module.weight
-    module.weight = nn.Parameter(weight, requires_grad=trained)
+    module.weight = Parameter(weight, requires_grad=trained)
 
 
 @contextmanager
@@ -118,13 +95,13 @@ def disabled(model: Transformer) -> Generator[None]:
 
     Biases and modules that were trained whole stay as they are.
     """
-    found = [adapter for adapter in adapters(model) if adapter.enabled]
-    for adapter in found:
+    enabled = [adapter for adapter in adapters(model) if adapter.enabled]
+    for adapter in enabled:
         adapter.enabled = False
     try:
         yield
     finally:
-        for adapter in found:
+        for adapter in enabled:
             adapter.enabled = True
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal, TypeVar
 
 from anyformer.adapters import patterns
@@ -33,9 +34,9 @@ class LoraConfig:
     exclude_modules: str | Sequence[str] = ()
     """Modules among these that get none."""
     layers_to_transform: Sequence[int] = ()
-    """The numbers of the layers that get adapters; empty: all."""
+    """Numbers of the layers that get adapters; empty: all."""
     layers_pattern: Sequence[str] = ()
-    """The names before those numbers, such as "layers"; empty: any."""
+    """Names before those numbers, such as "layers"; empty: any."""
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
     """Other ranks, by regular expressions for the ends of names, see `patterns.Pattern`."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -75,7 +76,7 @@ class LoraConfig:
         return _by_pattern(self.rank_pattern, module, self.rank)
 
     def alpha_of(self, module: str) -> float:
-        """Its alpha."""
+        """The alpha of the adapter of a module."""
         return _by_pattern(self.alpha_pattern, module, 2.0 * self.rank if self.alpha is None else self.alpha)
 
     def scale_of(self, module: str, rank: int) -> float:
@@ -88,24 +89,24 @@ class LoraConfig:
             return False
         if self.target_modules == "all-linear":
             return self._selects_layer(module)
-        if isinstance(self.target_modules, str) or module in self.target_modules:
-            return _matches(self.target_modules, module)
-        return _matches(self.target_modules, module) and self._selects_layer(module)
+        # A whole name, or a pattern of whole names, says which layer as well.
+        is_whole = isinstance(self.target_modules, str) or module in self.target_modules
+        return _matches(self.target_modules, module) and (is_whole or self._selects_layer(module))
 
     def saves(self, module: str) -> bool:
         """Whether a module is trained whole and saved with the adapter: one of `modules_to_save` ends its name, as in
         PEFT, or that of a module around it."""
-        parts = module.split(".")
-        around = [".".join(parts[: count + 1]) for count in range(len(parts))]
-        return any(name.endswith(kept) for name in around for kept in self.modules_to_save)
+        around = accumulate(module.split("."), "{}.{}".format)
+        return any(name.endswith(tuple(self.modules_to_save)) for name in around)
 
     def _selects_layer(self, module: str) -> bool:
         if not self.layers_to_transform:
             return True
         before = self.layers_pattern or [r"[^.]*"]
         # The first number in a name is the layer's; an expert inside it would have another.
-        found = next((found for each in before if (found := re.match(rf"(?:^|.*?\.){each}\.(\d+)\.", module))), None)
-        return found is not None and int(found[1]) in self.layers_to_transform
+        matches = (re.match(rf"(?:^|.*?\.){each}\.(\d+)\.", module) for each in before)
+        layer = next((int(match[1]) for match in matches if match), None)
+        return layer in self.layers_to_transform
 
 
 def _by_pattern(values: Mapping[str, T], module: str, default: T) -> T:

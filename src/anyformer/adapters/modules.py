@@ -7,9 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from anyformer.blocks.adapter import LowRankAdapter, dense
 from anyformer.blocks.head import Classifier
-from anyformer.blocks.linear import Embedding, Linear
+from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter, dense
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import TRANSPOSE, Row
@@ -35,19 +34,17 @@ class Matrices:
 class Target:
     """A layer of Hugging Face's, and the modules of ours that it holds side by side."""
 
-    name: str
-    """Its dotted name."""
     modules: Sequence[Linear | Embedding]
     row: Row
 
     @property
     def is_embedding(self) -> bool:
-        """Whether it is a table of rows."""
+        """Whether the layer is a table of rows."""
         return isinstance(self.modules[0], Embedding)
 
     @property
     def fan_in_fan_out(self) -> bool:
-        """Whether its weight is stored as [inputs, outputs]."""
+        """Whether the weight is stored as [inputs, outputs]."""
         return self.row.operation is TRANSPOSE
 
     @property
@@ -57,13 +54,13 @@ class Target:
         return (columns, rows) if self.is_embedding else (rows, columns)
 
     def matrices(self, name: str) -> Matrices | None:
-        """Its adapter of this name, if it has one."""
-        found = [adapter for part in self.modules if (adapter := adapter_of(part, name)) is not None]
-        if not found:
+        """The layer's adapter of this name, if it has one."""
+        parts = [adapter for module in self.modules if (adapter := adapter_of(module, name)) is not None]
+        if not parts:
             return None
-        b = found[0].b.detach() if self.is_embedding else self.join([each.b.detach() for each in found])
-        lengths = [each.magnitude.detach()[:, None] for each in found if each.magnitude is not None]
-        return Matrices(found[0].a.detach(), b, self.join(lengths).flatten() if lengths else None)
+        b = parts[0].b.detach() if self.is_embedding else self.join([part.b.detach() for part in parts])
+        lengths = [part.magnitude.detach()[:, None] for part in parts if part.magnitude is not None]
+        return Matrices(parts[0].a.detach(), b, self.join(lengths).flatten() if lengths else None)
 
     def split(self, b: Tensor) -> Sequence[Tensor]:
         """The rows of each module, from those of the layer, [outputs, ...]."""
@@ -73,6 +70,25 @@ class Target:
         """The rows of the layer, from those of each module."""
         joined = self.row.operation.write(parts)
         return joined.t().contiguous() if self.fan_in_fan_out else joined
+
+    def attach(self, name: str, matrices: Matrices, scale: float, dropout: float = 0.0) -> None:
+        """Give the layer an adapter, see `LowRankAdapter`."""
+        shared, magnitude = nn.Parameter(matrices.a), matrices.magnitude
+        parts = [matrices.b] if self.is_embedding else self.split(matrices.b)
+        lengths = [None] * len(parts) if magnitude is None else self.split(magnitude[:, None])
+        for module, part, length in zip(self.modules, parts, lengths, strict=True):
+            own = None if length is None else nn.Parameter(length.flatten().clone())
+            rows = nn.Parameter(part.clone().contiguous())
+            adapter = LowRankAdapter(shared, rows, scale, dropout=dropout, magnitude=own)
+            module.adapters = nn.ModuleDict() if module.adapters is None else module.adapters
+            module.adapters[name] = adapter.train(module.training)
+
+    @torch.no_grad()
+    def row_lengths(self, update: Tensor) -> Tensor:
+        """The length of each row of the layer's weight plus an update, [outputs, inputs]: [outputs]."""
+        parts = zip(self.modules, self.split(update), strict=True)
+        lengths = [torch.linalg.vector_norm(dense(module.weight, update.dtype) + part, dim=1) for module, part in parts]
+        return self.join([length[:, None] for length in lengths]).flatten()
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
@@ -87,8 +103,8 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def family_of(model: Transformer) -> Family:
     """The family that the model was loaded from, or the one that it would be saved as."""
-    named = FAMILIES.get(model.config.model_type)
-    return to_huggingface(model.config)[0] if named is None or named is own.FAMILY else named
+    family = FAMILIES.get(model.config.model_type, own.FAMILY)
+    return to_huggingface(model.config)[0] if family is own.FAMILY else family
 
 
 def prefix_of(model: Transformer) -> str:
@@ -97,16 +113,17 @@ def prefix_of(model: Transformer) -> str:
 
 
 def targets(model: Transformer) -> dict[str, Target]:
-    """Every linear layer and embedding of a model, by its name in Hugging Face's class."""
+    """Every linear layer and embedding of a model, by its dotted name in Hugging Face's class."""
     modules, prefix = dict(model.named_modules()), prefix_of(model)
-    found: dict[str, Target] = {}
+    layers: dict[str, Target] = {}
     for theirs, row in _table(model).items():
-        ours = [modules[name.removesuffix(".weight")] for name in row.ours if name.endswith(".weight")]
-        layers = [module for module in ours if isinstance(module, Linear | Embedding)]
-        if len(layers) == len(row.ours) and not row.alias and theirs.endswith(".weight"):
-            name = theirs.removesuffix(".weight").removeprefix(prefix)
-            found[name] = Target(name, layers, row)
-    return found
+        if row.alias or not theirs.endswith(".weight"):
+            continue
+        parts = [modules.get(name.removesuffix(".weight")) for name in row.ours]
+        held = [part for part in parts if isinstance(part, Linear | Embedding)]
+        if len(held) == len(row.ours):
+            layers[theirs.removesuffix(".weight").removeprefix(prefix)] = Target(held, row)
+    return layers
 
 
 def _table(model: Transformer) -> dict[str, Row]:
@@ -131,8 +148,7 @@ def whole_modules(model: Transformer) -> tuple[str, ...]:
 
 def is_output_layer(model: Transformer, target: Target) -> bool:
     """Whether a layer is the language-model head, or the last layer of a classifier."""
-    head = model.head
-    last = getattr(head, "projection", None) or getattr(head, "labels", None)
+    last = getattr(model.head, "projection", None) or getattr(model.head, "labels", None)
     return target.modules[0] is last
 
 
@@ -145,27 +161,5 @@ def adapters(model: nn.Module, name: str | None = None) -> Iterator[LowRankAdapt
 
 def adapter_of(module: nn.Module, name: str) -> LowRankAdapter | None:
     """The adapter of one of our modules."""
-    adapters = getattr(module, "adapters", None)
-    return cast("LowRankAdapter", adapters[name]) if adapters is not None and name in adapters else None
-
-
-def attach(target: Target, name: str, matrices: Matrices, scale: float, dropout: float = 0.0) -> None:
-    """Give a layer an adapter, see `LowRankAdapter`."""
-    shared, magnitude = nn.Parameter(matrices.a), matrices.magnitude
-    parts = [matrices.b] if target.is_embedding else target.split(matrices.b)
-    lengths = [None] * len(parts) if magnitude is None else target.split(magnitude[:, None])
-    for module, part, length in zip(target.modules, parts, lengths, strict=True):
-        if module.adapters is None:
-            module.adapters = nn.ModuleDict()
-        own = None if length is None else nn.Parameter(length.flatten().clone())
-        rows = nn.Parameter(part.clone().contiguous())
-        adapter = LowRankAdapter(shared, rows, scale, dropout=dropout, magnitude=own)
-        module.adapters[name] = adapter.train(module.training)
-
-
-@torch.no_grad()
-def row_lengths(target: Target, update: Tensor) -> Tensor:
-    """The length of each row of a layer's weight plus an update, [outputs, inputs], in the layer's order: [outputs]."""
-    parts = zip(target.modules, target.split(update), strict=True)
-    lengths = [torch.linalg.vector_norm(dense(module.weight, update.dtype) + part, dim=1) for module, part in parts]
-    return target.join([length[:, None] for length in lengths]).flatten()
+    by_name = getattr(module, "adapters", None)
+    return cast("LowRankAdapter", by_name[name]) if by_name is not None and name in by_name else None

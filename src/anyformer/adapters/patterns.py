@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Set
 from functools import lru_cache, reduce
+from math import inf
 
 from anyformer.errors import UserError, quote
 
@@ -22,11 +23,9 @@ _COST = 10
 
 _Positions = Set[int]
 _Step = Callable[[str, _Positions], _Positions]
-_TOKEN = re.compile(
-    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|(?:[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\})\??|.", re.DOTALL
-)
-_REFERENCE = re.compile(r"\\[0-9]")
-_QUANTIFIER = re.compile(r"([*+?]|\{([0-9]*)(,?)([0-9]*)\})\??")
+_QUANTIFIER = r"(?:[*+?]|\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]*)\})\??"
+_TOKEN = re.compile(rf"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|{_QUANTIFIER}|.", re.DOTALL)
+_REPEATS = {"*": (0, inf), "+": (1, inf), "?": (0, 1)}
 
 
 class Pattern:
@@ -45,25 +44,24 @@ class Pattern:
     def __init__(self, text: str) -> None:
         if len(text) > LONGEST:
             raise UserError(f"{quote(text)} may take too long: a pattern has at most {LONGEST} characters.")
-        self._text, self._tokens = text, deque(_TOKEN.findall(text))
-        self._plain: re.Pattern[str] | None = None
+        self._text, self._tokens = text, deque[str](_TOKEN.findall(text))
+        self._name: re.Pattern[str] | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 re.compile(text)
                 self._step, _ = self._alternatives()
                 if not re.search(r"[|(*+?{]", text):
-                    self._plain = re.compile(rf"(.*\.)?{text}$")  # in which there is nothing to try again
+                    self._name = re.compile(rf"(.*\.)?{text}$")  # in which there is nothing to try again
                     self.cost = 1
         except (re.error, RecursionError, OverflowError) as error:
             raise UserError(f"{quote(text)} is no regular expression: {error}.") from error
 
     def matches(self, name: str) -> bool:
-        """Whether it matches the whole of a dotted name, or its end after a dot."""
-        if self._plain is not None:
-            return self._plain.match(name) is not None
-        starts = {0, *(place + 1 for place, character in enumerate(name) if character == ".")}
-        return len(name) in self._step(name, starts)
+        """Whether the pattern matches the whole of a dotted name, or its end after a dot."""
+        if self._name is not None:
+            return self._name.match(name) is not None
+        return len(name) in self._step(name, {0, *(match.end() for match in re.finditer(r"\.", name))})
 
     def _alternatives(self) -> tuple[_Step, bool]:
         """The step of all that is between two parentheses, and whether there is a repetition in it."""
@@ -71,58 +69,55 @@ class Pattern:
         while self._tokens and self._tokens[0] == "|":
             self._tokens.popleft()
             choices.append(self._sequence())
-        steps, repeats = [step for step, _ in choices], any(repeats for _, repeats in choices)
-        return (lambda name, starts: {end for step in steps for end in step(name, starts)}), repeats
+        steps, repeats = zip(*choices, strict=True)
+        return (lambda name, starts: {end for step in steps for end in step(name, starts)}), any(repeats)
 
     def _sequence(self) -> tuple[_Step, bool]:
         steps, plain, repeats = list[_Step](), "", False
         self.cost += _COST
         while self._tokens and self._tokens[0] not in ("|", ")"):
             token = self._tokens.popleft()
-            if _QUANTIFIER.fullmatch(token) or _REFERENCE.fullmatch(token):
+            if re.fullmatch(rf"{_QUANTIFIER}|\\[0-9]", token):
                 raise UserError(f"{quote(self._text)} has more than a pattern of names may have: write out the names.")
-            is_group, quantifier = token in ("(", "(?:"), self._quantifier()
-            if not is_group and quantifier is None:
+            is_group, inner = token in ("(", "(?:"), False
+            if not is_group and self._next_repeats() is None:
                 plain += token
                 continue
             if plain:
                 steps.append(self._one(plain))
                 plain = ""
-            inner = False
             if is_group:
                 step, inner = self._alternatives()
                 self._tokens.popleft()
-                quantifier = self._quantifier()
             else:
                 step = self._one(token)
-            if quantifier is not None:
+            if (count := self._next_repeats()) is not None:
                 self._tokens.popleft()
-                is_loop = quantifier != (0, 1)
+                is_loop = count != (0, 1)
                 if is_loop and inner:
                     raise UserError(f"{quote(self._text)} may take too long: write out the names of the layers.")
                 self.cost += _COST
-                step, inner = _repeated(step, *quantifier), inner or is_loop
+                step, inner = _repeated(step, *count), inner or is_loop
             steps.append(step)
             repeats = repeats or inner
         if plain:
             steps.append(self._one(plain))
-        return (lambda name, starts: reduce(lambda places, step: step(name, places), steps, starts)), repeats
+        return (lambda name, starts: reduce(lambda positions, step: step(name, positions), steps, starts)), repeats
 
     def _one(self, text: str) -> _Step:
-        """A step for characters and places between them, which fit in one way."""
+        """A step for characters, and positions between them, which fit in one way."""
         self.cost += _COST
         match = re.compile(text).match
-        return lambda name, starts: {found.end() for start in starts if (found := match(name, start))}
+        return lambda name, starts: {fit.end() for start in starts if (fit := match(name, start))}
 
-    def _quantifier(self) -> tuple[int, float] | None:
-        """How often what is before the next token comes; None: the next token says nothing about it."""
-        found = _QUANTIFIER.fullmatch(self._tokens[0]) if self._tokens else None
-        if found is None:
+    def _next_repeats(self) -> tuple[int, float] | None:
+        """Bounds of the repetitions that the next token asks for; None: it is no quantifier."""
+        if not self._tokens or not re.fullmatch(_QUANTIFIER, self._tokens[0]):
             return None
-        usual = {"*": (0, float("inf")), "+": (1, float("inf")), "?": (0, 1)}
-        least = int(found[2] or 0)
-        most = int(found[4]) if found[4] else float("inf") if found[3] else least
-        return usual.get(found[1], (least, most))
+        if self._tokens[0][0] in _REPEATS:
+            return _REPEATS[self._tokens[0][0]]
+        least, comma, most = self._tokens[0].rstrip("?").strip("{}").partition(",")
+        return int(least or 0), int(most) if most else inf if comma else int(least)
 
 
 def _repeated(step: _Step, least: int, most: float) -> _Step:

@@ -22,9 +22,9 @@ from anyformer.blocks.position import (
     PositionSize,
     RelativePosition,
     RotaryPosition,
+    Rotation,
     SinusoidalPosition,
 )
-from anyformer.blocks.rope import Rotation
 from anyformer.blocks.stack import Stack
 
 __all__ = [

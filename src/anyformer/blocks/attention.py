@@ -5,11 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer import kernels
-from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
-from anyformer.blocks.linear import Linear
+from anyformer.blocks.linear import Dropout, Linear
 from anyformer.blocks.norm import RMSNorm
-from anyformer.blocks.rope import Rotation
+from anyformer.blocks.position import Rotation
 from anyformer.config import AttentionConfig
 from anyformer.kernels import AttentionMask, Mask
 
@@ -23,8 +22,6 @@ class MultiHeadAttention(nn.Module):
     With fewer key/value heads than query heads, each is shared by a group of them (Ainslie et al. 2023).
 
     Args:
-        config: Heads and their kind.
-        d_model: Width of the input and output.
         layer: The number of this layer, for what varies with it.
         norm_eps: Epsilon of the norms on queries and keys, where the config has them.
     """

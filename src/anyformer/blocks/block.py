@@ -4,12 +4,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
-from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
+from anyformer.blocks.linear import Dropout
 from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import select
-from anyformer.blocks.rope import Rotation
+from anyformer.blocks.position import Rotation
 from anyformer.config import AttentionConfig, FeedForwardConfig, NormConfig
 from anyformer.kernels import AttentionMask
 
@@ -24,8 +24,6 @@ class TransformerBlock(nn.Module):
             └────────────────────── ┘              └─────────────── ┘
 
     Args:
-        attention, feed_forward, norm_config: Configs of the parts, and of where the norms are.
-        d_model: Width of the residual stream.
         layer: The number of this block in its stack.
         cross: Whether it attends to an encoder as well.
         dropout: Dropout on what is added to the stream.
@@ -67,13 +65,11 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
         query_index: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "#batch queries d_model"]:
-        """Pass a batch through the block.
+        """Pass the residual stream through the block.
 
         Args:
-            x: The residual stream.
             encoder_states: What cross-attention attends to; may be left out once the cache has its keys and values.
-            mask: Which tokens see which.
-            source_mask: Which tokens see which of the encoder's.
+            mask, source_mask: Which tokens see which, and which of the encoder's.
             rotation: Rotary positions.
             cache: This layer's keys and values of earlier tokens.
             query_index: The one token of each sequence whose output is needed, in `mask` and `rotation` as well: of

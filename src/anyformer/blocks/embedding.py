@@ -1,12 +1,13 @@
 """From token ids to the input of the first block."""
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks.dropout import Dropout
-from anyformer.blocks.linear import Embedding
+from anyformer.blocks.linear import Dropout, Embedding
 from anyformer.blocks.norm import norm
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
@@ -18,16 +19,11 @@ _LOW_BITS = 24
 
 
 class NgramEmbedding(nn.Module):
-    """The sum of a vector for each n-gram of 2, 3, ... tokens up to a token (Pagnoni et al. 2024, section 3.2.1).
+    """The sum of a vector for each n-gram of 2 to `longest` tokens up to a token (Pagnoni et al. 2024, section 3.2.1).
 
     There are far more n-grams than rows in the table, so a hash gives the row of an n-gram, and some share one. The
     beginning of a sequence counts as a token. Rows start at zero: a model starts as it would without them, and an
     n-gram that was never seen adds nothing.
-
-    Args:
-        longest: Tokens of the longest n-gram, at least 2.
-        rows: Vectors in the table, which n-grams of all lengths share.
-        d_model: Width of a vector.
     """
 
     def __init__(self, longest: int, rows: int, d_model: int) -> None:
@@ -41,11 +37,9 @@ class NgramEmbedding(nn.Module):
 
     def rows(self, ngram_window: Int[Tensor, "batch time longest"]) -> Int[Tensor, "batch time ngrams"]:
         """The row of each n-gram, that of two tokens first."""
-        hashed, found = ngram_window[..., 0], list[Tensor]()
-        for earlier in ngram_window.unbind(dim=-1)[1:]:
-            hashed = hashed * _FACTOR + earlier
-            found.append((hashed * _FACTOR >> _LOW_BITS) % len(self.table))
-        return torch.stack(found, dim=-1)
+        first, *earlier = ngram_window.unbind(dim=-1)
+        hashes = list(accumulate(earlier, lambda hashed, token: hashed * _FACTOR + token, initial=first))[1:]
+        return (torch.stack(hashes, dim=-1) * _FACTOR >> _LOW_BITS) % len(self.table)
 
 
 def ngram_window(
@@ -54,11 +48,9 @@ def ngram_window(
     positions: Int[Tensor, "#batch time"],
     count: int,
 ) -> Int[Tensor, "batch time count"]:
-    """Some tokens of a sequence and those before each, the nearest first; -1 before its beginning.
+    """Tokens at these slots of their sequences and those before each, the nearest first; -1 before the beginning.
 
     Args:
-        tokens: The sequences.
-        slots: Indices of those tokens; each comes after its predecessor.
         positions: How many tokens of its sequence come before each.
         count: How many to return for each, itself included.
     """
@@ -104,14 +96,7 @@ class InputEmbedding(nn.Module):
         segments: Int[Tensor, "batch time"] | None = None,
         ngram_window: Int[Tensor, "batch time ngrams"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """Sum the embeddings of each token.
-
-        Args:
-            vectors: The token vectors.
-            positions: What a positional encoding adds.
-            segments: The segment that each token belongs to; None: all to the first.
-            ngram_window: Each token and those before it (`ngram_window`), where n-grams have vectors.
-        """
+        """Sum the vectors of tokens, their positions, their segments (None: all the first) and their n-grams."""
         if self.ngrams is not None:
             assert ngram_window is not None
             vectors = vectors + self.ngrams(ngram_window)

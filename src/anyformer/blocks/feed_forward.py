@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer import kernels
-from anyformer.blocks.dropout import Dropout
-from anyformer.blocks.linear import Linear
+from anyformer.blocks.linear import Dropout, Linear
 from anyformer.config import FeedForwardConfig
 from anyformer.schema import lookup
 

@@ -6,17 +6,14 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from anyformer import kernels
-from anyformer.blocks.dropout import Dropout
 from anyformer.blocks.feed_forward import ACTIVATIONS
-from anyformer.blocks.linear import Linear, linear
+from anyformer.blocks.linear import Dropout, Linear, linear
 from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import POOLINGS, TOKENS
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import HeadConfig, NormConfig, ProblemType
+from anyformer.kernels.cross_entropy import IGNORED
 from anyformer.schema import lookup
-
-IGNORED = -100
-"""Targets of this value are ignored."""
 
 _MAX_LOGITS = 1 << 25
 """Logits that exist at a time: 128 MB in float32."""
@@ -25,12 +22,7 @@ _MAX_LOGITS = 1 << 25
 class LanguageModelHead(nn.Module):
     """Logits over the vocabulary: ``scale * transform(x) @ weight.T + bias``.
 
-    Args:
-        config: The transform, scale and bias.
-        norm_config: The norm that ends the transform.
-        d_model: Width of the hidden states.
-        vocab_size: Number of tokens.
-        tied: The weight is that of the token embedding, given at each call (Press & Wolf 2017).
+    A tied head's weight is that of the token embedding, given at each call (Press & Wolf 2017).
     """
 
     matmul: kernels.Matmul = "float"
@@ -46,10 +38,8 @@ class LanguageModelHead(nn.Module):
         bias = torch.zeros(vocab_size)
         if config.bias == "learned":
             self.bias: Tensor | None = nn.Parameter(bias)
-        elif config.bias == "fixed":
-            self.register_buffer("bias", bias)
         else:
-            self.bias = None
+            self.register_buffer("bias", bias if config.bias == "fixed" else None)
 
     def forward(
         self,
@@ -69,8 +59,8 @@ class LanguageModelHead(nn.Module):
         *,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
-        """As `loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
-        x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten(), IGNORED)
+        """`loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
+        x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten())
         weight = self._weight(tied_weight)
         if self.projection is not None and self.projection.adapters is not None:
             # Rows without a target follow those that have one (see `kernels.drop_ignored`).
@@ -78,24 +68,13 @@ class LanguageModelHead(nn.Module):
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
         x = self._transform(x)
         if isinstance(weight, QuantizedMatrix):
+            packed_weight, transposed = weight.packed_weight, weight.transposed
             return kernels.quantized_linear_cross_entropy(
-                x,
-                weight.packed_weight,
-                weight.shape[0],
-                targets,
-                bias=self.bias,
-                transposed=weight.transposed,
-                ignore_index=IGNORED,
-                label_smoothing=label_smoothing,
+                x, packed_weight, targets, bias=self.bias, transposed=transposed, label_smoothing=label_smoothing
             )
+        matmul = self.matmul if self.training else "float"
         return kernels.linear_cross_entropy(
-            x,
-            weight,
-            targets,
-            linear_bias=self.bias,
-            ignore_index=IGNORED,
-            label_smoothing=label_smoothing,
-            matmul=self.matmul if self.training else "float",
+            x, weight, targets, linear_bias=self.bias, label_smoothing=label_smoothing, matmul=matmul
         )
 
     def token_losses(

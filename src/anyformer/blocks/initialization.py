@@ -1,4 +1,4 @@
-"""How fresh weights are drawn. Each rule is a function of one module, and an entry in `INITIALIZERS`.
+"""Rules by which fresh weights are drawn: each a function of one module, and an entry in `INITIALIZERS`.
 
 A rule is applied to every module of a model, parts before wholes, so a whole can redraw what its parts drew.
 Norms start as the identity and are not touched. docs/initialization.md says which family uses which, and why.
@@ -23,10 +23,10 @@ def normal(module: nn.Module, config: ModelConfig) -> None:
     std = config.init.std
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
-    layers = config.encoder_layers + config.decoder_layers
-    if config.init.scale_residual:
-        for projection in _writes_to_stream(module):
-            nn.init.normal_(projection.weight, std=std / (2 * layers) ** 0.5)
+    if config.init.scale_residual and isinstance(module, MultiHeadAttention | FeedForward):
+        writes_to_stream = module.output if isinstance(module, MultiHeadAttention) else module.down
+        layers = config.encoder_layers + config.decoder_layers
+        nn.init.normal_(writes_to_stream.weight, std=std / (2 * layers) ** 0.5)
 
 
 def truncated_normal(module: nn.Module, config: ModelConfig) -> None:
@@ -61,12 +61,6 @@ def t5(module: nn.Module, config: ModelConfig) -> None:
         nn.init.normal_(module.table.weight, std=std)
     if isinstance(module, LanguageModelHead) and module.projection is not None:
         nn.init.normal_(module.projection.weight, std=std)
-
-
-def _writes_to_stream(module: nn.Module) -> list[nn.Linear]:
-    if isinstance(module, MultiHeadAttention):
-        return [module.output]
-    return [module.down] if isinstance(module, FeedForward) else []
 
 
 INITIALIZERS: dict[str, Callable[[nn.Module, ModelConfig], None]] = {

@@ -1,12 +1,13 @@
 """The key-value cache: a decoder reads each token once, and each new token costs one step and not a whole pass.
 
-The key of a sequence's token at position p is in slot p of its row, whatever padding its batch had, so a row is full up
-to its length and empty behind it. Sequences of a batch may have different lengths: they can be padded, truncated one by
-one, and enter and leave while others go on (`put`, `remove`).
+The key of a sequence's token at position p is in slot p of its row, whatever padding its batch had. Sequences may have
+different lengths, be truncated one by one, and enter and leave while others go on (`put`, `remove`).
 """
 
+from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,10 @@ class KeysValues(NamedTuple):
 
     keys: Float[Tensor, "batch kv_heads time head_dim"]
     values: Float[Tensor, "batch kv_heads time head_dim"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "KeysValues":
+        """The keys and values after a function of each."""
+        return KeysValues(function(self.keys), function(self.values))
 
 
 class NewTokens(NamedTuple):
@@ -45,37 +50,32 @@ class NewTokens(NamedTuple):
         return self.padding_mask.sum(dim=1, keepdim=True)
 
 
-@dataclass
-class _WriteSlots:
-    """Where a layer writes the keys of the new tokens: into the same slots of all rows, or into some of each."""
+class WriteSlots(NamedTuple):
+    """Slots of the keys of new tokens: the same in all rows, or those at some indices."""
 
     start: int = 0
     end: int = 0
-    index: tuple[Tensor, Tensor] | None = None
+    indices: tuple[Tensor, Tensor] | None = None
     """Rows and slots of the new tokens, without padding."""
     layout: Layout = DENSE
-
-    def set(self, start: int, end: int, index: tuple[Tensor, Tensor] | None = None, layout: Layout = DENSE) -> None:
-        self.start, self.end, self.index, self.layout = start, end, index, layout
 
 
 class LayerCache:
     """One layer's keys and values: of self-attention, and of cross-attention, which are computed once.
 
     Attributes:
-        keys, values: [batch, kv_heads, capacity, head_dim]
+        keys, values: [batch, kv_heads, capacity, head_dim], the first of the `rows` that there is memory for.
         cross: those of each source once, [sources, kv_heads, source, head_dim].
         source_index: the source of each sequence, [batch]; None: each sequence has its own.
+        slots: where `update` writes.
     """
 
-    def __init__(
-        self, keys: Float[Tensor, "rows kv_heads capacity head_dim"], values: Tensor, slots: _WriteSlots | None = None
-    ) -> None:
-        self._rows, self._cross = KeysValues(keys, values), None
-        self._slots = slots or _WriteSlots()
+    def __init__(self, keys: Float[Tensor, "rows kv_heads capacity head_dim"], values: Tensor) -> None:
+        self.rows, self._cross = KeysValues(keys, values), None
         self.keys, self.values = keys, values
         self.cross: KeysValues | None = None
         self.source_index: Tensor | None = None
+        self.slots = WriteSlots()
         self._expanded: KeysValues | None = None
 
     @property
@@ -84,10 +84,11 @@ class LayerCache:
         if self.cross is None or self.source_index is None:
             return self.cross
         if self._expanded is None:
-            self._expanded = KeysValues(*(part[self.source_index] for part in self.cross))
+            source_index = self.source_index
+            self._expanded = self.cross.map(lambda part: part[source_index])
         return self._expanded
 
-    def set_cross(self, cross: KeysValues, source_index: Int[Tensor, " batch"] | None = None) -> None:
+    def set_cross(self, cross: KeysValues | None, source_index: Int[Tensor, " batch"] | None = None) -> None:
         """Set the keys and values of cross-attention."""
         self.cross, self.source_index, self._expanded = cross, source_index, None
 
@@ -98,16 +99,16 @@ class LayerCache:
 
         Where some of the new tokens are padding, they come with it or without.
         """
-        slots = self._slots
+        start, end, indices, layout = self.slots
         for cached, new in ((self.keys, keys), (self.values, values)):
-            if slots.index is None:
-                cached[:, :, slots.start : slots.end] = new
+            if indices is None:
+                cached[:, :, start:end] = new
             else:
-                rows, columns = slots.index
+                rows, columns = indices
                 # An indexed write doesn't convert, as one of a slice does: beside an adapter they can be float32.
                 new = new.transpose(1, 2).to(cached.dtype)
-                cached[rows, :, columns] = new if new.shape[:2] == rows.shape else slots.layout.gather(new)
-        return KeysValues(self.keys[:, :, : slots.end], self.values[:, :, : slots.end])
+                cached[rows, :, columns] = new if new.shape[:2] == rows.shape else layout.gather(new)
+        return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
 
     def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool) -> None:
         """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long."""
@@ -117,36 +118,26 @@ class LayerCache:
             torch.index_select(old[:, :, :length], 0, rows, out=new[:, :, :length])
             return new
 
-        self._rows = KeysValues(taken(self.keys), taken(self.values))
-        self.keys, self.values = self._rows
+        self.rows = KeysValues(taken(self.keys), taken(self.values))
+        self.keys, self.values = self.rows
         if self.cross is not None and sources:
             self.set_cross(self.cross, rows if self.source_index is None else self.source_index[rows])
 
     def set_batch(self, batch: int) -> None:
         """Let the first `batch` rows of the cache be the batch."""
-        self.keys, self.values = (cached[:batch] for cached in self._rows)
-        self.source_index = self._expanded = None
-        self.cross = None if self._cross is None else KeysValues(*(cached[:batch] for cached in self._cross))
-
-    def clear(self, first: int, end: int, filled: Int[Tensor, " rows"]) -> None:
-        """Write zeros into slots that no token has: 0 * NaN is NaN, even where the weight of a slot is 0."""
-        slots = torch.arange(first, end, device=filled.device)
-        empty = (slots[None] >= filled[:, None])[:, None, :, None]
-        for cached in self._rows:
-            cached[:, :, first:end].masked_fill_(empty, 0.0)
+        self.keys, self.values = self.rows.map(lambda cached: cached[:batch])
+        self.set_cross(self._cross and self._cross.map(lambda cached: cached[:batch]))
 
     def copy_row(self, row: int, length: int, other: "LayerCache", other_row: int) -> None:
         """Copy the first `length` slots of a row of another cache, and its source."""
-        for mine, theirs in zip(self._rows, other._rows, strict=True):
+        for mine, theirs in zip(self.rows, other.rows, strict=True):
             mine[row, :, :length] = theirs[other_row, :, :length]
         if other.encoder_kv is None:
             return
-        rows, heads, _, head_dim = self._rows.keys.shape
         width = other.encoder_kv.keys.shape[2]
-        if self._cross is None:
-            self._cross = KeysValues(*(cached.new_zeros((rows, heads, 0, head_dim)) for cached in self._rows))
-        if (missing := width - self._cross.keys.shape[2]) > 0:
-            self._cross = KeysValues(*(F.pad(cached, (0, 0, 0, missing)) for cached in self._cross))
+        cross = self._cross or self.rows.map(lambda cached: cached[:, :, :0])
+        missing = max(0, width - cross.keys.shape[2])
+        self._cross = cross.map(lambda cached: F.pad(cached, (0, 0, 0, missing))) if missing else cross
         for mine, theirs in zip(self._cross, other.encoder_kv, strict=True):
             mine[row, :, :width] = theirs[other_row]
 
@@ -155,16 +146,9 @@ class KeyValueCache:
     """The cache of a batch of sequences that grow together; pass it to the model with each new part of them.
 
     Args:
-        layers: Decoder layers.
-        batch: Texts.
-        kv_heads: Key/value heads.
         capacity: Longest sequence in tokens; the memory for it is allocated at once.
-        head_dim: Width of one head.
-        device: Where the model is.
-        dtype: The model's number format.
 
     Attributes:
-        layers: what each layer remembers.
         tokens: ids of the tokens read, [batch, capacity].
         batch: sequences in it.
         length: tokens of the longest of them.
@@ -183,17 +167,11 @@ class KeyValueCache:
         dtype: torch.dtype | None = None,
     ) -> None:
         shape = (batch, kv_heads, capacity, head_dim)
-        self._slots = _WriteSlots()
-
-        def empty() -> Tensor:
-            return torch.empty(shape, device=device, dtype=dtype)
-
-        self.layers = [LayerCache(empty(), empty(), self._slots) for _ in range(layers)]
-        self.capacity = capacity
-        self.batch = batch
-        self.length = 0
+        empty = partial(torch.empty, shape, device=device, dtype=dtype)
+        self.layers = [LayerCache(empty(), empty()) for _ in range(layers)]
+        self.capacity, self.length = capacity, 0
+        self.batch = self._rows = batch
         self.source_mask: Bool[Tensor, "batch source"] | None = None
-        self._rows = batch
         self._tokens = self.tokens = torch.zeros((batch, capacity), dtype=torch.long, device=device)
         self._device = device
         self._lengths: Tensor | None = None
@@ -211,12 +189,7 @@ class KeyValueCache:
     def extend(self, tokens: Int[Tensor, "batch new"], mask: Bool[Tensor, "batch new"] | None = None) -> NewTokens:
         """Append tokens to each sequence, and set where each layer's `update` writes their keys and values.
 
-        Args:
-            tokens: Their ids.
-            mask: False for those that are padding, anywhere; None: none is.
-
-        Raises:
-            ValueError: the cache is full.
+        The mask is False for padding, anywhere. Raises ValueError if the cache is full.
         """
         new = tokens.shape[1]
         if mask is not None and bool(mask.all()):
@@ -226,9 +199,8 @@ class KeyValueCache:
             self._require(end)
             self.tokens[:, first:end] = tokens
             self.length = end
-            self._slots.set(first, end)
-            positions = torch.arange(first, end, device=self._device)[None]
-            return NewTokens(positions)
+            self._set_slots(WriteSlots(first, end))
+            return NewTokens(torch.arange(first, end, device=self._device)[None])
         before, layout = self.lengths, DENSE
         if mask is None:
             positions = before[:, None] + torch.arange(new, device=self._device)
@@ -244,7 +216,7 @@ class KeyValueCache:
         self._clear(longest, before)
         self.tokens[slots] = layout.gather(tokens)
         self._set_lengths(after)
-        self._slots.set(0, longest, slots, layout)
+        self._set_slots(WriteSlots(0, longest, slots, layout))
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
         return NewTokens(positions, real, layout)
 
@@ -258,10 +230,8 @@ class KeyValueCache:
     def select(self, rows: Int[Tensor, " kept"], *, sources: bool = True) -> None:
         """Keep these rows of the batch, in this order (a row may be taken more than once).
 
-        Args:
-            rows: Their numbers.
-            sources: False: every row keeps its content or takes that of a row with the same source, such as another
-                beam of the same search, so what was made of the sources stays where it is.
+        Without `sources`, every row keeps its content or takes that of a row with the same source, such as another beam
+        of the same search, so what was made of the sources stays where it is.
         """
         for layer in self.layers:
             layer.select(rows, self.length, sources=sources)
@@ -276,8 +246,7 @@ class KeyValueCache:
     def copy(self, rows: Int[Tensor, " kept"]) -> "KeyValueCache":
         """A cache of its own with copies of these rows, of a single stack."""
         other = copy(self)
-        other._slots = _WriteSlots()
-        other.layers = [LayerCache(layer.keys, layer.values, other._slots) for layer in self.layers]
+        other.layers = [LayerCache(layer.keys, layer.values) for layer in self.layers]
         other.select(rows)
         return other
 
@@ -289,8 +258,7 @@ class KeyValueCache:
     def put(self, row: int, other: "KeyValueCache", other_row: int = 0) -> None:
         """Let a sequence of another cache, with its source, replace this row, or come after the last one.
 
-        Raises:
-            ValueError: there is no such row, or the sequence is too long.
+        Raises ValueError if there is no such row, or the sequence is too long.
         """
         if not 0 <= row <= self.batch or row >= self._rows:
             raise ValueError(f"the cache has {self.batch} sequences and room for {self._rows}: there is no row {row}")
@@ -299,10 +267,8 @@ class KeyValueCache:
         for layer, theirs in zip(self.layers, other.layers, strict=True):
             layer.copy_row(row, length, theirs, other_row)
         self._tokens[row, :length] = other.tokens[other_row, :length]
-        first = other.layers[0].encoder_kv
-        if first is not None:
-            width = first.keys.shape[2]
-            masks = self._source_masks
+        if (encoder_kv := other.layers[0].encoder_kv) is not None:
+            width, masks = encoder_kv.keys.shape[2], self._source_masks
             if masks is None:
                 masks = torch.zeros((self._rows, 0), dtype=torch.bool, device=self._device)
             masks = self._source_masks = F.pad(masks, (0, max(0, width - masks.shape[1])))
@@ -315,15 +281,13 @@ class KeyValueCache:
     def remove(self, row: int) -> None:
         """Forget this row's sequence; the last row takes its index."""
         last = self.batch - 1
-        lengths: list[int] = self.lengths.tolist()
         if row != last:
-            for layer in self.layers:
-                layer.copy_row(row, lengths[last], layer, last)
-            self._tokens[row] = self._tokens[last]
-            if self._source_masks is not None:
-                self._source_masks[row] = self._source_masks[last]
-            lengths[row] = lengths[last]
-        self._resize(lengths[:last])
+            self.put(row, self, last)
+        self._resize(self.lengths.tolist()[:last])
+
+    def _set_slots(self, slots: WriteSlots) -> None:
+        for layer in self.layers:
+            layer.slots = slots
 
     def _resize(self, lengths: list[int]) -> None:
         self.batch = len(lengths)
@@ -337,20 +301,20 @@ class KeyValueCache:
         self.source_mask = None if self._source_masks is None else self._source_masks[: self.batch]
 
     def _set_lengths(self, lengths: Tensor) -> None:
-        known: list[int] = lengths.tolist()
-        self.length = max(known, default=0)
-        self._lengths = None if min(known, default=0) == self.length else lengths
+        counts: list[int] = lengths.tolist()
+        self.length = max(counts, default=0)
+        self._lengths = None if min(counts, default=0) == self.length else lengths
 
     def _require(self, length: int) -> None:
         if length > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, and {length} are needed")
 
     def _clear(self, end: int, filled: Tensor) -> None:
-        """See to it that rows that end earlier hold numbers up to here."""
+        """Write zeros into slots up to here that no token has: 0 * NaN is NaN, even where the weight of a slot is 0."""
         if end <= self._finite:
             return
-        until = min(self.capacity, -(-end // _CLEARED_SLOTS) * _CLEARED_SLOTS)
-        every = torch.cat((filled, filled.new_zeros(self._rows - self.batch)))
-        for layer in self.layers:
-            layer.clear(self._finite, until, every)
-        self._finite = until
+        first, self._finite = self._finite, min(self.capacity, -(-end // _CLEARED_SLOTS) * _CLEARED_SLOTS)
+        filled = torch.cat((filled, filled.new_zeros(self._rows - self.batch)))
+        empty = torch.arange(first, self._finite, device=filled.device) >= filled[:, None]
+        for cached in chain.from_iterable(layer.rows for layer in self.layers):
+            cached[:, :, first : self._finite].masked_fill_(empty[:, None, :, None], 0.0)

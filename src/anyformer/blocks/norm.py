@@ -2,27 +2,16 @@
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn, ones, zeros
+from torch import Tensor, nn, ones
 
 from anyformer import kernels
 from anyformer.config import NormConfig
 from anyformer.schema import lookup
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` (Ba et al. 2016, equation 4)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(ones(width))
-        self.bias = nn.Parameter(zeros(width))
-
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Normalize over the last dimension."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):

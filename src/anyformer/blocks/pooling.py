@@ -16,21 +16,6 @@ def pool_mean(
     return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def pool_first(
-    hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
-) -> Float[Tensor, "batch d_model"]:
-    """The hidden state of the first token, wherever the padding is: BERT's [CLS] (Devlin et al. 2019, section 3)."""
-    return _vectors(hidden, first_token(hidden, mask))
-
-
-def pool_last(
-    hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
-) -> Float[Tensor, "batch d_model"]:
-    """The hidden state of the last token, the only one of a decoder that sees the whole text (Radford et al. 2018,
-    section 3.2)."""
-    return _vectors(hidden, last_token(hidden, mask))
-
-
 def pool_max(
     hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
 ) -> Float[Tensor, "batch d_model"]:
@@ -70,13 +55,17 @@ def _vectors(hidden: Tensor, index: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 
+TOKENS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"first": first_token, "last": last_token}
+"""Index of the token, for poolings that take one: from tokens [batch, time, ...] and mask [batch, time] to [batch].
+
+Wherever the padding is. BERT takes the first, its [CLS] (Devlin et al. 2019, section 3), a decoder the last, the only
+one that sees the whole text (Radford et al. 2018, section 3.2).
+"""
+
 POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "mean": pool_mean,
-    "first": pool_first,
-    "last": pool_last,
     "max": pool_max,
+    "first": lambda hidden, mask: _vectors(hidden, first_token(hidden, mask)),
+    "last": lambda hidden, mask: _vectors(hidden, last_token(hidden, mask)),
 }
 """From hidden states [batch, time, d_model] and mask [batch, time] to [batch, d_model]."""
-
-TOKENS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"first": first_token, "last": last_token}
-"""Index of the token, for poolings that take one: from tokens [batch, time, ...] and mask [batch, time] to [batch]."""

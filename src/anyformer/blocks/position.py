@@ -1,4 +1,4 @@
-"""How the order of the tokens enters a transformer.
+"""Positional encodings: how the order of the tokens enters a transformer.
 
 A positional encoding acts in one of three ways::
 
@@ -10,17 +10,60 @@ A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSIT
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks import rope
 from anyformer.blocks.linear import Embedding
-from anyformer.blocks.rope import Angles, Rotation
-from anyformer.config import PositionConfig
+from anyformer.blocks.pooling import select
+from anyformer.config import PositionConfig, RotaryScaling
 from anyformer.schema import lookup
+
+
+class Angles(NamedTuple):
+    """Cosines and sines of the angles by which vectors rotate."""
+
+    cos: Float[Tensor, "#batch 1 time head_dim"]
+    sin: Float[Tensor, "#batch 1 time head_dim"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Angles":
+        """The angles with a function applied to both tables."""
+        return Angles(function(self.cos), function(self.sin))
+
+    def rotate(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
+        """Rotate pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+
+
+class Rotation(NamedTuple):
+    """The rotation of queries and keys by their positions; ``Rotation()`` leaves them as they are."""
+
+    queries: Angles | None = None
+    keys: Angles | None = None
+
+    def to(self, dtype: torch.dtype) -> "Rotation":
+        """The rotation in a dtype."""
+        if self.keys is None or self.keys.cos.dtype == dtype:
+            return self
+        return Rotation(*(angles and angles.map(lambda table: table.to(dtype)) for angles in self))
+
+    def select(self, index: Int[Tensor, " batch"]) -> "Rotation":
+        """The rotation of one query of each sequence, and of all keys."""
+        if self.queries is None:
+            return self
+        return self._replace(queries=self.queries.map(lambda table: select(table.squeeze(1), index)[:, None]))
+
+    def __call__(
+        self, query: Float[Tensor, "#batch heads queries head_dim"], key: Float[Tensor, "#batch kv_heads keys head_dim"]
+    ) -> tuple[Float[Tensor, "#batch heads queries head_dim"], Float[Tensor, "#batch kv_heads keys head_dim"]]:
+        """Rotate queries and keys."""
+        if self.queries is None or self.keys is None:
+            return query, key
+        return self.queries.rotate(query), self.keys.rotate(key)
 
 
 class PositionSize(NamedTuple):
@@ -37,12 +80,7 @@ class PositionSize(NamedTuple):
 
 
 class PositionalEncoding(nn.Module):
-    """No position at all; subclasses override one of the three methods.
-
-    Args:
-        config: The kind and its parameters.
-        size: What the stack around it looks like.
-    """
+    """No position at all; subclasses override one of the three methods."""
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__()
@@ -86,11 +124,8 @@ class LearnedPosition(PositionalEncoding):
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__(config, size)
-        self.table = Embedding(
-            size.max_length + config.offset,
-            size.d_model,
-            padding_idx=config.offset - 1 if config.skip_padding else None,
-        )
+        padding = config.offset - 1 if config.skip_padding else None
+        self.table = Embedding(size.max_length + config.offset, size.d_model, padding_idx=padding)
 
     def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
         """Look the positions up."""
@@ -102,8 +137,8 @@ class RotaryPosition(PositionalEncoding):
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
         """Angles ``position * frequency``, once for each half of a head."""
-        frequencies, sharpness = rope.frequencies(self.config, self.size.head_dim, self.size.max_length, length)
-        angles = (positions.float()[..., None] * frequencies)[:, None]
+        radians, sharpness = frequencies(self.config, self.size.head_dim, self.size.max_length, length)
+        angles = (positions.float()[..., None] * radians)[:, None]
         angles = torch.cat((angles, angles), dim=-1)
         tables = Angles(angles.cos() * sharpness, angles.sin() * sharpness)
         return Rotation(tables, tables)
@@ -121,12 +156,9 @@ class RelativePosition(PositionalEncoding):
 
     def bucket(self, distance: Int[Tensor, "*batch queries keys"]) -> Int[Tensor, "*batch queries keys"]:
         """The bucket of ``key - query``. Where both directions are seen, half of the buckets are for each."""
-        buckets = self.config.buckets
-        if self.size.causal:
-            side, distance = 0, (-distance).clamp(min=0)
-        else:
-            buckets //= 2
-            side, distance = (distance > 0) * buckets, distance.abs()
+        buckets = self.config.buckets if self.size.causal else self.config.buckets // 2
+        side = 0 if self.size.causal else (distance > 0) * buckets
+        distance = (-distance).clamp(min=0) if self.size.causal else distance.abs()
         exact = buckets // 2
         scale = torch.log(distance.float() / exact) / math.log(self.config.max_distance / exact)
         far = (exact + (scale * (buckets - exact)).long()).clamp(max=buckets - 1)
@@ -153,15 +185,68 @@ def positional_encoding(config: PositionConfig, size: PositionSize) -> Positiona
     return lookup(POSITIONS, config.kind, "position.kind")(config, size)
 
 
+def frequencies(
+    config: PositionConfig, head_dim: int, max_length: int, length: Int[Tensor, "batch #time"]
+) -> tuple[Float[Tensor, "*batch half"], float]:
+    """Radians per position for each pair of a head: ``theta^(-2i / head_dim)``, scaled.
+
+    Args:
+        max_length: Tokens that the model was trained on.
+        length: Tokens in each text, or in the document around each token, which only dynamic scaling looks at.
+
+    Returns:
+        The frequencies, of shape [head_dim / 2] or, when they depend on the text, [batch, 1 or time, head_dim / 2];
+        and the factor on cosines and sines that goes with them.
+    """
+    pairs = torch.arange(0, head_dim, 2, device=length.device, dtype=torch.float32) / head_dim
+    scaling, plain = config.scaling, 1.0 / config.theta**pairs
+    if scaling is None:
+        return plain, 1.0
+    if scaling.kind == "dynamic":  # NTK-aware: theta rises where the text outgrows max_length
+        overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
+        base = config.theta * overshoot ** (head_dim / (head_dim - 2))
+        return 1.0 / base[..., None] ** pairs, 1.0
+    if scaling.kind == "linear":
+        return plain / scaling.factor, 1.0
+    assert scaling.original_length is not None  # RotaryScaling sees to it
+    if scaling.kind == "llama3":
+        return _llama3(plain, scaling, scaling.original_length), 1.0
+    sharpness = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    sharpness = sharpness if scaling.attention_factor is None else scaling.attention_factor
+    return _yarn(plain, scaling, scaling.original_length, config.theta, head_dim), sharpness
+
+
+def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling, original_length: int) -> Float[Tensor, " half"]:
+    """Long wavelengths are divided by the factor, short ones kept, those between blended (LLaMA 3.1's code)."""
+    low, high = scaling.low_frequency, scaling.high_frequency
+    rotations = original_length / (2 * math.pi / plain)
+    keep = ((rotations - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * plain / scaling.factor + keep * plain
+
+
+def _yarn(
+    plain: Float[Tensor, " half"], scaling: RotaryScaling, original_length: int, theta: float, head_dim: int
+) -> Float[Tensor, " half"]:
+    """NTK-by-parts: pairs that rotate often are kept, the others divided (Peng et al. 2023, section 3.2)."""
+
+    def pair_with(rotations: float) -> float:
+        return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    index = torch.arange(len(plain), device=plain.device, dtype=torch.float32)
+    keep = 1 - ((index - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * (1 - keep) + plain * keep
+
+
 def positions_in_documents(
     documents: Int[Tensor, "batch time"], counts: Bool[Tensor, "batch time"] | None = None
 ) -> Int[Tensor, "batch time"]:
-    """The position of each token in its document; -1 for those that do not count.
-
-    Args:
-        documents: The document of each token, a number for each stretch of them.
-        counts: False for a token that takes up no position; None: all do.
-    """
+    """The position of each token in its document, a number for each stretch of tokens; -1 for those not counted."""
     ones = torch.ones_like(documents) if counts is None else counts.long()
     total = ones.cumsum(dim=1)
     before = ((total - ones) * _first(documents)).cummax(dim=1).values

@@ -9,17 +9,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anyformer.kernels.packed_weight import PackedWeight, pack, select_rows, transpose, unpack
-from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize
+from anyformer.kernels.quantization import QuantizedWeight, dequantize
 
 
 class QuantizedMatrix(nn.Module):
     """The weight of a `Linear` or an `Embedding` in an eighth to a quarter of float32's memory.
 
-    It holds integers, with a scale for every 32 neighbors in a row, in the order in which they are multiplied.
-
-    Args:
-        weight: The integers, scales and minima.
-        dtype: That of the activations, which the rows of an embedding get as well.
+    It holds integers, with a scale for every 32 neighbors in a row, in the order in which they are multiplied. The
+    rows of an embedding get the dtype, which is that of the activations.
     """
 
     integers: Tensor
@@ -33,9 +30,8 @@ class QuantizedMatrix(nn.Module):
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.cached_transpose = None
-        rows, groups = weight.scales.shape
-        self.shape = torch.Size((rows, groups * GROUP))
-        for name, part in pack(weight)._asdict().items():
+        self.shape = weight.shape
+        for name, part in zip(("integers", "scales", "minima"), pack(weight)[:3], strict=True):
             self.register_buffer(name, part, persistent=False)
         empty = torch.empty(0, dtype=dtype, device=weight.integers.device)
         self.register_buffer("activations", empty, persistent=False)
@@ -58,11 +54,11 @@ class QuantizedMatrix(nn.Module):
     @property
     def packed_weight(self) -> PackedWeight:
         """The integers, scales and minima as they are in memory."""
-        return PackedWeight(self.integers, self.scales, self.minima)
+        return PackedWeight(self.integers, self.scales, self.minima, self.shape[0])
 
     def unpacked(self) -> QuantizedWeight:
         """The integers, scales and minima as they are saved: a copy."""
-        return unpack(self.packed_weight, self.shape[0])
+        return unpack(self.packed_weight)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
         """The matrix in floating point; None: in the dtype of the activations."""
@@ -75,7 +71,7 @@ class QuantizedMatrix(nn.Module):
         """
         if self.cached_transpose is None:
             with suppress(ValueError):
-                self.cached_transpose = transpose(self.packed_weight, self.shape[0])
+                self.cached_transpose = transpose(self.packed_weight)
         return self.cached_transpose
 
     def drop_transposed(self) -> None:
@@ -95,12 +91,11 @@ class QuantizedMatrix(nn.Module):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # The transpose would stay where it is.
-        self.cached_transpose = None
+        self.cached_transpose = None  # it would stay where it is
         # Scales keep their dtype whatever becomes of the activations: bfloat16 would round them.
-        kept = self.scales, self.minima
+        kept = {"scales": self.scales, "minima": self.minima}
         super()._apply(fn, recurse)
-        for name, before in zip(("scales", "minima"), kept, strict=True):
+        for name, before in kept.items():
             if before is not None and getattr(self, name).dtype != before.dtype:
                 setattr(self, name, before.to(self.integers.device))
         return self

@@ -1,6 +1,6 @@
 """Transformer blocks in a row: an encoder or a decoder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
-from anyformer.blocks.dropout import any_dropout
 from anyformer.blocks.embedding import InputEmbedding, ngram_window
 from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.blocks.linear import any_dropout
 from anyformer.blocks.mask import attention_mask
 from anyformer.blocks.norm import norm
 from anyformer.blocks.position import (
@@ -19,9 +19,8 @@ from anyformer.blocks.position import (
     positional_encoding,
     positions_in_documents,
 )
-from anyformer.blocks.rope import Rotation
 from anyformer.config import ModelConfig
-from anyformer.kernels import DENSE, AttentionMask, Layout, Mask
+from anyformer.kernels import DENSE, Layout, Mask
 
 
 class Positions(NamedTuple):
@@ -43,20 +42,10 @@ class Positions(NamedTuple):
     """The layout of the keys: that of the tokens, unless they come from a cache."""
 
 
-class BlockInputs(NamedTuple):
-    """Inputs of a block beside the residual stream, the encoder's output and the cache."""
-
-    mask: AttentionMask
-    source_mask: AttentionMask
-    rotation: Rotation
-    query_index: Int[Tensor, " batch"] | None = None
-
-
 class Stack(nn.Module):
     """Blocks over one sequence: the encoder, or the decoder.
 
     Args:
-        config: The model's config.
         causal: Tokens see only what came before: a decoder.
         cross: Each block attends to the encoder's output as well.
     """
@@ -78,13 +67,7 @@ class Stack(nn.Module):
         )
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                attention,
-                feed_forward,
-                config.norm,
-                config.d_model,
-                layer=layer,
-                cross=cross,
-                dropout=config.dropout,
+                attention, feed_forward, config.norm, config.d_model, layer=layer, cross=cross, dropout=config.dropout
             )
             for layer in range(layers)
         )
@@ -115,22 +98,21 @@ class Stack(nn.Module):
 
         The other arguments are those of `Transformer`.
         """
-        layout = self._layout(tokens, mask, documents, segments, needed, cache)
-        positions = self._positions(tokens, mask, documents, cache, layout)
+        positions = self._positions(tokens, mask, documents, segments, needed, cache)
         x = self._embed(vectors, tokens, segments, positions, cache)
         inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
         caches = [None] * len(self.blocks) if cache is None else cache.layers
         for block, block_inputs, layer_cache in zip(self.blocks, inputs, caches, strict=True):
             if hidden_states is not None:
                 hidden_states.append(positions.layout.scatter(x))
-            x = block(x, encoder_states, cache=layer_cache, **block_inputs._asdict())
-        x = self.final_norm(x)
-        x = positions.layout.scatter(x) if query_index is None else x
+            x = block(x, encoder_states, cache=layer_cache, **block_inputs)
+        output_layout = positions.layout if query_index is None else DENSE
+        x = output_layout.scatter(self.final_norm(x))
         if hidden_states is not None:
             hidden_states.append(x)
         return x
 
-    def _layout(
+    def _positions(
         self,
         tokens: Tensor,
         mask: Tensor | None,
@@ -138,43 +120,30 @@ class Stack(nn.Module):
         segments: Tensor | None,
         needed: Tensor | None,
         cache: KeyValueCache | None,
-    ) -> Layout:
-        """The layout of a batch; one that continues texts has that of its cache."""
-        if documents is None and cache is None:
-            share_prefixes = not self.cross and segments is None and not any_dropout(self)
-            return kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
+    ) -> Positions:
         if documents is not None and (cache is not None or self.cross):
             raise ValueError("documents are told apart only in a single stack without a cache")
-        return DENSE
-
-    def _positions(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None,
-        documents: Tensor | None,
-        cache: KeyValueCache | None,
-        layout: Layout,
-    ) -> Positions:
         if cache is not None:
             new = cache.extend(tokens, mask)
-            queries, padding_mask, layout = new
             self._require_length(cache.length)
-            keys = torch.arange(cache.length, device=tokens.device)[None]
-            encoded, lengths = layout.gather(queries), layout.gather(new.lengths.expand(-1, tokens.shape[1]))
-            return Positions(queries, keys, encoded, lengths, padding_mask, layout)
+            keys, gather = torch.arange(cache.length, device=tokens.device)[None], new.layout.gather
+            lengths = gather(new.lengths.expand(-1, tokens.shape[1]))
+            return Positions(new.positions, keys, gather(new.positions), lengths, new.padding_mask, new.layout)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
         counted = mask if self.skipped is None else tokens != self.skipped
         if documents is not None:
             encoded = positions_in_documents(documents, counted)
-            lengths = lengths_of_documents(documents, encoded)
+            lengths, layout = lengths_of_documents(documents, encoded), DENSE
         else:
             encoded = keys if counted is None else counted.cumsum(dim=1) * counted - 1
             lengths = encoded.amax(dim=1, keepdim=True) + 1
+            share_prefixes = not self.cross and segments is None and not any_dropout(self)
+            layout = kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
             self._require_length(int(encoded.max()) + 1)
         if layout.indices is not None:
-            encoded, lengths = layout.gather(encoded.expand_as(tokens)), layout.gather(lengths.expand_as(tokens))
+            encoded, lengths = (layout.gather(part.expand_as(tokens)) for part in (encoded, lengths))
         return Positions(keys, keys, encoded, lengths, mask, layout, layout)
 
     def _embed(
@@ -186,13 +155,13 @@ class Stack(nn.Module):
         cache: KeyValueCache | None,
     ) -> Float[Tensor, "#batch tokens d_model"]:
         """The residual stream before the first block."""
-        gather, ngrams = positions.layout.gather, None
+        gather, window = positions.layout.gather, None
         if self.embedding.ngrams is not None:
             encoded = positions.layout.scatter(positions.encoded) if cache is None else positions.queries
-            known = tokens if cache is None else cache.tokens
-            ngrams = ngram_window(known, positions.queries, encoded, self.embedding.ngrams.longest)
+            read = tokens if cache is None else cache.tokens
+            window = ngram_window(read, positions.queries, encoded, self.embedding.ngrams.longest)
         encoding = self.position.embed(positions.encoded)
-        return self.embedding(gather(vectors), encoding, gather(segments), gather(ngrams))
+        return self.embedding(gather(vectors), encoding, gather(segments), gather(window))
 
     def _block_inputs(
         self,
@@ -201,32 +170,21 @@ class Stack(nn.Module):
         source_mask: Tensor | None,
         query_index: Tensor | None,
         dtype: torch.dtype,
-    ) -> list[BlockInputs]:
+    ) -> list[dict[str, Any]]:
         """The inputs of each block: they differ by window, and in the last block if one token is needed."""
         queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
-        bias = self.position.bias(queries, keys)
-        masks = {
-            window: attention_mask(
-                queries,
-                keys,
-                causal=self.causal,
-                window=window,
-                padding_mask=padding_mask,
-                bias=bias,
-                documents=documents,
-            )
-            for window in set(self.windows)
-        }
-        masks = {window: kernels.with_layouts(mask, layout, key_layout) for window, mask in masks.items()}
+        seen = {"padding_mask": padding_mask, "bias": self.position.bias(queries, keys), "documents": documents}
+        masks = {w: attention_mask(queries, keys, causal=self.causal, window=w, **seen) for w in set(self.windows)}
         source = Mask(None if source_mask is None else source_mask[:, None, None, :])
         rotation = self.position.rotation(encoded, lengths).to(dtype)
-        inputs = [BlockInputs(masks[window], kernels.with_layouts(source, layout), rotation) for window in self.windows]
+        shared = {"source_mask": kernels.with_layouts(source, layout), "rotation": rotation}
+        own = {window: kernels.with_layouts(mask, layout, key_layout) for window, mask in masks.items()}
+        inputs: list[dict[str, Any]] = [{"mask": own[window], **shared} for window in self.windows]
         if query_index is not None:
-            query_mask, row = (
-                kernels.select_query(inputs[-1].mask, query_index, keys.shape[1]),
-                layout.locate(query_index),
-            )
-            inputs[-1] = BlockInputs(query_mask, source, rotation.select(row), row)
+            mask = kernels.select_query(masks[self.windows[-1]], query_index, keys.shape[1])
+            row = layout.locate(query_index)
+            rest = {"source_mask": source, "rotation": rotation.select(row), "query_index": row}
+            inputs[-1] = {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
         return inputs
 
     def _require_length(self, length: int) -> None:

@@ -1,13 +1,30 @@
-"""A directory that holds an adapter and says which model it belongs to, as a fine-tuning run leaves it."""
+"""Low-rank adapters on disk: loaded from everybody's formats, saved in PEFT's.
 
+A directory that a fine-tuning run leaves holds an adapter alone, and says which model it belongs to.
+"""
+
+import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from anyformer import limits
-from anyformer.checkpoint import hub, peft
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from anyformer import atomic, limits
+from anyformer.adapters import DEFAULT
+from anyformer.adapters.attach import make_dense
+from anyformer.adapters.modules import Matrices, Target, base_parameters, family_of, prefix_of, targets
+from anyformer.checkpoint import hub, mlx, peft
+from anyformer.checkpoint.gguf.write import save_gguf_adapter
+from anyformer.checkpoint.peft import StoredAdapter
+from anyformer.checkpoint.sources import check_dtype, write_tensors
 from anyformer.config import HeadConfig
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError, cut, quote
+from anyformer.families.base import CLASSIFIERS
+from anyformer.model import Transformer
 from anyformer.schema import fits, fits_each
 
 HEAD = "head_config.json"
@@ -24,6 +41,12 @@ def find_adapter(path: str | Path) -> Path | None:
     return None
 
 
+def path_and_weight(directory: str | Path) -> tuple[Path, float]:
+    """A path, and the number behind a colon at its end, where there is no such path as a whole."""
+    match = re.fullmatch(r"(.+):(-?\d*\.?\d+)", str(directory))
+    return (Path(directory), 1.0) if match is None or Path(directory).exists() else (Path(match[1]), float(match[2]))
+
+
 def read_base(directory: Path) -> str:
     """The model that an adapter's directory names.
 
@@ -31,20 +54,14 @@ def read_base(directory: Path) -> str:
         UserError: it names no base on this machine, as a file or in the hub's cache; or it belongs to another user,
             who may not choose what is read.
     """
-    raw = limits.read_object(limits.path_inside(directory, peft.CONFIG))
-    base = raw.get("base_model_name_or_path")
+    base = limits.read_object(limits.path_inside(directory, peft.CONFIG)).get("base_model_name_or_path")
     advice = f"load the model that it belongs to, with --adapter {directory}"
     if not isinstance(base, str) or not base or not (Path(base).exists() or hub.is_cached(base)):
-        named = f", and its base {quote(base)} is not on this machine" if isinstance(base, str) and base else ""
-        raise UserError(f"{directory} holds an adapter alone{named}: {advice}.")
+        missing = f", and its base {quote(base)} is not on this machine" if isinstance(base, str) and base else ""
+        raise UserError(f"{directory} holds an adapter alone{missing}: {advice}.")
     if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
         raise UserError(f"{directory} belongs to another user, and asks for the model {quote(base)}: {advice}.")
     return base
-
-
-def head_json(head: HeadConfig) -> dict[str, Any]:
-    """The head of an adapter as JSON."""
-    return {"kind": head.kind, "labels": list(head.label_names) or head.labels, "problem_type": head.problem_type}
 
 
 def read_head(path: Path) -> HeadConfig | None:
@@ -57,13 +74,152 @@ def read_head(path: Path) -> HeadConfig | None:
     """
     directory = find_adapter(path) or path
     if not (directory / HEAD).exists():
-        config = directory / peft.CONFIG
-        raw = limits.read_object(limits.path_inside(directory, peft.CONFIG)) if config.is_file() else {}
+        has_config = (directory / peft.CONFIG).is_file()
+        raw = limits.read_object(limits.path_inside(directory, peft.CONFIG)) if has_config else {}
         return HeadConfig(kind="none") if raw.get("task_type") == peft.FEATURE_EXTRACTION else None
     raw = limits.read_object(limits.path_inside(directory, HEAD))
     kind, labels, problem = raw.get("kind"), raw.get("labels"), raw.get("problem_type")
     names: tuple[str, ...] = tuple(labels) if isinstance(labels, list) and fits_each(labels, str) else ()
     count: Any = len(names) or labels
-    if kind not in ("classification", "token_classification") or not (fits(count, int) and 1 <= count < 2**20):
+    if kind not in CLASSIFIERS or not (fits(count, int) and 1 <= count < 2**20):
         raise UserError(f"{directory / HEAD} should have the kind and the labels of a classifier.")
     return HeadConfig(kind=kind, labels=count, label_names=names, problem_type=cast("Any", problem))
+
+
+def load_adapter(model: Transformer, directory: str | Path, name: str | None = None) -> Transformer:
+    """Give a model the adapter of a directory, in PEFT's format or in mlx-lm's.
+
+    Args:
+        model: The model that the adapter was trained on.
+        directory: With adapter_config.json and the weights; ``DIR:0.5`` lets it count half.
+        name: Tells it from the model's other adapters; None: "default", or one with a number.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: there is no adapter, it is damaged, of a kind that is not supported, or made for another model.
+    """
+    path, weight = path_and_weight(directory)
+    path = find_adapter(path) or path
+    if not (path / peft.CONFIG).is_file():
+        raise UserError(f"There is no adapter in {path}: it has no {peft.CONFIG}.")
+    limits.check_files(path, (peft.CONFIG, peft.WEIGHTS, mlx.WEIGHTS))
+    if name is None:
+        number = len({each for each in model.adapter_configs if each.startswith(DEFAULT)})
+        name = DEFAULT if number == 0 else f"{DEFAULT}-{number + 1}"
+    if name in model.adapter_configs:
+        raise UserError(f"The model has an adapter {name!r} already.")
+    raw = limits.read_object(path / peft.CONFIG)
+    stored = mlx.read(path) if raw.keys() & mlx.FIELDS and "peft_type" not in raw else peft.read(path)
+    config, layers = stored.config, targets(model)
+    if weight != 1.0:
+        if config.use_dora or stored.others:
+            raise UserError(f"{path} can't be weighted: DoRA and whole modules count once or not at all.")
+        config = config.weighted(weight)
+    if stored.others and not all(each.is_low_rank_only for each in model.adapter_configs.values()):
+        raise UserError(f"{path}: another adapter has replaced biases or whole modules already: give one of the two.")
+    # All is checked before anything is changed.
+    fitting = [(module, *_fit(path, model, stored, module, layers.get(module))) for module in stored.layers]
+    make_dense(model, config)
+    replaced = _replacements(model, path, stored)
+    for module, target, matrices in fitting:
+        target.attach(name, matrices, config.scale_of(module, len(matrices.a)), config.dropout)
+    for parameter, value in replaced:
+        parameter.data.copy_(value)
+    model.adapter_configs[name] = config
+    return model
+
+
+def _fit(
+    path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None
+) -> tuple[Target, Matrices]:
+    """The matrices of a layer. Raises UserError where there is no such layer, or they are incomplete or don't fit."""
+    of, parts = "" if stored.base is None else f" ({cut(stored.base)})", stored.layers[module]
+    if target is None:
+        other = f"the adapter was made for another model{of}"
+        raise UserError(f"{path}: this model has no layer {cut(module)}: {other}.")
+    if target.is_embedding and model.config.is_encoder_decoder:
+        raise UserError(f"{path}: an adapter of {module}, which encoder and decoder share, is not supported.")
+    (outputs, inputs), rank = target.shape, stored.config.rank_of(module)
+    shapes: dict[str, tuple[int, ...]] = {"a": (rank, inputs), "b": (outputs, rank)}
+    if stored.config.use_dora and not target.is_embedding:
+        shapes["magnitude"] = (outputs,)
+    if parts.keys() != shapes.keys():
+        raise UserError(f"{path}: the adapter of {module} has a part too few or too many: {', '.join(sorted(parts))}.")
+    for part, tensor in parts.items():
+        check_dtype(path, f"{part} of {module}", tensor)
+        if tensor.shape != shapes[part]:
+            reason = f"{part} has shape {list(tensor.shape)}, and {list(shapes[part])} would fit"
+            raise UserError(f"{path}: the adapter of {module} does not fit this model{of}: {reason}.")
+    return target, Matrices(**{part: tensor.to(model.device) for part, tensor in parts.items()})
+
+
+def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters of the model, and the biases and modules trained whole that are put in their place."""
+    own, prefix = base_parameters(model), prefix_of(model)
+    table = family_of(model).table(own)
+    pairs: list[tuple[nn.Parameter, Tensor]] = []
+    for name, tensor in stored.others.items():
+        row = table.get(prefix + name)
+        if row is None:
+            raise UserError(f"{path}: this model has no weight {cut(name)}: the adapter was made for another model.")
+        shape = row.operation.write([own[ours].to("meta") for ours in row.ours]).shape
+        check_dtype(path, name, tensor)
+        if tensor.shape != shape:
+            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, which does not fit {list(shape)}.")
+        pairs += zip((own[ours] for ours in row.ours), row.operation.read(tensor, len(row.ours)), strict=True)
+    return pairs
+
+
+def save_adapter(
+    model: Transformer,
+    directory: str | Path,
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    library: Literal["peft", "mlx"] = "peft",
+) -> None:
+    """Write an adapter in PEFT's format, or in another's.
+
+    Args:
+        model: A model with an adapter.
+        directory: Where; made if there is none. A name that ends in .gguf is that of a file for llama.cpp.
+        name: Which, if the model has several; None: its only one.
+        base: The model that it belongs to, a path or a hub id, which PEFT looks up.
+        library: Whose format: "peft" for adapter_config.json and adapter_model.safetensors, "mlx" for mlx-lm's files.
+
+    Raises:
+        UserError: the model has no adapter, or several and no name is given; the files can't be written.
+    """
+    names, directory = list(model.adapter_configs), Path(directory)
+    if name is None and len(names) != 1:
+        present = f"several ({', '.join(names)}): give the name of one" if names else "none"
+        raise UserError(f"save_adapter writes the adapter of a model, and this model has {present}.")
+    name = names[0] if name is None else name
+    if name not in model.adapter_configs:
+        raise UserError(f"The model has no adapter {name!r}.")
+    config, head = model.adapter_configs[name], model.config.head
+    if directory.suffix == ".gguf":
+        save_gguf_adapter(model, directory, name)
+    elif library == "mlx":
+        _write(directory, mlx.WEIGHTS, *mlx.files(model, config, name))
+    else:
+        _write(directory, peft.WEIGHTS, *peft.files(model, config, name, base))
+        if peft.saves_classifier(model, config):
+            labels = list(head.label_names) or head.labels
+            raw = {"kind": head.kind, "labels": labels, "problem_type": head.problem_type}
+            atomic.write(directory / HEAD, json.dumps(raw, indent=2) + "\n")
+
+
+def _write(directory: Path, weights: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the two files of an adapter. Raises UserError where the disk refuses."""
+    whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with atomic.temporary_folder(directory / weights) as folder:
+            write_tensors(folder / weights, whole, {"format": "pt"})
+            (folder / weights).replace(directory / weights)
+        atomic.write(directory / peft.CONFIG, json.dumps(raw, indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -20,24 +20,25 @@ def _whole(smallest: int, largest: int = 2**31 - 1) -> Test:
     return lambda value: fits(value, int) and smallest <= value <= largest
 
 
-def _list_of(test: Test, most: int = _MOST_TOKENS) -> Test:
+def _list_of(test: Test) -> Test:
     return lambda value: (
-        isinstance(value, list) and len(cast("list[Any]", value)) <= most and all(map(test, cast("list[Any]", value)))
+        isinstance(value, list) and len(items := _list(value)) <= _MOST_TOKENS and all(map(test, items))
     )
 
 
-def _biased(value: Any) -> bool:
-    return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and _ids(value[0]) and fits(value[1], float)
+def _list(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-# Files write -1 for a token that does not exist.
-_id = _whole(-1)
+_id = _whole(-1)  # files write -1 for a token that does not exist
 _ids = _list_of(_id)
-
 _TYPES: Sequence[tuple[str, Test, str]] = [
     ("do_sample", lambda value: isinstance(value, bool), "true or false"),
-    ("min_length min_new_tokens no_repeat_ngram_size", _whole(0), "a whole number, 0 or more"),
-    ("encoder_no_repeat_ngram_size top_k", _whole(0), "a whole number, 0 or more"),
+    (
+        "min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size top_k",
+        _whole(0),
+        "a whole number, 0 or more",
+    ),
     ("length_penalty temperature top_p", lambda value: fits(value, float), "a finite number"),
     (
         "repetition_penalty encoder_repetition_penalty",
@@ -53,10 +54,15 @@ _TYPES: Sequence[tuple[str, Test, str]] = [
         "the id of a token, or a list of them",
     ),
     ("bad_words_ids", _list_of(_ids), "a list of lists of token ids"),
-    ("sequence_bias", _list_of(_biased), "a list of pairs, each of a list of token ids and a number"),
+    (
+        "sequence_bias",
+        _list_of(lambda value: len(_list(value)) == 2 and _ids(value[0]) and fits(value[1], float)),
+        "a list of pairs, each of a list of token ids and a number",
+    ),
 ]
 """Fields, what each may hold, and that in words."""
-FIELDS = [field for fields, _, _ in _TYPES for field in fields.split()]
+_TESTS = {field: (test, words) for fields, test, words in _TYPES for field in fields.split()}
+FIELDS = list(_TESTS)
 
 
 def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,9 +74,8 @@ def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     path = directory / FILE
     settings = read_object(path) if path.is_file() else {}
     path = path if settings else directory / "config.json"
-    for fields, test, wanted in _TYPES:
-        for field in fields.split():
-            value = (settings or config).get(field)
-            if value is not None and not test(value):
-                raise UserError(f"{path}: {field} should be {wanted}, not {quote(value)}.")
+    for field, (test, words) in _TESTS.items():
+        value = (settings or config).get(field)
+        if value is not None and not test(value):
+            raise UserError(f"{path}: {field} should be {words}, not {quote(value)}.")
     return settings

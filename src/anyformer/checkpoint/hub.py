@@ -7,7 +7,7 @@ from anyformer.errors import UserError, quote
 from anyformer.limits import can_be_path, path_inside
 
 GGUF = ".gguf"
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -19,9 +19,9 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     Raises:
         UserError: neither a directory nor a hub id, several GGUF files, no such repository, or no network.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path, name = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
     if not can_be_path(path):
-        raise UserError(f"There is no directory {quote(str(path_or_hub_id))}, and no file can be called so.")
+        raise UserError(f"There is no directory {quote(name)}, and no file can be called so.")
     if path.is_dir():
         for directory in (path, path / "model"):  # where a training run keeps its model
             if (directory / "config.json").is_file():
@@ -30,7 +30,6 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
         if len(files) > 1:
             raise UserError(f"{path} has {len(files)} GGUF files: name one of them, such as {files[0]}.")
         return path_inside(path, files[0].name) if files else path
-    name = str(path_or_hub_id)
     if path.is_file() and path.suffix == GGUF:
         return path
     if path.exists():
@@ -39,7 +38,7 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
         raise UserError(f"There is no file {name}.")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(f"There is no directory {name}.")
-    return _download(name, [*_WANTED, "*.bin"] if allow_pickle else _WANTED)
+    return _download(name, [*_PATTERNS, "*.bin"] if allow_pickle else _PATTERNS)
 
 
 def is_cached(name: str) -> bool:
@@ -53,21 +52,20 @@ def is_cached(name: str) -> bool:
         return False
 
 
-def _download(name: str, wanted: list[str]) -> Path:
+def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError as error:
         reason = f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`."
         raise UserError(reason) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"There is no directory {name}, and no model of that name on the hub.") from error
-    except HFValidationError as error:
-        raise UserError(f"There is no directory {name}, and it can't be the name of a model on the hub.") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"There is no directory {name}, and the hub can't be reached to look for a model of that name; "
-            "check the path, or the network."
-        ) from error
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, RepositoryNotFoundError):
+            reason = "no model of that name on the hub"
+        elif isinstance(error, HFValidationError):
+            reason = "it can't be the name of a model on the hub"
+        else:
+            reason = "the hub can't be reached to look for a model of that name; check the path, or the network"
+        raise UserError(f"There is no directory {name}, and {reason}.") from error

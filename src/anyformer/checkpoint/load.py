@@ -12,8 +12,7 @@ from torch import Tensor
 
 from anyformer.blocks.initialization import initialize_weights
 from anyformer.checkpoint import hub
-from anyformer.checkpoint.adapter_directory import find_adapter, read_base, read_head
-from anyformer.checkpoint.adapters import load_adapter, weighted
+from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight, read_base, read_head
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
     SAFETENSORS,
@@ -21,10 +20,10 @@ from anyformer.checkpoint.sources import (
     QuantizedSource,
     SafetensorsSource,
     TensorSource,
+    check_dtype,
     has_weights,
     read_config_json,
 )
-from anyformer.checkpoint.tensors import FLOATS
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.errors import UserError, cut, quote
 from anyformer.families import TaskHead, own, with_head
@@ -34,9 +33,7 @@ from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
-Convert = Callable[[str, Tensor | QuantizedWeight], Tensor | QuantizedWeight]
-"""From one of our names and the weight in the file to the weight in the model."""
-
+Weight = Tensor | QuantizedWeight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -77,14 +74,14 @@ def load(
     if alone is not None:
         path_or_hub_id = read_base(alone)
         adapters.insert(0, alone)
-    heads = [head for each in adapters if (head := read_head(weighted(each)[0])) is not None]
+    heads = [head for each in adapters if (head := read_head(path_and_weight(each)[0])) is not None]
     change = None if not heads else partial(_with_head_of, heads[0])
     model, tokenizer = _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
     for each in adapters:
         load_adapter(model, each)
     if alone is not None:
         tokenizer = Tokenizer.find(alone) or tokenizer
-    paths = (Path(path_or_hub_id), *(weighted(each)[0] for each in adapters))
+    paths = (Path(path_or_hub_id), *(path_and_weight(each)[0] for each in adapters))
     model.origin = replace(model.origin, paths=paths)
     return model.eval(), tokenizer
 
@@ -100,8 +97,8 @@ def inspect(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> tuple[
             f"{path_or_hub_id} holds an adapter and no model: merge it into its base first, by anyformer convert "
             f"{path_or_hub_id} DIR."
         )
-    source = open_source(hub.find(path_or_hub_id, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
-    return settle(source), source.tokenizer()
+    source = open_source(path_or_hub_id, allow_pickle=allow_pickle)
+    return config_of(source), source.tokenizer()
 
 
 def inspect_adapter(directory: Path) -> ModelConfig:
@@ -143,9 +140,7 @@ def load_with_head(
         UserError: as `load`; a family without such a head, or labels that don't fit.
     """
 
-    def change(config: ModelConfig) -> ModelConfig:
-        return with_head(config, kind, labels, problem_type)
-
+    change = partial(with_head, kind=kind, labels=labels, problem_type=problem_type)
     return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
 
 
@@ -161,22 +156,21 @@ def _load(
     quantize: str | None,
     allow_pickle: bool,
 ) -> tuple[Transformer, Tokenizer | None]:
-    kind = None if quantize is None else quantization(quantize)
-    dtype = torch_dtype(dtype)
+    kind, dtype = None if quantize is None else quantization(quantize), torch_dtype(dtype)
     _require_device(device)
-    source = open_source(hub.find(path_or_hub_id, allow_pickle=allow_pickle), allow_pickle=allow_pickle)
-    tokenizer = source.tokenizer()
-    config = settle(source)
+    source = open_source(path_or_hub_id, allow_pickle=allow_pickle)
+    tokenizer, config = source.tokenizer(), config_of(source)
     if change is None:
         model = skeleton(config)
         table = source.family.table(model.state_dict())
     else:
         model = skeleton(_without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
-    assign(model, table, source, _converter(model, source, kind), dtype, device)
+    _assign(model, table, source, kind, dtype, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
-        bits = f"{bits_of(model)} bits"
-        raise UserError(f"{source.path} holds integers of {bits} already: quantize the model that it was made of.")
+        raise UserError(
+            f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
+        )
     drawn = frozenset(name for name, weight in model.named_parameters() if weight.is_meta)
     for part in (model.head, model.pooler):
         if part is not None and any(weight.is_meta for weight in part.parameters()):
@@ -193,16 +187,17 @@ def _kept(trained: Transformer, model: Transformer, source: TensorSource) -> dic
     Raises UserError for weights that the model in the source does not have.
     """
     needed = {name for name in model.state_dict() if not name.startswith("head.")}
-    stored = {name for name in needed if name.startswith("pooler.") and _stored(source, name)}
-    table = source.family.table({*trained.state_dict(), *stored})
-    found = _match(table, source)
+    pooler = {name for name in needed if name.startswith("pooler.") and _stored(source, name)}
+    table = source.family.table({*trained.state_dict(), *pooler})
+    names = _match(table, source)
     kept = {theirs: row for theirs, row in table.items() if needed.issuperset(row.ours)}
-    source.names = [found[theirs] for theirs in kept if theirs in found]
+    source.names = [names[theirs] for theirs in kept if theirs in names]
     return kept
 
 
-def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
-    """The source for a model directory or a GGUF file. Raises UserError for one that can't be read."""
+def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> TensorSource:
+    """The source for what `load` loads. Raises UserError for one that can't be read."""
+    path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if not path.is_dir():
         return GGUFSource(path)
     raw = read_config_json(path)
@@ -214,12 +209,11 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> TensorSource:
             f"{path} holds weights that were quantized by {quote(method)}, which is not supported: load the model that "
             "they were made of, with `quantize` if they should be integers."
         )
-    if has_weights(path, SAFETENSORS):
-        return SafetensorsSource(path, raw)
-    return PickleSource(path, raw, allow_pickle=allow_pickle)
+    is_safe = has_weights(path, SAFETENSORS)
+    return SafetensorsSource(path, raw) if is_safe else PickleSource(path, raw, allow_pickle=allow_pickle)
 
 
-def settle(source: TensorSource) -> ModelConfig:
+def config_of(source: TensorSource) -> ModelConfig:
     """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
 
     A head that differs from the token table is its own, and a bare model without the weights of a pooler has none.
@@ -227,15 +221,14 @@ def settle(source: TensorSource) -> ModelConfig:
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
     """
-    config, family, names = source.config, source.family, source.names
+    config, count = source.config, len(source.names)
     layers = config.encoder_layers + config.decoder_layers
-    if layers > len(names):
-        raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {len(names)} weights.")
-
+    if layers > count:
+        raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {count} weights.")
     config = _without_missing_pooler(config, source)
     if config.head.kind == "language_model":
         head, table = (_stored(source, name) for name in ("head.projection.weight", "token_embedding.table.weight"))
-        tied = config.embedding.tied or (head is None and family.ties_missing_head)
+        tied = config.embedding.tied or (head is None and source.family.ties_missing_head)
         if tied and head and table:
             tied = _equal(source.read(head), source.read(table))
         config = config.replace(embedding={"tied": tied})
@@ -254,39 +247,30 @@ def _stored(source: TensorSource, ours: str) -> str | None:
     return next((name for name in source.family.stored_names(ours) if name in source.names), None)
 
 
-def assign(
+def _assign(
     model: Transformer,
     table: Mapping[str, Row],
     source: TensorSource,
-    convert: Convert,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    kind: Quantization | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
 ) -> None:
     """Give every weight of a model without storage (`skeleton`) its tensor from a source, converted one at a time.
 
-    Args:
-        table: The row for every name in the source, together of all weights that are not to be drawn.
-        dtype: None: that of the source.
-        device: None: the CPU.
-
-    Raises:
-        UserError: tensors that are damaged, unknown, missing or misshapen.
+    `table` has the row for every name in the source, together of all weights that are not to be drawn. Raises UserError
+    for tensors that are damaged, unknown, missing or misshapen.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    quantizable_names = {f"{name}.weight" for name in quantizable(model)}
-    dtype = dtype or source.dtype
+    dtype, names, can_quantize = dtype or source.dtype, _match(table, source), quantizable(model)
+    bits = {} if kind is None else bits_per_module(model, kind)
     weights: dict[str, Any] = {}
     dtypes: set[torch.dtype] = set()
-    names = _match(table, source)
     for theirs, row in sorted(table.items(), key=lambda item: item[1].alias):
         if theirs not in names:
             continue
         stored = source.read(names[theirs])
-        if isinstance(stored, Tensor) and stored.dtype not in FLOATS:
-            raise UserError(
-                f"{source.path}: the weight {theirs} is stored as {str(stored.dtype).removeprefix('torch.')}, which is "
-                "not supported: it should be floating point of 16 bits or more."
-            )
+        if isinstance(stored, Tensor):
+            check_dtype(source.path, f"the weight {theirs}", stored)
         parts = _apply(row.operation, stored, len(row.ours))
         if [part.shape for part in parts] != [shapes[ours] for ours in row.ours]:
             raise UserError(
@@ -294,12 +278,12 @@ def assign(
                 f"{source.described_by}: {row.ours[0]} wants {list(shapes[row.ours[0]])}."
             )
         for ours, part in zip(row.ours, parts, strict=True):
-            weight = convert(ours, part)
+            weight = part if isinstance(source, QuantizedSource) else _converted(ours, part, bits)
             if row.alias and ours in weights:
                 if not _equal(weight, weights[ours]):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
                 continue
-            if isinstance(weight, QuantizedWeight) and ours not in quantizable_names:
+            if isinstance(weight, QuantizedWeight) and ours.removesuffix(".weight") not in can_quantize:
                 raise UserError(f"{source.path}: the weight {theirs} is quantized, which is not supported for it.")
             weights[ours] = weight.to(device=device, dtype=dtype) if isinstance(weight, Tensor) else weight.to(device)
             if isinstance(part, Tensor):
@@ -320,42 +304,34 @@ def assign(
         model.requires_grad_(False)
 
 
-def _converter(model: Transformer, source: TensorSource, kind: Quantization | None) -> Convert:
-    """Quantizes matrices to this kind. A quantized directory stays as it is, a GGUF file's integers if they are few."""
-    if isinstance(source, QuantizedSource):
-        return lambda name, weight: weight
-    bits = {} if kind is None else bits_per_module(model, kind)
-
-    def convert(name: str, weight: Tensor | QuantizedWeight) -> Tensor | QuantizedWeight:
-        wanted = bits.get(name.removesuffix(".weight"))
-        if isinstance(weight, QuantizedWeight):
-            if wanted is not None and weight.bits <= wanted:
-                return weight
-            weight = dequantize(weight, torch.float32)
-        return weight if wanted is None else quantize_weight(name, weight, wanted)
-
-    return convert
+def _converted(name: str, weight: Weight, bits: Mapping[str, int]) -> Weight:
+    """A weight in the bits of its module, or in floating point; a file's own integers of as few bits are kept."""
+    most = bits.get(name.removesuffix(".weight"))
+    if isinstance(weight, QuantizedWeight):
+        if most is not None and weight.bits <= most:
+            return weight
+        weight = dequantize(weight, torch.float32)
+    return weight if most is None else quantize_weight(name, weight, most)
 
 
 def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
     """The name in the source for each name in the table: files of bare models leave the prefix out."""
     family = source.family
-    found: dict[str, str] = {}
-    unknown: list[str] = []
-    for name in source.names:
-        if name in table or family.prefix + name in table:
-            found[name if name in table else family.prefix + name] = name
-        elif not any(re.fullmatch(pattern, name) for pattern in family.ignored):
-            unknown.append(name)
+    in_table = {name if name in table else family.prefix + name: name for name in source.names}
+    unknown = [
+        name
+        for full_name, name in in_table.items()
+        if full_name not in table and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+    ]
     if unknown:
         raise UserError(
             f"{source.path}: the weight {cut(unknown[0])} is unknown to a {family.model_type} model of "
             f"{source.described_by}{_more(unknown)}."
         )
-    return found
+    return {full_name: name for full_name, name in in_table.items() if full_name in table}
 
 
-def _apply(operation: Operation, stored: Tensor | QuantizedWeight, count: int) -> Sequence[Tensor | QuantizedWeight]:
+def _apply(operation: Operation, stored: Weight, count: int) -> Sequence[Weight]:
     """Our weights in one on disk; none where it has no such shape. Operations move whole rows of quantized weights."""
     try:
         if isinstance(stored, Tensor):
@@ -367,7 +343,7 @@ def _apply(operation: Operation, stored: Tensor | QuantizedWeight, count: int) -
         return []
 
 
-def _equal(a: Tensor | QuantizedWeight, b: Tensor | QuantizedWeight) -> bool:
+def _equal(a: Weight, b: Weight) -> bool:
     """Whether two weights are the same in the dtype and on the device of the second."""
     if isinstance(a, QuantizedWeight) and isinstance(b, QuantizedWeight):
         return torch.equal(a.integers.to(b.integers.device), b.integers)

@@ -3,8 +3,7 @@
 Its matrices are ours transposed, and its scale is applied as it is: alpha is scale times rank.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from anyformer import limits
 from anyformer.adapters.config import LoraConfig
-from anyformer.adapters.modules import targets
-from anyformer.checkpoint.peft import StoredAdapter
-from anyformer.checkpoint.tensors import read_tensors
+from anyformer.checkpoint.peft import CONFIG, StoredAdapter, adapted_layers, by_layer
+from anyformer.checkpoint.sources import read_tensors
 from anyformer.errors import UserError, quote
 from anyformer.model import Transformer
 from anyformer.schema import make
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
-_PARTS = {".lora_a": "a", ".lora_b": "b", ".m": "magnitude"}
+WEIGHTS = "adapters.safetensors"
+FIELDS = {"lora_parameters", "fine_tune_type"}
+"""Fields of the config file by which it is told from PEFT's."""
+_SUFFIXES = {".lora_a": "a", ".lora_b": "b", ".m": "magnitude"}
 
 
 @dataclass(frozen=True)
@@ -35,33 +35,25 @@ class LoraParameters:
     keys: Sequence[str] | None = None
 
 
-def is_mlx(raw: Mapping[str, Any]) -> bool:
-    """Whether an adapter_config.json is one of mlx-lm's."""
-    return "lora_parameters" in raw or "fine_tune_type" in raw
-
-
 def read(directory: Path) -> StoredAdapter:
     """Read an adapter. Raises UserError where it is damaged, or of a kind that is not supported."""
-    path = directory / CONFIG
+    path, weights = directory / CONFIG, directory / WEIGHTS
     raw = limits.read_object(path)
     kind = raw.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise UserError(f"{path}: fine_tune_type {quote(kind)} is no adapter: only lora and dora are.")
     parameters = make(LoraParameters, raw.get("lora_parameters") or {}, f"{path}: lora_parameters.")
-    layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in read_tensors(directory / WEIGHTS).items():
-        suffix = next((each for each in _PARTS if key.endswith(each)), None)
-        if suffix is None or tensor.dim() > 2:
-            raise UserError(f"{directory / WEIGHTS}: the weight {quote(key)} is none of an adapter.")
-        layers[key.removesuffix(suffix)][_PARTS[suffix]] = tensor.t().contiguous()
+    layers, others = by_layer(read_tensors(weights), _SUFFIXES)
+    for key in (*others, *(name for name, parts in layers.items() if any(part.dim() > 2 for part in parts.values()))):
+        raise UserError(f"{weights}: the weight {quote(key)} is none of an adapter.")
+    layers = {name: {part: m.t().contiguous() for part, m in parts.items()} for name, parts in layers.items()}
     ranks = {len(parts["a"]) for parts in layers.values() if "a" in parts and parts["a"].dim() == 2}
     if len(ranks) != 1:
-        raise UserError(f"{directory / WEIGHTS} should hold adapters of one rank, and has {len(ranks) or 'none'}.")
+        raise UserError(f"{weights} should hold adapters of one rank, and has {len(ranks) or 'none'}.")
     (rank,) = ranks
     ends = sorted({module.rpartition(".")[2] for module in layers})
-    dora = kind == "dora"
-    alpha = parameters.scale * rank
-    return StoredAdapter(LoraConfig(rank=rank, alpha=alpha, target_modules=ends, use_dora=dora), layers)
+    config = LoraConfig(rank=rank, alpha=parameters.scale * rank, target_modules=ends, use_dora=kind == "dora")
+    return StoredAdapter(config, layers)
 
 
 def files(model: Transformer, config: LoraConfig, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -69,17 +61,14 @@ def files(model: Transformer, config: LoraConfig, name: str) -> tuple[dict[str, 
     if config.rank_pattern or config.alpha_pattern or not config.is_low_rank_only:
         raise UserError("mlx-lm's adapters have one rank and one scale, and no other weights: save it as PEFT's.")
     tensors: dict[str, Tensor] = {}
-    keys: list[str] = []
-    for module, target in targets(model).items():
-        found = target.matrices(name)
-        if found is None:
-            continue
+    layers = adapted_layers(model, name)
+    for module, (target, matrices) in layers.items():
         if target.is_embedding:
             raise UserError("mlx-lm's adapters of embeddings have another form: save it as PEFT's.")
-        keys.append(module)
-        tensors |= {f"{module}.lora_a": found.a.t(), f"{module}.lora_b": found.b.t()}
-        if found.magnitude is not None:
-            tensors[f"{module}.m"] = found.magnitude
-    parameters = {"rank": config.rank, "scale": config.scale_of("", config.rank), "dropout": config.dropout}
+        tensors |= {f"{module}.lora_a": matrices.a.t(), f"{module}.lora_b": matrices.b.t()}
+        if matrices.magnitude is not None:
+            tensors[f"{module}.m"] = matrices.magnitude
+    scale = config.scale_of("", config.rank)
+    parameters = {"rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": sorted(layers)}
     kind = "dora" if config.use_dora else "lora"
-    return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": {**parameters, "keys": sorted(keys)}}, tensors
+    return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters}, tensors

@@ -12,13 +12,15 @@ from torch import Tensor
 from anyformer import limits
 from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import (
+    Matrices,
+    Target,
     base_parameters,
     family_of,
     is_output_layer,
     prefix_of,
     targets,
 )
-from anyformer.checkpoint.tensors import read_tensors
+from anyformer.checkpoint.sources import read_tensors
 from anyformer.errors import UserError, cut, quote
 from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
@@ -33,18 +35,11 @@ _SUFFIXES = {
     ".lora_embedding_B": "b",
     ".lora_magnitude_vector": "magnitude",
 }
-_FIELDS = {
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    **{
-        name: name
-        for name in (
-            *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern"),
-            *("alpha_pattern", "use_rslora", "use_dora", "bias", "modules_to_save"),
-        )
-    },
-}
+_SAME = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "use_dora", "bias", "modules_to_save"),
+)
+_FIELDS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", **{name: name for name in _SAME}}
 """PEFT's names and ours."""
 _WITHOUT_EFFECT = {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
@@ -52,7 +47,9 @@ _WITHOUT_EFFECT = {
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
 }
 """Fields that say how it was made, or where: what it computes is the same."""
-
+FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+"""PEFT's task of a model without a head."""
+_TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 
 Parts = Mapping[str, Tensor]
 """Tensors "a" [rank, inputs], "b" [outputs, rank] and "magnitude" [outputs] of a layer, as far as they are there."""
@@ -71,9 +68,30 @@ class StoredAdapter:
     """The model that it was trained on."""
 
 
+def by_layer(
+    tensors: Mapping[str, Tensor], suffixes: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The parts of each layer's adapter, whose names end so: layer -> part -> tensor; and all other tensors."""
+    layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        suffix = next((each for each in suffixes if key.endswith(each)), None)
+        if suffix is None:
+            others[key] = tensor
+        else:
+            layers[key.removesuffix(suffix)][suffixes[suffix]] = tensor
+    return layers, others
+
+
+def adapted_layers(model: Transformer, name: str) -> dict[str, tuple[Target, Matrices]]:
+    """The layers that have an adapter of this name, and its matrices."""
+    layers = ((module, target, target.matrices(name)) for module, target in targets(model).items())
+    return {module: (target, matrices) for module, target, matrices in layers if matrices is not None}
+
+
 def read(directory: Path) -> StoredAdapter:
     """Read an adapter. Raises UserError where it is damaged, or of a kind that is not supported."""
-    path = directory / CONFIG
+    path, weights = directory / CONFIG, directory / WEIGHTS
     raw = limits.read_object(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
@@ -81,24 +99,22 @@ def read(directory: Path) -> StoredAdapter:
     for name, value in raw.items():
         if name not in _FIELDS and name not in _WITHOUT_EFFECT and value not in (None, False, [], {}):
             raise UserError(f"{path}: {cut(name)} = {quote(value)} is not supported.")
-    given = {ours: raw[theirs] for theirs, ours in _FIELDS.items() if raw.get(theirs) is not None}
     try:
-        config = make(LoraConfig, given)
+        config = make(LoraConfig, {o: raw[theirs] for theirs, o in _FIELDS.items() if raw.get(theirs) is not None})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-    others: dict[str, Tensor] = {}
-    for key, tensor in read_tensors(directory / WEIGHTS).items():
+    tensors = read_tensors(weights)
+    for key in tensors:
         if not key.startswith(_PREFIX):
-            raise UserError(f"{directory / WEIGHTS}: the weight {quote(key)} should begin with {_PREFIX}.")
-        name = key.removeprefix(_PREFIX)
-        suffix = next((each for each in _SUFFIXES if name.endswith(each)), None)
-        if suffix is not None:
-            layers[name.removesuffix(suffix)][_SUFFIXES[suffix]] = tensor
-        elif ".original_module." not in name:  # PEFT keeps it beside a module that is trained whole
-            others[re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name)] = tensor
+            raise UserError(f"{weights}: the weight {quote(key)} should begin with {_PREFIX}.")
+    layers, others = by_layer({key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}, _SUFFIXES)
+    whole = {
+        re.sub(r"\.(base_layer|modules_to_save(\.default)?)\.", ".", name): tensor
+        for name, tensor in others.items()
+        if ".original_module." not in name  # PEFT keeps it beside a module that is trained whole
+    }
     base = raw.get("base_model_name_or_path")
-    return StoredAdapter(config, layers, others, base if isinstance(base, str) else None)
+    return StoredAdapter(config, layers, whole, base if isinstance(base, str) else None)
 
 
 def files(
@@ -106,14 +122,11 @@ def files(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config file and the tensors of an adapter of a model; `base` is the model that PEFT looks up."""
     tensors: dict[str, Tensor] = {}
-    adapted = {module: target for module, target in targets(model).items() if target.matrices(name) is not None}
-    for module, target in adapted.items():
-        found, key = target.matrices(name), f"{_PREFIX}{module}"
-        assert found is not None
-        pair = ("embedding_A", "embedding_B") if target.is_embedding else ("A.weight", "B.weight")
-        tensors |= {f"{key}.lora_{end}": tensor for end, tensor in zip(pair, (found.a, found.b), strict=True)}
-        if found.magnitude is not None:
-            tensors[f"{key}.lora_magnitude_vector"] = found.magnitude
+    adapted = adapted_layers(model, name)
+    for module, (target, matrices) in adapted.items():
+        ends = ("embedding_A", "embedding_B") if target.is_embedding else ("A.weight", "B.weight")
+        parts = zip((*ends, "magnitude_vector"), (matrices.a, matrices.b, matrices.magnitude), strict=True)
+        tensors |= {f"{_PREFIX}{module}.lora_{end}": part for end, part in parts if part is not None}
     own, prefix = base_parameters(model), prefix_of(model)
     for theirs, row in family_of(model).table(own).items():
         module, _, part = theirs.removeprefix(prefix).rpartition(".")
@@ -124,7 +137,7 @@ def files(
     raw = _to_json(model, config, base)
     if config.target_modules == "all-linear":
         raw["target_modules"] = _shortest_names(adapted, targets(model))
-    return {**raw, "fan_in_fan_out": any(each.fan_in_fan_out for each in adapted.values())}, tensors
+    return {**raw, "fan_in_fan_out": any(target.fan_in_fan_out for target, _ in adapted.values())}, tensors
 
 
 def _shortest_names(adapted: Collection[str], every: Collection[str]) -> list[str]:
@@ -144,11 +157,6 @@ def saves_classifier(model: Transformer, config: LoraConfig) -> bool:
     return any(is_output_layer(model, target) and config.saves(name) for name, target in targets(model).items())
 
 
-FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-"""PEFT's task of a model without a head."""
-_TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
-
-
 def _to_json(model: Transformer, config: LoraConfig, base: str | None) -> dict[str, Any]:
     fields: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
     fields["lora_alpha"] = config.alpha_of("")
@@ -157,11 +165,10 @@ def _to_json(model: Transformer, config: LoraConfig, base: str | None) -> dict[s
         task = None  # PEFT would look for the classifier's weights
     if task == "CAUSAL_LM" and not model.config.is_decoder_only:
         task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else None
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     # PEFT takes "all" for None or a list, not for an empty one.
-    emptied = {name: None if value == [] else value for name, value in plain.items()}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return {
-        **emptied,
+        **{name: None if value == [] else value for name, value in plain.items()},
         "peft_type": "LORA",
         "task_type": task,
         "base_model_name_or_path": base,

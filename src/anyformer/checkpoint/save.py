@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +14,7 @@ from torch import Tensor
 from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
-from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX
-from anyformer.checkpoint.tensors import write_tensors
-from anyformer.config import ModelConfig
+from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
@@ -75,11 +72,15 @@ def save(
     family, raw = _config_json(model)
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
+    state, prefix = model.state_dict(), family.prefix if config.head.kind == "none" else ""
+    if bits is None:
+        state = {
+            theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours])
+            for theirs, line in family.table(state).items()
+            if not line.alias
+        }
+    state = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     with _replacing_directory(Path(directory)) as target:
-        if bits is not None:
-            state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-        else:
-            state = _weights(model, family, bare=config.head.kind == "none")
         _write_weights(state, target, max_shard_size)
         for name, value in pooling.files(config.pooling, config.d_model).items():
             _write_json(target / name, value)
@@ -94,7 +95,9 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     """The config.json: loaded fields as they were, changed and new ones as the family writes them."""
     origin, config = model.origin.config, model.config
     dtype = str(model.dtype).removeprefix("torch.")
-    if origin and _describes(origin, config):
+    loaded = from_huggingface(origin) if origin else None
+    # A head that is not tied shows in the weights alone, and pooling in other files.
+    if loaded and loaded == config.replace(embedding={"tied": loaded.embedding.tied}, pooling=loaded.pooling):
         # BartConfig of transformers counts three labels where it finds no names, and leaves out those of two.
         labels = {} if "id2label" in origin else write_labels(config.head)
         dtype_name = "torch_dtype" if "torch_dtype" in origin else "dtype"
@@ -102,12 +105,6 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     family, written = to_huggingface(config)
     kept = origin if origin.get("model_type") == family.model_type else {}
     return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}
-
-
-def _describes(raw: Mapping[str, Any], config: ModelConfig) -> bool:
-    """Whether this config.json describes this model. A head that is not tied shows in the weights alone."""
-    read = from_huggingface(raw)
-    return read == replace(config, embedding=replace(config.embedding, tied=read.embedding.tied), pooling=read.pooling)
 
 
 def _generation(model: Transformer) -> dict[str, Any]:
@@ -124,16 +121,6 @@ def _generation(model: Transformer) -> dict[str, Any]:
     return {"_from_model_config": True, **{k: v for k, v in {**settings, **ids}.items() if v not in (None, [])}}
 
 
-def _weights(model: Transformer, family: Family, *, bare: bool) -> dict[str, Tensor]:
-    """Name on disk -> tensor. Files of bare models have no prefix."""
-    state, prefix = model.state_dict(), family.prefix if bare else ""
-    return {
-        theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours]).contiguous().cpu()
-        for theirs, line in family.table(state).items()
-        if not line.alias
-    }
-
-
 def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_size: int) -> None:
     shards: list[dict[str, Tensor]] = [{}]
     room = max_shard_size
@@ -143,16 +130,14 @@ def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_siz
             room = max_shard_size
         shards[-1][name] = tensor
         room -= tensor.nbytes
-    if len(shards) == 1:
-        write_tensors(directory / SAFETENSORS, shards[0], {"format": "pt"})
-        return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         write_tensors(directory / file, shard, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        _write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -203,11 +188,10 @@ def _move(fresh: Path, directory: Path) -> None:
         fresh.rename(directory)
         return
     files = [str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file()]
-    # What else belongs to a model or a tokenizer, and would be taken for the next one's.
+    # Whatever else belongs to a model or a tokenizer would be taken for the next one's.
     old = _weight_files(directory)
     if (directory / "config.json").exists():
-        old |= {*pooling.FILES}
-        old |= {*TOKENIZER_FILES} if any(name in TOKENIZER_FILES for name in files) else set()
+        old |= {*pooling.FILES, *(TOKENIZER_FILES if any(name in TOKENIZER_FILES for name in files) else ())}
     for folder in {str(Path(name).parent) for name in old.union(files)}:
         limits.path_inside(directory, folder)  # a symbolic link in the place of 1_Pooling would lead elsewhere
     for name in sorted(files, key=lambda name: name == "config.json"):
@@ -220,12 +204,12 @@ def _move(fresh: Path, directory: Path) -> None:
 
 def _weight_files(directory: Path) -> set[str]:
     """The weights of the model in a directory: those that its index names, and those whose names say it."""
-    named = {path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name)}
     index: Any = {}
     if (directory / SAFETENSORS_INDEX).exists():
         with suppress(UserError):  # a damaged one names nothing
             index = limits.read_object(directory / SAFETENSORS_INDEX).get("weight_map")
     shards = map(str, cast("dict[str, Any]", index).values()) if isinstance(index, dict) else ()
     # Only those that lie in the directory itself, as every model's do.
-    named |= {name for name in shards if name.endswith(".safetensors") and Path(name).name == name}
-    return named | {SAFETENSORS, SAFETENSORS_INDEX}
+    inside = {name for name in shards if name.endswith(".safetensors") and Path(name).name == name}
+    by_name = {path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name)}
+    return inside | by_name | {SAFETENSORS, SAFETENSORS_INDEX}

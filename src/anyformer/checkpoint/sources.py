@@ -1,26 +1,29 @@
-"""Where the tensors of a model come from: a `TensorSource` for each format of model directories.
+"""Tensors on disk: a `TensorSource` for each format of model directories, safetensors files, a hash of weights.
 
-The fourth kind, GGUF files, is in `checkpoint.gguf.source`.
+GGUF files are a source in `checkpoint.gguf.source`.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import override
 
-from anyformer.checkpoint import generation_settings, pooling
+from anyformer.checkpoint import generation_settings, hub, pooling
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut
 from anyformer.families import FAMILIES, from_huggingface, own
 from anyformer.families.base import Family
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
-from anyformer.limits import check_file, check_files, path_inside, read_object
+from anyformer.limits import check_file, check_files, open_file, path_inside, read_object
 from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.tokenizer_files import TOKENIZER_FILES
@@ -35,6 +38,11 @@ _READ = (
 )
 """Files that are read from a directory, beside those that an index names."""
 _MAX_MAPPED = 64 * 2**20
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes that weights are stored in."""
+BLOCK = 1 << 20
+_FOLDED = 16
+"""Words of 8 bytes that are added up before they are hashed."""
 
 
 class TensorSource(ABC):
@@ -44,7 +52,7 @@ class TensorSource(ABC):
 
     Attributes:
         path: The directory or file, for messages.
-        config: The model as the files describe it; `checkpoint.load.settle` lets the tensors have the last word.
+        config: The model as the files describe it; `checkpoint.load.config_of` lets the tensors have the last word.
         family: Its tables of names.
         names: The names of all tensors.
         dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.
@@ -129,8 +137,7 @@ class SafetensorsSource(_ModelDirectory):
             except FileNotFoundError as error:
                 raise UserError(f"{path} is missing, though the index names it.") from error
             except (SafetensorError, OSError) as error:
-                reason = f"{path} is not a whole safetensors file ({cut(str(error))}); copy or download it again."
-                raise UserError(reason) from error
+                raise _damaged(path, error) from error
         return self._open_files[path]
 
 
@@ -205,13 +212,6 @@ def has_weights(path: Path, name: str) -> bool:
     return (path / name).is_file() or (path / f"{name}.index.json").is_file()
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights of a model directory, in order; a GGUF file alone holds its own."""
-    if not path.is_dir():
-        return [path]
-    return _files(path, SAFETENSORS if has_weights(path, SAFETENSORS) else PICKLE)
-
-
 def _files(path: Path, name: str) -> list[Path]:
     """The file of this name, or the shards that its index names."""
     index = path / f"{name}.index.json"
@@ -221,6 +221,71 @@ def _files(path: Path, name: str) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map.")
     return [path_inside(path, shard) for shard in sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a new safetensors file, whose permissions follow the umask.
+
+    Args:
+        path: The file, of which there is none yet.
+        tensors: Contiguous, on the CPU, no two of them in the same memory.
+        metadata: What the header says beside them.
+
+    Raises:
+        OSError or SafetensorError: it can't be written.
+    """
+    path.touch(exist_ok=False)
+    permissions = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(permissions)  # the library's own let nobody else read the file, whatever the umask
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises UserError where there is none, or it is damaged."""
+    check_file(path)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def check_dtype(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise UserError for a tensor of integers, or of fewer than 16 bits."""
+    if tensor.dtype not in _FLOATS:
+        stored = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name} is stored as {stored}: it should be floating point of 16 bits or more.")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is not a whole safetensors file ({cut(str(error))}); copy or download it again.")
+
+
+def weights_fingerprint(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> str:
+    """A hash of all bytes of the files that hold the weights of what `load` would load, wherever they are.
+
+    It tells whether weights have changed; against somebody who forges files it is no protection.
+
+    Raises:
+        UserError: no such model, or a file that can't be read.
+    """
+    # Sizes and headers are those of any model of the same shape, and times are lost when a file is copied. SHA-256 of
+    # all bytes takes two seconds a gigabyte on processors without instructions for it, which is longer than loading
+    # the weights. So the words of a block are folded before they are hashed: words that are 1/16 of a block apart are
+    # added up, modulo 2^64. A change is missed only where such a sum happens to be the same.
+    digest = hashlib.sha256()
+    path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
+    kind = SAFETENSORS if has_weights(path, SAFETENSORS) else PICKLE
+    for file in _files(path, kind) if path.is_dir() else [path]:
+        try:
+            with open_file(file) as opened:
+                digest.update(opened.seek(0, 2).to_bytes(8, "little"))
+                opened.seek(0)
+                while block := opened.read(BLOCK):
+                    padded = block + bytes(-len(block) % (8 * _FOLDED))
+                    digest.update(np.frombuffer(padded, np.uint64).reshape(_FOLDED, -1).sum(axis=0).tobytes())
+        except OSError as error:
+            raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
+    return digest.hexdigest()
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ class CompareOptions:
         anyformer compare llama-nano --vary norm.kind=layer,rms position.kind=rotary,learned
     """
 
-    contenders: Positional[tuple[str, ...]]
+    models: Positional[tuple[str, ...]]
     """A preset, a family, a config file or a run; with fields changed after a colon."""
     vary: Annotated[tuple[str, ...], "FIELD=A,B"] = ()
     """Compare all combinations of these values of a single model's fields, and say what each change is worth."""
@@ -36,7 +36,7 @@ class CompareOptions:
     match: Annotated[str, "{parameters,flops,none}"] = "parameters"
     """Size that is made equal: parameters outside embeddings, or FLOPs of training a token."""
     tokens: float | None = None
-    """Budget of each contender and seed: tokens of text to train on (default: half a million)."""
+    """Budget of each model and seed: tokens of text to train on (default: half a million)."""
     flops: float | None = None
     """Budget in floating-point operations of training, such as 1e13."""
     minutes: float | None = None

@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     """Draw the models."""
     options = parse(DiagramOptions, without_vs(argv), "diagram")
     names = [options.model] if options.other is None else [options.model, options.other]
-    models = [(model.name, model.config) for model in map(read_config, names)]
+    models = [(each.spec, each.config) for each in map(read_config, names)]
     if options.output is not None:
         atomic.check_new(options.output)
 

@@ -12,7 +12,8 @@ from anyformer.schema import hints
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.plan.plan import Request, TrainingPlan
+    from anyformer.plan.plan import TrainingPlan
+    from anyformer.plan.workload import Workload
 
 _DECISIVE = (
     *("context", "batch_size", "batch_tokens", "grad_accumulation", "steps", "optimizer", "average", "label_smoothing"),
@@ -61,12 +62,12 @@ def run(argv: list[str]) -> int:
     from anyformer.console import Console
 
     with Console(stderr=True).status("reading the model") as status:
-        request = _request(values)
+        arguments = _arguments(values)
 
         from anyformer.plan.plan import make_plan
 
         gc.freeze()  # else a seventh of the time is for looking through the objects of what was imported
-        plan = make_plan(request, status.update)
+        plan = make_plan(**arguments, say=status.update)
     if values.get("json"):
         write(json.dumps({**asdict(plan), "flops_per_token": plan.flops_per_token}, indent=2))
     else:
@@ -74,9 +75,13 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def read_arguments(argv: Sequence[str]) -> "Request":
-    """The request of the arguments. Raises UserError as `anyformer.plan`."""
-    return _request(_parser().values(argv))
+def read_arguments(argv: Sequence[str]) -> "Workload":
+    """The workload of the arguments. Raises UserError as `anyformer.plan`."""
+    from anyformer.plan.devices import find_device
+    from anyformer.plan.settings import make_workload
+
+    arguments = _arguments(_parser().values(argv))
+    return make_workload(arguments["model"], arguments["options"], find_device(arguments["device"]))
 
 
 def _parser() -> Parser:
@@ -93,10 +98,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _request(values: Mapping[str, Any]) -> "Request":
+def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `make_plan`."""
     from anyformer.plan.calibrate import FEW_SECONDS, SECONDS
-    from anyformer.plan.plan import request
-    from anyformer.plan.run_settings import read_run
+    from anyformer.plan.settings import read_run
 
     own = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
     settings = {name: value for name, value in values.items() if name not in hints(PlanOptions) and "." not in name}
@@ -105,7 +110,7 @@ def _request(values: Mapping[str, Any]) -> "Request":
     )
     model = replace(model, config=change_model(model.config, values, "plan"))
     seconds = {None: FEW_SECONDS, True: SECONDS, False: 0.0}[values.get("calibrate")]
-    return request(model, settings, **own, calibrate=seconds)
+    return {"model": model, "options": settings, **own, "calibrate": seconds}
 
 
 def _print(plan: "TrainingPlan") -> None:

@@ -10,7 +10,7 @@ from anyformer.cli.options import ModelOptions, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
-    from anyformer.verify.check import Check
+    from anyformer.verify.verify import Check
 
 
 @dataclass(frozen=True, kw_only=True)

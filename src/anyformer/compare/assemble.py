@@ -1,74 +1,61 @@
 """The result of a comparison, from what came out of its jobs."""
 
-import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import torch
 
-from anyformer.analysis import cache_bytes_per_token
-from anyformer.compare import jobs
-from anyformer.compare.budget import flops_per_token
-from anyformer.compare.experiment import JOBS, Plan, parameters, seeds_of
-from anyformer.compare.jobs import Outcome
-from anyformer.compare.matching import parameters_outside_embeddings
+from anyformer.compare.experiment import JOBS, Plan
+from anyformer.compare.jobs import Outcome, all_jobs
 from anyformer.compare.measure import PANELS, members
-from anyformer.compare.result import Comparison, ContenderResult, Panel, Score, Setup, Trial, Verdict
-from anyformer.compare.statistics import Pieces
+from anyformer.compare.result import ComparedModel, Comparison, Panel, Setup, Trial
 from anyformer.compare.tasks import TaskResult
-from anyformer.compare.training import objective_of
-from anyformer.compare.verdicts import effects, judge
+from anyformer.compare.verdicts import Pieces, compare_members, effects
 from anyformer.errors import UserError, cut
 from anyformer.pages.formatting import listed
 
-_BYTES_A_PARAMETER = 16
-"""Bytes of a weight, its gradient and AdamW's two averages in float32."""
-_OBJECTIVES = {
-    "causal": "predict the next token",
-    "masked": "fill in masked tokens",
-    "span_corruption": "restore spans, and continue texts",
-}
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""Outcomes of the runs of each model, by its name."""
 
 
 def assemble(plan: Plan, seconds: float) -> Comparison:
     """The result of a comparison whose jobs are all done."""
-    outcomes: dict[str, list[Outcome]] = {each.name: [] for each in plan.contenders}
-    tried: dict[str, list[Trial]] = {each.name: [] for each in plan.contenders}
-    for job in jobs.all_jobs(plan):
-        outcome = jobs.read(plan, job)
+    outcomes: dict[str, list[Outcome]] = {each.name: [] for each in plan.models}
+    trials: dict[str, list[Trial]] = {each.name: [] for each in plan.models}
+    for job in all_jobs(plan):
+        outcome = job.read()
         if job.rate is None:
-            outcomes[job.contender.name].append(outcome)
+            outcomes[job.model.name].append(outcome)
         else:
             trial = Trial(learning_rate=job.rate, validation_loss=outcome.validation_loss)
-            tried[job.contender.name].append(trial)
+            trials[job.model.name].append(trial)
     _check(plan, outcomes)
     groups = [_group(plan, panel, outcomes) for panel in PANELS]
-    names = list(dict.fromkeys(name for found in outcomes.values() for name in found[0].tasks))
+    names = dict.fromkeys(name for runs in outcomes.values() for name in runs[0].tasks)
     tasks = [_task(name, outcomes) for name in names]
-    judged = [(*judge(panel, found), found) for panel, found in groups + tasks]
-    verdicts: list[Verdict] = [verdict for _, each, _ in judged for verdict in each]
-    made = plan.ablation
-    if made is not None:
-        made = effects(made, [(panel, found) for panel, _, found in judged])
+    judged = [(*compare_members(panel, numbers), numbers) for panel, numbers in groups + tasks]
     panels = [panel for panel, _, _ in judged]
+    ablation = plan.ablation and effects(plan.ablation, [(panel, numbers) for panel, _, numbers in judged])
     return Comparison(
-        title=listed([each.name for each in plan.contenders]) if made is None else f"changes to {made.base}",
+        title=listed([*outcomes]) if ablation is None else f"changes to {ablation.base}",
         repeat=plan.request.command(str(plan.out)),
         setup=_setup(plan, seconds),
-        contenders=tuple(_contender(plan, n, outcomes, tried) for n in range(len(plan.contenders))),
+        models=tuple(_trained(plan, each, outcomes[each.name], trials[each.name]) for each in plan.models),
         groups=tuple(panel for panel in panels[: len(groups)] if panel.scores),
-        tasks=tuple(_finish_task(panel, outcomes) for panel in panels[len(groups) :]),
-        verdicts=tuple(verdicts),
-        ablation=made,
+        tasks=tuple(_with_parts(panel, outcomes) for panel in panels[len(groups) :]),
+        verdicts=tuple(verdict for _, verdicts, _ in judged for verdict in verdicts),
+        ablation=ablation,
     )
 
 
-def _check(plan: Plan, outcomes: dict[str, list[Outcome]]) -> None:
+def _check(plan: Plan, outcomes: Outcomes) -> None:
     """Raise UserError for runs that were not measured on the same pieces and items."""
     sizes: dict[object, object] = {}
-    for each in plan.contenders:
+    for each in plan.models:
         for run in outcomes[each.name]:
             facts: dict[object, object] = {"tasks": {*run.tasks}, (each.name, "groups"): {*run.numbers}}
             facts |= {name: numbers.weights for name, numbers in run.numbers.items()}
@@ -84,16 +71,16 @@ def _check(plan: Plan, outcomes: dict[str, list[Outcome]]) -> None:
                 )
 
 
-def _group(plan: Plan, panel: Panel, outcomes: dict[str, list[Outcome]]) -> tuple[Panel, dict[str, Pieces]]:
-    found: dict[str, Pieces] = {}
+def _group(plan: Plan, panel: Panel, outcomes: Outcomes) -> tuple[Panel, dict[str, Pieces]]:
+    numbers: dict[str, Pieces] = {}
     left_out: dict[str, str] = {}
-    for each in plan.contenders:
+    for each in plan.models:
         if panel.name in members(each.config, each.objective):
             runs = [outcome.numbers[panel.name] for outcome in outcomes[each.name]]
-            found[each.name] = Pieces(np.array([run.totals for run in runs]), np.array(runs[0].weights))
+            numbers[each.name] = Pieces(np.array([run.totals for run in runs]), np.array(runs[0].weights))
         else:
             left_out[each.name] = _why(panel.name, each.config.is_encoder_only)
-    return replace(panel, left_out=left_out), found
+    return replace(panel, left_out=left_out), numbers
 
 
 def _why(panel: str, is_encoder: bool) -> str:
@@ -106,72 +93,52 @@ def _why(panel: str, is_encoder: bool) -> str:
     return "it gives no probability of a text" if is_encoder else "it was not trained to continue texts"
 
 
-def _task(name: str, outcomes: dict[str, list[Outcome]]) -> tuple[Panel, dict[str, Pieces]]:
-    found: dict[str, Pieces] = {}
-    left_out: dict[str, str] = {}
-    first: TaskResult | None = None
-    for contender, runs in outcomes.items():
-        results = [run.tasks[name] for run in runs if name in run.tasks]
-        first = first or next(iter(results), None)
-        reason = next((each.reason for each in results if each.reason), None)
-        if results and all(each.items for each in results):
-            found[contender] = Pieces.of_items([each.items for each in results])
-        else:
-            left_out[contender] = reason or "it was not done"
-    assert first is not None
+def _task(name: str, outcomes: Outcomes) -> tuple[Panel, dict[str, Pieces]]:
+    results = {model: [run.tasks[name] for run in runs] for model, runs in outcomes.items()}
+    first: TaskResult = next(iter(results.values()))[0]
+    done = {model: all(each.items for each in runs) for model, runs in results.items()}
+    reasons = {model: next((each.reason for each in runs if each.reason), None) for model, runs in results.items()}
     panel = Panel(
         name=name,
         title=name.replace("_", " ").capitalize(),
-        measure=first.measure,
+        measure="accuracy",
         lower_is_better=False,
         chance=first.chance,
-        left_out=left_out,
+        left_out={model: reasons[model] or "it was not done" for model in results if not done[model]},
     )
-    return panel, found
+    return panel, {
+        model: Pieces.of_items([each.items for each in runs]) for model, runs in results.items() if done[model]
+    }
 
 
-def _finish_task(panel: Panel, outcomes: dict[str, list[Outcome]]) -> Panel:
-    """With the parts and controls of each score, as means over seeds."""
-    scores: list[Score] = []
+def _with_parts(panel: Panel, outcomes: Outcomes) -> Panel:
+    """A task with the parts and controls of each score, as means over seeds."""
+    scores = []
     for score in panel.scores:
-        results = [run.tasks[panel.name] for run in outcomes[score.contender]]
-        parts = {name: float(np.mean([each.parts[name] for each in results])) for name in results[0].parts}
+        results = [run.tasks[panel.name] for run in outcomes[score.model]]
+        parts = {name: fmean(each.parts[name] for each in results) for name in results[0].parts}
         controls = {name: float(np.mean([each.controls[name] for each in results])) for name in results[0].controls}
         scores.append(replace(score, parts=parts, controls=controls))
     return replace(panel, scores=tuple(scores))
 
 
-def _contender(
-    plan: Plan, number: int, outcomes: dict[str, list[Outcome]], tried: dict[str, list[Trial]]
-) -> ContenderResult:
-    each = plan.contenders[number]
-    runs = outcomes[each.name]
+def _trained(plan: Plan, model: ComparedModel, runs: Sequence[Outcome], trials: Sequence[Trial]) -> ComparedModel:
+    """A model with what came out of its runs."""
+    text = plan.text.training
     spent = [run.allowance for run in runs if run.allowance is not None]
-    size = parameters(each.config)
-    steps = round(float(np.mean([one.steps for one in spent]))) if spent else 0
-    tokens = round(float(np.mean([one.tokens for one in spent]))) if spent else 0
-    seconds = float(np.mean([run.seconds for run in runs]))
-    text = plan.text
-    return ContenderResult(
-        name=each.name,
-        spec=each.spec,
-        config=json.loads(json.dumps(each.config.to_dict())),
-        objective=each.objective or _OBJECTIVES[objective_of(each.config)],
-        parameters=size,
-        parameters_outside_embeddings=parameters_outside_embeddings(each.config),
-        flops_per_token=flops_per_token(each.config, text.window),
-        steps=steps,
+    tokens = round(fmean(each.tokens for each in spent)) if spent else 0
+    seconds = fmean(run.seconds for run in runs)
+    return replace(
+        model,
+        learning_rate=runs[0].learning_rate or 0.0,
+        trials=tuple(trials),
+        steps=round(fmean(each.steps for each in spent)) if spent else 0,
         tokens=tokens,
-        flops=float(np.mean([one.flops for one in spent])) if spent else 0.0,
-        bytes=round(tokens * text.training.header.bytes / max(1, len(text.training))),
-        order_digest=tuple(one.digest for one in spent),
+        flops=fmean(each.flops for each in spent) if spent else 0.0,
+        bytes=round(tokens * text.header.bytes / max(1, len(text))),
+        order_digest=tuple(each.digest for each in spent),
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
-        memory_bytes=_BYTES_A_PARAMETER * size,
-        cache_bytes_per_token=cache_bytes_per_token(each.config),
-        learning_rate=runs[0].learning_rate or 0.0,
-        trials=tuple(tried[each.name]),
-        notes=each.notes,
         runs=tuple(run.directory for run in runs),
         curves=tuple(run.curve for run in runs if run.curve is not None),
         samples=runs[0].samples,
@@ -182,6 +149,7 @@ def _contender(
 def _setup(plan: Plan, seconds: float) -> Setup:
     text, request = plan.text, plan.request
     training, held_out = text.training.header, text.held_out.header
+    size = "flops_per_token" if request.match == "flops" else "parameters_outside_embeddings"
     return Setup(
         data=request.data,
         training_bytes=training.bytes,
@@ -195,10 +163,10 @@ def _setup(plan: Plan, seconds: float) -> Setup:
         window=text.window,
         batch_size=request.batch_size,
         match=request.match,
-        matched=plan.matched,
+        matched={each.name: float(getattr(each, size)) for each in plan.models},
         budget=request.budget.kind,
         amount=request.budget.amount,
-        seeds=seeds_of(plan),
+        seeds=plan.seeds,
         tuned=request.tune,
         machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         seconds=seconds,

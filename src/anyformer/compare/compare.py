@@ -13,12 +13,9 @@ from pathlib import Path
 import torch
 
 from anyformer import atomic
-from anyformer.compare import jobs
 from anyformer.compare.assemble import assemble
-from anyformer.compare.budget import flops_per_token
-from anyformer.compare.experiment import RESULT, Plan, default_folder, make_plan, seeds_of, stored_plan
-from anyformer.compare.jobs import Job
-from anyformer.compare.matching import parameters_outside_embeddings
+from anyformer.compare.experiment import RESULT, Plan, default_folder, make_plan, stored_plan
+from anyformer.compare.jobs import Job, StoppedError, all_jobs, run_job
 from anyformer.compare.page import PAGE, write_page
 from anyformer.compare.request import BATCH_SIZE, CONTEXT, SEEDS, Request, budget_of
 from anyformer.compare.result import Comparison
@@ -32,14 +29,14 @@ from anyformer.processes import InlineExecutor, ProcessExecutor
 
 Say = Callable[[str], None]
 _WAIT = 0.5
-"""Seconds until a job is asked for again that another command works on."""
+"""Seconds until a job is submitted again that another command works on."""
 _MOST_PROCESSES = 1024
 _INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
 
 def compare(
-    contenders: Sequence[str],
+    models: Sequence[str],
     *,
     data: Data = (),
     out: str | os.PathLike[str] | None = None,
@@ -66,13 +63,13 @@ def compare(
     What is finished in `out` is not done again, so a comparison that was stopped goes on by the same call.
 
     Args:
-        contenders: presets, families (which are scaled down), config files, or finished runs, with fields changed:
+        models: presets, families (which are scaled down), config files, or finished runs, with fields changed:
             ``["gpt2", "llama:norm.kind=layer", "runs/llama-nano-1"]``.
         data: files, folders and globs of text, or rows, as `anyformer.finetune` takes them; empty: the standard library
             of Python.
         out: the folder to keep it in; None: one in ``comparisons``, the same for the same arguments.
-        vary: fields of a single contender and their values, such as ``["norm.kind=layer,rms"]``.
-        tokens, flops, minutes: what each contender may spend on each seed, one of them; None: half a million tokens.
+        vary: fields of a single model and their values, such as ``["norm.kind=layer,rms"]``.
+        tokens, flops, minutes: what each model may spend on each seed, one of them; None: half a million tokens.
         seeds: how many times each is trained.
         match: ``"parameters"`` outside embeddings, ``"flops"`` a token, or ``"none"``.
         tune: try three learning rates each, within the budget.
@@ -91,11 +88,11 @@ def compare(
         All numbers; they are in ``compare.json``, too, and on a page, ``compare.html``.
 
     Raises:
-        UserError: contenders that can't be matched, a budget that is too small for one step, data that is too short,
+        UserError: models that can't be matched, a budget that is too small for one step, data that is too short,
             an unknown field, runs with different tokenizers or none, and what training raises.
     """
     request = Request(
-        contenders=tuple(contenders),
+        models=tuple(models),
         vary=(vary,) if isinstance(vary, str) else tuple(vary),
         data=kept_paths(data, Cache),
         field=field,
@@ -134,7 +131,7 @@ def work(
 
     Raises:
         UserError: as `compare`.
-        jobs.StoppedError: a signal ended a run.
+        StoppedError: a signal ended a run.
     """
     begun = time.monotonic()
     if not 1 <= processes <= _MOST_PROCESSES:
@@ -150,19 +147,17 @@ def work(
     plan = make_plan(request, out)
     for line in introduction(plan):
         say(line)
-    everything = jobs.all_jobs(plan)
-    for job in everything:
-        if job.contender.directory is None and not jobs.is_done(plan, job) and job.seed == 0:
-            jobs.allow_job(plan, job)  # raises before anything is trained
     stored_plan.cache_clear()
-    threads = max(1, torch.get_num_threads() // processes)
-    own = InlineExecutor() if processes == 1 else ProcessExecutor(processes, threads)
+    own = (
+        ProcessExecutor(processes, max(1, torch.get_num_threads() // processes)) if processes > 1 else InlineExecutor()
+    )
     with own if executor is None else nullcontext(executor) as chosen:
-        left = [job for job in everything if not jobs.is_done(plan, job)]
-        progress = _Progress(len(everything), len(everything) - len(left), say, working, processes)
+        jobs = all_jobs(plan)
+        left = [job for job in jobs if not job.file.exists()]
+        progress = _Progress(len(jobs), len(jobs) - len(left), say, working, processes)
         # Learning rates are tried before the runs that take the best of them.
         for wave in ([job for job in left if job.rate is not None], [job for job in left if job.rate is None]):
-            _work(plan, wave, chosen, len(wave) if executor else processes, progress)
+            _work(wave, chosen, len(wave) if executor else processes, progress)
     working("drawing the page")
     comparison = assemble(plan, time.monotonic() - begun)
     comparison.write(out / RESULT)
@@ -183,32 +178,32 @@ class _Progress:
     """Durations of the jobs that were done."""
 
     def begin(self, job: Job, running: int) -> None:
-        number = self.done + running + 1
-        self.working(f"{_name(job)} ({number} of {self.total}){self._rest()}")
+        self.working(f"{_name(job)} ({self.done + running + 1} of {self.total}){self._rest()}")
 
-    def end(self, job: Job, seconds: float, loss: float | None) -> None:
+    def end(self, job: Job, seconds: float) -> None:
         self.done += 1
         self.seconds.append(seconds)
-        found = "" if loss is None else f"validation loss {loss:.4f}, "
-        self.say(f"{self.done:>3}/{self.total:<3}    {_name(job)}: {found}{seconds:.0f} s{self._rest()}")
+        loss = job.read().validation_loss
+        shown = "" if loss is None else f"validation loss {loss:.4f}, "
+        self.say(f"{self.done:>3}/{self.total:<3}    {_name(job)}: {shown}{seconds:.0f} s{self._rest()}")
 
     def _rest(self) -> str:
-        """How long the other jobs may take."""
+        """The time that the other jobs may take."""
         left = self.total - self.done
         if not (self.seconds and left):
             return ""
         return f", about {clock(statistics.mean(self.seconds) * left / self.processes)} left"
 
 
-def _work(plan: Plan, wave: Sequence[Job], executor: Executor, most: int, progress: _Progress) -> None:
-    """Have jobs done, at most so many at a time; what another command works on is asked for again."""
+def _work(wave: Sequence[Job], executor: Executor, most: int, progress: _Progress) -> None:
+    """Have jobs done, at most so many at a time; one that another command works on is submitted again."""
     left, running = deque(wave), dict[Future[float | None], Job]()
     try:
         while left or running:
             if left and len(running) < most:
                 job = left.popleft()
                 progress.begin(job, len(running))
-                running[executor.submit(jobs.run_job, str(plan.out), job.name)] = job
+                running[executor.submit(run_job, str(job.plan.out), job.name)] = job
                 continue
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job, seconds = running.pop(future), future.result()
@@ -216,30 +211,29 @@ def _work(plan: Plan, wave: Sequence[Job], executor: Executor, most: int, progre
                     left.append(job)
                     time.sleep(_WAIT)
                 else:
-                    progress.end(job, seconds, jobs.read(plan, job).validation_loss)
+                    progress.end(job, seconds)
     except KeyboardInterrupt:
-        raise jobs.StoppedError(_INTERRUPTED) from None
+        raise StoppedError(_INTERRUPTED) from None
     except ChildProcessError as error:
         raise UserError(f"The comparison stopped: {error}. The same command goes on with it.") from error
 
 
 def _name(job: Job) -> str:
-    return f"{job.contender.name}, " + (f"seed {job.seed}" if job.rate is None else f"learning rate {job.rate:.2g}")
+    return f"{job.model.name}, " + (f"seed {job.seed}" if job.rate is None else f"learning rate {job.rate:.2g}")
 
 
 def introduction(plan: Plan) -> list[str]:
     """Lines on what is going to be done."""
-    text, request, count = plan.text, plan.request, seeds_of(plan)
+    text, request = plan.text, plan.request
     lines = [
         f"data       {len(text.training):,} tokens to train on, {len(text.held_out):,} held out; "
         f"a vocabulary of {text.tokenizer.vocab_size:,}",
-        f"budget     {request.budget} for each of {count} seed{'s' * (count != 1)}",
+        f"budget     {request.budget} for each of {plan.seeds} seed{'s' * (plan.seeds != 1)}",
         f"batches    {request.batch_size} windows of {text.window} tokens",
         f"folder     {plan.out}",
     ]
-    for each in plan.contenders:
-        size = parameters_outside_embeddings(each.config)
-        cost = flops_per_token(each.config, text.window)
-        lines.append(f"contender  {each.name}: {size:,} parameters outside embeddings, {cost:,.0f} FLOPs a token")
+    for each in plan.models:
+        size, cost = each.parameters_outside_embeddings, each.flops_per_token
+        lines.append(f"model      {each.name}: {size:,} parameters outside embeddings, {cost:,.0f} FLOPs a token")
         lines += [f"           {note}" for note in each.notes]
     return lines

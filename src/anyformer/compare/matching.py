@@ -1,4 +1,4 @@
-"""Sizes of contenders, made equal.
+"""Sizes of models, made equal.
 
 Depth and width decide most at budgets of minutes (2606.05186), so they are the same for all, and what is made to fit is
 the inner width of the feed-forward blocks. An encoder-decoder has two stacks:
@@ -10,53 +10,19 @@ the inner width of the feed-forward blocks. An encoder-decoder has two stacks:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from anyformer.blocks.stack import Stack
+from anyformer.compare.result import ComparedModel
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import ALIASES, FAMILIES
 from anyformer.model import skeleton
 from anyformer.schema import differences
 from anyformer.spec import read_config
-from anyformer.training.config import default_learning_rate
-
-_LEAST, _MOST = 1e-5, 1e9
-"""Seconds of a step; a learning rate is at most as large."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A model that is to be trained for a comparison, or was trained already.
-
-    Attributes:
-        name: Short, and of no other candidate.
-        spec: Its specification, as it was given (see `anyformer.spec`).
-        config: Config of the model.
-        learning_rate: The default for it.
-        directory: Directory of a model that is there already; None: it is trained.
-        objective: Training objective of that one; None: not known.
-        seconds: Duration of a step on this machine, where the budget is in minutes.
-        notes: Changes that were made to match sizes, a sentence each.
-    """
-
-    name: str
-    spec: str
-    config: ModelConfig
-    learning_rate: float
-    directory: Path | None = None
-    objective: str | None = None
-    seconds: float | None = None
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not (0 < self.learning_rate <= _MOST and (self.seconds is None or _LEAST < self.seconds <= _MOST)):
-            raise UserError("learning_rate and seconds want positive numbers.")
-
 
 D_MODEL, BLOCKS, HEADS = 128, 4, 4
 """The size of llama-nano, which learns something in minutes on two cores."""
@@ -68,35 +34,25 @@ MEASURES = ("parameters", "flops", "none")
 Size = Callable[[ModelConfig], float]
 
 
-def candidates(specs: Sequence[str], match: str) -> list[Candidate]:
-    """The models that are named. Families get the size of the first that has one, or else of `llama-nano`.
-
-    Raises:
-        UserError: as `read_config`; a name given twice.
-    """
-    found = [read_config(spec) for spec in specs]
-    sized = next((each.config for each in found if not _is_family(each.name)), None)
-    made: list[Candidate] = []
-    for each, name in zip(found, _names([each.name for each in found]), strict=True):
+def read_models(specs: Sequence[str], match: str) -> list[ComparedModel]:
+    """Read models as `read_config` does. Families get the size of the first that has one, or else of `llama-nano`."""
+    read = [read_config(spec) for spec in specs]
+    sized = next((each.config for each in read if not _is_family(each.spec)), None)
+    models: list[ComparedModel] = []
+    for each, name in zip(read, _names(specs), strict=True):
         config, notes = each.config, ()
-        if _is_family(each.name):
-            base = read_config(each.name.partition(":")[0]).config
+        if _is_family(each.spec):
+            base = read_config(each.spec.partition(":")[0]).config
             small, notes = scaled(base, sized, match)
             config = small.replace(**{field: value for field, (_, value) in differences(base, config, "")})
-        rate = default_learning_rate(config)
-        made.append(
-            Candidate(
-                name=name, spec=each.name, config=config, learning_rate=rate, directory=each.directory, notes=notes
-            )
-        )
-    return made
+        models.append(ComparedModel(each.spec, config, each.directory, name=name, notes=notes))
+    return models
 
 
 def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[ModelConfig, tuple[str, ...]]:
     """A family at the size of another model: everything but sizes, dropout and what belongs to long texts stays.
 
     Args:
-        config: a preset of the family.
         like: has d_model, heads and blocks; None: the default size.
         match: decides on the blocks of encoder-decoders, see above.
 
@@ -106,17 +62,17 @@ def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[M
     d_model = D_MODEL if like is None else like.d_model
     heads = HEADS if like is None else (like.decoder_attention or like.attention).heads
     blocks = BLOCKS if like is None else depth(like, match)
-    layers = {"encoder_layers": blocks if config.encoder_layers else 0, "decoder_layers": 0}
-    layers["decoder_layers"] = blocks if config.decoder_layers else 0
+    layers = (blocks if config.encoder_layers else 0, blocks if config.decoder_layers else 0)
     if config.is_encoder_decoder and match != "flops":
-        layers = {"encoder_layers": math.ceil(blocks / 2), "decoder_layers": max(1, blocks // 2)}
+        layers = (math.ceil(blocks / 2), max(1, blocks // 2))
     shrink = d_model / config.d_model
     spread = config.init.std / math.sqrt(shrink) if config.init.kind != "t5" else d_model**-0.5
     changes: dict[str, Any] = {
         "d_model": d_model,
         "dropout": 0.0,
         "embedding.dropout": 0.0,
-        **layers,
+        "encoder_layers": layers[0],
+        "decoder_layers": layers[1],
         "position.scaling": None,
         "position.theta": min(config.position.theta, 10_000.0),
         "init.std": spread,
@@ -140,7 +96,7 @@ def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[M
 
 
 def _attention(attention: AttentionConfig, heads: int, d_model: int) -> AttentionConfig:
-    """With other heads, of which about the same share has keys and values."""
+    """Attention with other heads, of which about the same share has keys and values."""
     groups = round(attention.heads / (attention.kv_heads or attention.heads))
     fitting = [count for count in range(1, heads + 1) if heads % count == 0]
     shared = min(fitting, key=lambda count: abs(math.log(heads / count / groups)))
@@ -149,51 +105,43 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
     return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0, window_from=0)
 
 
-def matched(found: Sequence[Candidate], size: Size, what: str) -> list[Candidate]:
-    """Contenders of the same size, within 5%.
-
-    The size is that of the first one that is compared as it is, or else of the first one.
-
-    Args:
-        size: of a model.
-        what: the size's name, for people.
+def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:
+    """Models of the same size, within 5%: that of the first one that is compared as it is, or else of the first one.
 
     Raises:
-        UserError: one can't be matched.
+        UserError: one can't be matched; `what` is the size's name, for people.
     """
-    like = next((entry for entry in found if _is_fixed(entry)), found[0])
+    like = next((model for model in models if _is_fixed(model)), models[0])
     target = size(like.config)
-    return [entry if entry is like else _fitted(entry, like, target, size, what) for entry in found]
+    return [model if model is like else _matched(model, like, target, size, what) for model in models]
 
 
-def _fitted(entry: Candidate, like: Candidate, target: float, size: Size, what: str) -> Candidate:
-    own = size(entry.config)
-    if abs(own / target - 1) <= 0.001:
-        return entry
-    if _is_fixed(entry):
-        if abs(own / target - 1) <= TOLERANCE:
-            return entry
+def _matched(model: ComparedModel, like: ComparedModel, target: float, size: Size, what: str) -> ComparedModel:
+    own = size(model.config)
+    if abs(own / target - 1) <= (TOLERANCE if _is_fixed(model) else 0.001):
+        return model
+    if _is_fixed(model):
         raise UserError(
-            f"{entry.spec} has {own:,.0f} {what} and {like.spec} has {target:,.0f}, and neither is to be changed: "
+            f"{model.spec} has {own:,.0f} {what} and {like.spec} has {target:,.0f}, and neither is to be changed: "
             "compare models of one size, or give --match none."
         )
-    width = entry.config.feed_forward.width
-    slope = (size(with_width(entry.config, width + 64)) - own) / 64
-    wanted = round(width + (target - own) / slope)
-    wanted = min(max(wanted, _LEAST_WIDTH), _WIDEST * entry.config.d_model)
-    made = with_width(entry.config, wanted)
-    if abs(size(made) / target - 1) > TOLERANCE:
+    width = model.config.feed_forward.width
+    slope = (size(with_width(model.config, width + 64)) - own) / 64
+    fitting = round(width + (target - own) / slope)
+    fitting = min(max(fitting, _LEAST_WIDTH), _WIDEST * model.config.d_model)
+    config = with_width(model.config, fitting)
+    if abs(size(config) / target - 1) > TOLERANCE:
         raise UserError(
-            f"{entry.spec} can't be matched with {like.spec}, which has {target:,.0f} {what}: with the nearest width "
-            f"of its feed-forward blocks it has {size(made):,.0f}. Name families (gpt2, llama, bert), which are "
+            f"{model.spec} can't be matched with {like.spec}, which has {target:,.0f} {what}: with the nearest width "
+            f"of its feed-forward blocks it has {size(config):,.0f}. Name families (gpt2, llama, bert), which are "
             "scaled, or give --match none."
         )
-    note = f"feed_forward.width {width} -> {wanted}, to have as many {what} as {like.spec}"
-    return replace(entry, config=made, notes=(*entry.notes, note))
+    note = f"feed_forward.width {width} -> {fitting}, to have as many {what} as {like.spec}"
+    return replace(model, config=config, notes=(*model.notes, note))
 
 
 def with_width(config: ModelConfig, width: int) -> ModelConfig:
-    """The model with another inner width of its feed-forward blocks; a decoder's own keeps its proportion."""
+    """A model with another inner width of its feed-forward blocks; a decoder's own keeps its proportion."""
     made = config.replace(feed_forward={"width": width})
     if config.decoder_feed_forward is None:
         return made
@@ -232,15 +180,15 @@ def _blocks(config: ModelConfig) -> str:
 
 
 def _is_family(spec: str) -> bool:
-    """Whether it names a family without a size."""
+    """Whether a specification names a family without a size."""
     name = spec.partition(":")[0]
     return name in ALIASES or name in FAMILIES
 
 
-def _is_fixed(candidate: Candidate) -> bool:
+def _is_fixed(model: ComparedModel) -> bool:
     """Whether a model is compared as it is: a file's or a run's."""
-    spec = candidate.spec
-    return candidate.directory is not None or "/" in spec or spec.endswith((".json", ".yaml", ".yml", ".gguf"))
+    spec = model.spec
+    return model.directory is not None or "/" in spec or spec.endswith((".json", ".yaml", ".yml", ".gguf"))
 
 
 def _names(specs: Sequence[str]) -> list[str]:

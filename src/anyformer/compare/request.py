@@ -1,43 +1,45 @@
-"""The request for a comparison."""
+"""The request for a comparison, and its budget."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
-from anyformer.compare.budget import Budget
 from anyformer.compare.matching import MEASURES
 from anyformer.errors import UserError, nearest
 from anyformer.schema import flag
 
-CONTEXT, BATCH_SIZE, SEEDS, TOKENS = 128, 8, 3, 500_000
-BUDGET = Budget("tokens", TOKENS)
+CONTEXT, BATCH_SIZE, SEEDS = 128, 8, 3
 _LEAST_CONTEXT, _MOST = 16, 1 << 20
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget of each model and seed: an amount of tokens of text, or of flops or minutes of training."""
+
+    kind: str
+    amount: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.amount:,.6g} {'FLOPs' if self.kind == 'flops' else self.kind}"
+
+    def share(self, share: float) -> "Budget":
+        """A part of it."""
+        return replace(self, amount=self.amount * share)
+
+
+BUDGET = Budget("tokens", 500_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The contenders, and what they share.
-
-    Attributes:
-        contenders: as `read_config` takes them; with `vary` a single one.
-        vary: fields and their values, such as norm.kind=layer,rms.
-        data, field: the text; empty: the standard library of Python.
-        tokenizer: kind and size of the one that is trained; None: bpe, of a size that suits the text.
-        match: parameters, flops or none.
-        budget: what each contender may spend on each seed.
-        seeds: how many.
-        tune: whether three learning rates are tried, within the budget.
-        context, batch_size: of each batch, in tokens and in rows.
-        tasks: whether the common tasks are done.
-        classify: texts with labels for the classifier among them; empty: the text itself.
-        device, dtype: of training; None: the fastest.
+    """The models that are to be compared, as `read_config` takes them, and what they share: see `compare`.
 
     Raises:
         UserError: a value that makes no sense.
     """
 
-    contenders: tuple[str, ...]
+    models: tuple[str, ...]
     vary: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     field: str = "text"
@@ -62,44 +64,31 @@ class Request:
             value = getattr(self, name)
             if not least <= value <= _MOST:
                 raise UserError(f"{flag(name)} {value} must lie between {least} and {_MOST:,}.")
-        if not self.contenders:
+        if not self.models:
             raise UserError("There is nothing to compare: name two models, such as gpt2 and llama.")
         if self.classify and not self.tasks:
             raise UserError("--classify is for the tasks, and --no-tasks leaves them out: give one of them.")
-        if self.vary and len(self.contenders) > 1:
-            raise UserError(f"--vary changes one model, and there are {len(self.contenders)}: name one of them.")
-        if len(self.contenders) == 1 and not self.vary:
+        if self.vary and len(self.models) > 1:
+            raise UserError(f"--vary changes one model, and there are {len(self.models)}: name one of them.")
+        if len(self.models) == 1 and not self.vary:
             raise UserError(
-                f"There is nothing to compare {self.contenders[0]} with: name another model, or --vary one of its "
-                "fields."
+                f"There is nothing to compare {self.models[0]} with: name another model, or --vary one of its fields."
             )
-
-    def arguments(self, out: str) -> list[str]:
-        """The arguments of the command that asks for the same."""
-        given = [*self.contenders, "--out", out]
-        for name in ("vary", "data", "classify"):
-            if values := getattr(self, name):
-                given += [f"--{name}", *values]
-        given += [f"--{self.budget.kind}", f"{self.budget.amount:.17g}".removesuffix(".0")]
-        defaults = {each.name: each.default for each in fields(Request)}
-        for name in ("field", "tokenizer", "match", "seeds", "context", "batch_size", "device", "dtype"):
-            if (value := getattr(self, name)) != defaults[name]:
-                given += [flag(name), str(value)]
-        return given + ["--tune"] * self.tune + ["--no-tasks"] * (not self.tasks)
 
     def command(self, out: str) -> str:
         """The command that asks for the comparison, for a shell."""
-        return f"anyformer compare {shlex.join(self.arguments(out))}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For plan.json."""
-        values = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        words = ["anyformer compare", shlex.join([*self.models, "--out", out])]
+        words.append(flag(self.budget.kind, f"{self.budget.amount:.17g}"))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in ("models", "budget", "tasks") and value != each.default:
+                words.append(flag(each.name, value))
+        return " ".join([*words, *(["--no-tasks"] if not self.tasks else [])])
 
 
 def budget_of(amounts: Mapping[str, float | None]) -> Budget:
     """The one budget that is given; half a million tokens without any. Raises UserError for two."""
-    given: Sequence[tuple[str, float]] = [(kind, value) for kind, value in amounts.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(f"A budget is of one kind: give --{given[0][0]} or --{given[1][0]}, not both.")
-    return Budget(*given[0]) if given else BUDGET
+    budgets = [Budget(kind, amount) for kind, amount in amounts.items() if amount is not None]
+    if len(budgets) > 1:
+        raise UserError(f"A budget is of one kind: give --{budgets[0].kind} or --{budgets[1].kind}, not both.")
+    return budgets[0] if budgets else BUDGET

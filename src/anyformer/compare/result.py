@@ -2,18 +2,18 @@
 
 ::
 
-    version       1
-    title         the contenders, for people
+    version       2
+    title         the models, for people
     repeat        the command that repeats it
-    setup         what all contenders have in common, see `Setup`
-    contenders    one object each, see `ContenderResult`: config, size, costs, curves, samples
+    setup         what all models have in common, see `Setup`
+    models        one object each, see `ComparedModel`: config, size, costs, curves, samples
     groups        numbers that may stand beside each other, see `Panel`
     tasks         likewise, of tasks that every family can do; `chance` is the score of guessing
     verdicts      one object for each two members of a panel, see `Verdict`; a is the one whose number is the better
     ablation      what each change is worth, see `Ablation`; null unless fields were varied
 
 Numbers of different panels do not compare. Losses are in nats, intervals cover 95%, seconds are of the training loop,
-FLOPs count a multiply-add as two. A name in `a`, `b` and `contender` is the `name` of one of the contenders.
+FLOPs count a multiply-add as two. A name in `a`, `b` and `model` is the `name` of one of the models.
 """
 
 import json
@@ -28,8 +28,9 @@ from anyformer.errors import UserError
 from anyformer.limits import read_object
 from anyformer.one_line import OneLine
 from anyformer.schema import make, to_plain
+from anyformer.spec import SpecifiedModel
 
-VERSION = 1
+VERSION = 2
 BETTER = "better"
 WORSE = "worse"
 UNDECIDED = "not distinguishable at this budget"
@@ -43,10 +44,9 @@ class Point:
 
     Attributes:
         tokens: of text that were read, the same for every family at the same step.
-        flops: of training until then.
-        seconds: of training until then, without evaluations and checkpoints.
+        flops, seconds: of training until then, without evaluations and checkpoints.
         training_loss: mean since the point before; None at step 0.
-        validation_loss: of its objective, in nats a prediction.
+        validation_loss: in nats a prediction.
         bits_per_byte: of the validation text; None unless the model predicts every byte.
     """
 
@@ -106,54 +106,49 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ContenderResult(OneLine):
-    """One of the models that are compared.
+class ComparedModel(OneLine, SpecifiedModel):
+    """One of the models of a comparison: first its plan, and, once it is trained, what came out.
 
     Attributes:
-        name: short, and of no other contender.
-        spec: as it was given.
-        config: of the model that was trained, as `ModelConfig.to_dict` has it, tuples as lists.
-        objective: what it was trained to do, for people.
-        parameters: of one model, all of them.
+        directory: of a model that was there already; None: it is trained.
+        name: short, and of no other model.
+        objective: what it is trained to do, for people.
+        notes: what was changed to match sizes, and what else is to be known.
         parameters_outside_embeddings: without the tables of tokens and positions, and without an output matrix of the
             size of the vocabulary.
         flops_per_token: of a training step, for each token of text.
-        steps, tokens, flops: of one run; tokens are those of text.
-        bytes: of text in UTF-8 that one run read.
-        order_digest: SHA-256 of the token ids of all batches in order, by seed.
-        seconds: of training, the mean over seeds. Runs do not take turns, so other programs on the machine can make
-            one model look slower than another.
-        tokens_per_second: likewise.
         memory_bytes: of weights, gradients and the optimizer's state.
         cache_bytes_per_token: keys and values of a token while text is generated, at two bytes a number; 0: none.
-        learning_rate: the peak.
+        seconds_per_step: of training on this machine, where the budget is in minutes.
+        learning_rate: the peak; 0 of a model that was there already.
         trials: the learning rates that were tried before.
-        notes: what was changed to match sizes, and what else is to be known.
+        steps, tokens, flops, bytes: of one run; tokens and bytes (in UTF-8) are those of the text that it read.
+        order_digest: SHA-256 of the token ids of all batches in order, by seed.
+        seconds, tokens_per_second: of training, the mean over seeds. Runs do not take turns, so other programs on the
+            machine can make one model look slower than another.
         runs: run directories, by seed, relative to compare.json.
-        curves: by seed.
     """
 
     shown: ClassVar = ("name", "objective", "parameters", "steps", "learning_rate")
 
     name: str
-    spec: str
-    config: dict[str, Any]
-    objective: str
-    parameters: int
-    parameters_outside_embeddings: int
-    flops_per_token: float
-    steps: int
-    tokens: int
-    flops: float
-    bytes: int
-    order_digest: tuple[str, ...]
-    seconds: float
-    tokens_per_second: float
-    memory_bytes: int
-    cache_bytes_per_token: int
-    learning_rate: float
-    trials: tuple[Trial, ...] = ()
+    objective: str = ""
     notes: tuple[str, ...] = ()
+    parameters: int = 0
+    parameters_outside_embeddings: int = 0
+    flops_per_token: float = 0.0
+    memory_bytes: int = 0
+    cache_bytes_per_token: int = 0
+    seconds_per_step: float | None = None
+    learning_rate: float = 0.0
+    trials: tuple[Trial, ...] = ()
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    bytes: int = 0
+    order_digest: tuple[str, ...] = ()
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
     runs: tuple[str, ...] = ()
     curves: tuple[Curve, ...] = ()
     samples: tuple[Sample, ...] = ()
@@ -162,7 +157,7 @@ class ContenderResult(OneLine):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The number of a contender in a panel.
+    """The number of a model in a panel.
 
     Attributes:
         value: the mean over seeds.
@@ -172,7 +167,7 @@ class Score:
         controls: what simpler models reach, by name.
     """
 
-    contender: str
+    model: str
     value: float
     interval: tuple[float, float]
     seeds: tuple[float, ...]
@@ -185,15 +180,13 @@ class Panel(OneLine):
     """Numbers of the same thing, which compare.
 
     Attributes:
-        name: such as next_byte.
-        title: for people.
+        name, title: such as next_byte, and for people.
         measure: what the numbers are, such as bits per byte.
-        lower_is_better: whether a small number is a good one.
         note: what is to be known when it is read.
         pieces: held-out pieces, or items, that each number is of.
         chance: what guessing reaches, of tasks.
         scores: the best first.
-        left_out: why a contender is not in it, by its name.
+        left_out: why a model is not in it, by its name.
         no_verdict: why its differences have no verdict, a clause; None: they have.
     """
 
@@ -215,9 +208,8 @@ class Difference:
 
     Attributes:
         panel: the name of the group or task.
-        measure: what is compared.
         difference: the first number less the second.
-        interval: of the difference, for this one alone.
+        interval: of this difference alone.
         p: the share of resamples in which the difference has another sign, twice.
         p_corrected: the same after Holm's correction for the number of differences of the panel.
         verdict: "better" or "worse", that is the first than the second, or "not distinguishable at this budget"; "no
@@ -235,7 +227,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Difference):
-    """Whether one contender is better than another.
+    """Whether one model is better than another.
 
     Attributes:
         a: the one whose number is the better, so that the verdict is never "worse".
@@ -253,13 +245,7 @@ class Verdict(Difference):
 
 @dataclass(frozen=True, kw_only=True)
 class Effect(Difference):
-    """The main effect of a value of a field: the mean over all combinations of the other fields.
-
-    Attributes:
-        field: dotted, such as norm.kind.
-        value: the one that it is changed to, whose number is the first.
-        baseline: the first one of the field.
-    """
+    """The main effect of a change of a field from `baseline` to `value`: the mean over all values of other fields."""
 
     field: str
     value: str
@@ -271,10 +257,10 @@ class Ablation:
     """A grid of changes to one model.
 
     Attributes:
-        base: what is changed, as it was given.
-        factors: the values of each field.
-        grid: the values of each contender, by its name.
-        effects: one for each value but the first of each field.
+        base: the model that is changed, as it was given.
+        factors: the values of each field, the baseline first.
+        grid: the values of each model, by its name.
+        effects: one for each value but the baseline.
     """
 
     base: str
@@ -285,23 +271,17 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Settings that all candidates have in common.
+    """Settings that all models have in common.
 
     Attributes:
         data: as it was given; empty: the standard library of Python.
         training_bytes, held_out_bytes: of text in UTF-8.
-        training_tokens, held_out_tokens: of the same.
         data_digest: SHA-256 of the token ids of the training share.
         tokenizer: its kind and size.
-        vocab_size: its tokens.
         context: tokens that a model reads at a time, those around a text among them.
         window: tokens of text in a row of a batch.
-        batch_size: rows of a batch.
-        match: parameters, flops or none.
-        matched: what each contender has of that.
-        budget: tokens, flops or minutes.
-        amount: so many of these for each contender and seed.
-        seeds: how many.
+        match, matched: parameters, flops or none, and what each model has of that.
+        budget, amount: tokens, flops or minutes, and so many of these for each model and seed.
         tuned: whether learning rates were tried.
         machine: processor, number of cores and version of torch.
         seconds: of the whole comparison, so far as it was run at once.
@@ -330,34 +310,43 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison(OneLine):
-    """All that a comparison found."""
+    """The result of a comparison."""
 
-    shown: ClassVar = ("title", "contenders", "groups", "tasks", "verdicts")
+    shown: ClassVar = ("title", "models", "groups", "tasks", "verdicts")
 
     title: str
     repeat: str
     setup: Setup
-    contenders: tuple[ContenderResult, ...]
+    models: tuple[ComparedModel, ...]
     groups: tuple[Panel, ...]
     tasks: tuple[Panel, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     ablation: Ablation | None = None
     version: int = VERSION
 
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Groups and tasks."""
+        return self.groups + self.tasks
+
+    def verdicts_of(self, panel: Panel) -> list[Verdict]:
+        """The verdicts on each two members of a panel."""
+        return [each for each in self.verdicts if each.panel == panel.name]
+
     def to_json(self) -> str:
         """The content of compare.json. A number that is not finite becomes null."""
-        return json.dumps(to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(to_plain(self), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
     def write(self, path: Path) -> None:
         """Write compare.json. Raises UserError where the disk refuses."""
         atomic.write(path, self.to_json())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: object = "compare.json") -> "Comparison":
-        """The inverse of `to_json`. Raises UserError for what is of another version, missing or misshapen."""
+    def from_dict(cls, values: Mapping[str, Any], source: object = "compare.json") -> "Comparison":
+        """The inverse of `to_json`. Raises UserError for another version, or anything missing or misshapen."""
         if values.get("version") != VERSION:
-            raise UserError(f"{where} is not of this version of anyformer: run the comparison again.")
-        return make(cls, values, f"{where}: ", nulls=True)
+            raise UserError(f"{source} is not of this version of anyformer: run the comparison again.")
+        return make(cls, values, f"{source}: ", nulls=True)
 
     @classmethod
     def read(cls, path: Path) -> "Comparison":

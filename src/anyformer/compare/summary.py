@@ -1,10 +1,10 @@
-"""A comparison in the terminal: the panels, what may be said about them, and what changes are worth."""
+"""A comparison in the terminal: its panels, their verdicts, and the effects of changes."""
 
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from anyformer.compare.result import BETTER, ONE_SEED, WORSE, Comparison, Difference, Panel, Verdict
+from anyformer.compare.result import BETTER, ONE_SEED, WORSE, Ablation, Comparison, Difference, Panel, Verdict
 from anyformer.console import Console
 
 _STYLES = {BETTER: "green", WORSE: "red"}
@@ -13,11 +13,11 @@ _DIFFERENCE = ("difference", "95% interval", "verdict")
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the numbers of each panel, with its verdicts; and the effects of an ablation."""
-    for panel in (*comparison.groups, *comparison.tasks):
+    for panel in comparison.panels:
         if panel.scores:
-            _panel(console, panel, [each for each in comparison.verdicts if each.panel == panel.name])
+            _panel(console, panel, comparison.verdicts_of(panel))
     if comparison.ablation is not None and comparison.ablation.effects:
-        _effects(console, comparison)
+        _effects(console, comparison, comparison.ablation)
     if comparison.setup.seeds == 1:
         console.print(Text(f"\n{ONE_SEED}"), soft_wrap=True)
 
@@ -30,7 +30,7 @@ def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
             console.print(Text(note, style="dim"), soft_wrap=True)
     table = _table("", panel.measure, "95% interval")
     for score in panel.scores:
-        table.add_row(Text(score.contender), f"{score.value:.4f}", _interval(score.interval))
+        table.add_row(Text(score.model), f"{score.value:.4f}", _interval(score.interval))
     _print(console, table)
     if verdicts:
         table = _table("", *_DIFFERENCE)
@@ -39,15 +39,13 @@ def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
         _print(console, table)
 
 
-def _effects(console: Console, comparison: Comparison) -> None:
-    ablation = comparison.ablation
-    assert ablation is not None
+def _effects(console: Console, comparison: Comparison, ablation: Ablation) -> None:
+    titles = {panel.name: panel.title for panel in comparison.panels}
     console.print(Text("\nWhat each change is worth, the others averaged", style="bold"))
     table = _table("change", "measure", *_DIFFERENCE)
     for each in ablation.effects:
         change = Text(f"{each.field} {each.baseline} -> {each.value}")
-        name = next(p.title for p in (*comparison.groups, *comparison.tasks) if p.name == each.panel)
-        table.add_row(change, f"{name}: {each.measure}", *_cells(each))
+        table.add_row(change, f"{titles[each.panel]}: {each.measure}", *_cells(each))
     _print(console, table)
 
 
@@ -68,7 +66,7 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def _print(console: Console, table: Table) -> None:
-    """As wide as it is where there is no terminal to fold it for."""
+    """Print a table, as wide as it is where there is no terminal to fold it for."""
     if not console.is_terminal:
         options = console.options.update(max_width=10_000)
         console.width = max(console.width, Measurement.get(console, options, table).maximum)

@@ -1,25 +1,31 @@
-"""The training of a contender: its config, its recipe, and the time of a step."""
+"""The training of a compared model: its recipe, the time of a step, and the steps that its budget allows."""
 
+import hashlib
 import logging
 import statistics
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from typing_extensions import override
 
+from anyformer.analysis import step_flops
 from anyformer.checkpoint import save
 from anyformer.compare.corpus import SharedText, tokenizer_for
-from anyformer.compare.request import Request
-from anyformer.compare.windows import FromStart, Windows, reading
+from anyformer.compare.request import Budget, Request
+from anyformer.compare.windows import FromStart, Windows, cut, window_objective
 from anyformer.config import ModelConfig
 from anyformer.console import Console
-from anyformer.data.batch import Batch
+from anyformer.data.batch import Batch, Int64
 from anyformer.data.batches import Batches, count_validation_batches, validation_batches
 from anyformer.data.disk_cache import key
+from anyformer.data.masked import PROBABILITY
+from anyformer.data.span_corruption import SpanCorruption
+from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.model import Transformer, build
 from anyformer.training.batcher import Batcher
@@ -31,25 +37,24 @@ from anyformer.training.strategies.group import join
 _ROWS = 16
 _VALIDATION_WINDOWS = 64
 """Windows of the half for curves that are evaluated at each point of a curve."""
+_POINTS, _LINES = 12, 50
+"""Points of a validation curve, and lines of metrics.jsonl."""
+_APART = 10
+"""Steps between two points, at least: each is an evaluation and a checkpoint."""
+_WARM, _ROUNDS = 3, 12
+"""Steps of a calibration that are not timed, and those that are."""
 
 
-def windows(config: ModelConfig, text: SharedText) -> Windows:
-    """Windows as a model of this config reads them. Raises UserError where the tokenizer lacks a token for it."""
-    return Windows(reading(config, text.tokenizer))
+def training_batches(
+    config: ModelConfig, text: SharedText, batch_size: int, seed: int, seen: Callable[[Int64], None] = lambda ids: None
+) -> Batches:
+    """The batches that a model is trained on, of one seed the same windows for all; `seen` is called with them."""
+    windows = Windows(window_objective(config, text.tokenizer), seen)
+    return Batches(text.training.ids, text.context, batch_size, seed, windows)
 
 
-def training_batches(config: ModelConfig, text: SharedText, batch_size: int, seed: int) -> Batches:
-    """The batches that a contender is trained on: of one seed the same windows for all."""
-    return Batches(text.training.ids, text.context, batch_size, seed, windows(config, text))
-
-
-class ContenderTraining(Recipe):
-    """A fresh model on the windows that all contenders read.
-
-    Args:
-        config: of the run.
-        text: shared by all contenders.
-    """
+class WindowTraining(Recipe):
+    """The training of a fresh model on the windows of the text that all models read."""
 
     command = "train"
     config_type = TrainConfig
@@ -59,29 +64,24 @@ class ContenderTraining(Recipe):
         self._config = config.complete()
         self.model_config, self.name = self._config.model, config.preset
         self.tokenizer = tokenizer_for(text.tokenizer, self._config.objective)
-        made = windows(self.model_config, text)
         batches = training_batches(self.model_config, text, self._config.batch_size, config.seed)
+        windows = Windows(window_objective(self.model_config, text.tokenizer))
         # Whole batches of whole windows: nothing is padded, and nothing evaluated twice.
-        count = min(_VALIDATION_WINDOWS, len(text.for_curves) // text.window)
-        rows = min(_ROWS, count)
-        held_out = text.for_curves[: (count - count % rows) * text.window]
-        validation = partial(validation_batches, held_out, text.context, rows, made, config.seed)
-
-        def validation_every(every: int = 1) -> Iterator[Batch]:
-            return validation(every=every)
-
+        windows_held_out = min(_VALIDATION_WINDOWS, len(text.for_curves) // text.window)
+        rows = min(_ROWS, windows_held_out)
+        held_out = text.for_curves[: (windows_held_out - windows_held_out % rows) * text.window]
         size = int(text.bytes_of(held_out[None])[0])
         digest = key(text.training.header.digest, text.held_out.header.digest)
         self.batches = Batcher(
             batches.batch,
-            validation_every,
+            partial(validation_batches, held_out, text.context, rows, windows, config.seed),
             steps_per_epoch=-(-batches.windows_per_epoch // self._config.batch_size),
-            validation_batches=count_validation_batches(len(held_out), text.context, rows, made),
-            validation_size=(len(held_out) + 1, size) if isinstance(made.reading, FromStart) else None,
+            validation_batches=count_validation_batches(len(held_out), text.context, rows, windows),
+            validation_size=(len(held_out) + 1, size) if isinstance(windows.objective, FromStart) else None,
             digest=digest,
             summary=f"tokens     {len(text.training):,} to train on, {len(held_out):,} to validate on",
         )
-        self.fingerprint = key(digest, text.tokenizer.fingerprint, type(made.reading).__name__)
+        self.fingerprint = key(digest, text.tokenizer.fingerprint, type(windows.objective).__name__)
 
     @property
     @override
@@ -98,30 +98,19 @@ class ContenderTraining(Recipe):
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
-        # That no class of Hugging Face's can express a model is no news here, once for each contender and seed.
-        with _quiet(logging.getLogger(save.__module__)):
+        # That no class of Hugging Face's can express a model is no news here, once for each model and seed.
+        log = logging.getLogger(save.__module__)
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
             own = save(model, directory, tokenizer=self.tokenizer) == OWN_FAMILY.model_type
+        finally:
+            log.setLevel(level)
         return "in our own format" if own else "a Hugging Face directory"
 
     @override
     def sample(self, model: Transformer) -> Sample:
-        return Sample((), ())  # what a contender writes is part of what is measured
-
-
-@contextmanager
-def _quiet(log: logging.Logger) -> Generator[None]:
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-_POINTS, _LINES = 12, 50
-"""Points of a validation curve, and lines of metrics.jsonl."""
-_APART = 10
-"""Steps between two points, at least: each is an evaluation and a checkpoint."""
+        return Sample((), ())  # what a model writes is part of what is measured
 
 
 def objective_of(config: ModelConfig) -> str:
@@ -131,71 +120,112 @@ def objective_of(config: ModelConfig) -> str:
     return "span_corruption" if config.is_encoder_decoder else "causal"
 
 
-def run_config(
-    request: Request,
-    config: ModelConfig,
-    label: str,
-    *,
-    steps: int,
-    seed: int = 0,
-    learning_rate: float | None = None,
-    name: str | None = None,
-    runs: Path = Path("runs"),
-    tokenizer: Path | None = None,
-) -> TrainConfig:
-    """How a contender is trained.
-
-    Args:
-        label: what it is called.
-        tokenizer: where the shared one is.
-    """
+def run_config(request: Request, config: ModelConfig, label: str, steps: int, **settings: Any) -> TrainConfig:
+    """Config of the run of a model that is called `label`, with more settings of `TrainConfig`."""
     return TrainConfig(
         preset=label,
         model=config,
         objective=objective_of(config),
         data=request.data,
         field=request.field,
-        tokenizer=None if tokenizer is None else str(tokenizer),
         vocab_size=config.vocab_size,
         max_length=config.max_length,
         context=request.context,
         batch_size=request.batch_size,
         steps=steps,
-        seed=seed,
-        learning_rate=learning_rate,
-        name=name,
-        runs=runs,
         evaluate_every=max(_APART, steps // _POINTS),
         log_every=max(1, steps // _LINES),
         device=request.device,
         dtype=request.dtype,
         compile=False,
+        **settings,
     )
 
 
-_WARM, _ROUNDS = 3, 12
-
-
 def seconds_per_step(configs: Sequence[ModelConfig], text: SharedText, request: Request) -> list[float]:
-    """The median time of a training step of each model; they take turns, so that other work on the machine is fair.
-
-    Raises:
-        UserError: a model can't be trained.
-    """
+    """The median time of a training step of each model; they take turns, so that other work on the machine is fair."""
     group = join(None, request.device)
     strategies = []
     for config in configs:
-        recipe = partial(ContenderTraining, text=text)
-        made = resolve(run_config(request, config, "calibration", steps=_ROUNDS), recipe, group, Console(quiet=True))
+        recipe = partial(WindowTraining, text=text)
+        made = resolve(run_config(request, config, "calibration", _ROUNDS), recipe, group, Console(quiet=True))
         torch.manual_seed(0)
         strategies.append((made, make_strategy(None, made.recipe.build(), made.plan, group)))
-    taken: list[list[float]] = [[] for _ in strategies]
+    durations: list[list[float]] = [[] for _ in strategies]
     for step in range(_WARM + _ROUNDS):
-        for times, (made, strategy) in zip(taken, strategies, strict=True):
+        for times, (made, strategy) in zip(durations, strategies, strict=True):
             begin = time.perf_counter()
             float(strategy.step(step, made.recipe.batches.batch(step), 1e-4).sum())  # reading it waits for its end
             times.append(time.perf_counter() - begin)
     for _, strategy in strategies:
         strategy.close()
     group.close()
-    return [statistics.median(times[_WARM:]) for times in taken]
+    return [statistics.median(times[_WARM:]) for times in durations]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Steps of a run within its budget, all their tokens of text and FLOPs, and SHA-256 of all ids in order."""
+
+    steps: int
+    tokens: int
+    flops: float
+    digest: str
+
+
+def allow(
+    budget: Budget, config: ModelConfig, text: SharedText, batch_size: int, seed: int, seconds: float | None = None
+) -> Allowance:
+    """Count the steps that a budget allows, to the nearest, and what they read. Raises UserError as `require_step`."""
+    require_step(budget, config, text, batch_size, seed, seconds)
+    windows: list[Int64] = []
+    batches = training_batches(config, text, batch_size, seed, windows.append)
+    steps, flops, spent, digest = 0, 0, 0.0, hashlib.sha256()
+    batch = batches.batch(0)
+    while spent + (cost := _cost(budget, config, batch, text, seconds)) / 2 <= budget.amount:
+        digest.update(windows.pop().tobytes())
+        steps, flops, spent = steps + 1, flops + _batch_flops(config, batch), spent + cost
+        batch = batches.batch(steps)
+    return Allowance(steps, steps * batch_size * text.window, flops, digest.hexdigest())
+
+
+def require_step(
+    budget: Budget, config: ModelConfig, text: SharedText, batch_size: int, seed: int, seconds: float | None = None
+) -> None:
+    """Raise UserError where a budget is too small for one step, which takes `seconds`."""
+    batch = training_batches(config, text, batch_size, seed).batch(0)
+    cost = _cost(budget, config, batch, text, seconds)
+    if cost > budget.amount:
+        raise UserError(
+            f"A budget of {budget} is too small for one step, which takes {cost:,.4g}: raise --{budget.kind}, or lower "
+            "--batch-size or --context."
+        )
+
+
+def _cost(budget: Budget, config: ModelConfig, batch: Batch, text: SharedText, seconds: float | None) -> float:
+    """The part of a budget that a step spends."""
+    if budget.kind == "minutes":
+        return (seconds or 0.0) / 60
+    return float(len(batch.tokens) * text.window if budget.kind == "tokens" else _batch_flops(config, batch))
+
+
+def _batch_flops(config: ModelConfig, batch: Batch) -> int:
+    """Floating-point operations of a training step on a batch."""
+    rows, tokens = batch.tokens.shape
+    return _step_flops(config, rows, tokens, 0 if batch.source is None else batch.source.shape[1], batch.predicted)
+
+
+_step_flops = lru_cache(maxsize=1 << 12)(step_flops)
+
+
+def flops_per_token(config: ModelConfig, window: int) -> float:
+    """Operations of training for a token of text, as the mean over what a model does with windows."""
+    # Tokens, tokens of the source, and targets of a row, of each kind of batch.
+    shapes = [(window, 0, window)]
+    if config.is_encoder_only:
+        shapes = [(window + 2, 0, max(1, round(PROBABILITY * window)))]
+    elif config.is_encoder_decoder:
+        source, targets = SpanCorruption((), 0, 0, 0).lengths(window)
+        read = cut(window, 0.5)
+        shapes = [(targets, source, targets), (window - read, read + 1, window - read)]
+    return sum(_step_flops(config, 1, *shape) for shape in shapes) / len(shapes) / window

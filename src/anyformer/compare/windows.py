@@ -1,4 +1,4 @@
-"""Windows of text, equal for every family: tokens that a model reads and predicts of them.
+"""Windows of text, equal for every family, and the tokens that a model reads and predicts of them.
 
 A window is a stretch of the stream of tokens, two shorter than the context. Every objective takes the same windows in
 the same order, and every model reads each of them whole::
@@ -15,13 +15,14 @@ Continuation is the S-denoising of Tay et al. (2022, UL2, section 3.1.1), and a 
 to work: it makes encoder-decoders writers whose text can be measured beside that of decoders.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from anyformer.config import ModelConfig
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
+from anyformer.data.batch import Batch, Bool, Int64, Rng
 from anyformer.data.masked import Masked
 from anyformer.data.objectives import SpanCorruption, decoder_start
 from anyformer.errors import UserError
@@ -33,11 +34,7 @@ AROUND = 2
 
 @dataclass(frozen=True, slots=True)
 class FromStart:
-    """Predict all tokens of a window, the first one after a token that begins a text.
-
-    Attributes:
-        start: that token.
-    """
+    """Predict all tokens of a window, the first one after `start`, a token that begins a text."""
 
     start: int
 
@@ -45,10 +42,6 @@ class FromStart:
         """Make a batch of [batch, window]."""
         tokens = np.concatenate([np.full((len(windows), 1), self.start), windows[:, :-1]], axis=1)
         return Batch(tokens, windows.copy())
-
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        return np.asarray(batch.targets, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +59,11 @@ class Continuation:
     share: float | None = None
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch of sources and targets that have the length of a window together, but for `eos`."""
+        """Make a batch of [batch, window]."""
         share = rng.uniform(0.25, 0.75) if self.share is None else self.share
         source, rest = np.split(windows, [cut(windows.shape[1], share)], axis=1)
-        read = np.concatenate([source, np.full((len(source), 1), self.eos)], axis=1)
-        made = FromStart(self.start)(rest, rng)
-        return Batch(made.tokens, made.targets, source=read)
-
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        assert batch.source is not None
-        return np.concatenate([batch.source[:, :-1], batch.targets], axis=1).astype(np.int64)
+        batch = FromStart(self.start)(rest, rng)
+        return replace(batch, source=np.concatenate([source, np.full((len(source), 1), self.eos)], axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +73,8 @@ class Filling:
     masked: Masked
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch of [batch, context]."""
+        """Make a batch of [batch, window]."""
         return self.masked(windows, np.ones_like(windows, dtype=np.bool_), None, rng)
-
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        whole = np.where(batch.targets == IGNORED, batch.tokens, batch.targets)
-        end = whole.shape[1] - (self.masked.after is not None)
-        return whole[:, int(self.masked.before is not None) : end].astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +84,8 @@ class Spans:
     corruption: SpanCorruption
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch."""
+        """Make a batch of [batch, window]."""
         return self.corruption(windows, np.ones_like(windows, dtype=np.bool_), None, rng)
-
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        assert batch.source is not None
-        rows: list[Int64] = []
-        sentinels = np.array(self.corruption.sentinels)
-        for source, targets in zip(batch.source[:, :-1], np.asarray(batch.targets)[:, :-1], strict=True):
-            kept, hidden = (np.split(part, np.flatnonzero(np.isin(part, sentinels))) for part in (source, targets))
-            spans = zip(kept, [*hidden[1:], hidden[0]], strict=True)  # before the first sentinel nothing is hidden
-            parts = [(read[index > 0 :], span[1:]) for index, (read, span) in enumerate(spans)]
-            rows.append(np.concatenate([piece for pair in parts for piece in pair]))
-        return np.stack(rows).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,25 +96,21 @@ class Mixture:
     continuation: Continuation
 
     def __call__(self, windows: Int64, rng: Rng) -> Batch:
-        """Make a batch of either kind."""
+        """Make a batch of [batch, window]."""
         return (self.spans if rng.random() < 0.5 else self.continuation)(windows, rng)
 
-    def restore(self, batch: Batch) -> Int64:
-        """The windows that a batch was made of."""
-        corrupted = batch.tokens.shape[1] > 1 and bool(np.isin(batch.targets, self.spans.corruption.sentinels).any())
-        return (self.spans if corrupted else self.continuation).restore(batch)
 
-
-Reading = FromStart | Filling | Mixture
-"""The way in which a model reads windows."""
+WindowObjective = FromStart | Filling | Mixture
+"""Objective of a model that is trained on windows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """An objective of `anyformer.data.Batches` whose windows are as long for every family."""
+    """An objective of `anyformer.data.Batches` with windows as long for every family; `seen` is called with them."""
 
     overlap: ClassVar[int] = 0
-    reading: Reading
+    objective: WindowObjective
+    seen: Callable[[Int64], None] = lambda windows: None
 
     def stride(self, context: int) -> int:
         """Tokens of a window."""
@@ -155,31 +120,23 @@ class Windows:
         self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
     ) -> Batch:
         """Make a batch. A token that an epoch reads twice, where its ring closes, is predicted twice."""
-        return self.reading(windows, rng)
+        self.seen(windows)
+        return self.objective(windows, rng)
 
 
-def reading(config: ModelConfig, tokenizer: Tokenizer) -> Reading:
-    """How a model of this config is trained on windows: by its stacks alone.
-
-    Raises:
-        UserError: the tokenizer lacks a token that it needs.
-    """
+def window_objective(config: ModelConfig, tokenizer: Tokenizer) -> WindowObjective:
+    """The objective of a model with these stacks. Raises UserError where the tokenizer lacks a token that it needs."""
     if config.is_encoder_only:
         return Filling(Masked.of_tokenizer(tokenizer))
     if config.is_encoder_decoder:
-        corruption = SpanCorruption.of_tokenizer(tokenizer, config.special_tokens)
-        return Mixture(Spans(corruption), continuation(config, tokenizer))
+        if tokenizer.eos is None:
+            raise UserError("A source ends with a token, and this tokenizer has none for the end of a text.")
+        spans = Spans(SpanCorruption.of_tokenizer(tokenizer, config.special_tokens))
+        return Mixture(spans, Continuation(decoder_start(config.special_tokens, tokenizer), tokenizer.eos))
     start = tokenizer.bos if tokenizer.bos is not None else tokenizer.separator
     if start is None:
         raise UserError("A decoder begins a text after a token, and this tokenizer has none that could begin one.")
     return FromStart(start)
-
-
-def continuation(config: ModelConfig, tokenizer: Tokenizer, share: float | None = None) -> Continuation:
-    """The continuation of texts by an encoder-decoder. Raises UserError where the tokenizer has no end of a text."""
-    if tokenizer.eos is None:
-        raise UserError("A source ends with a token, and this tokenizer has none for the end of a text.")
-    return Continuation(decoder_start(config.special_tokens, tokenizer), tokenizer.eos, share)
 
 
 def cut(window: int, share: float) -> int:

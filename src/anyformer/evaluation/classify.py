@@ -75,9 +75,8 @@ def classify(
     """
     pairs = asked_texts(texts, columns)
     texts = [text for text, _ in pairs]
-    if second is None:
-        seconds = [own for _, own in pairs]
-    else:
+    seconds = [own for _, own in pairs]
+    if second is not None:
         seconds = [second] * len(texts) if isinstance(second, str) else list(second)
     if len(seconds) != len(texts):
         raise UserError(
@@ -95,9 +94,9 @@ def classify(
         ]
     several = model.config.head.problem_type == "multi_label_classification"
     probabilities = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()
-    found = list[Classification]()
+    answers = list[Classification]()
     for row, tokens in zip(probabilities, cut, strict=True):
         scores = {names[index]: float(row[index]) for index in np.argsort(-row, kind="stable")}
         labels = [name for name, score in scores.items() if score > _LIKELY] if several else list(scores)[:1]
-        found.append(Classification(labels=tuple(labels), scores=scores, cut=tokens))
-    return found
+        answers.append(Classification(labels=tuple(labels), scores=scores, cut=tokens))
+    return answers

@@ -7,8 +7,7 @@ model_args="pretrained=DIR", tasks=["piqa"])`` works. The log-likelihoods are th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +15,7 @@ from typing_extensions import override
 
 from anyformer.checkpoint import load
 from anyformer.errors import UserError
-from anyformer.evaluation.loglikelihood import Continuation, log_likelihoods
+from anyformer.evaluation.scorer import Continuation, log_likelihoods
 from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.inference import require_generative, require_tokenizer
@@ -28,6 +27,7 @@ from anyformer.tokenizer import Tokenizer
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from tqdm import tqdm
 except ImportError as error:
     raise UserError("Suites of tasks need lm-eval: pip install 'anyformer[eval]'.") from error
 
@@ -125,16 +125,15 @@ class AnyformerLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        owners: list[int] = []
-        windows: list[_Tokens] = []
+        windows: list[tuple[int, _Tokens]] = []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(number)
+                windows.append((number, (None, *make_disjoint_window(window))))
         sums = [0.0] * len(requests)
-        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
-            sums[owner] += logprob
+        answers = self._loglikelihood_tokens([tokens for _, tokens in windows], disable_tqdm)
+        for (number, _), (logprob, _) in zip(windows, answers, strict=True):
+            sums[number] += logprob
         for request, logprob in zip(requests, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, logprob)
         return sums
@@ -143,15 +142,12 @@ class AnyformerLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[_Tokens], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        with _progress(len(requests), "log-likelihoods", disable_tqdm) as advance:
-            found = log_likelihoods(
-                self.model,
-                # A context of spaces alone has no token: they are part of the continuation.
-                [Continuation(context or [self.prefix_token_id], ids) for _, context, ids in requests],
-                max_length=self.max_length,
-                progress=advance,
-            )
-        answers = [(each.logprob, each.is_greedy) for each in found]
+        # A context of spaces alone has no token: they are part of the continuation.
+        parts = [Continuation(context or [self.prefix_token_id], ids) for _, context, ids in requests]
+        with tqdm(total=len(requests), desc="log-likelihoods", disable=disable_tqdm) as bar:
+            advance: Any = bar.update
+            scores = log_likelihoods(self.model, parts, max_length=self.max_length, progress=advance)
+        answers = [(each.logprob, each.is_greedy) for each in scores]
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answer)
@@ -169,12 +165,11 @@ class AnyformerLM(TemplateLM):
             prompts.append((self.tok_encode(context)[-room:], config))
         capacity = max((len(ids) + (config.max_new_tokens or 0) for ids, config in prompts), default=2)
         engine = BatchingEngine(self.model, self.tokenizer, self.batch_size, capacity=max(2, capacity))
-        with _progress(len(requests), "texts", disable_tqdm) as advance:
+        with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
             waiting = [engine.submit(ids, config) for ids, config in prompts]
-            left = len(waiting)
             while engine.step():
-                advance(left - (left := engine.running + engine.waiting))
-            advance(left)
+                bar.update(len(waiting) - engine.running - engine.waiting - bar.n)
+            bar.update(len(waiting) - bar.n)
         texts: list[str] = []
         for request, made, (_, config) in zip(requests, waiting, prompts, strict=True):
             # As hf does, the new tokens are decoded by themselves, without the space that may be before them.
@@ -236,7 +231,7 @@ def run_suite(
             raise UserError(f"lm-eval has no task {task!r}, nor is it a YAML file: {hint}")
     lm = AnyformerLM(model, tokenizer, batch_size)
     try:
-        found = cast("Any", evaluator.simple_evaluate)(
+        evaluated = cast("Any", evaluator.simple_evaluate)(
             lm,
             tasks=list(tasks),
             num_fewshot=few_shot,
@@ -252,41 +247,33 @@ def run_suite(
     except Exception as error:  # a task can fail in any way
         reason = shorten(str(error).strip() or type(error).__name__, _REASON).rstrip(".")
         raise UserError(f"lm-eval can't run {', '.join(tasks)}: {reason}.") from error
-    results = cast("Mapping[str, Mapping[str, Mapping[str, Any]]]", found)
+    results = cast("Mapping[str, Mapping[str, Mapping[str, Any]]]", evaluated)
     samples = {name: {"samples": count["effective"]} for name, count in results["n-samples"].items()}
-    return {name: {**_plain(metrics), **samples.get(name, {})} for name, metrics in results["results"].items()}
+    # lm-eval writes "N/A" for a standard error that there is not.
+    numbers = {
+        task: {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        for task, metrics in results["results"].items()
+    }
+    return {task: {**metrics, **samples.get(task, {})} for task, metrics in numbers.items()}
 
 
 def _is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml")) and Path(task).is_file()
 
 
-def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers: lm-eval writes "N/A" for a standard error that there is not."""
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-
-
 def _generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
     """The generation settings of a task. Raises UserError for settings that mean nothing here."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    known: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), _NEW_TOKENS))
+    rest: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), _NEW_TOKENS))
     options: dict[str, Any] = {
-        "max_new_tokens": known.pop("max_gen_toks"),
-        "stop": tuple(stop for stop in known.pop("until") if stop),
+        "max_new_tokens": rest.pop("max_gen_toks"),
+        "stop": tuple(stop for stop in rest.pop("until") if stop),
     }
-    samples = known.pop("do_sample")
+    samples = rest.pop("do_sample")
     for name, kind in _SAMPLING.items():
-        if (value := known.pop(name, None)) is not None and (samples or name == "repetition_penalty"):
+        if (value := rest.pop(name, None)) is not None and (samples or name == "repetition_penalty"):
             options[name] = kind(value)
-    if known:
-        raise UserError(f"The task asks for generation settings that are not supported: {', '.join(sorted(known))}.")
+    if rest:
+        raise UserError(f"The task asks for generation settings that are not supported: {', '.join(sorted(rest))}.")
     return GenerationConfig(**cast("GenerationOptions", options))
-
-
-@contextmanager
-def _progress(total: int, what: str, disable: bool) -> Generator[Callable[[int], Any]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, disable=disable) as bar:
-        yield bar.update

@@ -1,4 +1,4 @@
-"""The logits of classifiers and taggers, in batches of texts of about the same length."""
+"""The logits of classifiers and taggers in batches of texts of about the same length, and their labels."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,9 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anyformer.data.examples import Example
 from anyformer.data.examples.classifier_input import ClassifierInput, encode_texts, encode_words
 from anyformer.errors import UserError, quote
+from anyformer.evaluation.metrics import ClassScores, class_table, classification, confusion_matrix
+from anyformer.evaluation.metrics.classification import all_labels, class_counts
 from anyformer.evaluation.metrics.metric import Array
+from anyformer.evaluation.result import Confusion, EvaluatedRow, Evaluation
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prompt import batches_by_length, input_pad_id, pad
 from anyformer.model import Transformer
@@ -20,6 +24,7 @@ Progress = Callable[[int], None]
 
 _BATCH_TOKENS = 4096
 """Tokens of a batch, padding included."""
+_SHOWN_LABELS = 5
 
 
 def label_names(model: Transformer) -> list[str]:
@@ -44,9 +49,7 @@ def text_logits(
     """The logits of a classifier.
 
     Args:
-        model, tokenizer: See `anyformer.load`.
         texts: Each with its second text, or None. What is too long for the model is cut.
-        progress: See `Progress`.
 
     Returns:
         The logits [texts, labels], and the number of tokens of each text that were cut off.
@@ -58,8 +61,8 @@ def text_logits(
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
     inputs = encode_texts(tokenizer, texts, _longest(model))
     logits = np.zeros((len(inputs), model.config.head.labels))
-    for rows, found in _forward(model, tokenizer, inputs, progress):
-        logits[rows] = found.cpu().numpy()
+    for rows, part in _forward(model, tokenizer, inputs, progress):
+        logits[rows] = part.cpu().numpy()
     return logits, [each.cut for each in inputs]
 
 
@@ -72,11 +75,6 @@ def word_logits(
 ) -> list[list[Float[Tensor, " labels"] | None]]:
     """The logits of each word's first token, as `encode_words` finds it.
 
-    Args:
-        model, tokenizer: See `anyformer.load`.
-        sentences: The words of each.
-        progress: See `Progress`.
-
     Returns:
         For each word of each sentence its logits; None for words that are beyond the context, and for those that the
         tokenizer makes nothing of.
@@ -86,16 +84,16 @@ def word_logits(
     """
     _require_head(model, "token_classification", "labels tokens")
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
-    inputs = [encode_words(tokenizer, words, _longest(model)) for words in sentences]
-    found: list[list[Tensor | None]] = [[] for _ in sentences]
+    inputs = [encode_words(tokenizer, sentence, _longest(model)) for sentence in sentences]
+    words: list[list[Tensor | None]] = [[] for _ in sentences]
     for rows, logits in _forward(model, tokenizer, inputs, progress):
         for row, own in zip(rows, logits.cpu(), strict=True):
-            found[row] = [None if index is None else own[index] for index in inputs[row].first]
-    return found
+            words[row] = [None if index is None else own[index] for index in inputs[row].first]
+    return words
 
 
 def require_words(texts: Sequence[str], what: str = "Text") -> None:
-    """Raise UserError for a text that is empty, or only space; `what` is what it is called."""
+    """Raise UserError for a text, which is called `what`, that is empty or only space."""
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             raise UserError(f"{what} {number} of {len(texts)} is empty: leave it out.")
@@ -107,16 +105,15 @@ _FUNCTIONS = {"classification": "classify", "token_classification": "tag"}
 
 def _require_head(model: Transformer, kind: str, what: str) -> None:
     head = model.config.head.kind
-    if head == kind:
-        return
-    if head in _FUNCTIONS:
+    if head in _FUNCTIONS and head != kind:
         raise UserError(
             f"This model has no head that {what}: its head is {quote(head)}, so use `anyformer.{_FUNCTIONS[head]}`."
         )
-    raise UserError(
-        f"This model has no head that {what} (its head is {quote(head)}): load one that was trained for that, or train "
-        "it with `anyformer finetune MODEL --data FILE`."
-    )
+    if head != kind:
+        raise UserError(
+            f"This model has no head that {what} (its head is {quote(head)}): load one that was trained for that, or "
+            "train it with `anyformer finetune MODEL --data FILE`."
+        )
 
 
 def _longest(model: Transformer) -> int:
@@ -143,3 +140,47 @@ def _forward(
             check_nan(logits.flatten(0, -2))
             yield rows, logits.float()
             progress(len(rows))
+
+
+def single_label(
+    examples: Sequence[Example],
+    references: Sequence[str],
+    names: Sequence[str],
+    log_p: Array,
+    shown: Sequence[str],
+) -> Evaluation:
+    """The evaluation of log-probabilities [examples, labels]."""
+    index = {name: number for number, name in enumerate(names)}
+    predictions = [names[int(best)] for best in log_p.argmax(axis=1)]
+    rows = [
+        EvaluatedRow(example.where, text, reference, name, -float(row[index[reference]]), name == reference)
+        for example, text, reference, name, row in zip(examples, shown, references, predictions, log_p, strict=True)
+    ]
+    return Evaluation(
+        metrics=classification(references, predictions, names),
+        rows=rows,
+        classes=label_table(references, predictions, names),
+        confusion=Confusion(names, confusion_matrix(references, predictions, names)),
+    )
+
+
+def label_table(references: Sequence[str], predictions: Sequence[str], names: Sequence[str]) -> list[ClassScores]:
+    """The scores of each label that occurs, of one label an example."""
+    labels = all_labels(references, predictions, names)
+    counts = class_counts([{name} for name in references], [{name} for name in predictions], labels)
+    return [row for row in class_table(counts, labels) if row.support or row.precision]
+
+
+def known_label(label: str, names: Sequence[str], example: Example) -> str:
+    """The model's name of a label that is given by name or by number. Raises UserError for another one."""
+    if label in names:
+        return label
+    if label.isdecimal() and int(label) < len(names):
+        return names[int(label)]
+    some = ", ".join(map(repr, names[:_SHOWN_LABELS])) + (" ..." if len(names) > _SHOWN_LABELS else "")
+    raise UserError(f"{example.where}: the label is {quote(label)}, and those that can be predicted are {some}.")
+
+
+def log_softmax(logits: Array) -> Array:
+    """The log-probabilities of logits [rows, labels]."""
+    return torch.from_numpy(logits).log_softmax(dim=-1).numpy()

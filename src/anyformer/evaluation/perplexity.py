@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and what quantizing it costs."""
+"""Perplexity: how well a model predicts a text, and what quantizing it costs."""
 
 import math
 import time
@@ -31,10 +31,9 @@ _COMPARED = 4096
 
 @dataclass(frozen=True)
 class Text:
-    """The tokens of a text.
+    """The tokens of documents, separated as in training.
 
     Attributes:
-        ids: Those of all documents, separated as in training.
         size: Bytes of their text in UTF-8.
         start: The token that every window begins with, where the tokenizer begins texts with one.
     """
@@ -46,7 +45,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a model predicts a text, its size and speed.
+    """Quality of a model's predictions of a text, its size and speed.
 
     Attributes:
         evaluation: The loss of all predictions.
@@ -80,18 +79,14 @@ def read_text(
     limit: int | None = None,
     max_record_bytes: int = RECORD_BYTES,
 ) -> Text:
-    """The tokens of files, as training would see them, at most `limit` of them.
-
-    Raises:
-        UserError: no tokenizer, files that can't be read, or fewer than two tokens in them.
-    """
+    """Read the tokens of files, at most `limit` of them. Raises UserError as `join_texts`, or if they can't be read."""
     tokenizer = require_tokenizer(tokenizer, "its text can't be read")
-    found = documents(paths, field, max_record_bytes=max_record_bytes)
-    return join_texts(tokenizer, ((document.text, document.last) for document in found), limit)
+    read = documents(paths, field, max_record_bytes=max_record_bytes)
+    return join_texts(tokenizer, ((document.text, document.last) for document in read), limit)
 
 
 def join_texts(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], limit: int | None = None) -> Text:
-    """The tokens of texts in pieces, each with whether it is the last one of its text, at most `limit` of them.
+    """Join the tokens of texts in pieces, each with whether it is the last one of its text, at most `limit` of them.
 
     Raises:
         UserError: fewer than two tokens, or a text that can't be encoded.
@@ -110,9 +105,8 @@ def join_texts(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], limit: 
             break
     if len(ids) < 2:
         raise UserError("The text has fewer than two tokens: there is nothing to predict.")
-    with_special, without = tokenizer.encode_batch(["a"])[0], tokenizer.encode_batch(["a"], special=False)[0]
-    starts = len(with_special) > len(without) and with_special[: len(without)] != without
-    return Text(ids, size, with_special[0] if starts else None)
+    start, _, _ = tokenizer.encode_parts("a")
+    return Text(ids, size, start[0] if start else None)
 
 
 def measure(
@@ -152,8 +146,8 @@ def losses(
     context, scorer = _window(model, context), Scorer(model)
     for tokens, targets in _batches(text, context, batch_size):
         rows = zip(cast("list[list[int]]", tokens.tolist()), cast("list[list[int]]", targets.tolist()), strict=True)
-        found = scorer([Query(row, 0, expected) for row, expected in rows])
-        yield -math.fsum(each.logprob for each in found), targets.numel()
+        scores = scorer([Query(row, 0, expected) for row, expected in rows])
+        yield -math.fsum(each.logprob for each in scores), targets.numel()
         progress(targets.numel())
 
 
@@ -178,7 +172,7 @@ def divergence(
 
 
 def predictions(text: Text) -> int:
-    """How many tokens of a text are predicted."""
+    """Number of tokens of a text that are predicted."""
     return len(text.ids) - (text.start is None)
 
 

@@ -1,6 +1,6 @@
-"""The result of an evaluation."""
+"""Options and the result of an evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -8,24 +8,57 @@ import numpy as np
 import numpy.typing as npt
 
 from anyformer.data.examples import Where
+from anyformer.errors import UserError
 from anyformer.evaluation.metrics import ClassScores, Interval, Metric
-from anyformer.evaluation.spans import TaggedSpans
+from anyformer.evaluation.metrics.tagging import TaggedSpans
 from anyformer.one_line import OneLine
 
 Scores = dict[str, float]
 """Metrics by name."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class EvaluatedRow(OneLine):
-    """An example, and what a model said.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of an evaluation of examples.
 
     Attributes:
-        text: What it was asked.
-        reference: What is right.
-        prediction: What it said.
+        choices: chat, completion: The answers to choose from, by their log-probability. Empty: answers are generated.
+        max_new_tokens: Of a generated answer; None: as many as the context has room for, at most 200.
+        batch_size: Answers that are generated at a time.
+        rouge: chat, completion: Compare answers by ROUGE.
+        skip_missing: Leave out the metrics whose library isn't installed, and say so in a note.
+        progress: Called after each batch with what is done, the number of its examples, and that of all examples.
+    """
+
+    choices: Sequence[str] = ()
+    max_new_tokens: int | None = None
+    batch_size: int = 16
+    rouge: bool = True
+    skip_missing: bool = False
+    progress: Callable[[str, int, int], None] = field(default=lambda what, count, total: None)
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} is at least 1, not {value}.")
+        if len(set(self.choices)) != len(self.choices) or len(self.choices) == 1:
+            raise UserError("choices are at least two answers, each different from the others.")
+
+    def counter(self, what: str, total: int) -> Callable[[int], None]:
+        """A function to call with the number of examples that have been done, of `total`."""
+        return lambda count: self.progress(what, count, total)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class EvaluatedRow(OneLine):
+    """An example, and the answer of a model.
+
+    Attributes:
+        text: The question.
+        reference: The right answer.
+        prediction: The model's answer.
         loss: How wrong that is, to be compared within an evaluation; usually the negative log-likelihood in nats.
-        right: Whether that is right; None: there is more than right and wrong.
+        right: Whether it is right; None: there is more than right and wrong.
         spans: Of a tagged sentence, its entities.
     """
 
@@ -40,7 +73,7 @@ class EvaluatedRow(OneLine):
 
 @dataclass(frozen=True, repr=False)
 class Confusion(OneLine):
-    """How often each label (row) was taken for each other one (column)."""
+    """Counts of rows by their label (row) and the one they were taken for (column)."""
 
     labels: Sequence[str]
     matrix: npt.NDArray[np.int64]

@@ -77,8 +77,8 @@ def score(
         _query(model, tokenizer, number, text, prompt)
         for number, (text, prompt) in enumerate(zip(texts, before, strict=True), start=1)
     ]
-    found = Scorer(model, batch_size)(queries)
-    return [Score([*query.targets], [*each.logprobs]) for query, each in zip(queries, found, strict=True)]
+    scores = Scorer(model, batch_size)(queries)
+    return [Score([*query.targets], [*each.logprobs]) for query, each in zip(queries, scores, strict=True)]
 
 
 def _query(model: Transformer, tokenizer: Tokenizer, number: int, text: str, prompt: str | None) -> Query:

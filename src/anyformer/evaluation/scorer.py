@@ -1,14 +1,20 @@
-"""Log-probabilities of given tokens, of any language model. What several texts have in common is read once.
+"""Log-likelihoods of given tokens, of any language model. What several texts have in common is read once.
 
 ::
 
     decoder            the cat sat  ->  cat sat on      each token given those before it
     encoder            the [M] sat  ->      cat         the tokens behind masks
     encoder-decoder    <s> die      ->  die Katze       each token given those before it and the source
+
+The pseudo-log-likelihood of a masked model hides the later pieces of a token's word with it::
+
+    ids      the  cat  sou  ##ven  ##ir          words    0  1  2  2  2
+    given    the  cat [M]  [M]  [M]  ->  sou
+             the  cat  sou [M]  [M]  ->  ##ven
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,16 +22,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.head import LanguageModelHead
+from anyformer.errors import UserError
+from anyformer.evaluation.logits import Progress
 from anyformer.generation.cached_decoder import DecoderStep
-from anyformer.generation.inference import DamagedError, cache_is_stale, check_ids, evaluating, head_logits
-from anyformer.generation.prompt import batches_by_length, pad
+from anyformer.generation.inference import (
+    DamagedError,
+    cache_is_stale,
+    check_ids,
+    check_length,
+    evaluating,
+    head_logits,
+    require_generative,
+)
+from anyformer.generation.prompt import batches_by_length, decoder_start_id, pad
 from anyformer.model import Transformer
 from anyformer.tokenizer.prompt import common_prefix
 from anyformer.training.memory import keep_freed_memory
 
 Ids = tuple[int, ...]
-Progress = Callable[[int], None]
-"""Called after each batch with the number of its queries."""
 
 _SCORED_TOKENS, _READ_TOKENS = 512, 4096
 """Tokens of a batch: those whose logits are held, by a processor, and, with padding, those that are read."""
@@ -52,7 +66,7 @@ class Query(NamedTuple):
 
 
 class LogLikelihood(NamedTuple):
-    """How likely tokens are.
+    """Log-likelihood of tokens.
 
     Attributes:
         logprobs: Log-probability of each token, in nats.
@@ -102,25 +116,22 @@ class Scorer:
         self._read = _CachedReader(model) if model.config.is_decoder_only else _Reader(model)
 
     def __call__(self, queries: Sequence[Query], progress: Progress = lambda count: None) -> list[LogLikelihood]:
-        """Score tokens, in the order of the queries.
-
-        Raises:
-            UserError: an id outside of the model's vocabulary, an output that is NaN.
-        """
-        contexts, found = self._contexts(queries), [LogLikelihood((), True)] * len(queries)
-        known, rows = [*contexts], [*contexts.values()]
-        lengths = [len(ids) + max(len(row.ids) for row in own) for ids, own in contexts.items()]
+        """Score tokens, in the order of the queries. Raises UserError for an id outside of the vocabulary, or NaN."""
+        rows_of, results = self._contexts(queries), [LogLikelihood((), True)] * len(queries)
+        contexts = [*rows_of]
+        lengths = [len(context) + max(len(row.ids) for row in rows) for context, rows in rows_of.items()]
         with evaluating(self.model), torch.inference_mode():
             for group in batches_by_length(lengths, _READ_TOKENS, self.batch_size):
-                items = [(owner, *item) for owner, index in enumerate(group) for item in rows[index].items()]
-                self._read.contexts([known[index] for index in group], max(len(row.ids) for _, row, _ in items))
+                read = [contexts[index] for index in group]
+                items = [(owner, *item) for owner, context in enumerate(read) for item in rows_of[context].items()]
+                self._read.contexts(read, max(len(row.ids) for _, row, _ in items))
                 for batch in self._batches(items):
                     for start, logits in self._read.logits(batch):
                         for index, part in _pick(logits, batch, start):
-                            logprobs, is_greedy = found[index]
-                            found[index] = LogLikelihood((*logprobs, *part.logprobs), is_greedy and part.is_greedy)
+                            logprobs, is_greedy = results[index]
+                            results[index] = LogLikelihood((*logprobs, *part.logprobs), is_greedy and part.is_greedy)
                     progress(sum(len(targets) for _, _, targets in batch))
-        return found
+        return results
 
     def _contexts(self, queries: Sequence[Query]) -> dict[Ids, dict[_Row, _Targets]]:
         """The distinct rows behind each distinct context: the beginning of a decoder's texts, or a source."""
@@ -154,7 +165,8 @@ class _CachedReader:
 
     def contexts(self, contexts: Sequence[Ids], room: int) -> None:
         """Read contexts, with room for so many tokens behind each."""
-        shared, longest = _common_length(contexts), max(map(len, contexts))
+        # All begin with what the first and the last in the order of their tokens begin with.
+        shared, longest = common_prefix(min(contexts), max(contexts)), max(map(len, contexts))
         if shared >= _WORTH_SHARING and len(contexts) > 1:
             self.cache = self.model.make_cache(1, longest + room)
             self._prefill([contexts[0][:shared]])
@@ -197,7 +209,7 @@ class _Reader:
             self.states = self.model.encode(source, self.source_mask)
 
     def logits(self, batch: Sequence[_Item]) -> Iterator[tuple[int, Float[Tensor, "scored vocab"]]]:
-        """As of `_CachedReader`."""
+        """The logits that rows need, as of `_CachedReader`."""
         model = self.model
         owners, ids, mask, scored = _rows(batch, model)
         stack = model.decoder or model.encoder
@@ -223,17 +235,12 @@ def _pad(rows: Sequence[Ids], model: Transformer, vocab_size: int | None = None)
 
 
 def _rows(batch: Sequence[_Item], model: Transformer) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """The contexts of rows, their ids and mask, see `_pad`, and where logits are needed, [batch, time]."""
+    """Index of each row's context, ids and mask, see `_pad`, and which logits are needed, [batch, time]."""
     ids, mask = _pad([row.ids for _, row, _ in batch], model)
     rows = torch.tensor([(owner, row.first, row.first + row.outputs) for owner, row, _ in batch], device=ids.device)
     owners, first, end = rows.unbind(1)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    return owners, ids, mask, (first[:, None] <= places) & (places < end[:, None])
-
-
-def _common_length(rows: Sequence[Ids]) -> int:
-    """How many tokens all rows begin with: as many as the first and the last in the order of their tokens."""
-    return common_prefix(min(rows), max(rows))
+    indices = torch.arange(ids.shape[1], device=ids.device)
+    return owners, ids, mask, (first[:, None] <= indices) & (indices < end[:, None])
 
 
 def _pick(
@@ -257,3 +264,86 @@ def _pick(
             is_greedy = is_greedy and bool((logits[begin:end].argmax(dim=1) == target).all())
             yield index, LogLikelihood((chosen - logsumexp[begin:end]).tolist(), is_greedy)
         row_start += row.outputs
+
+
+class Continuation(NamedTuple):
+    """A continuation that is scored, and the context that it follows or the source; at least one token each."""
+
+    context: Sequence[int]
+    ids: Sequence[int]
+
+
+def log_likelihoods(
+    model: Transformer,
+    continuations: Sequence[Continuation],
+    *,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress = lambda count: None,
+) -> list[LogLikelihood]:
+    """Score continuations by a decoder-only model or an encoder-decoder.
+
+    Args:
+        continuations: Of any lengths. One that is too long with its context loses the beginning of the context.
+        max_length: Tokens that the model is to see at most; None: as many as it was trained on.
+
+    Raises:
+        UserError: a model that doesn't generate text, an id outside of its vocabulary, an output that is NaN.
+        ValueError: a continuation that is empty, has no context, or is longer than `max_length`.
+    """
+    require_generative(model)
+    longest = max_length or model.config.max_length
+    start = (decoder_start_id(model),) if model.config.is_encoder_decoder else ()
+    queries = list[Query]()
+    for context, ids in continuations:
+        if not context or not 1 <= len(ids) <= longest:
+            raise ValueError(f"a continuation has a context and from 1 to {longest} tokens")
+        if start:
+            queries.append(Query((*start, *ids[:-1]), 0, ids, context[-longest:]))
+        else:
+            seen = (*context, *ids)[-longest - 1 : -1]
+            queries.append(Query(seen, len(seen) - len(ids), ids))
+    return Scorer(model, batch_size)(queries, progress)
+
+
+class MaskedText(NamedTuple):
+    """A text whose tokens are to be predicted.
+
+    Attributes:
+        ids: Its tokens, those that the tokenizer puts around it included.
+        words: For each of them the number of its word.
+        scored: Indices of those that are predicted, at least one.
+    """
+
+    ids: Sequence[int]
+    words: Sequence[int]
+    scored: Sequence[int]
+
+
+def pseudo_log_likelihoods(model: Transformer, texts: Sequence[MaskedText], mask_id: int) -> list[list[float]]:
+    """Score tokens of texts by a masked language model.
+
+    A token is predicted with itself and the later tokens of its word hidden. Were they to be seen, the pieces of a long
+    word would give each other away (Kauf & Ivanova 2023, section 3: PLL-word-l2r). Where each token is a word of its
+    own this is the pseudo-log-likelihood of Salazar et al. (2020, section 2).
+
+    The sum over a text ranks texts. It is not the logarithm of a probability.
+
+    Returns:
+        For each text the log-probabilities of its `scored` tokens, in nats.
+
+    Raises:
+        UserError: a model that doesn't fill masks, a text beyond its context, an id outside of its vocabulary, an
+            output that is NaN.
+    """
+    if not model.config.is_encoder_only or not isinstance(model.head, LanguageModelHead):
+        raise UserError("Pseudo-log-likelihoods are those of an encoder with a masked-language-model head.")
+    queries = list[Query]()
+    for number, (ids, words, scored) in enumerate(texts, start=1):
+        check_length(f"Text {number}", len(ids), model)
+        for index in scored:
+            hidden = [word == words[index] and place >= index for place, word in enumerate(words)]
+            masked = [mask_id if hide else id_ for hide, id_ in zip(hidden, ids, strict=True)]
+            queries.append(Query(masked, index, (ids[index],)))
+    results = iter(Scorer(model)(queries))
+    return [[next(results).logprob for _ in text.scored] for text in texts]

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.data.examples.asked import Sentences, asked_sentences
@@ -28,7 +29,6 @@ class TaggedWord(OneLine):
     """A word and its tag.
 
     Attributes:
-        text: The word.
         start, end: Its first character in the text, from 0, and the one behind its last.
         tag: The likeliest; None: the word is beyond the model's context, or its tokenizer makes nothing of it.
         probability: Of the tag; 0 where there is none.
@@ -46,8 +46,7 @@ class Entity(OneLine):
     """Words with a name, such as a person's.
 
     Attributes:
-        label: What it is: the tags of its words without B- and I-.
-        text: The words, as they are in the text.
+        label: Its kind: the tags of its words without B- and I-.
         start, end: Its first character in the text, from 0, and the one behind its last.
         probability: The mean of its words' probabilities.
     """
@@ -64,7 +63,6 @@ class TaggedText(OneLine):
     """The answer of a tagger on a text.
 
     Attributes:
-        words: All words, in order.
         entities: Those that the tags make up; none where the model's tags are not B-, I- (or E-, S-) and O.
     """
 
@@ -115,43 +113,39 @@ def tag(
     require_words([text for text, _ in split])
     sentences = [[text[start:end] for start, end in spans] for text, spans in split]
     names, grouped = label_names(model), finds_entities(model)
-    found = list[TaggedText]()
+    tagged = list[TaggedText]()
     for (text, spans), logits in zip(split, word_logits(model, tokenizer, sentences), strict=True):
         words = list[TaggedWord]()
         for (start, end), own in zip(spans, logits, strict=True):
             probability, best = (0.0, None) if own is None else own.softmax(dim=-1).max(dim=-1)
-            said = None if best is None else names[int(best)]
+            label = None if best is None else names[int(best)]
             words.append(
-                TaggedWord(text=text[start:end], start=start, end=end, tag=said, probability=float(probability))
+                TaggedWord(text=text[start:end], start=start, end=end, tag=label, probability=float(probability))
             )
-        found.append(TaggedText(words=tuple(words), entities=_entities(text, words) if grouped else ()))
-    return found
+        tagged.append(TaggedText(words=tuple(words), entities=_entities(text, words) if grouped else ()))
+    return tagged
 
 
 def _split(text: str | Sequence[str]) -> tuple[str, list[Span]]:
     """A text, and where its words are."""
     if isinstance(text, str):
         return text, word_spans(text)
-    spans, end = list[Span](), -1
-    for word in text:
-        start = end + 1
-        end = start + len(word)
-        spans.append((start, end))
-    return " ".join(text), spans
+    starts = accumulate((len(word) + 1 for word in text), initial=0)
+    return " ".join(text), [(start, start + len(word)) for start, word in zip(starts, text, strict=False)]
 
 
 def _entities(text: str, words: Sequence[TaggedWord]) -> tuple[Entity, ...]:
-    found = list[Entity]()
+    named = list[Entity]()
     for label, first, behind in entities([word.tag or _OUTSIDE for word in words]):
         members = words[first:behind]
         start, end = members[0].start, members[-1].end
         mean = sum(word.probability for word in members) / len(members)
-        found.append(Entity(label=label, text=text[start:end], start=start, end=end, probability=mean))
-    return tuple(found)
+        named.append(Entity(label=label, text=text[start:end], start=start, end=end, probability=mean))
+    return tuple(named)
 
 
 def word_spans(text: str) -> list[Span]:
-    """Where the words of a text are.
+    """Find the words of a text.
 
     Words are separated by space. Punctuation before and behind a word is a word of its own, the same mark several times
     is one (`...`), and so is `'s`, as in the data sets of CoNLL 2003 and WNUT 2017. What is left whole: punctuation

@@ -14,9 +14,9 @@ from anyformer.runs.directory import CONFIG, MODEL
 
 
 def trained_on(model: Transformer, data: Iterable[str | Path] | Table) -> str | None:
-    """A sentence on the data if a model was trained on it, as the run says that the model was loaded from; else None.
+    """A sentence on the data if a model was trained on it, as its run says; else None.
 
-    What a run names is compared with the data and neither read nor looked for: a run may come from anyone.
+    The names in a run are compared with the data and neither read nor looked for: a run may come from anyone.
 
     Args:
         data: Files and data sets of the hub; or rows.
@@ -26,16 +26,14 @@ def trained_on(model: Transformer, data: Iterable[str | Path] | Table) -> str | 
         trained = [_absolute(each) for each in _texts(settings.get("data"))]
         if isinstance(data, Table):
             rows = [Path(entry) for entry in trained if Path(entry).parent.name == KEPT]
-            found = "these rows" if any(entry.name == data.file[0] for entry in rows) else None
+            names = ["these rows"] * any(entry.name == data.file[0] for entry in rows)
         else:
-            found = next(
-                (_name(each) for each in data if any(_covers(entry, _absolute(each)) for entry in trained)), None
-            )
-        if found is not None:
+            names = [_name(each) for each in data if any(_covers(entry, _absolute(each)) for entry in trained)]
+        if names:
             rest = "" if _texts(settings.get("validation")) else ", but for the tenth that was held out"
             return (
-                f"This model was trained on {found}{rest}: the figures say how much it remembers, and not how good it "
-                "is at what it has not seen."
+                f"This model was trained on {names[0]}{rest}: the figures say how much it remembers, and not how good "
+                "it is at what it has not seen."
             )
     return None
 

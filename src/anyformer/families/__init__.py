@@ -1,17 +1,17 @@
 """Model families: what Hugging Face calls them, and the sizes that were published.
 
 `FAMILIES` maps each `model_type` to its `Family`, `PRESETS` each preset to its config, `ALIASES` a family's short name
-to the preset meant by it.
+to the preset meant by it, its first.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from anyformer.config import AttentionConfig, HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
+from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import bart, bert, gpt2, llama, own, t5
-from anyformer.families.base import Family, Raw, write_labels
+from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -23,18 +23,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 ALIASES = {
-    "llama": "llama-3.2-1b",
-    "mistral": "mistral-7b",
-    "qwen2": "qwen2.5-0.5b",
-    "qwen3": "qwen3-0.6b",
-    "bert": "bert-base",
-    "roberta": "roberta-base",
-    "distilbert": "distilbert-base",
-    "t5": "t5-small",
-    "mt5": "mt5-small",
-    "marian": "opus-mt",
-    "bart": "bart-base",
-    "pegasus": "pegasus-large",
+    **{name: next(iter(family.presets)) for name, family in FAMILIES.items() if name not in (*PRESETS, own.METHOD)},
     "transformer": "transformer-base",
 }
 
@@ -50,10 +39,10 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     Raises:
         UserError: an unknown preset or field; the message names the nearest valid one.
     """
-    known = ALIASES.get(name, name)
-    if known not in PRESETS:
+    full_name = ALIASES.get(name, name)
+    if full_name not in PRESETS:
         raise UserError(f"There is no preset {quote(name)} ({nearest(name, [*PRESETS, *ALIASES])}).")
-    return PRESETS[known].replace(**changes)
+    return PRESETS[full_name].replace(**changes)
 
 
 def from_huggingface(raw: Raw) -> ModelConfig:
@@ -63,9 +52,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
-        if name not in FAMILIES:
-            raise UserError(f"The model type {quote(name)} is not supported ({nearest(str(name), FAMILIES)}).")
-        return FAMILIES[name].read(raw, FAMILIES[name].head(raw))
+        family = supported(FAMILIES, name, "The model type")
+        return family.read(raw, family.head(raw))
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -127,15 +115,8 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
 
 def canonical(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
-
-    def full(attention: AttentionConfig) -> AttentionConfig:
-        head_dim = attention.head_dim or config.d_model // attention.heads
-        return replace(attention, kv_heads=attention.kv_heads or attention.heads, head_dim=head_dim)
-
     return replace(
-        config,
-        attention=full(config.attention),
-        decoder_attention=None if config.decoder_attention is None else full(config.decoder_attention),
+        complete(config),
         # Which row learns nothing from being read matters to training alone, unless positions skip that token.
         embedding=config.embedding if config.position.skip_padding else replace(config.embedding, padding=None),
         init=InitConfig(),

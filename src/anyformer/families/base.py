@@ -1,18 +1,24 @@
-"""The record of a family: presets, a two-way translation of its config.json, and one table of weight names."""
+"""The record of a family: a two-way table of its config.json, a table of weight names, and the published sizes."""
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast
 
-from anyformer.config import HeadConfig, HeadKind, ModelConfig
+from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families.rows import Row, resolve, row
+from anyformer.schema import make
 
 Raw = Mapping[str, Any]
 """A config.json as it was read."""
+Values = dict[str, Any]
+"""Fields of ModelConfig by dotted name."""
+Fields = Mapping[str, tuple[str, Any]]
+"""Field of config.json -> the fields of ModelConfig with its value (dotted names, separated by spaces), and its value
+where config.json leaves it out."""
 T = TypeVar("T")
 
 ACTIVATIONS = {
@@ -26,33 +32,162 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """Hugging Face's names and ours; the first of several is the one that is written."""
+CLASSIFIERS = ("classification", "token_classification")
+"""Kinds of heads with labels."""
+
+
+_HEADS: dict[str, HeadKind] = {
+    "Model": "none",
+    "ForSequenceClassification": "classification",
+    "ForTokenClassification": "token_classification",
+}
+
+
+def classes(name: str, language_model: str, others: Sequence[str] = tuple(_HEADS)) -> dict[str, HeadKind]:
+    """Hugging Face's classes of a family and their heads: ``classes("Bert", "ForMaskedLM")``."""
+    return {f"{name}{end}": _HEADS.get(end, "language_model") for end in (language_model, *others)}
+
+
+def sizes(fields: str) -> Callable[..., dict[str, Any]]:
+    """A writer of presets: the numbers of these fields of config.json, in order, and others by name."""
+    return lambda *numbers, **others: {**dict(zip(fields.split(), numbers, strict=True)), **others}
+
+
+def special_tokens(
+    *, bos: int | None = None, eos: int | None = None, pad: int | None = None, decoder_start: int | None = None
+) -> Fields:
+    """The fields of special tokens, which all families write alike, with a family's defaults."""
+    return {
+        "bos_token_id": ("special_tokens.bos", bos),
+        "eos_token_id": ("special_tokens.eos", eos),
+        "pad_token_id": ("special_tokens.pad embedding.padding", pad),
+        "decoder_start_token_id": ("special_tokens.decoder_start", decoder_start),
+    }
+
+
+def plain_head(raw: Raw, kind: HeadKind) -> Values:
+    """A head and its labels, if it is a classifier.
+
+    Raises UserError for names that do not belong to the labels 0, 1, 2 ...
+    """
+    if kind not in CLASSIFIERS:
+        return {"head.kind": kind}
+    id2label: Mapping[Any, Any] = raw.get("id2label") or {}
+    by_index = {str(index): str(name) for index, name in id2label.items()}
+    labels: int = len(by_index) or raw.get("num_labels") or 2
+    for index in map(str, range(len(by_index))):
+        if index not in by_index:
+            raise UserError(f"config.json: id2label has {len(by_index)} names, and none for the label {index}.")
+    names = tuple(by_index[str(index)] for index in range(len(by_index)))
+    return {
+        "head.kind": kind,
+        "head.labels": labels,
+        "head.label_names": () if names == _numbered(labels) else names,
+        "head.problem_type": raw.get("problem_type") if kind == "classification" else None,
+    }
+
+
+def write_labels(head: HeadConfig) -> dict[str, Any]:
+    """The fields of config.json that `plain_head` reads."""
+    if head.kind not in CLASSIFIERS:
+        return {}
+    names = head.label_names or _numbered(head.labels)
+    return {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": head.problem_type,
+    }
+
+
+def _numbered(labels: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{index}" for index in range(labels))
+
+
+def decoder_head(raw: Raw, kind: HeadKind) -> Values:
+    """The head of a decoder (GenericFor...Classification in transformers' modeling_layers.py)."""
+    values = plain_head(raw, kind)
+    if kind == "classification":
+        values |= {"head.pooling": "last", "head.label_bias": False}
+    elif kind == "token_classification":
+        refuse(raw, token_classification_bias=False)
+        rates = (raw.get(name) for name in ("classifier_dropout", "hidden_dropout"))
+        values["head.dropout"] = next((rate for rate in rates if rate is not None), 0.1)
+    return values
+
+
+def seq2seq_head(raw: Raw, kind: HeadKind) -> Values:
+    """The head of an encoder-decoder such as BART and T5 (transformers' BartClassificationHead)."""
+    values = plain_head(raw, kind)
+    if kind == "classification":
+        values |= {"head.pooling": "last", "head.pooler": "tanh"}
+    return values | ({"head.dropout": raw.get("classifier_dropout", 0.0)} if kind in CLASSIFIERS else {})
+
+
+def write_classifier(head: HeadConfig) -> dict[str, Any]:
+    """The fields of config.json that `decoder_head` and `seq2seq_head` read."""
+    has_dropout = head.kind in CLASSIFIERS and head.label_bias
+    return {**write_labels(head), **({"classifier_dropout": head.dropout} if has_dropout else {})}
 
 
 @dataclass(frozen=True)
 class Family:
     """One `model_type` of Hugging Face's.
 
-    A reader may leave out what it can't express, for `translate` checks that every config survives the way there
-    and back.
+    A reader may leave out what it can't express: `to_huggingface` checks that every config survives the way there and
+    back.
     """
 
     model_type: str
-    architectures: Mapping[str, HeadKind]
+    architectures: Mapping[str, HeadKind] = field(default_factory=dict[str, HeadKind])
     """Class names in config.json and their heads; the first is meant where config.json names none."""
-    read: Callable[[Raw, HeadKind], ModelConfig]
-    """From a config.json and the head that its architecture has."""
-    write: Callable[[ModelConfig], dict[str, Any]]
-    """The fields of config.json that describe the architecture."""
-    rows: Sequence[Row]
+    fields: Fields = field(default_factory=dict[str, tuple[str, Any]])
+    """The table of config.json's fields, read in both directions."""
+    constants: Raw = field(default_factory=dict[str, Any])
+    """Fields of ModelConfig that every model of the family has and that are not its defaults, as for `replace`."""
+    refused: Raw = field(default_factory=dict[str, Any])
+    """Switches of config.json that no model here can follow."""
+    derived: Callable[[Raw, Values, HeadKind], Values] = lambda raw, values, kind: {}
+    """Fields of ModelConfig that take more than the table, from config.json, the fields so far and the head."""
+    written: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    """Fields of config.json that take more than the table."""
+    read_head: Callable[[Raw, HeadKind], Values] = decoder_head
+    write_head: Callable[[HeadConfig], dict[str, Any]] = write_classifier
+    rows: Sequence[Row] = ()
     prefix: str = ""
     """Before the body's names in files of models with a head."""
     ignored: Sequence[str] = ()
     """Regular expressions of names on disk that can be left aside: buffers, and heads nobody asked for."""
-    presets: Mapping[str, ModelConfig] = field(default_factory=dict[str, ModelConfig])
     renamed: Sequence[tuple[str, str]] = ()
     """Regular expressions of names on disk that older files have, and what each is called now."""
     ties_missing_head: bool = False
     """A head that the file lacks is the token table, whatever config.json says."""
+    published: Mapping[str, Raw] = field(default_factory=dict[str, Raw])
+    """Presets: the fields of config.json that are not the defaults."""
+    adjusted: Mapping[str, Values] = field(default_factory=dict[str, Values])
+    """Fields of ModelConfig that a preset has and no config.json can say."""
+
+    @cached_property
+    def presets(self) -> dict[str, ModelConfig]:
+        """The configs of the published models, with their language-model heads."""
+        return {
+            name: self.read(raw, "language_model").replace(**self.adjusted.get(name, {}))
+            for name, raw in self.published.items()
+        }
+
+    @cached_property
+    def json_names(self) -> dict[str, str]:
+        """Field of ModelConfig, by dotted name -> field of config.json."""
+        return {name: theirs for theirs, (ours, _) in self.fields.items() for name in ours.split()}
+
+    def read(self, raw: Raw, head: HeadKind) -> ModelConfig:
+        """The model that a config.json describes, with the head that its architecture has."""
+        refuse(raw, **self.refused)
+        values = {**read_fields(raw, self.fields), **self.constants, **self.read_head(raw, head)}
+        return make_config({**values, **self.derived(raw, values, head)}, self.model_type)
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The fields of config.json that describe the architecture."""
+        return {**write_fields(config, self.fields), **self.write_head(config.head), **self.written(config)}
 
     def table(self, ours: Collection[str]) -> dict[str, Row]:
         """The row for every name on disk of a model with these weights; a family without rows keeps the names.
@@ -74,13 +209,13 @@ class Family:
 
     def head(self, raw: Raw) -> HeadKind:
         """The head that config.json's `architectures` ask for. Raises UserError for one that is not known."""
-        named = raw.get("architectures") or [next(iter(self.architectures))]
-        if named[0] not in self.architectures:
+        name = (raw.get("architectures") or [next(iter(self.architectures))])[0]
+        if name not in self.architectures:
             raise UserError(
-                f"config.json: the architecture {cut(str(named[0]))} is not supported for model type "
-                f"{self.model_type!r} ({nearest(named[0], self.architectures)})."
+                f"config.json: the architecture {cut(str(name))} is not supported for model type "
+                f"{self.model_type!r} ({nearest(name, self.architectures)})."
             )
-        return self.architectures[named[0]]
+        return self.architectures[name]
 
     def architecture(self, config: ModelConfig) -> str:
         """The class name for this config's head."""
@@ -90,139 +225,76 @@ class Family:
         raise UserError(f"Model type {self.model_type!r} has no architecture with the head {config.head.kind!r}.")
 
 
-def _activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise UserError(f"config.json: the activation {quote(name)} is not supported ({nearest(name, ACTIVATIONS)}).")
-    return ACTIVATIONS[name]
+def read_fields(raw: Raw, fields: Fields) -> Values:
+    """The fields of ModelConfig that a table reads from a config.json. Null stands for false, as in transformers."""
+    values: Values = {}
+    for theirs, (ours, default) in fields.items():
+        for name in ours.split():
+            value: Any = raw.get(theirs, default)
+            if name.endswith(".activation"):
+                values[name] = read_activation(value)
+            elif name == "special_tokens.eos":
+                several = isinstance(value, list | tuple)
+                values[name] = () if value is None else tuple(cast("list[Any]", value)) if several else (value,)
+            else:
+                values[name] = False if value is None and isinstance(default, bool) else value
+    return values
 
 
-def _their_activation(name: str) -> str:
+def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
+    """The inverse of `read_fields`."""
+    config = complete(config)
+    written: dict[str, Any] = {}
+    for theirs, (ours, _) in fields.items():
+        name = ours.split()[0]
+        value: Any = attrgetter(name)(config)
+        if name.endswith(".activation"):
+            value = write_activation(value)
+        elif name == "special_tokens.eos":
+            value = None if not value else value[0] if len(value) == 1 else list(value)
+        if value is not None or name != "special_tokens.decoder_start":
+            written[theirs] = value
+    return written
+
+
+def supported(table: Mapping[str, T], name: str, subject: str) -> T:
+    """The entry of a table. Raises UserError for a name that it lacks: "``subject`` 'name' is not supported"."""
+    if name not in table:
+        raise UserError(f"{subject} {quote(name)} is not supported ({nearest(str(name), table)}).")
+    return table[name]
+
+
+def read_activation(name: str) -> str:
+    """Our name of an activation. Raises UserError for one that is not known."""
+    return supported(ACTIVATIONS, name, "config.json: the activation")
+
+
+def write_activation(name: str) -> str:
+    """Hugging Face's name of an activation. Raises UserError where it has none."""
     for theirs, ours in ACTIVATIONS.items():
         if ours == name:
             return theirs
     raise UserError(f"Hugging Face has no name for the activation {quote(name)}.")
 
 
-Fields = Mapping[str, tuple[str, Any]]
-"""Field of config.json -> the fields of ModelConfig with its value (dotted names, separated by spaces), and what it is
-where config.json leaves it out."""
+def make_config(values: Values, model_type: str) -> ModelConfig:
+    """The config with these fields. What equals its default is left out, so that it follows changes of others."""
+    config = make(ModelConfig, {**values, "model_type": model_type})
+    attention = config.attention
+    kv_heads = none_if_default(attention.kv_heads, attention.heads)
+    head_dim = none_if_default(attention.head_dim, config.d_model / attention.heads)
+    return replace(config, attention=replace(attention, kv_heads=kv_heads, head_dim=head_dim))
 
 
-def read_fields(raw: Raw, fields: Fields, tokens: Raw) -> dict[str, dict[str, Any]]:
-    """Values that a table finds in a config.json: part of ModelConfig ("" for itself) -> field -> value.
+def complete(config: ModelConfig) -> ModelConfig:
+    """The config with the numbers of key/value heads and widths of heads written out."""
 
-    Special tokens, which all families write alike, are among them; `tokens` has the family's defaults.
-    """
-    values: defaultdict[str, dict[str, Any]] = defaultdict(dict, special_tokens=_special_tokens(raw, tokens))
-    for theirs, (ours, default) in fields.items():
-        value = _value(raw, theirs, default)
-        for name in ours.split():
-            part, _, field_name = name.rpartition(".")
-            values[part][field_name] = _activation(value) if field_name == "activation" else value
-    return values
+    def full(attention: AttentionConfig) -> AttentionConfig:
+        head_dim = attention.head_dim or config.d_model // attention.heads
+        return replace(attention, kv_heads=attention.kv_heads or attention.heads, head_dim=head_dim)
 
-
-def _value(raw: Raw, name: str, default: Any) -> Any:
-    """The value of a field. Null stands for false, as in transformers."""
-    value = raw.get(name, default)
-    return False if value is None and isinstance(default, bool) else value
-
-
-def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
-    """The inverse of `read_fields`."""
-    tokens = config.special_tokens
-    written: dict[str, Any] = {}
-    for theirs, (ours, _) in fields.items():
-        value = attrgetter(ours.split()[0])(config)
-        written[theirs] = _their_activation(value) if ours.endswith(".activation") else value
-    return {
-        **written,
-        "bos_token_id": tokens.bos,
-        "eos_token_id": None if not tokens.eos else tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
-        "pad_token_id": tokens.pad,
-        **({} if tokens.decoder_start is None else {"decoder_start_token_id": tokens.decoder_start}),
-    }
-
-
-CLASSIFIERS = ("classification", "token_classification")
-"""Kinds of heads with labels."""
-
-
-def read_labels(raw: Raw, kind: HeadKind) -> dict[str, Any]:
-    """The fields of HeadConfig that say what a classifier's labels are; none for another kind of head.
-
-    Raises UserError for names that do not belong to the labels 0, 1, 2 ...
-    """
-    if kind not in CLASSIFIERS:
-        return {}
-    given: Mapping[Any, Any] = raw.get("id2label") or {}
-    named = {str(index): str(name) for index, name in given.items()}
-    labels: int = len(named) or raw.get("num_labels") or 2
-    for index in map(str, range(len(named))):
-        if index not in named:
-            raise UserError(f"config.json: id2label has {len(named)} names, and none for the label {index}.")
-    names = tuple(named[str(index)] for index in range(len(named)))
-    return {
-        "labels": labels,
-        "label_names": () if names == _numbered(labels) else names,
-        "problem_type": raw.get("problem_type") if kind == "classification" else None,
-    }
-
-
-def write_labels(head: HeadConfig) -> dict[str, Any]:
-    """The inverse of `read_labels`."""
-    if head.kind not in CLASSIFIERS:
-        return {}
-    names = head.label_names or _numbered(head.labels)
-    return {
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
-        "problem_type": head.problem_type,
-    }
-
-
-def _numbered(labels: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{index}" for index in range(labels))
-
-
-def read_decoder_head(raw: Raw, kind: HeadKind) -> dict[str, Any]:
-    """The fields of HeadConfig of a decoder (GenericFor...Classification in transformers' modeling_layers.py)."""
-    head = {"kind": kind, **read_labels(raw, kind)}
-    if kind == "classification":
-        return {**head, "pooling": "last", "label_bias": False}
-    if kind == "token_classification":
-        refuse(raw, token_classification_bias=False)
-        rates = (raw.get(name) for name in ("classifier_dropout", "hidden_dropout"))
-        return {**head, "dropout": next((rate for rate in rates if rate is not None), 0.1)}
-    return head
-
-
-def write_decoder_head(head: HeadConfig) -> dict[str, Any]:
-    """The inverse of `read_decoder_head`."""
-    dropout = {"classifier_dropout": head.dropout} if head.kind == "token_classification" else {}
-    return {**write_labels(head), **dropout}
-
-
-def read_seq2seq_head(raw: Raw, kind: HeadKind) -> dict[str, Any]:
-    """The fields of HeadConfig of BART's and T5's classifiers (transformers' BartClassificationHead)."""
-    if kind not in CLASSIFIERS:
-        return {"kind": kind}
-    pooler = {"pooling": "last", "pooler": "tanh"} if kind == "classification" else {}
-    return {"kind": kind, **read_labels(raw, kind), **pooler, "dropout": raw.get("classifier_dropout", 0.0)}
-
-
-def write_seq2seq_head(head: HeadConfig) -> dict[str, Any]:
-    """The inverse of `read_seq2seq_head`."""
-    return {**write_labels(head), **({"classifier_dropout": head.dropout} if head.kind in CLASSIFIERS else {})}
-
-
-_PARTS: dict[str, Any] = {name: kind for name, kind in get_type_hints(ModelConfig).items() if is_dataclass(kind)}
-
-
-def make_config(given: Mapping[str, Mapping[str, Any]], model_type: str, **more: Any) -> ModelConfig:
-    """The config with the fields that `read_fields` found, and more: a dict for each part, or fields of its own."""
-    parts = {name: kind(**{**more.pop(name, {}), **given.get(name, {})}) for name, kind in _PARTS.items()}
-    return ModelConfig(**given[""], **parts, **more, model_type=model_type)
+    own = config.decoder_attention
+    return replace(config, attention=full(config.attention), decoder_attention=None if own is None else full(own))
 
 
 def refuse(raw: Raw, **unsupported: Any) -> None:
@@ -234,12 +306,5 @@ def refuse(raw: Raw, **unsupported: Any) -> None:
 
 
 def none_if_default(value: T, default: object) -> T | None:
-    """The value; None where it equals the default, so that the default follows when other fields are changed."""
+    """The value; None where it equals the default."""
     return None if value == default else value
-
-
-def _special_tokens(raw: Raw, defaults: Raw) -> dict[str, Any]:
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    bos, eos, pad, start = (raw.get(name, defaults.get(name)) for name in names)
-    ends = () if eos is None else tuple(cast("Sequence[int]", eos)) if isinstance(eos, list | tuple) else (eos,)
-    return {"bos": bos, "eos": ends, "pad": pad, "decoder_start": start}

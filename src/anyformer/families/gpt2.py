@@ -1,124 +1,74 @@
 """GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3."""
 
-from typing import Any
-
-from anyformer.config import HeadKind, ModelConfig, SpecialTokens
-from anyformer.families.base import (
-    Family,
-    Fields,
-    Raw,
-    make_config,
-    none_if_default,
-    read_decoder_head,
-    read_fields,
-    refuse,
-    write_decoder_head,
-    write_fields,
-)
-from anyformer.families.rows import SPLIT, TRANSPOSE, alias, linear, row
-
-_FIELDS: Fields = {
-    "vocab_size": ("vocab_size", 50257),
-    "n_embd": ("d_model", 768),
-    "n_layer": ("decoder_layers", 12),
-    "n_positions": ("max_length", 1024),
-    "n_head": ("attention.heads", 12),
-    "scale_attn_by_inverse_layer_idx": ("attention.scale_by_layer", False),
-    "activation_function": ("feed_forward.activation", "gelu_new"),
-    "layer_norm_epsilon": ("norm.eps", 1e-5),
-    "tie_word_embeddings": ("embedding.tied", True),
-    "initializer_range": ("init.std", 0.02),
-    "attn_pdrop": ("attention.dropout", 0.1),
-    "embd_pdrop": ("embedding.dropout", 0.1),
-    "resid_pdrop": ("dropout", 0.1),
-}
-
-
-def read(raw: Raw, head: HeadKind) -> ModelConfig:
-    """From config.json."""
-    refuse(raw, add_cross_attention=True)
-    given = read_fields(raw, _FIELDS, {"bos_token_id": 50256, "eos_token_id": 50256})
-    return make_config(
-        given,
-        "gpt2",
-        attention={"scale": None if raw.get("scale_attn_weights", True) else 1.0},
-        feed_forward={"width": raw.get("n_inner") or 4 * given[""]["d_model"]},
-        position={"kind": "learned"},
-        norm={"kind": "layer", "placement": "pre"},
-        head=read_decoder_head(raw, head),
-        init={"kind": "normal", "scale_residual": True},
-    )
-
-
-def write(config: ModelConfig) -> dict[str, Any]:
-    """To config.json."""
-    return {
-        **write_fields(config, _FIELDS),
-        "n_ctx": config.max_length,
-        "n_inner": none_if_default(config.feed_forward.width, 4 * config.d_model),
-        "scale_attn_weights": config.attention.scale is None,
-        **write_decoder_head(config.head),
-    }
-
+from anyformer.families.base import Family, classes, none_if_default, sizes, special_tokens
+from anyformer.families.rows import SPLIT, TRANSPOSE, linear, row, tied
 
 _LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
 _QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
 
-ROWS = [
-    row("transformer.wte.weight", "token_embedding.table.weight"),
-    row("transformer.wpe.weight", "decoder.position.table.weight"),
-    *linear(f"{_LAYER}.ln_1", f"{_BLOCK}.attention_norm"),
-    row(f"{_LAYER}.attn.c_attn.weight", [f"{name}.weight" for name in _QKV], TRANSPOSE),
-    row(f"{_LAYER}.attn.c_attn.bias", [f"{name}.bias" for name in _QKV], SPLIT),
-    *linear(f"{_LAYER}.attn.c_proj", f"{_BLOCK}.attention.output", TRANSPOSE),
-    *linear(f"{_LAYER}.ln_2", f"{_BLOCK}.feed_forward_norm"),
-    *linear(f"{_LAYER}.mlp.c_fc", f"{_BLOCK}.feed_forward.up", TRANSPOSE),
-    *linear(f"{_LAYER}.mlp.c_proj", f"{_BLOCK}.feed_forward.down", TRANSPOSE),
-    *linear("transformer.ln_f", "decoder.final_norm"),
-    row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "token_embedding.table.weight"),
-    # Its classifier of tokens has a bias, and that of texts another name.
-    *linear("classifier", "head.labels", requires="head.labels.bias"),
-    row("score.weight", "head.labels.weight"),
-]
 
-
-def _size(layers: int, d_model: int, heads: int) -> ModelConfig:
-    return read({"n_layer": layers, "n_embd": d_model, "n_head": heads}, "language_model")
-
-
-_BASE = _size(12, 768, 12)
+_size = sizes("n_layer n_embd n_head")
 
 FAMILY = Family(
     model_type="gpt2",
-    architectures={
-        "GPT2LMHeadModel": "language_model",
-        "GPT2Model": "none",
-        "GPT2ForSequenceClassification": "classification",
-        "GPT2ForTokenClassification": "token_classification",
+    architectures=classes("GPT2", "LMHeadModel"),
+    fields={
+        "vocab_size": ("vocab_size", 50257),
+        "n_embd": ("d_model", 768),
+        "n_layer": ("decoder_layers", 12),
+        "n_positions": ("max_length", 1024),
+        "n_head": ("attention.heads", 12),
+        "scale_attn_by_inverse_layer_idx": ("attention.scale_by_layer", False),
+        "n_inner": ("feed_forward.width", None),
+        "activation_function": ("feed_forward.activation", "gelu_new"),
+        "layer_norm_epsilon": ("norm.eps", 1e-5),
+        "tie_word_embeddings": ("embedding.tied", True),
+        "initializer_range": ("init.std", 0.02),
+        "attn_pdrop": ("attention.dropout", 0.1),
+        "embd_pdrop": ("embedding.dropout", 0.1),
+        "resid_pdrop": ("dropout", 0.1),
+        **special_tokens(bos=50256, eos=50256),
     },
-    read=read,
-    write=write,
-    rows=ROWS,
+    constants={"init.scale_residual": True, "embedding.padding": None},
+    refused={"add_cross_attention": True},
+    derived=lambda raw, values, head: {
+        "attention.scale": None if raw.get("scale_attn_weights", True) else 1.0,
+        "feed_forward.width": raw.get("n_inner") or 4 * values["d_model"],
+    },
+    written=lambda config: {
+        "n_ctx": config.max_length,
+        "n_inner": none_if_default(config.feed_forward.width, 4 * config.d_model),
+        "scale_attn_weights": config.attention.scale is None,
+    },
+    rows=[
+        row("transformer.wte.weight", "token_embedding.table.weight"),
+        row("transformer.wpe.weight", "decoder.position.table.weight"),
+        *linear(f"{_LAYER}.ln_1", f"{_BLOCK}.attention_norm"),
+        row(f"{_LAYER}.attn.c_attn.weight", [f"{name}.weight" for name in _QKV], TRANSPOSE),
+        row(f"{_LAYER}.attn.c_attn.bias", [f"{name}.bias" for name in _QKV], SPLIT),
+        *linear(f"{_LAYER}.attn.c_proj", f"{_BLOCK}.attention.output", TRANSPOSE),
+        *linear(f"{_LAYER}.ln_2", f"{_BLOCK}.feed_forward_norm"),
+        *linear(f"{_LAYER}.mlp.c_fc", f"{_BLOCK}.feed_forward.up", TRANSPOSE),
+        *linear(f"{_LAYER}.mlp.c_proj", f"{_BLOCK}.feed_forward.down", TRANSPOSE),
+        *linear("transformer.ln_f", "decoder.final_norm"),
+        *tied("lm_head"),
+        # Its classifier of tokens has a bias, and that of texts another name.
+        *linear("classifier", "head.labels", requires="head.labels.bias"),
+        row("score.weight", "head.labels.weight"),
+    ],
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
-    presets={
-        "gpt2": _BASE,
+    published={
+        "gpt2": {},
         "gpt2-medium": _size(24, 1024, 16),
         "gpt2-large": _size(36, 1280, 20),
         "gpt2-xl": _size(48, 1600, 25),
         # The size of nanoGPT's README recipe for a laptop. GPT-2's 0.02 suits its width of 768; a narrower model wants
         # the same share of 1 / sqrt(d_model).
-        "gpt2-nano": _BASE.replace(
-            decoder_layers=4,
-            d_model=128,
-            max_length=64,
-            attention={"heads": 4, "dropout": 0.0},
-            feed_forward={"width": 512},
-            embedding={"dropout": 0.0},
-            dropout=0.0,
-            init={"std": 0.05},
-            special_tokens=SpecialTokens(),
-        ),
+        "gpt2-nano": {
+            **_size(4, 128, 4, n_positions=64, initializer_range=0.05),
+            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+            **dict.fromkeys(("bos_token_id", "eos_token_id")),
+        },
     },
 )

@@ -8,8 +8,10 @@ aren't there.
 
 from typing import Any, cast
 
-from anyformer.config import ModelConfig
-from anyformer.families.base import Family, Raw
+from typing_extensions import override
+
+from anyformer.config import HeadKind, ModelConfig
+from anyformer.families.base import Family, Raw, classes
 
 METHOD = "anyformer"
 _KEY = "quantization_config"
@@ -35,33 +37,32 @@ def unquantized_config_json(raw: Raw) -> Raw:
     return {**{key: value for key, value in raw.items() if key != _KEY}, "model_type": model_type}
 
 
-FAMILY = Family(
+class _OwnFormat(Family):
+    @override
+    def read(self, raw: Raw, head: HeadKind) -> ModelConfig:
+        return ModelConfig.from_dict(raw["config"])
+
+    @override
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {"config": config.to_dict()}
+
+
+# What the speed runs of nanoGPT settled on (Jordan et al. 2024, modded-nanogpt), at a size for two cores and ten
+# minutes of characters.
+_MODERN_NANO = {
+    "vocab_size": 65,
+    "d_model": 256,
+    "decoder_layers": 4,
+    "max_length": 256,
+    "attention": {"heads": 4, "bias": False, "output_bias": False, "qk_norm": True},
+    "feed_forward": {"width": 1024, "activation": "relu_squared", "bias": False},
+    "position.kind": "rotary",
+    "norm": {"kind": "rms", "eps": 1e-6},
+    "embedding.tied": False,
+    "init": {"std": 0.0625, "scale_residual": True},
+}
+FAMILY = _OwnFormat(
     model_type="anyformer",
-    architectures={
-        "Transformer": "language_model",
-        "TransformerModel": "none",
-        "TransformerForSequenceClassification": "classification",
-        "TransformerForTokenClassification": "token_classification",
-    },
-    read=lambda raw, head: ModelConfig.from_dict(raw["config"]),
-    write=lambda config: {"config": config.to_dict()},
-    rows=(),
-    presets={
-        # What the speed runs of nanoGPT settled on (Jordan et al. 2024, modded-nanogpt), at a size for two cores and
-        # ten minutes of characters.
-        "modern-nano": ModelConfig.from_dict(
-            {
-                "vocab_size": 65,
-                "d_model": 256,
-                "decoder_layers": 4,
-                "max_length": 256,
-                "attention": {"heads": 4, "bias": False, "output_bias": False, "qk_norm": True},
-                "feed_forward": {"width": 1024, "activation": "relu_squared", "bias": False},
-                "position.kind": "rotary",
-                "norm": {"kind": "rms", "eps": 1e-6},
-                "embedding.tied": False,
-                "init": {"std": 0.0625, "scale_residual": True},
-            }
-        )
-    },
+    architectures=classes("Transformer", ""),
+    published={"modern-nano": {"config": _MODERN_NANO}},
 )

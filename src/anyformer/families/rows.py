@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operation:
-    """How one tensor on disk becomes one or several of ours, and back."""
+    """The way from one tensor on disk to one or several of ours, and back."""
 
     read: Callable[[Tensor, int], Sequence[Tensor]]
     """From the tensor on disk and the number of our tensors that it holds."""
@@ -84,6 +84,12 @@ def linears(theirs: str, ours: str, layers: Mapping[str, str]) -> list[Row]:
     return [line for name, our in layers.items() for line in linear(theirs + name, ours + our)]
 
 
+def tied(theirs: str) -> list[Row]:
+    """A language-model head of its own, or a second name of the token table."""
+    name = f"{theirs}.weight"
+    return [row(name, "head.projection.weight"), alias(name, "token_embedding.table.weight")]
+
+
 def prefixed(prefix: str, rows: Iterable[Row], requires: str) -> list[Row]:
     """Rows with a prefix to each name on disk, for models that have this weight of ours."""
     return [replace(line, theirs=prefix + line.theirs, requires=(*line.requires, requires)) for line in rows]
@@ -95,19 +101,18 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     Raises:
         UserError: one of our names has no row, so the family's format can't hold it.
     """
-    names = set(ours)
+    names, claimed = set(ours), set[str]()
     layers = 1 + max((int(n) for name in names for n in re.findall(r"\.blocks\.(\d+)\.", name)), default=-1)
     table: dict[str, Row] = {}
-    claimed: set[str] = set()
     for line in rows:
-        for layer in range(layers) if "{i}" in line.theirs else (0,):
-            theirs, *found = (name.replace("{i}", str(layer)) for name in (line.theirs, *line.ours))
-            required = (name.replace("{i}", str(layer)) for name in line.requires)
-            if theirs in table or not names.issuperset((*found, *required)):
+        for layer in map(str, range(layers) if "{i}" in line.theirs else (0,)):
+            theirs, *held = (name.replace("{i}", layer) for name in (line.theirs, *line.ours))
+            required = (name.replace("{i}", layer) for name in line.requires)
+            if theirs in table or not names.issuperset((*held, *required)):
                 continue
-            if line.alias or claimed.isdisjoint(found):
-                table[theirs] = replace(line, theirs=theirs, ours=tuple(found), requires=())
-                claimed.update(() if line.alias else found)
+            if line.alias or claimed.isdisjoint(held):
+                table[theirs] = replace(line, theirs=theirs, ours=tuple(held), requires=())
+                claimed.update(() if line.alias else held)
     for name in ours:
         if name not in claimed:
             raise UserError(f"This model type has no place for the weight {name}.")

@@ -3,78 +3,51 @@
 Version 1.0 ties the head to the token table and scales its input; version 1.1 does neither and gates the feed-forward.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.families.base import (
     Family,
-    Fields,
     Raw,
-    make_config,
-    none_if_default,
-    read_fields,
-    read_seq2seq_head,
+    Values,
+    classes,
+    read_activation,
     refuse,
-    write_fields,
-    write_seq2seq_head,
+    seq2seq_head,
+    sizes,
+    special_tokens,
+    write_activation,
 )
-from anyformer.families.rows import Row, alias, linear, linears, prefixed, row
-
-_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-_FIELDS: Fields = {
-    "vocab_size": ("vocab_size", 32128),
-    "d_model": ("d_model", 512),
-    "num_layers": ("encoder_layers", 6),
-    "n_positions": ("max_length", 512),
-    "num_heads": ("attention.heads", 8),
-    "d_ff": ("feed_forward.width", 2048),
-    "dense_act_fn": ("feed_forward.activation", "relu"),
-    "relative_attention_num_buckets": ("position.buckets", 32),
-    "relative_attention_max_distance": ("position.max_distance", 128),
-    "layer_norm_epsilon": ("norm.eps", 1e-6),
-    "tie_word_embeddings": ("embedding.tied", True),
-    "dropout_rate": ("dropout attention.dropout feed_forward.dropout embedding.dropout", 0.1),
-}
+from anyformer.families.rows import Row, alias, linear, linears, prefixed, row, tied
 
 
-def _read(raw: Raw, head: HeadKind, model_type: str) -> ModelConfig:
+def _derived(raw: Raw, values: Values, head: HeadKind, *, can_scale: bool) -> Values:
     if head != "token_classification":
         refuse(raw, is_encoder_decoder=False)
     projection: str = raw.get("feed_forward_proj", "relu")
     # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
     activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
-    given = read_fields({**raw, "dense_act_fn": activation}, _FIELDS, _TOKENS)
-    scaled = raw.get("scale_decoder_outputs", given["embedding"]["tied"]) and model_type == "t5"
-    head_dim = none_if_default(raw.get("d_kv", 64), given[""]["d_model"] / given["attention"]["heads"])
-    decoder_layers = raw.get("num_decoder_layers") or given[""]["encoder_layers"]
-    return make_config(
-        given,
-        model_type,
+    scaled = can_scale and raw.get("scale_decoder_outputs", values["embedding.tied"])
+    return {
         # A classifier of tokens is an encoder alone, whatever config.json says of a decoder.
-        decoder_layers=0 if head == "token_classification" else decoder_layers,
-        attention={"head_dim": head_dim, "bias": False, "output_bias": False, "scale": 1.0},
-        feed_forward={"gated": projection.startswith("gated-"), "bias": False},
-        position={"kind": "relative"},
-        norm={"kind": "rms", "placement": "pre"},
-        head=read_seq2seq_head(raw, head) | {"scaled": scaled and head == "language_model"},
-        init={"kind": "t5", "std": 1.0},
-    )
+        "decoder_layers": 0 if head == "token_classification" else values["decoder_layers"] or values["encoder_layers"],
+        "feed_forward.activation": read_activation(activation),
+        "feed_forward.gated": projection.startswith("gated-"),
+        "head.scaled": scaled and head == "language_model",
+    }
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
-    fields, gated, scaled = write_fields(config, _FIELDS), config.feed_forward.gated, config.head.scaled
-    activation = fields.pop("dense_act_fn")
+def _written(config: ModelConfig) -> dict[str, Any]:
+    scaled, gated = config.head.scaled, config.feed_forward.gated
+    activation = write_activation(config.feed_forward.activation)
     activation = "gelu" if gated and activation == "gelu_new" else activation
     return {
-        **fields,
         "num_decoder_layers": config.decoder_layers or config.encoder_layers,
-        "d_kv": config.attention.head_dim or config.d_model // config.attention.heads,
         "feed_forward_proj": f"gated-{activation}" if gated else activation,
         **({"scale_decoder_outputs": scaled} if scaled != config.embedding.tied else {}),
         "is_encoder_decoder": config.is_encoder_decoder,
-        **write_seq2seq_head(config.head),
     }
 
 
@@ -105,66 +78,86 @@ _BODY = [
     *_stack("decoder", 2),
     *linears("decoder.block.{i}.layer.1.EncDecAttention.", "decoder.blocks.{i}.cross_attention.", _ATTENTION),
     *linear("decoder.block.{i}.layer.1.layer_norm", "decoder.blocks.{i}.cross_attention_norm"),
-    row("lm_head.weight", "head.projection.weight"),
-    alias("lm_head.weight", "token_embedding.table.weight"),
-]
-ROWS = [
-    # Classifiers hold the model as a part, the others are it.
-    *prefixed("transformer.", _BODY, requires="head.labels.weight"),
-    *_BODY,
-    *linear("classification_head.dense", "pooler.dense"),
-    *linear("classification_head.out_proj", "head.labels", requires="pooler.dense.weight"),
-    *linear("classifier", "head.labels"),
+    *tied("lm_head"),
 ]
 
 
-def _sizes(d_model: int, layers: int, heads: int, width: int, **rest: Any) -> dict[str, Any]:
-    return {"d_model": d_model, "num_layers": layers, "num_heads": heads, "d_ff": width, **rest}
+def _classes(name: str) -> dict[str, HeadKind]:
+    return {**classes(name, "ForConditionalGeneration"), f"{name}WithLMHeadModel": "language_model"}
 
 
+_sizes = sizes("d_model num_layers num_heads d_ff")
 _V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-_T5: dict[str, Raw] = {
-    "t5-small": _sizes(512, 6, 8, 2048),
-    "t5-base": _sizes(768, 12, 12, 3072),
-    "t5-large": _sizes(1024, 24, 16, 4096),
-    "t5-3b": _sizes(1024, 24, 32, 16384, d_kv=128),
-    "t5-v1.1-small": _sizes(512, 8, 6, 1024, **_V11),
-    "t5-v1.1-base": _sizes(768, 12, 12, 2048, **_V11),
-    "t5-v1.1-large": _sizes(1024, 24, 16, 2816, **_V11),
-    "flan-t5-small": _sizes(512, 8, 6, 1024, **_V11),
-    "flan-t5-base": _sizes(768, 12, 12, 2048, **_V11),
-}
-_MT5: dict[str, Raw] = {
-    "mt5-small": _sizes(512, 8, 6, 1024, vocab_size=250112, **_V11),
-    "mt5-base": _sizes(768, 12, 12, 2048, vocab_size=250112, **_V11),
-}
-# To be trained on a laptop in minutes, at llama-nano's size; a run as short as that has no use for dropout. T5's token
-# vectors of N(0, 1) want an optimizer whose steps are in proportion to them (Adafactor); AdamW hardly moves them, so
-# these start at 1 / sqrt(d_model).
-_NANO = _read(
-    _sizes(128, 4, 4, 256, d_kv=32, vocab_size=2048, n_positions=128, dropout_rate=0.0, **_V11), "language_model", "t5"
-).replace(init={"std": 0.09})
-
-
-def _family(model_type: str, name: str, presets: Mapping[str, Raw], **more: ModelConfig) -> Family:
-    return Family(
-        model_type=model_type,
-        architectures={
-            f"{name}ForConditionalGeneration": "language_model",
-            f"{name}WithLMHeadModel": "language_model",
-            f"{name}Model": "none",
-            f"{name}ForSequenceClassification": "classification",
-            f"{name}ForTokenClassification": "token_classification",
+_T5 = Family(
+    model_type="t5",
+    architectures=_classes("T5"),
+    fields={
+        "vocab_size": ("vocab_size", 32128),
+        "d_model": ("d_model", 512),
+        "num_layers": ("encoder_layers", 6),
+        "num_decoder_layers": ("decoder_layers", None),
+        "n_positions": ("max_length", 512),
+        "num_heads": ("attention.heads", 8),
+        "d_kv": ("attention.head_dim", 64),
+        "d_ff": ("feed_forward.width", 2048),
+        "relative_attention_num_buckets": ("position.buckets", 32),
+        "relative_attention_max_distance": ("position.max_distance", 128),
+        "layer_norm_epsilon": ("norm.eps", 1e-6),
+        "tie_word_embeddings": ("embedding.tied", True),
+        "dropout_rate": ("dropout attention.dropout feed_forward.dropout embedding.dropout", 0.1),
+        **special_tokens(pad=0, eos=1, decoder_start=0),
+    },
+    constants={
+        "attention": {"bias": False, "output_bias": False, "scale": 1.0},
+        "feed_forward": {"bias": False},
+        "position": {"kind": "relative"},
+        "norm": {"kind": "rms"},
+        "embedding": {"padding": None},
+        "init": {"kind": "t5", "std": 1.0},
+    },
+    derived=partial(_derived, can_scale=True),
+    written=_written,
+    read_head=seq2seq_head,
+    rows=[
+        # Classifiers hold the model as a part, the others are it.
+        *prefixed("transformer.", _BODY, requires="head.labels.weight"),
+        *_BODY,
+        *linear("classification_head.dense", "pooler.dense"),
+        *linear("classification_head.out_proj", "head.labels", requires="pooler.dense.weight"),
+        *linear("classifier", "head.labels"),
+    ],
+    prefix="transformer.",
+    # Old files have a bias for cross-attention, which the model never had.
+    ignored=(r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    ties_missing_head=True,
+    published={
+        "t5-small": {},
+        "t5-base": _sizes(768, 12, 12, 3072),
+        "t5-large": _sizes(1024, 24, 16, 4096),
+        "t5-3b": _sizes(1024, 24, 32, 16384, d_kv=128),
+        "t5-v1.1-small": _sizes(512, 8, 6, 1024, **_V11),
+        "t5-v1.1-base": _sizes(768, 12, 12, 2048, **_V11),
+        "t5-v1.1-large": _sizes(1024, 24, 16, 2816, **_V11),
+        "flan-t5-small": _sizes(512, 8, 6, 1024, **_V11),
+        "flan-t5-base": _sizes(768, 12, 12, 2048, **_V11),
+        # To be trained on a laptop in minutes, at llama-nano's size; a run as short as that has no use for dropout.
+        "t5-nano": _sizes(128, 4, 4, 256, d_kv=32, vocab_size=2048, n_positions=128, dropout_rate=0.0, **_V11),
+    },
+    # T5's token vectors of N(0, 1) want an optimizer whose steps are in proportion to them (Adafactor); AdamW hardly
+    # moves them, so these start at 1 / sqrt(d_model).
+    adjusted={"t5-nano": {"init.std": 0.09}},
+)
+FAMILIES = [
+    _T5,
+    replace(
+        _T5,
+        model_type="mt5",
+        architectures=_classes("MT5"),
+        derived=partial(_derived, can_scale=False),
+        published={
+            "mt5-small": _sizes(512, 8, 6, 1024, vocab_size=250112, **_V11),
+            "mt5-base": _sizes(768, 12, 12, 2048, vocab_size=250112, **_V11),
         },
-        read=partial(_read, model_type=model_type),
-        write=_write,
-        rows=ROWS,
-        prefix="transformer.",
-        # Old files have a bias for cross-attention, which the model never had.
-        ignored=(r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
-        presets={preset: _read(fields, "language_model", model_type) for preset, fields in presets.items()} | more,
-        ties_missing_head=True,
-    )
-
-
-FAMILIES = [_family("t5", "T5", _T5, **{"t5-nano": _NANO}), _family("mt5", "MT5", _MT5)]
+        adjusted={},
+    ),
+]

@@ -15,9 +15,8 @@ from anyformer.errors import UserError
 from anyformer.evaluation.answers import Answered, answer
 from anyformer.evaluation.metrics import Interval, Metric, language_model
 from anyformer.evaluation.metrics.metric import percentiles
-from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import Text, join_texts, losses
-from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.result import Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks import TASKS
 from anyformer.tasks.evaluate import evaluate_examples

@@ -319,4 +319,4 @@ def sample_answer(row: EvaluatedRow) -> str:
     """The prediction of a row; of a tagged sentence its entities, since its prediction is a list of errors."""
     if row.spans is None:
         return row.prediction
-    return ", ".join(f"{piece.text}: {piece.kind}" for piece in row.spans.said if piece.kind) or "no entities"
+    return ", ".join(f"{piece.text}: {piece.kind}" for piece in row.spans.predicted if piece.kind) or "no entities"

@@ -13,10 +13,9 @@ from anyformer import atomic, limits
 from anyformer.data.examples import Example
 from anyformer.errors import UserError
 from anyformer.evaluation.metrics import FEWEST, ClassScores
-from anyformer.evaluation.options import Options
+from anyformer.evaluation.metrics.tagging import Piece
 from anyformer.evaluation.perplexity import Text
-from anyformer.evaluation.result import EvaluatedRow, Evaluation, telling
-from anyformer.evaluation.spans import Piece
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options, telling
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.finetuning.measure import FEWEST_WINDOWS, Figure, Measurement, measure
@@ -277,7 +276,9 @@ def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:
         "after": row.prediction[:_CHARACTERS],
         "right": row.right,
         "loss": finite(row.loss),
-        **({} if row.spans is None else {"spans": {"right": _cut(row.spans.right), "after": _cut(row.spans.said)}}),
+        **(
+            {} if row.spans is None else {"spans": {"right": _cut(row.spans.right), "after": _cut(row.spans.predicted)}}
+        ),
     }
 
 

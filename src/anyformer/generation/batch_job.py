@@ -53,11 +53,9 @@ def read_prompts(
 ) -> list[FilePrompt]:
     """The prompts of a file: the lines of a text, or a field of the records of a .jsonl, .csv, .tsv or .parquet file.
 
-    Messages call them by the noun.
-
     Raises:
-        UserError: the file can't be read, or a prompt is missing, empty or too large (with the number of its line); or
-            there are too many to be held in memory.
+        UserError: the file can't be read, or a prompt, which the message calls by the noun, is missing, empty or too
+            large (with the number of its line); or there are too many to be held in memory.
     """
     if not path.is_file():
         raise UserError(f"There is no file of {noun}s at {path}.")
@@ -90,15 +88,10 @@ def answer_prompts(
     draft: Draft | None = None,
     **options: Unpack[GenerationOptions],
 ) -> None:
-    """Answer prompts, or those that an earlier start has left.
+    """Answer prompts, or those that an earlier start has left (see `BatchJob`).
 
-    Args:
-        model, tokenizer, draft, options: As for `generate`; without `max_new_tokens`, answers have at most 200 or half
-            of the context, whichever is less.
-        prompts: See `read_prompts`.
-        out: Where the answers go.
-        settings: What the answers depend on, by name, with the `batch_size`.
-        progress: Called at first and after each batch with the number of answers that there are.
+    Other arguments are those of `generate`; without `max_new_tokens`, answers have at most 200 or half of the context,
+    whichever is less.
 
     Raises:
         UserError: as `generate` and `BatchJob.run`; a prompt that can't be encoded, or leaves no room in the context
@@ -110,13 +103,13 @@ def answer_prompts(
     new = options.get("max_new_tokens")
     if new is None:
         new = DEFAULT_NEW_TOKENS if context is None else max(1, min(DEFAULT_NEW_TOKENS, context // 2))
+    config = config.replace(max_new_tokens=new)
     rows = [_encode(model, tokenizer, prompt, new) for prompt in prompts]
 
     def write(begin: int, texts: Sequence[str]) -> list[str]:
         # One seed for all batches would draw the same for the same prompt in each.
-        seed = None if config.seed is None else config.seed + begin
-        batch_config = config.replace(max_new_tokens=new, seed=seed)
-        return generate(model, tokenizer, rows[begin : begin + len(texts)], batch_config, draft=draft)
+        seeded = config if config.seed is None else config.replace(seed=config.seed + begin)
+        return generate(model, tokenizer, rows[begin : begin + len(texts)], seeded, draft=draft)
 
     settings = {**settings, "max_new_tokens": new}
     BatchJob(out, [prompt.text for prompt in prompts], settings, fingerprint(model, tokenizer)).run(write, progress)
@@ -138,8 +131,7 @@ def _encode(model: Transformer, tokenizer: Tokenizer, prompt: FilePrompt, max_ne
 
 
 def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
-    """A hash that changes with the weights (of which a few hundred numbers each are hashed), the settings that came
-    with the model, and the tokenizer."""
+    """A hash of some numbers of each weight, of the settings that came with the model, and of the tokenizer."""
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
     digest.update(json.dumps([dict(model.origin.config), dict(model.origin.generation)], sort_keys=True).encode())
     for name, weight in model.state_dict().items():
@@ -173,21 +165,20 @@ class BatchJob:
             progress: Called at first and after each batch with the number of answers that there are.
 
         Raises:
-            UserError: the path is no file, or a symbolic link; another process is at it; the file was written by
-                something else, or by a job with other prompts, settings or model (the sentence says what changed); the
-                disk refuses.
+            UserError: the path is no regular file, or another process is at it; the file is not of this job (the
+                sentence says what changed); the disk refuses.
         """
         path, size = self.path, self.settings["batch_size"]
-        locked = path.with_name(f".{path.name}.lock")
+        lock_file = path.with_name(f".{path.name}.lock")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no regular file, which a job could go on with: choose another for the answers.")
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for each in (path, locked):
+            for each in (path, lock_file):
                 atomic.refuse_link(each)
-            limits.check_file(locked)
+            limits.check_file(lock_file)
             try:
-                lock = FileLock(locked).acquire(timeout=0)
+                lock = FileLock(lock_file).acquire(timeout=0)
             except Timeout as error:
                 raise UserError(f"{path} is being written by another process: wait for it, or end it.") from error
         with lock:
@@ -201,11 +192,11 @@ class BatchJob:
                 progress(self.count)
 
     def _append(self, texts: Sequence[str]) -> None:
-        answers = [
-            {"index": index, "prompt": self.prompts[index], "text": text}
-            for index, text in enumerate(texts, start=self.count)
-        ]
-        atomic.append(self.path, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+        lines = ""
+        for index, text in enumerate(texts, start=self.count):
+            answer = {"index": index, "prompt": self.prompts[index], "text": text}
+            lines += json.dumps(answer, ensure_ascii=False) + "\n"
+        atomic.append(self.path, lines)
         self.count += len(texts)
 
     def _resume(self) -> None:
@@ -238,7 +229,7 @@ class BatchJob:
         try:
             before = limits.read_object(limits.path_inside(path.parent, description.name))
             settings: dict[str, Any] = dict(**before["settings"])
-            count, prompts, model = before["count"], before["prompts"], before["model"]
+            changed = [name for name in ("count", "prompts", "model") if before[name] != now[name]]
         except (UserError, KeyError, TypeError) as error:
             raise UserError(
                 f"{description} is missing or damaged, so nobody can say what {path} was made of: {_OTHER_FILE}."
@@ -248,14 +239,10 @@ class BatchJob:
             for name in sorted({*settings, *now["settings"]})
             if (old := settings.get(name)) != (new := now["settings"].get(name))
         ]
-        if count != now["count"]:
-            changes.append(f"there were {count} prompts and are {now['count']}")
-        if prompts != now["prompts"]:
-            first = "" if wrong is None else f", the first of them number {wrong + 1}"
-            changes.append(f"prompts have changed{first}")
-        if model != now["model"]:
-            changes.append("the model is another")
-        if changes:
+        first = "" if wrong is None else f", the first of them number {wrong + 1}"
+        count = f"there were {before['count']} prompts and are {now['count']}"
+        sentences = {"count": count, "prompts": f"prompts have changed{first}", "model": "the model is another"}
+        if changes := changes + [sentences[name] for name in changed]:
             raise UserError(f"{path} was begun otherwise: {'; '.join(changes)}. Take that back, or {_OTHER_FILE}.")
         if wrong is not None:
             raise UserError(

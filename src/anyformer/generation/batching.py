@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Unpack, cast
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from anyformer.errors import UserError
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.inference import DamagedError, cache_limit, check_nan, evaluating, require_generative
-from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors
+from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors, process
 from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids, make_prompt
 from anyformer.generation.sampling import Sampler, make_sampler
 from anyformer.generation.stop_strings import Detokenizer
@@ -27,7 +27,7 @@ Finish = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely the model found a token, before penalties and temperature."""
+    """Log-probability of a token, before penalties and temperature."""
 
     token: int
     logprob: float
@@ -77,9 +77,7 @@ class Request:
         if self._processors:
             new = torch.tensor([self.tokens], dtype=torch.long, device=logits.device)
             ids = torch.cat((self.prompt.ids, new), dim=1)
-            history = History(ids=ids, padding=new.new_zeros(1), new=len(self.tokens))
-            for processor in self._processors:
-                scores = processor(scores, history)
+            scores = process(scores, self._processors, History(ids, new.new_zeros(1), len(self.tokens)))
         token = int(scores.argmax() if self._sampler.greedy else self._sampler(scores))
         if self._top is not None:
             log_p = logits[0].log_softmax(dim=-1)
@@ -90,7 +88,7 @@ class Request:
         stopped = token in self._eos
         if not stopped and self._detokenizer is not None:
             self._append_text(self._detokenizer.push_token(token))
-            stopped = self._detokenizer.found
+            stopped = self._detokenizer.stopped
         if stopped:
             self.finish("stop")
         elif len(self.tokens) == self.prompt.max_new_tokens:
@@ -192,17 +190,17 @@ class BatchingEngine:
             raise UserError("This engine has no tokenizer, so it reads no text: give it token ids.")
         else:
             ids = encode_prompt(model, tokenizer, prompt)
-        made = make_prompt(model, torch.tensor([ids], dtype=torch.long), None, config.max_new_tokens)
-        if made.capacity > self.capacity:
+        batch = make_prompt(model, torch.tensor([ids], dtype=torch.long), None, config.max_new_tokens)
+        if batch.capacity > self.capacity:
             raise UserError(
-                f"The prompt and its {made.max_new_tokens} new tokens are {made.capacity}, and the engine has room for "
-                f"texts of {self.capacity} tokens: shorten it, or ask for less."
+                f"The prompt and its {batch.max_new_tokens} new tokens are {batch.capacity}, and the engine has room "
+                f"for texts of {self.capacity} tokens: shorten it, or ask for less."
             )
         eos, before = eos_ids(model, config), () if model.config.is_encoder_decoder else ids
         request = Request(
-            prompt=made,
+            prompt=batch,
             _eos=eos,
-            _processors=make_processors(model, made, eos, config),
+            _processors=make_processors(model, batch, eos, config),
             _sampler=make_sampler(config, model.device),
             _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop),
             _top=logprobs,
@@ -247,13 +245,13 @@ class BatchingEngine:
         if self._running:
             latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self.model.device)
             logits = self._step(latest, self._cache)[:, 0]
-            damaged = cast("list[bool]", logits.amax(dim=-1).isnan().tolist())
-            for request, row, bad in zip(list(self._running), logits.split(1), damaged, strict=True):
-                if bad:
+            damaged: list[bool] = logits.amax(dim=-1).isnan().tolist()
+            for request, row, is_damaged in zip(list(self._running), logits.split(1), damaged, strict=True):
+                if is_damaged:
                     request.finish("error")
                 else:
                     request.append(row)
-            for row in range(len(self._running) - 1, -1, -1):
+            for row in reversed(range(len(self._running))):
                 if self._running[row].finished:
                     self._leave(row)
             if any(damaged):
@@ -285,9 +283,8 @@ class BatchingEngine:
     def _fail(self) -> None:
         """End all texts where they are."""
         requests = [*self._running, *self._waiting]
-        self._running.clear()
-        self._waiting.clear()
-        self._cache.clear()
+        for held in (self._running, self._waiting, self._cache):
+            held.clear()
         for request in requests:
             request.cache = None
             if not request.finished:

@@ -23,7 +23,7 @@ from anyformer.errors import UserError
 from anyformer.generation.cached_decoder import CachedDecoder
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.inference import check_nan, evaluating, require_generative
-from anyformer.generation.logits_processors import History, make_processors
+from anyformer.generation.logits_processors import History, make_processors, process
 from anyformer.generation.prompt import Prompt, eos_ids, make_prompt, pad_id
 from anyformer.model import Transformer
 
@@ -73,13 +73,13 @@ def beam_search_ids(
         )
     prompt = make_prompt(model, ids, mask, config.max_new_tokens)
     with evaluating(model), torch.inference_mode():
-        found = _Search(model, prompt, config).run()
-    length = int(found.lengths[:, :n_best].max())
+        ids, scores, lengths, _ = _Search(model, prompt, config).run()
+    length = int(lengths[:, :n_best].max())
     # Copies made outside of inference mode are ordinary tensors, fit to train on.
-    return Hypotheses(found.ids[:, :n_best, :length].clone(), found.scores[:, :n_best].clone())
+    return Hypotheses(ids[:, :n_best, :length].clone(), scores[:, :n_best].clone())
 
 
-class _Found(NamedTuple):
+class _Ended(NamedTuple):
     """The best texts that have ended, [rows, beams, ...]."""
 
     ids: Tensor
@@ -87,30 +87,20 @@ class _Found(NamedTuple):
     lengths: Tensor
     exists: Tensor
 
-    @staticmethod
-    def none(rows: int, beams: int, new: int, pad: int, device: torch.device) -> _Found:
-        """No texts yet."""
-        return _Found(
-            torch.full((rows, beams, new), pad, dtype=torch.long, device=device),
-            torch.full((rows, beams), _NEVER, device=device),
-            torch.zeros((rows, beams), dtype=torch.long, device=device),
-            torch.zeros((rows, beams), dtype=torch.bool, device=device),
-        )
-
-    def best(self, others: _Found) -> _Found:
+    def best(self, others: _Ended) -> _Ended:
         """The best of both, as many as there are here."""
-        ids, scores, lengths, exists = (torch.cat(both, dim=1) for both in zip(self, others, strict=True))
-        order = scores.topk(self.scores.shape[1], dim=1).indices
-        return _Found(_take(ids, order), scores.gather(1, order), lengths.gather(1, order), exists.gather(1, order))
+        both = _Ended(*(torch.cat(pair, dim=1) for pair in zip(self, others, strict=True)))
+        order = both.scores.topk(self.scores.shape[1], dim=1).indices
+        return _Ended(_take(both.ids, order), *(field.gather(1, order) for field in both[1:]))
 
-    def write(self, index: Tensor, rows: _Found) -> None:
+    def write(self, index: Tensor, rows: _Ended) -> None:
         """Replace the rows at these indices."""
         for mine, theirs in zip(self, rows, strict=True):
             mine[index] = theirs
 
-    def select(self, rows: Tensor) -> _Found:
-        """These rows."""
-        return _Found(*(field[rows] for field in self))
+    def select(self, rows: Tensor) -> _Ended:
+        """Some of the rows: a copy."""
+        return _Ended(*(field[rows] for field in self))
 
 
 class _Search:
@@ -130,12 +120,14 @@ class _Search:
         # All beams of a row are equal at first: only one of them may go on, or all would say the same.
         self.scores = torch.full((rows, beams), _NEVER, device=device)
         self.scores[:, 0] = 0.0
-        self.found = _Found.none(rows, beams, new, self.pad, device)
-        self.results = _Found.none(rows, beams, new, self.pad, device)
+        ids = torch.full((rows, beams, new), self.pad, dtype=torch.long, device=device)
+        lengths = torch.zeros((rows, beams), dtype=torch.long, device=device)
+        self.ended = _Ended(ids, torch.full_like(self.scores, _NEVER), lengths, lengths.bool())
         self.rows = torch.arange(rows, device=device)
+        self.results = self.ended.select(self.rows)
         """The rows of the batch that are still searched for."""
 
-    def run(self) -> _Found:
+    def run(self) -> _Ended:
         """Search until every row is done."""
         logits = self.decoder.prefill(self.prompt)[:, None]
         for new in range(self.max_new_tokens):
@@ -145,17 +137,17 @@ class _Search:
             done = self._done(new + 1)
             leaving = bool(done.any())
             if leaving:
-                self.results.write(self.rows[done], self.found.select(done))
+                self.results.write(self.rows[done], self.ended.select(done))
                 if bool(done.all()):
                     return self.results
                 rows = ~done
                 self.texts, self.scores, self.rows = self.texts[rows], self.scores[rows], self.rows[rows]
-                self.found, origin = self.found.select(rows), origin[rows]
+                self.ended, origin = self.ended.select(rows), origin[rows]
                 self.decoder.prompt = self.decoder.prompt.select(rows.repeat_interleave(self.config.beams))
                 self.processors = make_processors(self.model, self.decoder.prompt, self.eos, self.config)
             self.decoder.cache.select(origin.flatten(), sources=leaving)
             logits = self.decoder.step(self._ids(new + 1))
-        self.results.write(self.rows, self.found)
+        self.results.write(self.rows, self.ended)
         return self.results
 
     def _ids(self, new: int) -> Int[Tensor, "texts length"]:
@@ -163,10 +155,8 @@ class _Search:
 
     def _totals(self, logits: Float[Tensor, "texts vocab"], new: int) -> Float[Tensor, "rows beams vocab"]:
         """The log-probability of each beam with one token more, as the processors change it."""
-        log_p = logits.log_softmax(dim=-1)
-        history = History(ids=self._ids(new), padding=self.decoder.prompt.padding, new=new)
-        for processor in self.processors:
-            log_p = processor(log_p, history)
+        history = History(self._ids(new), self.decoder.prompt.padding, new)
+        log_p = process(logits.log_softmax(dim=-1), self.processors, history)
         return log_p.unflatten(0, self.scores.shape).add_(self.scores[:, :, None])
 
     def _grow(self, totals: Float[Tensor, "rows beams vocab"], new: int) -> Int[Tensor, "rows beams"]:
@@ -188,7 +178,7 @@ class _Search:
         ended = ending & (torch.arange(candidates, device=ending.device) < beams)
         scores = totals / (new + 1) ** self.config.length_penalty + ~ended * _NEVER
         ids, lengths = F.pad(texts, (0, self.max_new_tokens - new - 1), value=self.pad), torch.full_like(token, new + 1)
-        self.found = self.found.best(_Found(ids, scores, lengths, ended))
+        self.ended = self.ended.best(_Ended(ids, scores, lengths, ended))
 
         going = totals + ending * _NEVER
         order = going.topk(beams, dim=1).indices
@@ -198,13 +188,13 @@ class _Search:
 
     def _done(self, length: int) -> Bool[Tensor, " rows"]:
         """Which rows can't find better texts any more, at a length of so many new tokens."""
-        config, found = self.config, self.found
+        config, ended = self.config, self.ended
         reached = self.max_new_tokens if config.early_stopping == "never" and config.length_penalty > 0 else length
         hoped = self.scores[:, 0] / reached**config.length_penalty
-        full = found.exists.all(dim=1)
+        full = ended.exists.all(dim=1)
         # One beam is greedy search, which is over with its first end.
         over = full & (config.early_stopping is True or config.beams == 1)
-        return over | (full & (hoped <= found.scores[:, -1])) | (~full & (hoped <= _NEVER))
+        return over | (full & (hoped <= ended.scores[:, -1])) | (~full & (hoped <= _NEVER))
 
 
 def largest(
@@ -216,13 +206,12 @@ def largest(
     """
     rows, size = scores.shape
     if size % _BLOCK or size < 2 * count * _BLOCK:
-        best = scores.topk(count, dim=1)
-        return best.values, best.indices
+        return scores.topk(count, dim=1)
     blocks = scores.unflatten(1, (-1, _BLOCK))
     # In order, so that the first of equal scores comes first, as without blocks.
     chosen = blocks.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values
-    found, within = blocks.gather(1, chosen[:, :, None].expand(rows, count, _BLOCK)).flatten(1).topk(count, dim=1)
-    return found, chosen.gather(1, within // _BLOCK) * _BLOCK + within % _BLOCK
+    best, within = blocks.gather(1, chosen[:, :, None].expand(rows, count, _BLOCK)).flatten(1).topk(count, dim=1)
+    return best, chosen.gather(1, within // _BLOCK) * _BLOCK + within % _BLOCK
 
 
 def _take(texts: Tensor, order: Tensor) -> Tensor:

@@ -66,15 +66,8 @@ class DecoderStep:
         """
         compiled, layout = self._compiled, Layout.of(mask) if packed and mask is not None else DENSE
         if compiled is None or source is not None or not compiled.supports(tokens, cache):
-            out = self.model(
-                tokens,
-                source,
-                mask=mask,
-                source_mask=source_mask,
-                cache=cache,
-                last_only=last_only,
-                return_logits=not packed,
-            )
+            masks = {"mask": mask, "source_mask": source_mask}
+            out = self.model(tokens, source, **masks, cache=cache, last_only=last_only, return_logits=not packed)
             return head_logits(self.model, layout.gather(out.hidden)) if packed else float_logits(out)
         if last_only and mask is None:
             *chunks, tokens = tokens.split(max(1, _CHUNK_ROWS // len(tokens)), dim=1)
@@ -154,15 +147,15 @@ class PrefixCache(CachedDecoder):
     def read(self, ids: Sequence[int]) -> Float[Tensor, "1 vocab"]:
         """Read one text, and return the logits of the token after it."""
         # The last token is always read: its logits are not kept.
-        known = min(common_prefix(self._ids, ids), len(ids) - 1)
-        return self._read(known, torch.tensor([ids[known:]], device=self.model.device))[:, -1]
+        start = min(common_prefix(self._ids, ids), len(ids) - 1)
+        return self._read(start, torch.tensor([ids[start:]], device=self.model.device))[:, -1]
 
-    def _read(self, known: int, ids: Int[Tensor, "1 new"]) -> Float[Tensor, "1 1 vocab"]:
-        """Read these tokens behind the first `known`."""
+    def _read(self, start: int, ids: Int[Tensor, "1 new"]) -> Float[Tensor, "1 1 vocab"]:
+        """Read tokens from this position on."""
         # An interrupted reading may have left the layers with different lengths.
-        self.cache.truncate(known)
-        del self._ids[known:]
-        length = known + ids.shape[1]
+        self.cache.truncate(start)
+        del self._ids[start:]
+        length = start + ids.shape[1]
         if length > self.cache.capacity:
             wider = self.model.make_cache(1, max(length, 2 * self.cache.capacity))
             wider.put(0, self.cache)

@@ -5,7 +5,8 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 """
 
 import ctypes
-from ctypes import c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import Structure, c_int64, c_void_p
 from functools import cache
 from operator import is_not
 from typing import Any, cast
@@ -35,7 +36,8 @@ from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
-from anyformer.kernels.cpu.quantized_matmul import described
+from anyformer.kernels.cpu.matmul import described
+from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
@@ -76,8 +78,7 @@ class CompiledDecoder:
             raise UnsupportedModelError("no plain language-model head")
         _check_modules(model, decoder, head)
         self._kept: list[Any] = []
-        self.model, self.decoder = model, decoder
-        self.dtype = model.dtype
+        self.model, self.decoder, self.dtype = model, decoder, model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
         self.has_cross_attention = any(block.cross_attention is not None for block in blocks)
         layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, decoder.windows))
@@ -96,20 +97,37 @@ class CompiledDecoder:
             head=last,
         )
         self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
-        self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], ctypes.Array[structs.LayerCache]]]
-        self._addresses = WeakKeyDictionary()
+        self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], Any]] = WeakKeyDictionary()
         self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
-    def _pointer(self, tensor: Tensor | None) -> int | None:
-        """The address of the tensor, or of a copy, in float32."""
-        if tensor is None:
-            return None
-        plain = tensor.detach().float().contiguous()
-        self._kept.append(plain)
-        return plain.data_ptr()
+    def _layer(self, block: TransformerBlock, window: int | None) -> Structure:
+        if block.feed_forward.activation not in COMPILED:
+            raise UnsupportedModelError("a custom activation")
+        norm, activation = self._norm(block.feed_forward_norm), COMPILED[block.feed_forward.activation]
+        return structs.Layer(
+            attention=self._attention(block.attention, block.attention_norm, window),
+            cross_attention=self._attention(block.cross_attention, block.cross_attention_norm, None),
+            feed_forward=self._part(structs.FeedForward, block.feed_forward, norm=norm, activation=activation),
+        )
 
-    def _matrix(self, module: nn.Module | None, bias: Tensor | None = None) -> structs.Matrix:
+    def _attention(self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None) -> Structure:
+        if attention is None:
+            return structs.Attention()
+        if attention.head_dim > _MAX_HEAD_DIM:
+            raise UnsupportedModelError("a larger head_dim than there is room for")
+        return self._part(structs.Attention, attention, norm=self._norm(norm), window=window or 0)
+
+    def _part(self, structure: Any, module: nn.Module, **fields: Any) -> Structure:
+        """The structure of a module, with these fields; all others are attributes of the module."""
+        converted: dict[Any, Callable[[Any], Any]] = {structs.Matrix: self._matrix, structs.Norm: self._norm}
+        for name, kind in structure.types.items():
+            if name not in fields:
+                value = getattr(module, name)
+                fields[name] = converted[kind](value) if kind in converted else value
+        return structure(**fields)
+
+    def _matrix(self, module: nn.Module | None, bias: Tensor | None = None) -> Structure:
         """The weight of a linear layer or of an embedding, with the bias given or its own."""
         if module is None:
             return structs.Matrix()
@@ -121,29 +139,19 @@ class CompiledDecoder:
         outputs, inputs = weight.shape
         if isinstance(weight, QuantizedMatrix):
             self._kept.append(weight.packed_weight)
-            matrix = described(weight.packed_weight, outputs, None)
+            matrix = described(weight.packed_weight)
         else:
             if weight.dtype not in structs.DTYPES or not weight.is_contiguous():
                 raise UnsupportedModelError("weights of another dtype")
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
-            matrix = structs.Matrix(
-                weights=weight.data_ptr(), out_features=outputs, in_features=inputs, dtype=structs.DTYPES[weight.dtype]
-            )
+            sizes = {"out_features": outputs, "in_features": inputs, "dtype": structs.DTYPES[weight.dtype]}
+            matrix = structs.make(structs.Matrix, weights=weight, **sizes)
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
         matrix.bias = self._pointer(getattr(module, "bias", None) if bias is None else bias)
         return matrix
 
-    def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> structs.Matrix:
-        """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
-        weight, embedding = tokens.table.weight, decoder.embedding
-        parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
-        is_plain = tokens.scale == 1.0 and all(part is None for part in parts)
-        is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
-        is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
-        return self._matrix(tokens.table) if is_plain else structs.Matrix()
-
-    def _norm(self, module: nn.Module | None) -> structs.Norm:
+    def _norm(self, module: nn.Module | None) -> Structure:
         if type(module) is LayerNorm:
             weight, bias = self._pointer(module.weight), self._pointer(module.bias)
             return structs.Norm(structs.LAYER_NORM, weight, bias, module.eps)
@@ -153,43 +161,21 @@ class CompiledDecoder:
             return structs.Norm()
         raise UnsupportedModelError(f"a norm of class {type(module).__name__}")
 
-    def _attention(
-        self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None
-    ) -> structs.Attention:
-        if attention is None:
-            return structs.Attention()
-        if attention.head_dim > _MAX_HEAD_DIM:
-            raise UnsupportedModelError("a larger head_dim than there is room for")
-        return structs.Attention(
-            norm=self._norm(norm),
-            query_norm=self._norm(attention.query_norm),
-            key_norm=self._norm(attention.key_norm),
-            query=self._matrix(attention.query),
-            key=self._matrix(attention.key),
-            value=self._matrix(attention.value),
-            output=self._matrix(attention.output),
-            heads=attention.heads,
-            kv_heads=attention.kv_heads,
-            head_dim=attention.head_dim,
-            window=window or 0,
-            scale=attention.scale,
-        )
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        """The address of the tensor, or of a copy, in float32."""
+        if tensor is None:
+            return None
+        self._kept.append(tensor.detach().float().contiguous())
+        return self._kept[-1].data_ptr()
 
-    def _layer(self, block: TransformerBlock, window: int | None) -> structs.Layer:
-        forward = block.feed_forward
-        if forward.activation not in COMPILED:
-            raise UnsupportedModelError("a custom activation")
-        return structs.Layer(
-            attention=self._attention(block.attention, block.attention_norm, window),
-            cross_attention=self._attention(block.cross_attention, block.cross_attention_norm, None),
-            feed_forward=structs.FeedForward(
-                norm=self._norm(block.feed_forward_norm),
-                up=self._matrix(forward.up),
-                gate=self._matrix(forward.gate),
-                down=self._matrix(forward.down),
-                activation=COMPILED[forward.activation],
-            ),
-        )
+    def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> Structure:
+        """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
+        weight, embedding = tokens.table.weight, decoder.embedding
+        parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
+        is_plain = tokens.scale == 1.0 and all(part is None for part in parts)
+        is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
+        is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
+        return self._matrix(tokens.table if is_plain else None)
 
     def supports(self, tokens: Tensor, cache: KeyValueCache) -> bool:
         """Whether the compiled code is there, can take this step, and is faster."""
@@ -210,52 +196,50 @@ class CompiledDecoder:
 
     def __call__(self, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, num_logits: int) -> Tensor:
         """The logits after the last `num_logits` columns."""
-        batch, new = tokens.shape
+        (batch, new), rows = tokens.shape, tokens.numel()
         threads = _threads(torch.get_num_threads())
         # All keys are written before any is read, so the new tokens of a sequence attend to each other.
         positions = cache.extend(tokens, mask).positions.expand(batch, new).contiguous()
         # Torch's functions take longer than the work that they do here, so none is called that isn't needed.
-        if self.table.embedding.weights:
-            tokens, hidden_states = tokens.long().contiguous(), torch.empty(batch * new, self.table.d_model)
-        else:
-            hidden_states = self._embed(tokens, positions, cache)
+        is_embedded = bool(self.table.embedding.weights)
+        hidden_states = torch.empty(rows, self.table.d_model) if is_embedded else self._embed(tokens, positions, cache)
         if mask is not None:
             positions = positions.masked_fill(~mask, -1)
         logit_rows = None
         if num_logits < new:
-            logit_rows = torch.arange(batch * new).view(batch, new)[:, new - num_logits :].contiguous()
+            logit_rows = torch.arange(rows).view(batch, new)[:, new - num_logits :].contiguous()
         cos, sin, bias = self._position_tables(cache.capacity)
         layer, source_mask = cache.layers[0], cache.source_mask
         if source_mask is not None:
             source_mask = source_mask.to(torch.uint8).contiguous()
+        tokens = tokens.long().contiguous()
         logits = torch.empty(batch, num_logits, self.vocab_size)
-        caches = self._layer_caches(cache)
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), threads.count
         library: Any = LIBRARY.get()
         decoder = ctypes.addressof(self.table)
-        size: int = library.workspace_size(decoder, batch * new, max_keys, num_threads)
+        size: int = library.workspace_size(decoder, rows, max_keys, num_threads)
         if self._workspace.numel() < size:
             self._workspace = torch.empty(size, dtype=torch.uint8)
         arguments = structs.Batch(
-            rows=batch * new,
+            rows=rows,
             new_tokens=new,
-            tokens=tokens.data_ptr() if self.table.embedding.weights else None,
-            hidden_states=hidden_states.data_ptr(),
-            positions=positions.data_ptr(),
-            cos=None if cos is None else cos.data_ptr(),
-            sin=None if sin is None else sin.data_ptr(),
-            bias=None if bias is None else bias.data_ptr(),
+            tokens=address(tokens) if is_embedded else None,
+            hidden_states=address(hidden_states),
+            positions=address(positions),
+            cos=address(cos),
+            sin=address(sin),
+            bias=address(bias),
             num_distances=0 if bias is None else bias.shape[1],
-            caches=ctypes.addressof(caches),
+            caches=ctypes.addressof(self._layer_caches(cache)),
             cache_dtype=structs.DTYPES[layer.keys.dtype],
             source_length=source_length,
-            source_index=None if layer.source_index is None else layer.source_index.data_ptr(),
-            source_mask=None if source_mask is None else source_mask.data_ptr(),
-            logit_rows=None if logit_rows is None else logit_rows.data_ptr(),
+            source_index=address(layer.source_index),
+            source_mask=address(source_mask),
+            logit_rows=address(logit_rows),
             num_logit_rows=batch * num_logits,
-            logits=logits.data_ptr(),
-            workspace=self._workspace.data_ptr(),
+            logits=address(logits),
+            workspace=address(self._workspace),
             num_threads=num_threads,
         )
         threads.begin()
@@ -287,31 +271,21 @@ class CompiledDecoder:
         recent = None if ngrams is None else ngram_window(cache.tokens, positions, positions, ngrams.longest)
         return embedding(self.model.token_embedding(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
-    def _layer_caches(self, cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
+    def _layer_caches(self, cache: KeyValueCache) -> Any:
         """The addresses of a cache's keys and values, which are the same tensors at most steps."""
         tensors: list[Tensor] = []
         for layer in cache.layers:
-            tensors += (layer.keys, layer.values)
-            if layer.cross is not None:
-                tensors += (layer.cross.keys, layer.cross.values)
-        known = self._addresses.get(cache)
-        if known is None or len(known[0]) != len(tensors) or any(map(is_not, known[0], tensors)):
-            known = self._addresses[cache] = tensors, _addresses(cache)
-        return known[1]
-
-
-def _addresses(cache: KeyValueCache) -> ctypes.Array[structs.LayerCache]:
-    """The addresses of the layers' keys and values."""
-    caches = (structs.LayerCache * len(cache.layers))()
-    for views, layer in zip(caches, cache.layers, strict=True):
-        tensors = {"keys": layer.keys, "values": layer.values}
-        if layer.cross is not None:
-            tensors |= {"encoder_keys": layer.cross.keys, "encoder_values": layer.cross.values}
-        for name, tensor in tensors.items():
-            if tensor.stride(3) != 1 and tensor.shape[3] != 1:
+            tensors += (layer.keys, layer.values, *(layer.cross or ()))
+        latest, caches = self._addresses.get(cache, ([], None))
+        if len(latest) != len(tensors) or any(map(is_not, latest, tensors)):
+            if any(tensor.stride(3) != 1 and tensor.shape[3] != 1 for tensor in tensors):
                 raise UnsupportedModelError("keys that are not contiguous")
-            setattr(views, name, structs.TensorView.of(tensor))
-    return caches
+            caches = (structs.LayerCache * len(cache.layers))()
+            for views, layer in zip(caches, cache.layers, strict=True):
+                for name, tensor in zip(views.types, (layer.keys, layer.values, *(layer.cross or ())), strict=False):
+                    setattr(views, name, structs.view(tensor))
+            self._addresses[cache] = tensors, caches
+        return caches
 
 
 def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:

@@ -1,4 +1,4 @@
-"""How texts are generated, and what a model's own generation_config.json says about it."""
+"""Options of generation, and a model's own generation_config.json."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How texts are generated: greedily, by sampling, or by beam search.
+    """Options of generation: greedily, by sampling, or by beam search.
 
     Raises:
         UserError: a value out of range, or two that contradict each other.
@@ -140,15 +140,10 @@ class GenerationConfig:
             raise UserError("Samples are for texts without beams: leave them out, or ask for one beam.")
 
     def replace(self, **options: Unpack[GenerationOptions]) -> GenerationConfig:
-        """This config with some fields changed.
-
-        Raises:
-            UserError: a field that there is not, with the nearest name; a value as in the class.
-        """
+        """This config with some fields changed. Raises UserError as the class, and for a field that there is not."""
         fields = [field.name for field in dataclasses.fields(self)]
-        for name in options:
-            if name not in fields:
-                raise UserError(f"There is no generation option {name!r}: {nearest(name, fields)}")
+        if unknown := [name for name in options if name not in fields]:
+            raise UserError(f"There is no generation option {unknown[0]!r}: {nearest(unknown[0], fields)}")
         return dataclasses.replace(self, **options) if options else self
 
     @classmethod
@@ -159,9 +154,9 @@ class GenerationConfig:
         """
         settings = {} if options.get("temperature", 0.0) != 0.0 else generation_settings(model)
         own = {name: value for name, theirs in _SEARCH.items() if (value := settings.get(theirs)) is not None}
-        known = cast("GenerationOptions", {**own, **options})
-        _check("early_stopping", known.get("early_stopping", False))  # of a file, it may have any type
-        return cls().replace(**known)
+        options = cast("GenerationOptions", {**own, **options})
+        _check("early_stopping", options.get("early_stopping", False))  # of a file, it may have any type
+        return cls().replace(**options)
 
     @classmethod
     def for_chat(cls, model: Transformer, **options: Unpack[GenerationOptions]) -> GenerationConfig:
@@ -171,13 +166,12 @@ class GenerationConfig:
         if temperature is None:
             temperature = 0.0 if settings.get("do_sample") is False else _CHAT_TEMPERATURE
         top_p = settings.get("top_p")
-        known = GenerationOptions(
+        recommended = GenerationOptions(
             temperature=float(temperature),
             top_k=settings.get("top_k") or None,  # files write 0 for all
             top_p=None if top_p is None else float(top_p),
         )
-        known.update(options)
-        return cls().replace(**known)
+        return cls().replace(**{**recommended, **options})
 
 
 def _check(name: str, value: object) -> None:
@@ -199,10 +193,10 @@ def resolve(
 
     Raises UserError as `GenerationConfig`, and for beams or stop strings where the caller does not support them.
     """
-    if config is None:
-        config = GenerationConfig.for_model(model, **options) if beams else GenerationConfig().replace(**options)
+    if config is None and beams:
+        config = GenerationConfig.for_model(model, **options)
     else:
-        config = config.replace(**options)
+        config = (config or GenerationConfig()).replace(**options)
     if config.beams > 1 and not beams:
         raise UserError("Beam search has no text before it is over: ask `generate` or `generate_ids` for it.")
     if config.stop and not stop_strings:

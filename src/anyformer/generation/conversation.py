@@ -89,13 +89,13 @@ class Conversation:
 
     @property
     def system(self) -> str | None:
-        """How the model is to behave. A new one holds for the whole conversation; None: the template's own, if any."""
+        """The system message. A new one holds for the whole conversation; None: the template's own, if any."""
         return self._system
 
     @system.setter
     def system(self, text: str | None) -> None:
-        asked = [*_system_messages(text), {"role": "user", "content": "?"}]
-        render_conversation(self._tokenizer, asked, add_generation_prompt=True)
+        messages = [*_system_messages(text), {"role": "user", "content": "?"}]
+        render_conversation(self._tokenizer, messages, add_generation_prompt=True)
         self._system = text
 
     def reset(self) -> None:
@@ -121,9 +121,9 @@ class Conversation:
         if "seed" in options:
             self._sampler = make_sampler(config, self._model.device)
         message: Message = {"role": "user", "content": question}
-        wanted = config.max_new_tokens or DEFAULT_NEW_TOKENS
-        forgotten, ids = self._fit(message, wanted)
-        room = wanted if self.context is None else min(wanted, self.context - len(ids))
+        new = config.max_new_tokens or DEFAULT_NEW_TOKENS
+        forgotten, ids = self._truncated(message, new)
+        room = new if self.context is None else min(new, self.context - len(ids))
         text = Detokenizer(self._tokenizer, stop=config.stop)
         return self._answer(message, forgotten, stream_text(text, self._tokens(ids, room, config)))
 
@@ -140,8 +140,8 @@ class Conversation:
             if answer.strip():
                 self._turns += [message, {"role": "assistant", "content": answer}]
 
-    def _fit(self, message: Message, max_new_tokens: int) -> tuple[int, list[int]]:
-        """How many messages to leave out, and the ids of the others."""
+    def _truncated(self, message: Message, max_new_tokens: int) -> tuple[int, list[int]]:
+        """The number of messages to leave out, and the ids of the others."""
         context, forgotten = self.context, self.forgotten
         while True:
             ids = self._encode([*_system_messages(self._system), *self._turns[forgotten:], message])

@@ -14,7 +14,7 @@ from anyformer.generation.beam_search import beam_search_ids
 from anyformer.generation.cached_decoder import CachedDecoder
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.inference import check_nan, evaluating, require_generative
-from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors
+from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors, process
 from anyformer.generation.prompt import Prompt, eos_ids, make_prompt, pad_id
 from anyformer.generation.sampling import Sampler, make_sampler
 from anyformer.generation.speculative_decoding import NO_GUESSES, Draft, Speculator, check_draft, verify
@@ -110,11 +110,8 @@ def decode(
 ) -> Generator[Int[Tensor, " texts"]]:
     """The loop over tokens: the next one of every text, until all have ended.
 
-    Args:
-        decoder, prompt: Compute the logits of the next tokens.
-        processors, sampler: Change them, and choose tokens by them.
-        eos: The tokens that end a text.
-        draft: Guesses tokens of a single text.
+    The decoder computes logits, the processors change them, and the sampler chooses tokens by them. A draft guesses
+    tokens of a single text.
     """
     model, start = decoder.model, prompt.ids.shape[1]
     length, end = start, prompt.capacity
@@ -134,10 +131,7 @@ def decode(
                 guess = guesses.tokens[accepted] if accepted < len(guesses.tokens) else None
                 with torch.inference_mode():
                     scores = check_nan(logits[:, accepted])
-                    if processors:
-                        history = History(ids=texts[:, :length], padding=padding, new=length - start)
-                        for processor in processors:
-                            scores = processor(scores, history)
+                    scores = process(scores, processors, History(texts[:, :length], padding, length - start))
                     if sampler.greedy:
                         token = scores.argmax(dim=-1)
                     elif guess is None:

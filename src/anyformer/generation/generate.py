@@ -1,7 +1,9 @@
 """Texts in, texts out: a text for each prompt, several samples, the best of a beam search, or one text in pieces."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack, cast
 
 import torch
@@ -12,7 +14,7 @@ from anyformer.generation.beam_search import Hypotheses, beam_search_ids
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.decode import generate_ids, stream_ids
 from anyformer.generation.inference import require_generative, require_tokenizer
-from anyformer.generation.prompt import batches, encode_prompt, eos_ids, input_pad_id, pad
+from anyformer.generation.prompt import batches_by_length, encode_prompt, eos_ids, input_pad_id, pad
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.generation.stop_strings import Detokenizer, continuation, stream_text
 from anyformer.model import Transformer
@@ -65,29 +67,11 @@ def generate(
     Raises:
         UserError: as `generate_ids`, where there is no tokenizer, and for a batch size below 1.
     """
-    found = generate_hypotheses(
-        model, tokenizer, prompts, config, batch_size=batch_size, progress=progress, draft=draft, **options
-    )
-    return [hypothesis.text for hypothesis in found]
-
-
-def generate_hypotheses(
-    model: Transformer,
-    tokenizer: Tokenizer | None,
-    prompts: Prompts,
-    config: GenerationConfig | None = None,
-    *,
-    batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
-    draft: Draft | None = None,
-    **options: Unpack[GenerationOptions],
-) -> list[Hypothesis]:
-    """As `generate`, with whether each text has ended or was cut off; scores are those of no beam, 0."""
     config = resolve(model, config, options)
     if config.samples != 1:
         raise UserError("`generate` makes one text of each prompt: ask `generate_samples` for samples.")
-    texts = _generate(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
-    return [hypothesis for (hypothesis,) in texts]
+    hypotheses = generate_hypotheses(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
+    return [text.text for (text,) in hypotheses]
 
 
 @takes_model
@@ -107,7 +91,7 @@ def generate_samples(
     Arguments and errors are those of `generate`.
     """
     config = resolve(model, config or GenerationConfig(temperature=1.0), options)
-    texts = _generate(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
+    texts = generate_hypotheses(model, tokenizer, prompts, config, batch_size, progress, draft=draft)
     return [[hypothesis.text for hypothesis in samples] for samples in texts]
 
 
@@ -130,7 +114,7 @@ def generate_n_best(
     if config is None and "beams" not in options:
         options["beams"] = max(n_best, GenerationConfig.for_model(model).beams)
     config = resolve(model, config, options)
-    return _generate(model, tokenizer, prompts, config, batch_size, progress, n_best=n_best)
+    return generate_hypotheses(model, tokenizer, prompts, config, batch_size, progress, n_best=n_best)
 
 
 @takes_model
@@ -158,52 +142,42 @@ def generate_stream(
     return stream_text(text, steps, eos_ids(model, config))
 
 
-def _generate(
+def generate_hypotheses(
     model: Transformer,
     tokenizer: Tokenizer | None,
     prompts: Prompts,
     config: GenerationConfig,
-    batch_size: int | None,
-    progress: Callable[[int], None] | None,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
     *,
     draft: Draft | None = None,
     n_best: int | None = None,
 ) -> list[list[Hypothesis]]:
-    """The texts for each prompt, from `beam_search_ids` where `n_best` is given, else from `generate_ids`."""
+    """The samples of each prompt, whose scores are 0; or its `n_best` texts by beam search."""
     tokenizer = require_tokenizer(tokenizer, "give generate_ids token ids")
     require_generative(model)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is a number of prompts, at least 1, not {batch_size}.")
-    texts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [encode_prompt(model, tokenizer, text) if isinstance(text, str) else list(text) for text in texts]
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    rows = [encode_prompt(model, tokenizer, each) if isinstance(each, str) else list(each) for each in prompts]
     eos, ids_config = eos_ids(model, config), config.replace(stop=())
     results: dict[int, list[Hypothesis]] = {}
-    for indices in batches(rows, batch_size):
+    in_order = [range(len(rows))] if rows else []
+    by_length = batches_by_length([len(row) for row in rows], math.inf, batch_size)
+    for indices in in_order if batch_size is None else by_length:
         ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer))
         if n_best is None:
             new = generate_ids(model, ids, mask, ids_config, draft=draft).unflatten(0, (len(ids), -1))
-            found = Hypotheses(new, torch.zeros(new.shape[:2]))
+            hypotheses = Hypotheses(new, torch.zeros(new.shape[:2]))
         else:
-            found = beam_search_ids(model, ids, mask, ids_config, n_best=n_best)
-        for index, group, scores in zip(indices, cast("Any", found.ids).tolist(), found.scores, strict=True):
-            before = [] if model.config.is_encoder_decoder else rows[index]
-            results[index] = [
-                _hypothesis(tokenizer, before, new, config.stop, eos, float(score))
-                for new, score in zip(group, scores, strict=True)
-            ]
+            hypotheses = beam_search_ids(model, ids, mask, ids_config, n_best=n_best)
+        for index, texts, scores in zip(indices, hypotheses.ids, hypotheses.scores, strict=True):
+            text_of = partial(continuation, tokenizer, [] if model.config.is_encoder_decoder else rows[index])
+            results[index] = []
+            for new, score in zip(cast("Any", texts).tolist(), scores, strict=True):
+                text = text_of(new, config.stop, eos)
+                stopped = any(token in eos for token in new) or (bool(config.stop) and text != text_of(new, (), eos))
+                results[index].append(Hypothesis(text, float(score), stopped))
         if progress is not None:
             progress(len(indices))
     return [results[index] for index in range(len(rows))]
-
-
-def _hypothesis(
-    tokenizer: Tokenizer,
-    before: Sequence[int],
-    new: Sequence[int],
-    stop: str | Sequence[str],
-    eos: Sequence[int],
-    score: float,
-) -> Hypothesis:
-    text = continuation(tokenizer, before, new, stop, eos)
-    ended = any(token in eos for token in new)
-    return Hypothesis(text, score, ended or (bool(stop) and text != continuation(tokenizer, before, new, (), eos)))

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from weakref import WeakKeyDictionary
 
@@ -27,12 +28,12 @@ class DamagedError(UserError):
         super().__init__(DAMAGED)
 
 
+@dataclass
 class _Users:
     """Count of concurrent users of a model, and its modules that were in training mode before the first of them."""
 
-    def __init__(self, training: Sequence[torch.nn.Module]) -> None:
-        self.count = 0
-        self.training = training
+    training: Sequence[torch.nn.Module]
+    count: int = 0
 
 
 _users: WeakKeyDictionary[Transformer, _Users] = WeakKeyDictionary()
@@ -45,7 +46,7 @@ def evaluating(model: Transformer) -> Generator[None, None, None]:
 
     Threads may run a model side by side: the last one that ends puts it back.
     """
-    _compute_alone_after_fork()
+    _use_one_thread_after_fork()
     with _lock:
         training = [module for module in model.modules() if module.training]
         users = _users.get(model)
@@ -66,7 +67,7 @@ def evaluating(model: Transformer) -> Generator[None, None, None]:
 
 
 @cache
-def _compute_alone_after_fork() -> None:
+def _use_one_thread_after_fork() -> None:
     """Let processes that are forked from now on compute with one thread: OpenMP's would be waited for forever there."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))

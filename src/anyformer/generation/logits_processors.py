@@ -5,10 +5,9 @@ order; those of a `GenerationConfig` follow. A processor looks at each text of a
 as length nor as a token of the text.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,8 +19,7 @@ from anyformer.generation.prompt import Prompt
 from anyformer.model import Transformer
 
 
-@dataclass(frozen=True, kw_only=True)
-class History:
+class History(NamedTuple):
     """The tokens of a batch of texts so far."""
 
     ids: Int[Tensor, "batch length"]
@@ -46,6 +44,13 @@ LogitsProcessor = Callable[[Float[Tensor, "batch vocab"], History], Float[Tensor
 """Takes the logits of the next token and returns others."""
 
 
+def process(logits: Tensor, processors: Iterable[LogitsProcessor], history: History) -> Float[Tensor, "batch vocab"]:
+    """The logits after all processors."""
+    for processor in processors:
+        logits = processor(logits, history)
+    return logits
+
+
 def make_processors(
     model: Transformer, prompt: Prompt, eos: Sequence[int], config: GenerationConfig
 ) -> list[LogitsProcessor]:
@@ -57,21 +62,19 @@ def make_processors(
     return [*model_processors(settings, prompt, eos, vocab_size), *config_processors(config, vocab_size)]
 
 
-def config_processors(config: GenerationConfig, vocab_size: int) -> list[LogitsProcessor]:
+def config_processors(config: GenerationConfig, vocab_size: int) -> Iterator[LogitsProcessor]:
     """Processors for a `GenerationConfig`. Raises UserError for a bias on a token that does not exist."""
-    processors: list[LogitsProcessor] = []
     if config.repetition_penalty != 1.0:
-        processors.append(partial(repetition_penalty, penalty=config.repetition_penalty))
+        yield partial(repetition_penalty, penalty=config.repetition_penalty)
     if (presence := config.presence_penalty) or config.frequency_penalty:
-        processors.append(partial(frequency_penalty, presence=presence, frequency=config.frequency_penalty))
+        yield partial(frequency_penalty, presence=presence, frequency=config.frequency_penalty)
     if _valid("logit_bias", config.logit_bias, vocab_size):
-        processors.append(partial(logit_bias, biases=config.logit_bias))
-    return processors
+        yield partial(logit_bias, biases=config.logit_bias)
 
 
 def model_processors(
     settings: Mapping[str, Any], prompt: Prompt, eos: Sequence[int], vocab_size: int
-) -> list[LogitsProcessor]:
+) -> Iterator[LogitsProcessor]:
     """Processors for a model's generation settings, in the order in which they are applied.
 
     Raises UserError for a setting that names a token outside the vocabulary, or a penalty that is not positive.
@@ -88,8 +91,8 @@ def model_processors(
         return _valid(f"generation_config.json: {name}", ids, vocab_size)
 
     def token_mask(ids: Sequence[int]) -> Bool[Tensor, " vocab"]:
-        known = torch.tensor([token for token in ids if 0 <= token < vocab_size], dtype=torch.long, device=device)
-        return torch.zeros(vocab_size, dtype=torch.bool, device=device).index_fill_(0, known, value=True)
+        index = torch.tensor([token for token in ids if 0 <= token < vocab_size], dtype=torch.long, device=device)
+        return torch.zeros(vocab_size, dtype=torch.bool, device=device).index_fill_(0, index, value=True)
 
     def penalty(name: str) -> float:
         value = 1.0 if settings.get(name) is None else float(settings[name])
@@ -97,38 +100,36 @@ def model_processors(
             raise UserError(f"generation_config.json: {name} is a positive number, not {settings[name]}.")
         return value
 
-    processors: list[LogitsProcessor] = []
     if pairs := cast("list[tuple[list[int], float]] | None", settings.get("sequence_bias")):
         biases = {valid("sequence_bias", ids): float(bias) for ids, bias in pairs}
-        processors.append(sequence_bias(biases, vocab_size, device))
+        yield sequence_bias(biases, vocab_size, device)
     if (value := penalty("encoder_repetition_penalty")) != 1.0:
         # Tokens that the source has become likelier.
-        processors.append(partial(repetition_penalty, penalty=1 / value, **source))
+        yield partial(repetition_penalty, penalty=1 / value, **source)
     if (value := penalty("repetition_penalty")) != 1.0:
-        processors.append(partial(repetition_penalty, penalty=value))
+        yield partial(repetition_penalty, penalty=value)
     if size := settings.get("no_repeat_ngram_size"):
-        processors.append(partial(no_repeat_ngram, size=size))
+        yield partial(no_repeat_ngram, size=size)
     if size := settings.get("encoder_no_repeat_ngram_size"):
-        processors.append(partial(no_repeat_ngram, size=size, **source))
+        yield partial(no_repeat_ngram, size=size, **source)
     # A lone end-of-text can't be a bad word: no text would ever end.
     bad_words = cast("list[list[int]] | None", settings.get("bad_words_ids")) or []
     if bad_words := [ids for ids in bad_words if not (len(ids) == 1 and ids[0] in eos)]:
         biases = {valid("bad_words_ids", ids): -torch.inf for ids in bad_words}
-        processors.append(sequence_bias(biases, vocab_size, device))
+        yield sequence_bias(biases, vocab_size, device)
     if eos and (length := settings.get("min_length")) and settings.get("min_new_tokens") is None:
-        processors.append(partial(min_length, tokens=token_mask(eos), length=length))
+        yield partial(min_length, tokens=token_mask(eos), length=length)
     if eos and (count := settings.get("min_new_tokens")):
-        processors.append(partial(min_new_tokens, tokens=token_mask(eos), count=count))
+        yield partial(min_new_tokens, tokens=token_mask(eos), count=count)
     if first := tokens("forced_bos_token_id"):
-        processors.append(partial(forced_bos, tokens=valid("forced_bos_token_id", first)))
+        yield partial(forced_bos, tokens=valid("forced_bos_token_id", first))
     if last := tokens("forced_eos_token_id"):
         allowed = valid("forced_eos_token_id", last)
-        processors.append(partial(forced_eos, tokens=allowed, max_new_tokens=prompt.max_new_tokens))
+        yield partial(forced_eos, tokens=allowed, max_new_tokens=prompt.max_new_tokens)
     if banned := tokens("suppress_tokens"):
-        processors.append(partial(suppress_tokens, tokens=token_mask(banned)))
+        yield partial(suppress_tokens, tokens=token_mask(banned))
     if banned := tokens("begin_suppress_tokens"):
-        processors.append(partial(begin_suppress_tokens, tokens=token_mask(banned), after_first=bool(first)))
-    return processors
+        yield partial(begin_suppress_tokens, tokens=token_mask(banned), after_first=bool(first))
 
 
 def _valid(name: str, ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
@@ -147,16 +148,13 @@ def sequence_bias(biases: Mapping[tuple[int, ...], float], vocab_size: int, devi
             single[sequence[0]] = bias
         elif sequence:
             by_length.setdefault(len(sequence) - 1, []).append((sequence, bias))
+    tensor = partial(torch.tensor, device=device)
     longer = [
-        (
-            torch.tensor([sequence[:-1] for sequence, _ in group], device=device),
-            torch.tensor([sequence[-1] for sequence, _ in group], device=device),
-            torch.tensor([bias for _, bias in group], device=device),
-        )
+        (tensor([ids[:-1] for ids, _ in group]), tensor([ids[-1] for ids, _ in group]), tensor([b for _, b in group]))
         for group in by_length.values()
     ]
 
-    def process(logits: Tensor, history: History) -> Tensor:
+    def add_biases(logits: Tensor, history: History) -> Tensor:
         added = single.expand_as(logits).clone()
         for prefixes, last, bias in longer:
             width = prefixes.shape[1]
@@ -166,7 +164,7 @@ def sequence_bias(biases: Mapping[tuple[int, ...], float], vocab_size: int, devi
             added.index_add_(1, last, torch.where(matches, bias, 0.0))
         return logits + added
 
-    return process
+    return add_biases
 
 
 def repetition_penalty(

@@ -63,10 +63,6 @@ def make_prompt(
 ) -> Prompt:
     """Check a batch of prompts, or of sources of an encoder-decoder, and pad it on the left.
 
-    Args:
-        model: The model that will read it.
-        ids, mask, max_new_tokens: As for `generate_ids`; padding may be on any side.
-
     Raises:
         UserError: an empty prompt, an id outside the vocabulary, more tokens than the model's context, no token
             to start the decoder with.
@@ -119,10 +115,8 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
     """The ids of a prompt.
 
     An encoder-decoder's source gets all special tokens that the tokenizer adds. A text that is to be continued gets
-    only those before it, without an end-of-text; an empty one begins with the beginning-of-text token.
-
-    Raises:
-        UserError: the text is empty, and there is no token to begin with.
+    only those before it, without an end-of-text; an empty one begins with the beginning-of-text token, and raises
+    UserError where there is none.
     """
     if model.config.is_encoder_decoder:
         ids = tokenizer.encode(text)
@@ -145,18 +139,11 @@ def pad(
     return ids, torch.arange(longest, device=device) < lengths[:, None]
 
 
-def batches(rows: Sequence[Sequence[int]], batch_size: int | None) -> Iterator[Sequence[int]]:
-    """Indices of rows that share a batch, the longest first: if those fit into memory, so do all others.
+def batches_by_length(lengths: Sequence[int], tokens: float, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Indices of rows that share a batch of at most so many tokens and rows.
 
-    Without a batch size, all rows in their order.
+    The longest come first: if those fit into memory, so do all others.
     """
-    order = range(len(rows)) if batch_size is None else sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    size = batch_size or max(1, len(rows))
-    return (order[begin : begin + size] for begin in range(0, len(rows), size))
-
-
-def batches_by_length(lengths: Sequence[int], tokens: int, batch_size: int | None = None) -> Iterator[list[int]]:
-    """Indices of rows that share a batch of at most so many tokens and rows, the longest first."""
     batch = list[int]()
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and ((len(batch) + 1) * lengths[batch[0]] > tokens or len(batch) == batch_size):
@@ -172,8 +159,8 @@ def eos_ids(model: Transformer, config: GenerationConfig) -> tuple[int, ...]:
     if not config.stop_at_eos:
         return ()
     eos = cast("int | list[int] | None", generation_settings(model).get("eos_token_id"))
-    known = model.config.special_tokens.eos if eos is None else [eos] if isinstance(eos, int) else eos
-    return tuple(token for token in known if 0 <= token < model.config.vocab_size)
+    tokens = model.config.special_tokens.eos if eos is None else [eos] if isinstance(eos, int) else eos
+    return tuple(token for token in tokens if 0 <= token < model.config.vocab_size)
 
 
 def pad_id(model: Transformer, eos: Sequence[int] = ()) -> int:
@@ -193,8 +180,8 @@ def _first_valid(model: Transformer, *ids: int | None) -> int:
 def decoder_start_id(model: Transformer) -> int:
     """The token that an encoder-decoder's decoder reads first. Raises UserError where none is known."""
     settings, tokens = generation_settings(model), model.config.special_tokens
-    known = (settings.get("decoder_start_token_id"), tokens.decoder_start, settings.get("bos_token_id"), tokens.bos)
-    start = next((int(token) for token in known if token is not None), None)
+    named = (settings.get("decoder_start_token_id"), tokens.decoder_start, settings.get("bos_token_id"), tokens.bos)
+    start = next((int(token) for token in named if token is not None), None)
     if start is None:
         raise UserError(
             "This encoder-decoder doesn't say which token its decoder starts with: set tokens.decoder_start in its "

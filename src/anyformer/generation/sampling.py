@@ -77,7 +77,7 @@ _MARGIN = 1e-5
 def _by_the_likeliest(logits: Tensor, p: float) -> Tensor | None:
     """Nucleus without sorting a large vocabulary, where a few tokens have most of the probability; None elsewhere.
 
-    Where equally likely tokens stand at the border, or rounding might decide, sorting shall say who stays.
+    Where equally likely tokens stand at the border, or rounding might decide, it is left to sorting.
     """
     if logits.shape[-1] < 4 * _FEW:
         return None

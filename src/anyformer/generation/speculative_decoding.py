@@ -6,7 +6,6 @@ distribution that it would have had (Leviathan et al. 2023, algorithm 1; Chen et
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -50,20 +49,35 @@ def prompt_lookup(text: Sequence[int], count: int, source: Sequence[int] = ()) -
     return NO_GUESSES
 
 
-class DraftModel:
-    """Guesses with a smaller model."""
+class Speculator:
+    """Proposes guesses for one text, which a model verifies, the more the more of them are accepted."""
 
-    def __init__(self, model: Transformer, sampler: Sampler) -> None:
-        self._model, self._sampler, self._decoder = model, sampler, PrefixCache(model)
+    def __init__(self, model: Transformer, draft: Draft, prompt: Prompt, sampler: Sampler) -> None:
+        self._model, self._sampler, self._count, self._proposed = model, sampler, _FIRST_GUESSES, 0
+        self._draft = PrefixCache(draft) if isinstance(draft, Transformer) else None
+        self._source: list[int] = []
+        if prompt.source is not None and model.config.source_vocab_size in (None, model.config.vocab_size):
+            self._source = prompt.source[0].tolist()
 
-    def guess(self, text: Sequence[int], count: int) -> Guesses:
-        """At most `count` guesses: the model's own continuation, as far as its context goes."""
-        context = self._model.config.context_length
+    def propose(self, text: Sequence[int], accepted: int, room: int) -> Guesses:
+        """Guess at most `room` tokens after prompt and new ones; so many of the last guesses were accepted."""
+        all_accepted = accepted == self._proposed
+        self._count = min(_MAX_GUESSES, self._count + 2) if all_accepted else max(_MIN_GUESSES, accepted + 1)
+        count, guesses = min(self._count, room), NO_GUESSES
+        if count >= 1 and not cache_is_stale(self._model, len(text) + count):
+            draft = self._draft
+            guesses = prompt_lookup(text, count, self._source) if draft is None else self._continue(draft, text, count)
+        self._proposed = len(guesses.tokens)
+        return guesses
+
+    def _continue(self, draft: PrefixCache, text: Sequence[int], count: int) -> Guesses:
+        """At most `count` guesses of a smaller model: its own continuation, as far as its context goes."""
+        context = draft.model.config.context_length
         end = len(text) + count if context is None else min(len(text) + count, context)
         ids, probabilities = list(text), list[Tensor]()
-        with evaluating(self._model):
-            while len(ids) < end and not cache_is_stale(self._model, len(ids)):
-                logits = check_nan(self._decoder.read(ids))
+        with evaluating(draft.model):
+            while len(ids) < end and not cache_is_stale(draft.model, len(ids)):
+                logits = check_nan(draft.read(ids))
                 if self._sampler.greedy:
                     ids.append(int(logits.argmax()))
                 else:
@@ -73,50 +87,12 @@ class DraftModel:
         return Guesses(ids[len(text) :], torch.cat(probabilities) if probabilities else None)
 
 
-class Speculator:
-    """Proposes guesses for one text, the more the more of them are accepted.
-
-    Args:
-        model: The model that verifies them.
-        draft: How they are made, see `check_draft`.
-        prompt: What the text begins with.
-        sampler: How tokens are chosen.
-    """
-
-    def __init__(self, model: Transformer, draft: Draft, prompt: Prompt, sampler: Sampler) -> None:
-        self._model, self._count, self._proposed = model, _FIRST_GUESSES, 0
-        source: list[int] = []
-        if prompt.source is not None and model.config.source_vocab_size in (None, model.config.vocab_size):
-            source = prompt.source[0].tolist()
-        lookup = partial(prompt_lookup, source=source)
-        self._guess = DraftModel(draft, sampler).guess if isinstance(draft, Transformer) else lookup
-
-    def propose(self, text: Sequence[int], accepted: int, room: int) -> Guesses:
-        """Guess what follows a text.
-
-        Args:
-            text: Prompt and new tokens.
-            accepted: How many of the last guesses were right.
-            room: The most guesses that are of use.
-        """
-        all_accepted = accepted == self._proposed
-        self._count = min(_MAX_GUESSES, self._count + 2) if all_accepted else max(_MIN_GUESSES, accepted + 1)
-        count = min(self._count, room)
-        useful = count >= 1 and not cache_is_stale(self._model, len(text) + count)
-        guesses = self._guess(text, count) if useful else NO_GUESSES
-        self._proposed = len(guesses.tokens)
-        return guesses
-
-
 def verify(
     sampler: Sampler, logits: Float[Tensor, "1 vocab"], guess: int, guessed: Float[Tensor, " vocab"] | None
 ) -> Int[Tensor, " 1"]:
     """Draw a token: the guess with the probability ``min(1, p / q)``, otherwise one of ``max(0, p - q)``.
 
-    Args:
-        sampler, logits: The model's; the sampler isn't greedy.
-        guess: The token that was guessed.
-        guessed: The distribution that it was drawn from; None: it is certain.
+    The guess was drawn from the distribution q, `guessed`; None: it was certain.
     """
     probabilities = sampler.filter(logits)[0].softmax(dim=-1)
     if guessed is None:

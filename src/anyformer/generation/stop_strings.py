@@ -22,17 +22,17 @@ class StopStrings:
     def __init__(self, stop: str | Sequence[str]) -> None:
         self._stop = [stop] if isinstance(stop, str) else list(stop)
         self._held = ""
-        self.found = False
+        self.stopped = False
         """Whether one has come."""
 
     def push(self, piece: str) -> str:
         """Append to the text; returns what is certain by now."""
-        if self.found:
+        if self.stopped:
             return ""
         text = self._held + piece
-        if found := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
-            self.found, self._held = True, ""
-            return text[: min(found)[1]]
+        if ends := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
+            self.stopped, self._held = True, ""
+            return text[: min(ends)[1]]
         # The text may end with the beginning of a stop string.
         lengths = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
         certain = len(text) - max(lengths, default=0)
@@ -51,20 +51,14 @@ def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[st
     for piece in pieces:
         if certain := stops.push(piece):
             yield certain
-        if stops.found:
+        if stops.stopped:
             return
     if rest := stops.flush():
         yield rest
 
 
 class Detokenizer(StopStrings):
-    """The text of new tokens, in pieces, up to a stop string.
-
-    Args:
-        tokenizer: Decodes them.
-        prompt: The tokens before them.
-        stop: Strings that end the text, and are no part of it.
-    """
+    """The text of new tokens after a prompt, in pieces, up to a stop string, which is no part of it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: str | Sequence[str] = ()) -> None:
         super().__init__(stop)
@@ -93,7 +87,7 @@ def stream_text(text: Detokenizer, tokens: Iterable[int | Tensor], eos: Sequence
     for token in map(int, tokens):
         if token not in eos and (piece := text.push_token(token)):
             yield piece
-        if text.found:
+        if text.stopped:
             return
     if rest := text.flush():
         yield rest
@@ -104,6 +98,6 @@ def continuation(
 ) -> str:
     """The text of new tokens after a prompt, up to an end-of-text token or a stop string, all at once."""
     prompt = list(prompt[-_CONTEXT:])
-    known = tokenizer.decode(prompt) if prompt else ""
+    before = tokenizer.decode(prompt) if prompt else ""
     ids = [*prompt, *takewhile(lambda token: token not in eos, new)]
-    return "".join(cut_at_stop([tokenizer.decode(ids)[len(known) :]], stop))
+    return "".join(cut_at_stop([tokenizer.decode(ids)[len(before) :]], stop))

@@ -1,4 +1,4 @@
-"""How each operation is computed; `blocks` says what is computed.
+"""Implementations of the operations that `blocks` is made of.
 
 One function an operation, with the arguments of torch's own. Each takes the first backend whose conditions hold
 (docs/kernels.md); `reference` has the operations as equations. ANYFORMER_NATIVE=0 leaves all work to torch.

@@ -1,4 +1,4 @@
-"""Activations, and the product that gates them."""
+"""Activations, and the product that gates them; compiled code of bfloat16 in training (see cpu/activation.cpp)."""
 
 import weakref
 from collections.abc import Callable
@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.kernels.cpu import activation as cpu
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.library import Kernel
+from anyformer.kernels.operation import operation
+
+KERNEL = Kernel("activation", structs.ActivationArgs)
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -24,14 +28,14 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 COMPILED: dict[Callable[..., Tensor], int] = {
-    F.relu: 0,
-    relu_squared: 1,
-    F.gelu: 2,
-    gelu_tanh: 3,
-    F.silu: 4,
-    torch.tanh: 5,
+    F.relu: structs.RELU,
+    relu_squared: structs.RELU_SQUARED,
+    F.gelu: structs.GELU,
+    gelu_tanh: structs.GELU_TANH,
+    F.silu: structs.SILU,
+    torch.tanh: structs.TANH,
 }
-"""The activations that compiled code has, and its number of each (kernels/cpu/structs.h)."""
+"""The activations that compiled code has, and its number of each."""
 
 
 _latest: tuple[weakref.ref[Tensor], Callable[[], Tensor]] | None = None
@@ -49,15 +53,42 @@ def activation(
     computed again: that takes a hundredth of a training step, and saves a block's widest tensor.
     """
     global _latest
-    if not (input.requires_grad and function in COMPILED and cpu.supports(input, multiplier)):
+    if not (input.requires_grad and function in COMPILED and _supports(input, multiplier)):
         return function(input) if multiplier is None else function(input) * multiplier
     kind, input = COMPILED[function], input.contiguous()
     multiplier = None if multiplier is None else multiplier.contiguous()
-    out = cpu.forward(input, multiplier, kind)
+    out = forward(input, multiplier, kind)
     if not torch.compiler.is_compiling():
         operands = input.detach(), None if multiplier is None else multiplier.detach()
-        _latest = weakref.ref(out), partial(cpu.forward.function, *operands, kind)
+        _latest = weakref.ref(out), partial(forward.function, *operands, kind)
     return out
+
+
+def _supports(x: Tensor, multiplier: Tensor | None) -> bool:
+    """Whether compiled code has activations of these."""
+    agree = multiplier is None or (multiplier.shape == x.shape and multiplier.dtype == x.dtype)
+    return agree and x.dtype == torch.bfloat16 and KERNEL.supports_bf16(x)
+
+
+@operation("activation")
+def forward(x: Tensor, multiplier: Tensor | None, kind: int) -> Tensor:
+    """``act(x)``, or ``act(x) * multiplier``, of contiguous tensors."""
+    out = torch.empty_like(x)
+    KERNEL.run(kind=kind, count=x.numel(), x=x, multiplier=multiplier, out=out)
+    return out
+
+
+@operation("activation_backward")
+def backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the multiplier, which is empty where there is none."""
+    grad, grad_x = grad.contiguous(), torch.empty_like(x)
+    grad_multiplier = x.new_empty(0) if multiplier is None else torch.empty_like(multiplier)
+    grads = {"grad_out": grad, "grad_x": grad_x, "grad_multiplier": None if multiplier is None else grad_multiplier}
+    KERNEL.run(kind=kind, count=x.numel(), x=x, multiplier=multiplier, **grads)
+    return grad_x, grad_multiplier
+
+
+forward.register_autograd(backward, saved=lambda inputs, _, __: inputs)
 
 
 def recomputed_in_backward(x: Tensor) -> AbstractContextManager[object]:

@@ -42,8 +42,7 @@ def attention(
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     dtype = matmul_dtype(query)
-    agree = _shapes_agree(query, key, value, attn_mask, is_causal)
-    if agree and _supports_compiled(query, attn_mask, dtype, dropout_p):
+    if _shapes_agree(query, key, value, attn_mask, is_causal) and _is_compiled(query, attn_mask, dtype, dropout_p):
         bias = None if attn_mask is None else _by_key(attn_mask, query.shape[2], cpu.query_block(dtype, dropout_p))
         operands = query.to(dtype), key.to(dtype), value.to(dtype)
         seed = draw(1) if dropout_p > 0.0 else None
@@ -53,10 +52,8 @@ def attention(
     # On CPUs torch's fused kernel has neither dropout nor a gradient of what is added to the scores.
     if query.device.type == "cpu" and (dropout_p > 0.0 or (attn_mask is not None and attn_mask.requires_grad)):
         return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped
-    )
+    arguments = query, key, value, attn_mask, dropout_p, is_causal
+    return F.scaled_dot_product_attention(*arguments, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
 
 
 def _shapes_agree(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> bool:
@@ -66,12 +63,12 @@ def _shapes_agree(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor |
         return False
     if attn_mask is not None:
         sizes = zip(attn_mask.shape, (batch, heads, queries), strict=False)
-        if attn_mask.dim() != 4 or attn_mask.shape[3] != keys or any(given not in (1, full) for given, full in sizes):
+        if attn_mask.dim() != 4 or attn_mask.shape[3] != keys or any(size not in (1, full) for size, full in sizes):
             return False
     return queries == keys or not is_causal
 
 
-def _supports_compiled(query: Tensor, attn_mask: Tensor | None, dtype: torch.dtype, dropout_p: float) -> bool:
+def _is_compiled(query: Tensor, attn_mask: Tensor | None, dtype: torch.dtype, dropout_p: float) -> bool:
     if not query.requires_grad and dropout_p == 0.0:
         bias = 0 if attn_mask is None else math.prod(attn_mask.shape[:2]) * attn_mask.shape[3] * query.shape[2]
         if query.shape[2] < _FEW_QUERIES or bias > _MAX_BIAS:
@@ -103,10 +100,9 @@ class Mask(NamedTuple):
 
 
 class PackedMask(NamedTuple):
-    """A mask between queries and keys that come in these layouts; `scores` is that of all their places."""
+    """A mask of all tokens of a batch, whose queries and keys come in these layouts."""
 
-    scores: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None
-    causal: bool = False
+    mask: Mask
     queries: Layout = DENSE
     keys: Layout = DENSE
 
@@ -125,9 +121,10 @@ def masked_attention(
     """``dropout(softmax(scale q k^T + mask)) v``: `kernels.attention`, packed as the queries are."""
     if isinstance(mask, Mask):
         return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale)
-    query, key, value = mask.queries.scatter_heads(query), mask.keys.scatter_heads(key), mask.keys.scatter_heads(value)
-    out = attention(query, key, value, mask.scores, dropout_p, mask.causal, scale)
-    return mask.queries.gather(out.transpose(1, 2)).transpose(1, 2)
+    (scores, causal), queries, keys = mask
+    operands = queries.scatter_heads(query), keys.scatter_heads(key), keys.scatter_heads(value)
+    out = attention(*operands, scores, dropout_p, causal, scale)
+    return queries.gather(out.transpose(1, 2)).transpose(1, 2)
 
 
 def masked_attention_weights(
@@ -136,22 +133,22 @@ def masked_attention_weights(
     mask: AttentionMask,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """``softmax(scale q k^T + mask)`` at all places of the batch; every row sums to 1."""
+    """``softmax(scale q k^T + mask)`` of all tokens of the batch; every row sums to 1."""
     if isinstance(mask, PackedMask):
-        query, key = mask.queries.scatter_heads(query), mask.keys.scatter_heads(key)
+        query, key, mask = mask.queries.scatter_heads(query), mask.keys.scatter_heads(key), mask.mask
     return reference.attention_weights(query, key, mask.scores, mask.causal, scale)
 
 
 def with_layouts(mask: Mask, queries: Layout, keys: Layout = DENSE) -> AttentionMask:
     """The mask between queries and keys that come in these layouts."""
-    return mask if queries.indices is None and keys.indices is None else PackedMask(*mask, queries, keys)
+    return mask if queries.indices is None and keys.indices is None else PackedMask(mask, queries, keys)
 
 
-def select_query(mask: AttentionMask, index: Int[Tensor, " batch"], keys: int) -> AttentionMask:
+def select_query(mask: Mask, index: Int[Tensor, " batch"], keys: int) -> Mask:
     """The mask of one query of each sequence, by its position, between it and so many keys."""
     scores = mask.scores
     if scores is not None:
         scores = scores[torch.arange(len(scores), device=index.device), :, index][:, :, None]
     elif mask.causal:
         scores = (torch.arange(keys, device=index.device) <= index[:, None])[:, None, None]
-    return Mask(scores) if isinstance(mask, Mask) else PackedMask(scores, keys=mask.keys)
+    return Mask(scores)

@@ -8,18 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def _is_enabled(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """Autocast's dtype where it is enabled, otherwise that of the tensor."""
-    device = x.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if enabled else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if _is_enabled(x.device.type) else x.dtype
 
 
 def in_float32(x: Tensor) -> Tensor:
     """The tensor in float32 at least where autocast is enabled, which leaves sums to it; elsewhere as it is."""
-    device = x.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if enabled else x
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if _is_enabled(x.device.type) else x
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
@@ -38,9 +38,9 @@ def as_rows(x: Float[Tensor, "*batch inputs"], dtype: torch.dtype) -> Float[Tens
         return x.reshape(-1, x.shape[-1]).to(dtype)
     latest, state = _latest, (x._version, x.requires_grad)
     if latest is not None and latest[0]() is x and latest[1] == state:
-        known = latest[2]()
-        if known is not None and known.dtype == dtype:
-            return known
+        rows = latest[2]()
+        if rows is not None and rows.dtype == dtype:
+            return rows
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     _latest = weakref.ref(x), state, weakref.ref(rows)
     return rows

@@ -1,27 +1,32 @@
 """Cross-entropy of a linear layer's outputs over a large vocabulary, without ever holding all of its logits.
 
 The logits of a batch are its largest tensor by far: 2,048 tokens of GPT-2 make 412 MB of them in float32, and as much
-again for their gradient. Here they are computed for some tokens at a time, in the dtype of the products, replaced by
-their gradient, and forgotten. Only a core's cache full of them is ever float32, if the dtype is of lower precision. The
-gradients are known in the forward pass because nothing comes after a loss but a factor.
+again for their gradient. Here they are computed for some tokens at a time, in the dtype of the products, and replaced
+by their gradient, which is known in the forward pass because nothing comes after a loss but a factor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
-from anyformer.kernels.cpu import bf16_matmul, int8_matmul
-from anyformer.kernels.cpu import cross_entropy as cpu
+from anyformer.kernels.cpu import matmul as products
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.linear import quantized_input_grad, quantized_product
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import PackedWeight
+
+KERNEL = Kernel("cross_entropy", structs.CrossEntropyArgs)
+
+IGNORED = -100
+"""Targets of this value are ignored."""
 
 _BYTES = 1 << 28
 """Size of the logits of a chunk of tokens: enough rows for fast products."""
@@ -42,7 +47,7 @@ keeps megabytes of code for every shape that it met (docs/what-did-not-help.md).
 
 
 def drop_ignored(
-    input: Float[Tensor, "tokens d_model"], target: Int[Tensor, " tokens"], ignore_index: int = -100
+    input: Float[Tensor, "tokens d_model"], target: Int[Tensor, " tokens"]
 ) -> tuple[Float[Tensor, "rows d_model"], Int[Tensor, " kept"]]:
     """On a CPU, the tokens whose target isn't ignored, with some rows more than targets; elsewhere all of them.
 
@@ -50,7 +55,7 @@ def drop_ignored(
     """
     if input.device.type != "cpu" or torch.compiler.is_compiling():
         return input, target
-    keep = target != ignore_index
+    keep = target != IGNORED
     if keep.all():
         return input, target
     index = keep.nonzero().squeeze(1)
@@ -64,7 +69,6 @@ def linear_cross_entropy(
     target: Int[Tensor, " tokens"],
     *,
     linear_bias: Float[Tensor, " vocab"] | None = None,
-    ignore_index: int = -100,
     label_smoothing: float = 0.0,
     matmul: str = "float",
 ) -> Float[Tensor, ""]:
@@ -75,7 +79,7 @@ def linear_cross_entropy(
 
     Args:
         input: Hidden states; rows after the last target are ignored (see `drop_ignored`).
-        ignore_index: Rows with this target count for nothing.
+        target: Those of -100 count for nothing.
         label_smoothing: Share s of the target that is spread over the vocabulary (Szegedy et al. 2016, section 7).
         matmul: "int8": in training products are computed in integers of 8 bits, where that is faster.
 
@@ -86,20 +90,15 @@ def linear_cross_entropy(
         shapes = tuple(input.shape), tuple(linear_weight.shape), tuple(target.shape)
         raise ValueError("hidden states {}, a weight {} and targets {} don't belong together".format(*shapes))
     if len(input) == len(target):
-        input, target = drop_ignored(input, target, ignore_index)
+        input, target = drop_ignored(input, target)
     dtype = matmul_dtype(input)
     grads = torch.is_grad_enabled()
-    int8 = (
-        matmul == "int8"
-        and grads
-        and input.device.type == "cpu"
-        and int8_matmul.is_faster(len(input), *linear_weight.shape)
-        and int8_matmul.supports()
-    )
+    int8 = matmul == "int8" and grads and input.device.type == "cpu"
+    int8 = int8 and products.int8_is_faster(len(input), *linear_weight.shape) and products.supports_int8()
     operands = input, linear_weight, linear_bias
     needs_grad = [grads and part is not None and part.requires_grad for part in operands]
     with autocast_disabled(input):
-        loss, *_ = chunked_cross_entropy(*operands, target, ignore_index, label_smoothing, dtype, int8, needs_grad)
+        loss, *_ = chunked_cross_entropy(*operands, target, label_smoothing, dtype, int8, needs_grad)
     return loss
 
 
@@ -115,7 +114,6 @@ def chunked_cross_entropy(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    ignore_index: int,
     label_smoothing: float,
     dtype: torch.dtype,
     int8: bool,
@@ -124,19 +122,18 @@ def chunked_cross_entropy(
     """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
     vocab, device = len(weight), input.device
     matmul: Callable[..., Tensor] | None = None
-    rounding: dict[str, bool] = {}
+    # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
+    rounding: dict[str, Any] = {"stochastic": True} if int8 else {}
     if int8:
-        # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
-        matmul, rounding = int8_matmul.int8_matmul, {"stochastic": True}
-    elif bf16_matmul.supports(input, dtype):
-        matmul = bf16_matmul.bf16_matmul
+        matmul = products.int8_matmul
+    elif products.supports_bf16(input, dtype):
+        matmul = products.bf16_matmul
     lower, lower_bias = weight, bias
     if matmul is None:
         lower, lower_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     grad_input = torch.empty(input.shape, dtype=input.dtype, device=device) if needs_grad[0] else None
-    grad_weight = torch.empty(weight.shape, device=device) if needs_grad[1] else None
-    if grad_weight is not None and not len(input):
-        grad_weight.zero_()
+    empty = torch.empty if len(input) else torch.zeros
+    grad_weight = empty(weight.shape, device=device) if needs_grad[1] else None
     grad_bias = torch.zeros(vocab, dtype=torch.float32, device=device) if needs_grad[2] else None
 
     def forward(x: Tensor) -> Tensor:
@@ -162,7 +159,7 @@ def chunked_cross_entropy(
                 matmul(logits[:, part].t(), x.t(), out=grad_weight[part], add=add, **rounding)
 
     most_rows = max(1, _BYTES // (vocab * dtype.itemsize))
-    loss, scale = in_chunks(input, target, ignore_index, label_smoothing, forward, backward, most_rows, dtype)
+    loss, scale = in_chunks(input, target, label_smoothing, forward, backward, most_rows, dtype)
     grads: list[Tensor] = []
     for grad, part in ((grad_input, input), (grad_weight, weight), (grad_bias, bias)):
         if grad is not None and scale is not None:
@@ -174,73 +171,59 @@ def chunked_cross_entropy(
 def quantized_linear_cross_entropy(
     input: Float[Tensor, "rows d_model"],
     weight: PackedWeight,
-    outputs: int,
     target: Int[Tensor, " tokens"],
     *,
     bias: Float[Tensor, " vocab"] | None = None,
     transposed: Callable[[], PackedWeight | None] = lambda: None,
-    ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """`linear_cross_entropy` of a quantized weight, which gets no gradient (see `quantized_linear`)."""
     if len(input) == len(target):
-        input, target = drop_ignored(input, target, ignore_index)
+        input, target = drop_ignored(input, target)
     input = input[: len(target)]
     needs_grad = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in (input, bias)]
-    arguments = weight, outputs, target, transposed, ignore_index, label_smoothing, needs_grad
-    return _QuantizedCrossEntropy.apply(input, bias, *arguments)  # pyright: ignore[reportReturnType]
+    grad_input = torch.empty_like(input) if needs_grad[0] else None
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_grad[1] else None
+
+    def forward(x: Tensor) -> Tensor:
+        return quantized_product(x, weight, bias)
+
+    def backward(logits: Tensor, rows: slice) -> None:
+        if grad_bias is not None:
+            _add_column_sums(logits, grad_bias)
+        if grad_input is not None:
+            grad_input[rows] = quantized_input_grad(logits, weight, transposed)
+
+    most_rows = max(1, _QUANTIZED_BYTES // (weight.rows * input.dtype.itemsize))
+    with torch.no_grad(), autocast_disabled(input):
+        loss, scale = in_chunks(input, target, label_smoothing, forward, backward, most_rows, input.dtype)
+        grads = [grad if grad is None or scale is None else grad * scale for grad in (grad_input, grad_bias)]
+        grads = [grad if grad is None else grad.to(input.dtype) for grad in grads]
+    return _WithGradients.apply(loss, grads, input, bias)  # pyright: ignore[reportReturnType]
 
 
-class _QuantizedCrossEntropy(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are known."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        bias: Tensor | None,
-        weight: PackedWeight,
-        outputs: int,
-        target: Tensor,
-        transposed: Callable[[], PackedWeight | None],
-        ignore_index: int,
-        label_smoothing: float,
-        needs_grad: list[bool],
-    ) -> Tensor:
-        grad_input = torch.empty_like(input) if needs_grad[0] else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_grad[1] else None
-
-        def forward(x: Tensor) -> Tensor:
-            return quantized_product(x, weight, outputs, bias)
-
-        def backward(logits: Tensor, rows: slice) -> None:
-            if grad_bias is not None:
-                _add_column_sums(logits, grad_bias)
-            if grad_input is not None:
-                grad_input[rows] = quantized_input_grad(logits, weight, outputs, transposed)
-
-        with autocast_disabled(input):
-            most_rows = max(1, _QUANTIZED_BYTES // (outputs * input.dtype.itemsize))
-            loss, scale = in_chunks(
-                input, target, ignore_index, label_smoothing, forward, backward, most_rows, input.dtype
-            )
-        grads = (grad if grad is None or scale is None else grad * scale for grad in (grad_input, grad_bias))
-        ctx.grads = [None if grad is None else grad.to(input.dtype) for grad in grads]
-        return loss
+    def forward(ctx: Any, loss: Tensor, grads: Sequence[Tensor | None], *_: Tensor | None) -> Tensor:
+        ctx.grads = grads
+        return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *(None if grad is None else grad * grad_outputs[0] for grad in ctx.grads), *(None,) * 7
+        return None, None, *(None if grad is None else grad * grad_outputs[0] for grad in ctx.grads)
 
 
 def chunk_rows(rows: int, most_rows: int) -> int:
-    """How many of so many rows are computed at a time, about as many each time."""
+    """The number of rows to compute at a time, about as many each time."""
     return max(1, -(-rows // max(1, -(-rows // most_rows))))
 
 
 def in_chunks(
     input: Float[Tensor, "rows d_model"],
     target: Int[Tensor, " tokens"],
-    ignore_index: int,
     label_smoothing: float,
     forward: Callable[[Tensor], Tensor],
     backward: Callable[[Tensor, slice], None],
@@ -254,45 +237,36 @@ def in_chunks(
         backward: Takes the gradient of some logits, and the rows that they are of.
         most_rows: How many rows may be computed at a time.
     """
-    kept = (target != ignore_index)[:, None]
+    kept = (target != IGNORED)[:, None]
     if input.device.type == "cpu" and not torch.compiler.is_compiling() and kept.all():
         count, valid = max(len(target), 1), None
     else:
         valid = kept
         count, target = valid.sum().clamp(min=1), target.where(valid[:, 0], 0)
     # In float16 small numbers divided by many tokens vanish.
-    post_scale = 1 / count if dtype == torch.float16 else None
-    grad_scale = 1.0 if dtype == torch.float16 else 1 / count
+    grad_scale, post_scale = (1.0, 1 / count) if dtype == torch.float16 else (1 / count, None)
     total = torch.zeros((), dtype=torch.float32, device=input.device)
     step = chunk_rows(len(input), most_rows)
-    compiled = valid is None and cpu.supports(input, dtype)
-    compute: Callable[..., Tensor] = cpu.loss_and_grad_ if compiled else loss_and_grad_
+    compiled = valid is None and KERNEL.supports_bf16(input, dtype)
+    compute: Callable[..., Tensor] = compiled_loss_and_grad_ if compiled else loss_and_grad_
     for start in range(0, len(input), step):
         rows = slice(start, start + step)
         targets = target[rows, None]
         logits = forward(input[rows])
         logits[len(targets) :] = 0
-        losses = compute(
-            logits[: len(targets)], targets, label_smoothing, grad_scale if valid is None else grad_scale * valid[rows]
-        )
+        scale = grad_scale if valid is None else grad_scale * valid[rows]
+        losses = compute(logits[: len(targets)], targets, label_smoothing, scale)
         total += losses.sum() if valid is None else (losses * valid[rows, 0]).sum()
         backward(logits, rows)
         del logits  # before the next ones are allocated
     return total / count, post_scale
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.needed = inputs[-1]
-    ctx.save_for_backward(*output[1:])
-    ctx.set_materialize_grads(False)
+def _scaled(grad: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part * grad for part in grads)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    saved = zip(ctx.saved_tensors, ctx.needed, strict=True)
-    return *(part * grad if needed else None for part, needed in saved), *(None,) * 6
-
-
-chunked_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+chunked_cross_entropy.register_autograd(_scaled, saved=lambda _, outputs, __: outputs[1:])
 
 
 def rows_at_a_time(logits: Float[Tensor, "rows vocab"]) -> int:
@@ -328,6 +302,24 @@ def loss_and_grad_(
     return losses
 
 
+def compiled_loss_and_grad_(
+    logits: BFloat16[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], label_smoothing: float, grad_scale: float
+) -> Float[Tensor, " rows"]:
+    """`loss_and_grad_` of contiguous logits in compiled code (see cpu/cross_entropy.cpp).
+
+    Raises:
+        IndexError: A target is outside the vocabulary.
+    """
+    rows, vocab = logits.shape
+    targets = targets.long().contiguous()
+    if rows and (targets.min() < 0 or targets.max() >= vocab):
+        raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but the vocabulary has {vocab} tokens")
+    losses, sizes = torch.empty(rows), {"rows": rows, "vocab_size": vocab}
+    factors = {"label_smoothing": label_smoothing, "grad_scale": grad_scale}
+    KERNEL.run(logits=logits, targets=targets, losses=losses, **sizes, **factors)
+    return losses
+
+
 def _add_column_sums(logits: Tensor, out: Tensor) -> None:
     """Add ``logits.sum(0)``, in float32; some columns at a time, for torch converts all that it sums first."""
     for part, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
@@ -342,12 +334,7 @@ def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> 
 
 
 def in_parts(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
-    """``function(*rows)``, computed for `size` rows at a time, and in the backward pass once more.
-
-    Args:
-        function: Returns a number for each row.
-        rows: Tensors of the same length.
-    """
+    """``function(*rows)``, a number for each row, computed for some at a time, and in the backward pass once more."""
     if len(rows[0]) <= size:
         return function(*rows)
     parts = zip(*(tensor.split(size) for tensor in rows), strict=True)

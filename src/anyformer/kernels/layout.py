@@ -24,11 +24,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch time"]) -> "Layout":
-        """The layout of a batch without its padding ("unpadding", Portes et al. 2023; Krell et al. 2021).
-
-        Args:
-            mask: False for padding.
-        """
+        """The layout of a batch without its padding, where the mask is False ("unpadding", Portes et al. 2023)."""
         real = mask.flatten()
         return cls(real.nonzero().squeeze(1), (real.cumsum(dim=0) - 1).clamp(min=0).view_as(mask))
 
@@ -37,11 +33,8 @@ class Layout(NamedTuple):
         """The layout of texts that a decoder reads, with a prefix that neighboring rows share only once.
 
         A decoder's output at a token depends on the tokens up to it alone: that of a system prompt, or of a question
-        with several answers, is equal in all rows that begin with it.
-
-        Args:
-            tokens: Token ids.
-            read: False for tokens that are left out; those that follow one are as well.
+        with several answers, is equal in all rows that begin with it. `read` is False for tokens that are left out, and
+        for all that follow them.
         """
         shared = (tokens[1:] == tokens[:-1]).cumprod(dim=1).bool() & read[:-1]
         new = read & ~F.pad(shared, (0, 0, 1, 0))
@@ -58,13 +51,13 @@ class Layout(NamedTuple):
         return x if x is None or self.indices is None else x.flatten(0, 1).index_select(0, self.indices)[None]
 
     def scatter(self, x: Shaped[Tensor, "#batch tokens *features"]) -> Shaped[Tensor, "batch time *features"]:
-        """The packed tokens at their places in the batch; undefined at those that were left out."""
+        """The packed tokens in the batch as it was; undefined for those that were left out."""
         if self.packed is None:
             return x
         return x[0].index_select(0, self.packed.flatten()).unflatten(0, self.packed.shape)
 
     def scatter_heads(self, x: Shaped[Tensor, "#batch heads tokens dim"]) -> Shaped[Tensor, "batch heads time dim"]:
-        """As `scatter`, of queries, keys or values."""
+        """`scatter` of queries, keys or values."""
         return x if self.packed is None else self.scatter(x.transpose(1, 2)).transpose(1, 2)
 
     def locate(self, index: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -88,7 +81,6 @@ def choose_layout(
     """The layout in which a batch is computed; dense if nothing can be skipped.
 
     Args:
-        tokens: Token ids.
         mask: False for padding.
         needed: False where the output may be undefined; None: nowhere.
         causal: Whether no output depends on a token that follows.
@@ -107,5 +99,5 @@ def choose_layout(
 
 
 def skips_tokens(device: torch.device) -> bool:
-    """Whether tokens are left out at all: an accelerator would wait until the host knows how many remain."""
+    """Whether tokens are left out at all: an accelerator would wait until the host has read how many remain."""
     return device.type == "cpu" and not torch.compiler.is_compiling()

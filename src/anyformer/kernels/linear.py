@@ -1,18 +1,19 @@
 """``x @ weight.T + bias``: in floating point, trained in 8-bit integers, or of a quantized weight."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from anyformer.kernels.activation import recomputed_in_backward
-from anyformer.kernels.autocast import as_rows, autocast_disabled
-from anyformer.kernels.cpu import bf16_matmul, quantized_matmul
-from anyformer.kernels.int8_linear import int8_linear, supports_int8
+from anyformer.kernels.autocast import as_rows, autocast_disabled, matmul_dtype
+from anyformer.kernels.cpu import matmul as products
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, unpack
 from anyformer.kernels.quantization import GROUP, dequantize
@@ -25,6 +26,9 @@ _AMX_SIZE = 512
 
 _CHUNK = 1 << 18
 """Weights that are dequantized at a time: they stay in the cache of a core until they are used."""
+
+_SMALLEST = torch.finfo(torch.float32).tiny
+"""A scale of int8 below it is inexact: what has one counts as 0."""
 
 
 def linear(
@@ -43,7 +47,7 @@ def linear(
     with recomputed_in_backward(input):
         if matmul == "int8" and supports_int8(input, weight, bias):
             return int8_linear(input, weight, bias)
-        if torch.is_grad_enabled() and weight.requires_grad and bf16_matmul.supports(input):
+        if torch.is_grad_enabled() and weight.requires_grad and products.supports_bf16(input):
             with autocast_disabled(input):
                 out = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
             return out.view(*input.shape[:-1], len(weight))
@@ -53,12 +57,11 @@ def linear(
 def quantized_linear(
     input: Float[Tensor, "*batch inputs"],
     weight: PackedWeight,
-    outputs: int,
     bias: Float[Tensor, " outputs"] | None = None,
     *,
     transposed: Callable[[], PackedWeight | None] = lambda: None,
 ) -> Float[Tensor, "*batch outputs"]:
-    """``input @ weight.T + bias`` of the first `outputs` rows of a quantized weight, in the dtype of the input.
+    """``input @ weight.T + bias`` of a quantized weight, in the dtype of the input.
 
     Compiled code quantizes the input to 8 bits as well; torch dequantizes some rows of the weight at a time. The input
     gets a gradient, the weight none.
@@ -68,24 +71,24 @@ def quantized_linear(
             gradient with (see `packed_weight.transpose`); None: the weight is dequantized instead.
     """
     if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
-        return _QuantizedLinear.apply(input, *weight, outputs, bias, transposed)  # pyright: ignore[reportReturnType]
-    return quantized_product(input, weight, outputs, bias)
+        return _QuantizedLinear.apply(input, *weight, bias, transposed)  # pyright: ignore[reportReturnType]
+    return quantized_product(input, weight, bias)
 
 
 def quantized_product(
-    input: Float[Tensor, "*batch inputs"], weight: PackedWeight, outputs: int, bias: Float[Tensor, " outputs"] | None
+    input: Float[Tensor, "*batch inputs"], weight: PackedWeight, bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """`quantized_linear` of tensors that record no gradients."""
-    agree = input.shape[-1] == weight.columns and (bias is None or bias.shape == (outputs,))
-    if agree and quantized_matmul.supports(input):
-        return quantized_matmul.quantized_matmul(input, weight, outputs, bias)
+    agree = input.shape[-1] == weight.columns and (bias is None or bias.shape == (weight.rows,))
+    if agree and products.supports_quantized(input):
+        return products.quantized_matmul(input, weight, bias)
     blocks = blocks_at_a_time(weight)
-    if torch.compiler.is_compiling() or outputs <= blocks * BLOCK_ROWS:
-        return F.linear(input, dequantize(unpack(weight, outputs), input.dtype), bias)
-    out = torch.empty(*input.shape[:-1], outputs, dtype=input.dtype, device=input.device)
+    if torch.compiler.is_compiling() or weight.rows <= blocks * BLOCK_ROWS:
+        return F.linear(input, dequantize(unpack(weight), input.dtype), bias)
+    out = torch.empty(*input.shape[:-1], weight.rows, dtype=input.dtype, device=input.device)
     for block in range(0, len(weight.integers), blocks):
         rows = slice(block * BLOCK_ROWS, (block + blocks) * BLOCK_ROWS)
-        part = unpack(weight.blocks(block, block + blocks), outputs - rows.start)
+        part = unpack(weight.blocks(block, block + blocks))
         out[..., rows] = F.linear(input, dequantize(part, input.dtype), None if bias is None else bias[rows])
     return out
 
@@ -96,18 +99,15 @@ def blocks_at_a_time(weight: PackedWeight) -> int:
 
 
 def quantized_input_grad(
-    grad: Float[Tensor, "*batch outputs"],
-    weight: PackedWeight,
-    outputs: int,
-    transposed: Callable[[], PackedWeight | None],
+    grad: Float[Tensor, "*batch outputs"], weight: PackedWeight, transposed: Callable[[], PackedWeight | None]
 ) -> Float[Tensor, "*batch inputs"]:
     """The gradient of the input of a `quantized_linear`, from that of its output."""
-    matrix = transposed() if quantized_matmul.supports(grad) else None
+    matrix = transposed() if products.supports_quantized(grad) else None
     if matrix is None:
-        return grad @ dequantize(unpack(weight, outputs), grad.dtype)
-    if outputs % GROUP:
-        grad = torch.cat([grad, grad.new_zeros(*grad.shape[:-1], -outputs % GROUP)], dim=-1)  # as the matrix is padded
-    return quantized_matmul.quantized_matmul(grad, matrix, weight.columns, None)
+        return grad @ dequantize(unpack(weight), grad.dtype)
+    if weight.rows % GROUP:
+        grad = F.pad(grad, (0, -weight.rows % GROUP))  # as the matrix is
+    return products.quantized_matmul(grad, matrix, None)
 
 
 class _QuantizedLinear(torch.autograd.Function):
@@ -118,12 +118,12 @@ class _QuantizedLinear(torch.autograd.Function):
         integers: Tensor,
         scales: Tensor,
         minima: Tensor | None,
-        outputs: int,
+        rows: int,
         bias: Tensor | None,
         transposed: Callable[[], PackedWeight | None],
     ) -> Tensor:
-        ctx.weight, ctx.outputs, ctx.transposed = PackedWeight(integers, scales, minima), outputs, transposed
-        return quantized_product(input, ctx.weight, outputs, bias)
+        ctx.weight, ctx.transposed = PackedWeight(integers, scales, minima, rows), transposed
+        return quantized_product(input, ctx.weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -131,9 +131,99 @@ class _QuantizedLinear(torch.autograd.Function):
         grad = grad_outputs[0]
         grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_input = quantized_input_grad(grad, ctx.weight, ctx.outputs, ctx.transposed)
+            grad_input = quantized_input_grad(grad, ctx.weight, ctx.transposed)
         grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[5] else None
         return grad_input, None, None, None, None, grad_bias, None
+
+
+def supports_int8(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether gradients are recorded, and the products are large enough to be faster than in the input's dtype.
+
+    Operands whose shapes don't agree are left to torch, which refuses them.
+    """
+    agree = input.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+    if not agree or not torch.is_grad_enabled() or input.device.type != "cpu":
+        return False
+    rows = input.numel() // max(input.shape[-1], 1)
+    return products.int8_is_faster(rows, *weight.shape)
+
+
+def int8_linear(
+    input: Float[Tensor, "*batch inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None,
+) -> Float[Tensor, "*batch outputs"]:
+    """``input @ weight.T + bias`` in products of 8-bit integers (SwitchBack: Wortsman et al. 2023, section 2).
+
+    So is the backward pass. Each row of a and each column of b in ``a @ b`` is scaled to -127 ... 127 and rounded: an
+    error of about 1% of a product of numbers that are normally distributed. Nothing that was quantized is kept.
+
+    The result has autocast's dtype, or that of the input. It is differentiable once. An infinite number or a NaN makes
+    its whole row infinite or NaN, so it is noticed. The first call compiles (some seconds, once a machine).
+    """
+    out = int8_product(as_rows(input, matmul_dtype(input)), weight, bias)
+    return out.view(*input.shape[:-1], len(weight))
+
+
+@operation("int8_linear")
+def int8_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` in the dtype of x."""
+    # torch.compile asks what it is given for its gradient, and x, which is no leaf, would warn of that.
+    return _int8_matmul(x.detach(), weight.detach(), None if bias is None else bias.detach(), x.dtype)
+
+
+@operation("int8_linear_grad")
+def int8_gradients(grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias; those that aren't needed are empty."""
+    grad, x, weight = grad.contiguous(), x.detach(), weight.detach()
+    grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0)
+    row_sums = grad.new_empty(grad.shape[1], dtype=torch.float32) if needed[2] else None
+    if needed[0]:
+        grad_x = _int8_matmul(grad, weight.t(), None, grad.dtype)
+    if needed[1] or needed[2]:
+        grad_weight = _int8_matmul(grad.t(), x.t(), None, weight.dtype, row_sums)
+    return grad_x, grad_weight, grad.new_empty(0) if row_sums is None else row_sums.to(weight.dtype)
+
+
+int8_product.register_autograd(int8_gradients, saved=lambda inputs, _, needed: (*inputs[:2], list(needed)))
+
+
+def _int8_matmul(
+    left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, row_sums: Tensor | None = None
+) -> Tensor:
+    """``left @ right.T + bias`` in a dtype, from quantized rows; the sums of left's rows go to `row_sums`.
+
+    Always in compiled code: quantizing and scaling one step at a time costs as much as the products of integers gain.
+    """
+    if not products.supports_int8():
+        function = _int8_reference if isinstance(left, FakeTensor) else _compiled_int8_reference()
+        return function(left, right, bias, dtype, row_sums)
+    out = torch.empty(len(left), len(right), dtype=dtype)
+    return products.int8_matmul(left, right, bias, out=out, sums=row_sums)
+
+
+def _int8_reference(
+    left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype, row_sums: Tensor | None = None
+) -> Tensor:
+    if row_sums is not None:
+        torch.sum(left, dim=1, dtype=row_sums.dtype, out=row_sums)
+    rows, row_scales = _quantize(left)
+    columns, column_scales = _quantize(right)
+    product = torch.ops.aten._int_mm(rows, columns.t()) * row_scales * column_scales.t()
+    return (product if bias is None else product + bias).to(dtype)
+
+
+def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of 8 bits and their scales, one a row."""
+    x = x.float()
+    scale = x.abs().amax(dim=1, keepdim=True) / products.LARGEST
+    inverse = torch.where(scale >= _SMALLEST, 1 / scale, 0)
+    return (x * inverse).round().to(torch.int8), scale
+
+
+@cache
+def _compiled_int8_reference() -> Callable[..., Tensor]:
+    return torch.compile(_int8_reference, dynamic=True)
 
 
 class DtypeCast:
@@ -189,30 +279,21 @@ def amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @operation("amx_linear_grad")
 def amx_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, weight and bias; those that aren't needed are empty."""
+    grad = grad.contiguous()
     grad_input, grad_weight, grad_bias = grad.new_empty(0), grad.new_empty(0), grad.new_empty(0)
     if needed[0]:
         grad_input = _amx_product(grad, weight.t(), None)
     if needed[1] or needed[2]:
         grad_weight, grad_bias = (grad.new_empty(size, dtype=torch.float32) for size in (weight.shape, len(weight)))
-        bf16_matmul.bf16_matmul(grad.t(), input.t(), out=grad_weight, sums=grad_bias)
+        products.bf16_matmul(grad.t(), input.t(), out=grad_weight, sums=grad_bias)
     return grad_input, grad_weight, grad_bias
 
 
 def _amx_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """``left @ right.T + bias`` in bfloat16."""
     if min(right.shape) >= _AMX_SIZE:
-        return bf16_matmul.bf16_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
+        return products.bf16_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
     return F.linear(left, right.to(left.dtype), None if bias is None else bias.to(left.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (input, weight), needed = ctx.saved_tensors, list(ctx.needs_input_grad)
-    grads = amx_linear_grad(grad.contiguous(), input, weight, needed)
-    return tuple(part if wanted else None for part, wanted in zip(grads, needed, strict=True))
-
-
-amx_linear.register_autograd(_backward, setup_context=_setup_context)
+amx_linear.register_autograd(amx_linear_grad, saved=lambda inputs, _, needed: (*inputs[:2], list(needed)))

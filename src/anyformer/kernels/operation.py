@@ -1,6 +1,7 @@
 """Compiled operations that autograd differentiates and that torch.compile keeps whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {}
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+Saved = Callable[[tuple[Any, ...], tuple[Any, ...], tuple[bool, ...]], Sequence[Any]]
 
 
 class Operation(Generic[P, R]):
@@ -24,8 +26,7 @@ class Operation(Generic[P, R]):
     Args:
         name: Its name in a graph, after ``anyformer::``.
         function: Takes tensors and numbers, annotated as `torch.library.custom_op` asks for, the first a tensor.
-        fake: Returns empty tensors of the results' shapes, dtypes and strides; None: the function does so itself when
-            it gets tensors without memory.
+        fake: Returns empty tensors like the results; None: the function does so for tensors without memory.
     """
 
     def __init__(self, name: str, function: Callable[P, R], fake: Callable[..., Any] | None = None) -> None:
@@ -39,9 +40,29 @@ class Operation(Generic[P, R]):
         self._registered.register_fake(fake or function)
         self._differentiable: Any = None
 
-    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
-        """As `torch.library.register_autograd`; it is differentiable once."""
-        self._registered.register_autograd(backward, setup_context=setup_context)
+    def register_autograd(self, backward: Callable[..., Any], *, saved: Saved) -> None:
+        """Let autograd differentiate it, once.
+
+        Args:
+            backward: The gradients of its first inputs, from that of its first output and what was saved; those that
+                are not needed may be anything.
+            saved: What is kept for it, from the inputs, the outputs, and for each input whether it needs a gradient.
+        """
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            outputs = output if isinstance(output, tuple) else (output,)
+            kept = saved(inputs, outputs, ctx.needs_input_grad)
+            ctx.save_for_backward(*(part if isinstance(part, Tensor) else None for part in kept))
+            ctx.constants = [None if isinstance(part, Tensor) else part for part in kept]
+            ctx.set_materialize_grads(False)
+
+        def gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+            kept = zip(ctx.saved_tensors, ctx.constants, strict=True)
+            grads = backward(grad, *(constant if tensor is None else tensor for tensor, constant in kept))
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            return tuple(part if is_needed else None for part, is_needed in zip_longest(grads, ctx.needs_input_grad))
+
+        self._registered.register_autograd(gradients, setup_context=setup_context)
 
         # An autograd.Function with a setup_context of its own inspects its signature at each call.
         def forward(ctx: Any, *args: Any) -> Any:
@@ -49,7 +70,7 @@ class Operation(Generic[P, R]):
             setup_context(ctx, args, output)
             return output
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))}
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(gradients))}
         self._differentiable = type(self._name, (Function,), methods)
 
     def _call(self, *args: Any) -> Any:

@@ -48,6 +48,8 @@ class PackedWeight(NamedTuple):
     scales: Float16[Tensor, "blocks groups 16"]
     minima: Float16[Tensor, "blocks groups 16"] | None
     """None of 8 bits, where all are 0; and of 4 bits where all are -8 times the scale."""
+    rows: int
+    """Rows of the matrix, without padding."""
 
     @property
     def bits(self) -> int:
@@ -62,43 +64,39 @@ class PackedWeight(NamedTuple):
     def blocks(self, start: int, end: int) -> "PackedWeight":
         """Some of its blocks, as a view."""
         minima = None if self.minima is None else self.minima[start:end]
-        return PackedWeight(self.integers[start:end], self.scales[start:end], minima)
+        rows = min(self.rows, end * BLOCK_ROWS) - start * BLOCK_ROWS
+        return PackedWeight(self.integers[start:end], self.scales[start:end], minima, rows)
 
 
 def pack(weight: QuantizedWeight) -> PackedWeight:
     """Interleave the rows of a weight: a copy."""
-    integers, scales, minima = _interleaved(weight)
+    integers, scales, minima, rows = _interleaved(weight)
     minima = None if minima is None else _to_huge_pages(minima)
-    return PackedWeight(_to_huge_pages(integers), _to_huge_pages(scales), minima)
+    return PackedWeight(_to_huge_pages(integers), _to_huge_pages(scales), minima, rows)
 
 
-def transpose(packed: PackedWeight, rows: int) -> PackedWeight:
-    """The transpose of a packed weight of so many rows, in 8 bits with scales along its own rows.
+def transpose(packed: PackedWeight) -> PackedWeight:
+    """The transpose of a packed weight, in 8 bits with scales along its own rows.
 
     Some blocks are transposed at a time, so that the whole matrix never is in any other form. Its columns are padded
-    with zeros to whole groups.
-
-    Raises:
-        ValueError: numbers that are not finite, or too large for the scales.
+    with zeros to whole groups. Raises ValueError as `quantize_int8`.
     """
-    columns = packed.columns
-    groups = -(-rows // GROUP)
-    integers, scales, _ = empty_transpose(packed, rows)
-    step = max(1, _CHUNK // (columns * GROUP))
-    for group in range(0, groups, step):
+    transposed = empty_transpose(packed)
+    step = max(1, _CHUNK // (packed.columns * GROUP))
+    for group in range(0, transposed.integers.shape[1], step):
         first, last = (each * GROUP // BLOCK_ROWS for each in (group, group + step))
-        part = dequantize(unpack(packed.blocks(first, last), rows - group * GROUP), torch.float32)
-        made = _interleaved(quantize_int8(F.pad(part.T, (0, -len(part) % GROUP))))
-        integers[:, group : group + step], scales[:, group : group + step] = made.integers, made.scales
-    return PackedWeight(integers, scales, None)
+        part = dequantize(unpack(packed.blocks(first, last)), torch.float32)
+        part = _interleaved(quantize_int8(F.pad(part.T, (0, -len(part) % GROUP))))
+        transposed.integers[:, group : group + step] = part.integers
+        transposed.scales[:, group : group + step] = part.scales
+    return transposed
 
 
-def empty_transpose(packed: PackedWeight, rows: int) -> PackedWeight:
+def empty_transpose(packed: PackedWeight) -> PackedWeight:
     """An uninitialized result of `transpose`."""
-    groups, panels = -(-rows // GROUP), -(-packed.columns // BLOCK_ROWS)
-    device = packed.integers.device
-    integers = _empty((panels, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)
-    return PackedWeight(integers, _empty((panels, groups, BLOCK_ROWS), torch.float16, device), None)
+    blocks, groups, device = -(-packed.columns // BLOCK_ROWS), -(-packed.rows // GROUP), packed.integers.device
+    integers = _empty((blocks, groups, GROUP // _QUAD, BLOCK_ROWS, _QUAD), torch.uint8, device)
+    return PackedWeight(integers, _empty((blocks, groups, BLOCK_ROWS), torch.float16, device), None, packed.columns)
 
 
 def _interleaved(weight: QuantizedWeight) -> PackedWeight:
@@ -110,7 +108,7 @@ def _interleaved(weight: QuantizedWeight) -> PackedWeight:
     padded = F.pad(byte, (0, 0, 0, -rows % BLOCK_ROWS))
     quads = padded.view(-1, BLOCK_ROWS, groups, padded.shape[1] // groups // _QUAD, _QUAD)
     minima = None if weight.minima is None or _is_centered(weight) else _blocks(weight.minima)
-    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(weight.scales), minima)
+    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(weight.scales), minima, rows)
 
 
 def _is_centered(weight: QuantizedWeight) -> bool:
@@ -120,11 +118,11 @@ def _is_centered(weight: QuantizedWeight) -> bool:
     return weight.minima is not None and torch.equal(weight.minima, -8 * weight.scales)
 
 
-def unpack(packed: PackedWeight, rows: int) -> QuantizedWeight:
-    """The first rows of a packed weight: the inverse of `pack`."""
-    integers = _rows(packed.integers.permute(0, 3, 1, 2, 4), rows)
-    minima = None if packed.minima is None else _rows(packed.minima.mT, rows)
-    return _quantized(packed, integers, _rows(packed.scales.mT, rows), minima)
+def unpack(packed: PackedWeight) -> QuantizedWeight:
+    """The inverse of `pack`."""
+    integers = _rows(packed.integers.permute(0, 3, 1, 2, 4), packed.rows)
+    minima = None if packed.minima is None else _rows(packed.minima.mT, packed.rows)
+    return _quantized(packed, integers, _rows(packed.scales.mT, packed.rows), minima)
 
 
 def select_rows(packed: PackedWeight, rows: Tensor) -> QuantizedWeight:

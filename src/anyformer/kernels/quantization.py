@@ -43,11 +43,6 @@ class QuantizedWeight(NamedTuple):
         """8 or 4."""
         return 8 if self.minima is None else 4
 
-    def rows(self, start: int, end: int) -> "QuantizedWeight":
-        """Some of its rows, as a view."""
-        minima = None if self.minima is None else self.minima[start:end]
-        return QuantizedWeight(self.integers[start:end], self.scales[start:end], minima)
-
     def to(self, device: torch.device | str | None) -> "QuantizedWeight":
         """The weight on a device."""
         minima = None if self.minima is None else self.minima.to(device)
@@ -58,12 +53,6 @@ def pack_int4(codes: UInt8[Tensor, "rows columns"]) -> UInt8[Tensor, "rows half"
     """Codes of 0 to 15, two a byte."""
     groups = codes.unflatten(1, (-1, 2, _HALF))
     return (groups[:, :, 0] | groups[:, :, 1] << 4).flatten(1)
-
-
-def unpack_int4(packed: UInt8[Tensor, "rows half"]) -> UInt8[Tensor, "rows columns"]:
-    """The inverse of `pack_int4`."""
-    groups = packed.unflatten(1, (-1, _HALF))
-    return torch.cat([groups & 15, groups >> 4], dim=2).flatten(1)
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
@@ -87,21 +76,18 @@ def can_quantize(rows: int, columns: int) -> bool:
 def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To -127 ... 127 by the largest absolute value of each group.
 
-    Raises:
-        ValueError: numbers that are not finite, or too large for the scales.
+    Raises ValueError for numbers that are not finite, or too large for the scales.
     """
-    integers, scales = (torch.cat(column) for column in zip(*map(_int8, _chunks(matrix)), strict=True))
+    integers, scales = map(torch.cat, zip(*map(_int8, _chunks(matrix)), strict=True))
     return QuantizedWeight(integers, scales, None)
 
 
 def quantize_int4(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
     """To 0 ... 15 by a scale and a minimum for each group: those of the least squared error among some that are tried.
 
-    Raises:
-        ValueError: numbers that are not finite, or too large for the scales.
+    Raises ValueError as `quantize_int8`.
     """
-    integers, scales, minima = (torch.cat(column) for column in zip(*map(_int4, _chunks(matrix)), strict=True))
-    return QuantizedWeight(integers, scales, minima)
+    return QuantizedWeight(*map(torch.cat, zip(*map(_int4, _chunks(matrix)), strict=True)))
 
 
 QUANTIZERS: dict[Quantization, Callable[[Tensor], QuantizedWeight]] = {"int8": quantize_int8, "int4": quantize_int4}
@@ -162,7 +148,7 @@ def _codes(groups: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
 
 
 def _half(x: Tensor) -> Tensor:
-    """As it will be stored, so that the search sees what that costs."""
+    """Round to what will be stored, so that the search sees what that costs."""
     return x.half().float()
 
 

@@ -73,9 +73,8 @@ def linear_cross_entropy(
     target: Int[Tensor, " tokens"],
     *,
     linear_bias: Float[Tensor, " vocab"] | None = None,
-    ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Mean of ``-(1 - s) log p(target) - s mean(log p)``, where ``p = softmax(input @ linear_weight.T + bias)``."""
     logits = F.linear(input, linear_weight, linear_bias)
-    return F.cross_entropy(logits.float(), target, ignore_index=ignore_index, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)

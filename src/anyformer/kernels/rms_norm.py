@@ -1,20 +1,45 @@
-"""Root mean square layer normalization."""
+"""Root mean square layer normalization; compiled code in training (see cpu/rms_norm.cpp)."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anyformer.kernels.cpu import rms_norm as cpu
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.library import Kernel
+from anyformer.kernels.operation import operation
+
+KERNEL = Kernel("rms_norm", structs.RmsNormArgs)
 
 
 def rms_norm(
     input: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
 ) -> Float[Tensor, "*batch width"]:
     """``input / sqrt(mean(input^2) + eps) * weight`` over the last dimension, in the dtype of the input."""
-    if input.requires_grad and weight.shape == input.shape[-1:] and cpu.supports(input):
-        out, _ = cpu.forward(input.float().contiguous(), weight.float(), eps)
+    if input.requires_grad and weight.shape == input.shape[-1:] and KERNEL.supports_bf16(input):
+        out, _ = forward(input.float().contiguous(), weight.float(), eps)
         return out.to(input.dtype)
     # Heads of queries and keys can have a lower precision than the weight; torch is slow at such a mixture, and warns.
     dtype = torch.promote_types(input.dtype, weight.dtype)
     return F.rms_norm(input.to(dtype), weight.shape, weight.to(dtype), eps).to(input.dtype)
+
+
+@operation("rms_norm")
+def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x * rstd * weight`` and ``rstd = 1 / sqrt(mean(x^2) + eps)``, [*batch], of a contiguous x in float32."""
+    out, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1])
+    KERNEL.run(rows=rstd.numel(), width=weight.numel(), eps=eps, x=x, weight=weight, out=out, rstd=rstd)
+    return out, rstd
+
+
+@operation("rms_norm_backward")
+def backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the weight."""
+    grad, grad_x = grad.contiguous(), torch.empty_like(x)
+    grad_weight = weight.new_zeros(torch.get_num_threads(), *weight.shape)
+    grads = {"grad_out": grad, "grad_x": grad_x, "grad_weight": grad_weight}
+    KERNEL.run(rows=rstd.numel(), width=weight.numel(), eps=eps, x=x, weight=weight, rstd=rstd, **grads)
+    return grad_x, grad_weight.sum(dim=0)
+
+
+forward.register_autograd(backward, saved=lambda inputs, outputs, _: (*inputs[:2], outputs[1], inputs[2]))

@@ -1,9 +1,8 @@
 """The number of threads while other programs compete for the cores.
 
-The threads of a parallel region wait for the slowest of them, by spinning. Where another program takes a core every few
-milliseconds, the others wait as long, hundreds of times a step: two threads may then be slower than one. Threads that
-spin are always on a core, unless somebody else is. So the time that they are not decides when to try fewer of them, and
-the speed decides whether that stays.
+The threads of a parallel region wait for the slowest of them, by spinning. Where another program takes a core, the
+others wait as long, hundreds of times a step: two threads may then be slower than one. Threads that spin are always on
+a core, unless somebody else is, so the time that they are not says when to try fewer; the speed says if that stays.
 """
 
 import os
@@ -23,16 +22,10 @@ _PATIENCE, _MOST_PATIENCE = 4, 32
 
 
 class AdaptiveThreads:
-    """A number of threads that is adapted while a loop computes.
+    """A number of threads that is adapted while a loop computes, at first `most`; `apply` is called with each new one.
 
     It stays what it is where ``OMP_NUM_THREADS`` is set: results are the same up to rounding with any number of
-    threads, and to the bit with the same.
-
-    Args:
-        most: The number at first.
-        apply: Called with each new number.
-        clock: Seconds.
-        cpu_clock: Seconds of all threads on a core.
+    threads, and to the bit with the same. The clocks are in seconds, `cpu_clock` of all threads on a core.
     """
 
     def __init__(

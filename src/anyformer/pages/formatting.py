@@ -157,7 +157,7 @@ def general(figure: Mapping[str, Any]) -> str:
 
 
 def _digits(bounds: Sequence[float]) -> Callable[[float], str]:
-    """How to write a value that is known as exactly as its interval says."""
+    """A format for values with this interval, which has the digits that it bears out."""
     return number if bounds[1] - bounds[0] < 0.05 else _short
 
 

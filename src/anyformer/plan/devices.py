@@ -1,11 +1,11 @@
 """Peaks and prices of devices: the one place for these numbers, each with its source."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from anyformer.errors import UserError, nearest
-from anyformer.limits import read_text
 
 PRICES_OF = "December 2024"
 """When the prices were right: of an hour of one GPU of Amazon EC2 in the United States, the instance's price divided by
@@ -75,20 +75,25 @@ DEVICES = {
 
 
 def find_device(name: str | None) -> Device:
-    """The device of a name; None or cpu: this machine's processors. Raises UserError for one that is not known."""
+    """The device of a name; None or cpu: this machine's processors. Raises UserError for one that is not in the table.
+
+    Memory of this machine is what is available, the cache of files counted.
+    """
     if name in (None, "cpu"):
-        return Device("cpu", _machine_memory(), source="measured on this machine")
+        memory = float(proc_field("meminfo", "MemAvailable") or "inf")
+        if memory == float("inf") and hasattr(os, "sysconf"):
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Device("cpu", memory, source="measured on this machine")
     if name not in DEVICES:
-        known = ("cpu", *DEVICES)
-        raise UserError(f"--device {name}: there is no such device in the table ({nearest(str(name), known)}).")
+        names = ("cpu", *DEVICES)
+        raise UserError(f"--device {name}: there is no such device in the table ({nearest(str(name), names)}).")
     return DEVICES[name]
 
 
-def _machine_memory() -> float:
-    """Bytes that are available, the cache of files counted."""
-    path = Path("/proc/meminfo")
-    if path.exists():
-        line = next((line for line in read_text(path, 1 << 16).splitlines() if line.startswith("MemAvailable:")), "")
-        if line:
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+def proc_field(file: str, field: str) -> int | None:
+    """Bytes that a file of Linux in /proc says of a field, such as VmRSS of self/status; None where there is none."""
+    try:
+        kilobytes = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc", file).read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(kilobytes[1]) * 1024 if kilobytes else None

@@ -10,11 +10,9 @@ when it is first written.
 """
 
 import gc
-import re
 from collections.abc import Callable, Sequence
 from functools import reduce
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
+from anyformer.plan.devices import proc_field
 from anyformer.plan.simulation import Simulation
 from anyformer.plan.tensor_layout import Layout, layout, tensors_of
 from anyformer.training.memory import keep_freed_memory, return_freed_memory, trim_heap
@@ -32,7 +31,6 @@ _DRY_RUNS_OF_SEVERAL = 4
 """Where the objects lie is left to chance, and with it the size of the heap: the median counts. Whole weights that come
 and go leave more to it."""
 _PAGE = 4096
-_ROLLUP = Path("/proc/self/smaps_rollup")
 _MOST_FLOPS = 1 << 34
 """Larger products are not computed to learn what their library keeps for them."""
 _GLOO_THREADS = 2
@@ -86,11 +84,7 @@ def _load_libraries() -> None:
 
 def _resident() -> int:
     """Bytes of memory that this process has, to the page; 0 where the system does not tell."""
-    try:
-        found = re.search(r"^Rss:\s*(\d+) kB", _ROLLUP.read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0
+    return proc_field("self/smaps_rollup", "Rss") or 0
 
 
 _resize = torch.UntypedStorage.resize_
@@ -145,8 +139,8 @@ class DryRun(Simulation):
         return super()._results(func, args, kwargs, tensors)
 
     @override
-    def _empty(self, found: Layout) -> Tensor:
-        return torch.empty_strided(found.shape, found.stride, dtype=found.dtype)
+    def _empty(self, like: Layout) -> Tensor:
+        return torch.empty_strided(like.shape, like.stride, dtype=like.dtype)
 
     @override
     def _resize(self, storage: torch.UntypedStorage, size: int) -> None:

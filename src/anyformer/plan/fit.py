@@ -6,7 +6,8 @@ from typing import Any
 
 from anyformer.errors import UserError
 from anyformer.finetuning.config import CompleteFinetuneConfig
-from anyformer.plan.step import StepCount, Workload, count_step
+from anyformer.plan.step import StepCount, count_step
+from anyformer.plan.workload import Workload
 from anyformer.schema import flag
 
 _PROCESSES = (2, 4, 8)

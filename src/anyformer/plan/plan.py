@@ -1,5 +1,6 @@
 """Plans of training: counted on tensors without memory, timed by real steps or by a device's peak."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,14 @@ from anyformer.analysis import cache_bytes_per_token
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, check_keywords
 from anyformer.one_line import OneLine
-from anyformer.plan.calibrate import SECONDS, StepTime, by_peak, calibrate
-from anyformer.plan.devices import CUDA_CONTEXT, Device, find_device
+from anyformer.plan.calibrate import SECONDS, StepTime, by_peak
+from anyformer.plan.calibrate import calibrate as calibrated
+from anyformer.plan.devices import CUDA_CONTEXT, find_device, proc_field
 from anyformer.plan.fit import Change, changes_that_fit
-from anyformer.plan.measure import resident
-from anyformer.plan.run_settings import SETTINGS, read_run
-from anyformer.plan.step import StepCount, Workload, count_step
-from anyformer.plan.workload import make_workload
-from anyformer.spec import Contender
+from anyformer.plan.settings import SETTINGS, make_workload, read_run
+from anyformer.plan.step import StepCount, count_step
+from anyformer.plan.workload import Workload
+from anyformer.spec import SpecifiedModel
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -95,29 +96,6 @@ class TrainingPlan(OneLine):
         return self.flops / max(self.tokens, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The request for a plan.
-
-    Attributes:
-        workload: one step.
-        device: where.
-        name: of the model.
-        steps: of the run; None: not known.
-        tokens: of the run, instead of steps.
-        price_per_hour: of a device; None: that of the table.
-        calibrate: seconds that real steps may take, where it is planned for this machine.
-    """
-
-    workload: Workload
-    device: Device
-    name: str
-    steps: int | None = None
-    tokens: int | None = None
-    price_per_hour: float | None = None
-    calibrate: float = SECONDS
-
-
 def plan(
     model: ModelConfig | str | Path,
     *,
@@ -144,81 +122,67 @@ def plan(
 
     ::
 
-        found = af.plan("llama-3.2-1b", device="h100", batch_size=8, context=2048)
-        print(found.peak / 1e9, found.fits)
+        planned = af.plan("llama-3.2-1b", device="h100", batch_size=8, context=2048)
+        print(planned.peak / 1e9, planned.fits)
     """
     check_keywords("plan", options, SETTINGS | {"device", "tokens", "price_per_hour", "calibrate"})
     if isinstance(model, ModelConfig):
-        contender = Contender("model", model)
+        specified = SpecifiedModel("model", model)
     else:
         away, sized = device is not None, tokens is not None
-        contender, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
-    return make_plan(request(contender, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate))
+        specified, options = read_run(str(model), options, elsewhere=away, is_sized=sized)
+    return make_plan(specified, options, device, tokens, price_per_hour, calibrate=SECONDS * calibrate)
 
 
-def request(
-    contender: Contender,
+def make_plan(
+    model: SpecifiedModel,
     options: Mapping[str, Any],
     device: str | None,
     tokens: int | None = None,
     price_per_hour: float | None = None,
     *,
     calibrate: float = SECONDS,
-) -> Request:
-    """The request that these options make. Raises UserError as `plan`."""
+    say: Callable[[str], None] = lambda stage: None,
+) -> TrainingPlan:
+    """Count the step, look whether it fits, and say what it costs; arguments and errors as `plan`'s.
+
+    Args:
+        calibrate: Seconds that real steps may take, where it is planned for this machine.
+        say: Is told what is being done.
+    """
     if tokens is not None and (tokens < 1 or options.get("steps") is not None):
         raise UserError(f"--tokens {tokens} is the length of the run, at least 1: give it, or --steps.")
     if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
         raise UserError(f"--price-per-hour {price_per_hour} is a sum of money, from 0 on.")
-    where = find_device(device)
-    workload = make_workload(contender, options, where)
-    return Request(
-        workload=workload,
-        device=where,
-        name=contender.name,
-        steps=options.get("steps"),
-        tokens=tokens,
-        price_per_hour=price_per_hour,
-        calibrate=calibrate,
-    )
-
-
-def make_plan(asked: Request, say: Callable[[str], None] = lambda stage: None) -> TrainingPlan:
-    """Count the step, look whether it fits, and say what it costs.
-
-    Args:
-        say: is told what is being done.
-    """
-    workload, device, config = asked.workload, asked.device, asked.workload.config
-    shared = device.name == "cpu"
+    target = find_device(device)
+    workload = make_workload(model, options, target)
+    config, shared = workload.config, target.name == "cpu"
     say("counting a step")
     count = count_step(workload)
-    base = (resident() or 0) if shared else CUDA_CONTEXT
-    room = device.memory - base * (config.processes if shared else 1)
-    fits = count.peak * (config.processes if shared else 1) <= room
-    changes = (
-        ()
-        if fits
-        else changes_that_fit(
+    base = (proc_field("self/status", "VmRSS") or 0) if shared else CUDA_CONTEXT
+    together = config.processes if shared else 1
+    room = target.memory - base * together
+    fits = count.peak * together <= room
+    changes = ()
+    if not fits:
+        changes = changes_that_fit(
             workload, count, room, shared=shared, say=lambda flags: say(f"counting a step with {flags}")
         )
-    )
-    batch = workload.batch()
-    tokens = batch.tokens.size + (0 if batch.source is None else batch.source.size)
-    if shared and asked.calibrate and fits:
+    if shared and calibrate and fits:
         say("taking real steps")
-        time = calibrate(workload, count, asked.calibrate)
+        time = calibrated(workload, count, calibrate)
     else:
-        time = by_peak(workload, count.flops, device)
-    steps = asked.steps if asked.tokens is None else -(-asked.tokens // tokens)
-    seconds = None if steps is None else (time.low * steps, time.seconds * steps, time.high * steps)
-    price = device.price if asked.price_per_hour is None else asked.price_per_hour
-    dollars = 0.0 if price is None else price / 3600 * (1 if shared else config.processes)
+        time = by_peak(workload, count.flops, target)
+    batch = workload.batch()
+    tokens_of_step = batch.tokens.size + (0 if batch.source is None else batch.source.size)
+    steps: int | None = options.get("steps") if tokens is None else -(-tokens // tokens_of_step)
+    price = target.price if price_per_hour is None else price_per_hour
+    dollars_per_second = None if price is None else price / 3600 * (1 if shared else config.processes)
     usual = formula(workload, count)
     return TrainingPlan(
-        model=asked.name,
+        model=model.spec,
         task=workload.task,
-        device=device.name,
+        device=target.name,
         dtype=workload.precision.name,
         engine=config.engine,
         processes=config.processes,
@@ -230,32 +194,34 @@ def make_plan(asked: Request, say: Callable[[str], None] = lambda stage: None) -
         between_steps=count.resident,
         peak=count.peak,
         base=base,
-        device_memory=device.memory,
+        device_memory=target.memory,
         fits=fits,
         changes=changes,
         cache=cache_bytes_per_token(workload.model) * config.context,
         formula=usual,
         differences=differences(workload, count, usual),
-        tokens=tokens,
+        tokens=tokens_of_step,
         flops=count.flops,
-        flops_formula=flops_formula(workload, count) * tokens,
+        flops_formula=flops_formula(workload, count) * tokens_of_step,
         time=time,
         steps=steps,
-        seconds=seconds,
+        seconds=_times(time, steps),
         price_per_hour=price,
-        cost=None if price is None or seconds is None else _times(seconds, dollars),
-        cost_per_million=None if price is None else _times((time.low, time.seconds, time.high), dollars * 1e6 / tokens),
+        cost=_times(time, steps, dollars_per_second),
+        cost_per_million=_times(time, 1e6 / tokens_of_step, dollars_per_second),
     )
 
 
-def _times(values: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
-    low, likely, high = values
-    return low * factor, likely * factor, high * factor
+def _times(time: StepTime, *factors: float | None) -> tuple[float, float, float] | None:
+    """The low, likely and high time of a step, times all factors; None: one of them is not known."""
+    numbers = [factor for factor in factors if factor is not None]
+    factor = math.prod(numbers)
+    return (time.low * factor, time.seconds * factor, time.high * factor) if len(numbers) == len(factors) else None
 
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}
 _ALIKE = 0.1
-"""How far what was counted may be from a formula for both to be the same to people."""
+"""Largest share by which a count differs from a formula that is the same to people."""
 
 
 def formula(workload: Workload, count: StepCount) -> dict[str, float]:
@@ -273,9 +239,9 @@ def formula(workload: Workload, count: StepCount) -> dict[str, float]:
     layers = model.encoder_layers + model.decoder_layers
     number = 2 if config.gradient_checkpointing else 34
     width = 1 if workload.precision.dtype.itemsize == 2 else 2
-    kept = getattr(config, "quantize", None) or getattr(config, "base_dtype", "float32")
+    frozen_dtype = getattr(config, "quantize", None) or getattr(config, "base_dtype", "float32")
     return {
-        "weights": (4 * trained + _BYTES[kept] * (everything - trained)) / share,
+        "weights": (4 * trained + _BYTES[frozen_dtype] * (everything - trained)) / share,
         "gradients": 4 * trained / share,
         "optimizer": (8 if config.optimizer == "adamw" else 4) * trained / share,
         "activations": config.context * rows * model.d_model * number * layers * width,
@@ -285,10 +251,9 @@ def formula(workload: Workload, count: StepCount) -> dict[str, float]:
 def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]) -> dict[str, str]:
     """Why the bytes of a part are not what its formula says, for people; parts that agree are left out."""
     model, config = workload.model, workload.config
-    feed_forward, said = model.feed_forward, dict[str, str]()
     kept = [
         *(["the input of every adapter in float32"] if getattr(config, "lora", None) else []),
-        *(["three vectors of a gated feed-forward network, not two"] if feed_forward.gated else []),
+        *(["three vectors of a gated feed-forward network, not two"] if model.feed_forward.gated else []),
         *(["norms and sums in float32"] if workload.precision.dtype.itemsize == 2 else []),
         "what the pass that is at work takes for a while",
     ]
@@ -308,10 +273,11 @@ def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]
         if count.parts.get("activations", 0) > usual["activations"]
         else "the formula is GPT-3's block: memory may be fullest when few blocks' are there, and some keep less",
     }
-    for part, reason in reasons.items():
-        if abs(count.parts.get(part, 0) - usual[part]) > _ALIKE * usual[part]:
-            said[part] = reason
-    return said
+    return {
+        part: reason
+        for part, reason in reasons.items()
+        if abs(count.parts.get(part, 0) - usual[part]) > _ALIKE * usual[part]
+    }
 
 
 def flops_formula(workload: Workload, count: StepCount) -> float:

@@ -5,12 +5,12 @@ no kernel may run on them. What an operation returns is asked of torch's fake te
 What depends on the batch alone, such as which tokens are masked, is computed as well, for sizes follow from it.
 """
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy.typing as npt
@@ -21,11 +21,9 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from anyformer.blocks import quantized
-from anyformer.kernels import cross_entropy
-from anyformer.kernels.cpu import quantized_matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
-from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight, empty_transpose, transpose
+from anyformer.kernels.packed_weight import empty_transpose
 from anyformer.plan.internals import (
     TorchDispatchMode,
     asks_for_shapes,
@@ -39,15 +37,34 @@ from anyformer.plan.tensor_layout import Layout, layout, results, returns_view, 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 """Parts of memory. Activations are all that a step computes on its way, temporary tensors among them."""
 
-_KNOWN_NUMBERS = 1 << 22
-"""Larger tensors of the batch's making are not computed."""
+_MOST_NUMBERS = 1 << 22
+"""Data of larger tensors is not remembered."""
 _aten = torch.ops.aten
-linear: Any = import_module("anyformer.kernels.linear")  # where a function of the package has its name
-_in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_grad_
-_quantized_product = linear.quantized_product
 _READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
 _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten._index_put_impl_.default}
+_ATTENTION_SIZES = ("batch", "heads", "queries", "keys", "head_dim")
+_KERNEL_SIZES = {
+    "attention": _ATTENTION_SIZES,
+    "attention_fp32": _ATTENTION_SIZES,
+    "bf16_matmul": ("rows", "columns", "depth"),
+    "int8_matmul": ("rows", "columns", "depth"),
+    "quantized_matmul": ("rows", "out_features", "in_features"),
+}
+"""Sizes of the matrix products of compiled kernels, by the names of their arguments."""
 _DRAWS = {"uniform_", "normal_", "random_", "bernoulli_"}
+
+
+@contextmanager
+def replaced(owner: Any, **attributes: Any) -> Generator[None]:
+    """Replace attributes of a class or module in this context."""
+    before = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @dataclass(slots=True)
@@ -56,13 +73,11 @@ class Phase:
 
     Attributes:
         name: tells it from others.
-        begin: bytes that are allocated when it begins, by part.
         flops: of the step before it.
         peak: bytes when they were most in it, by part.
     """
 
     name: str
-    begin: Counter[str]
     flops: int
     peak: Counter[str]
 
@@ -96,7 +111,7 @@ class Simulation(TorchDispatchMode):
     @contextmanager
     def running(self) -> Generator[None]:
         """In here no tensor has memory, and all are counted; no kernel runs."""
-        resize, size = torch.UntypedStorage.resize_, torch.UntypedStorage.size
+        size = torch.UntypedStorage.size
 
         def counted_resize(storage: Any, size: int) -> Any:
             self._release(id(storage))
@@ -108,19 +123,10 @@ class Simulation(TorchDispatchMode):
             return self._resized.get(id(storage), size(storage))
 
         # FSDP frees weights in this way, which is no operation that a mode would be told of.
-        torch.UntypedStorage.resize_ = counted_resize  # pyright: ignore[reportAttributeAccessIssue]
-        torch.UntypedStorage.size = counted_size  # pyright: ignore[reportAttributeAccessIssue]
-        cross_entropy.in_chunks, cross_entropy.loss_and_grad_ = self._in_few_chunks, _loss_and_grad_of_few
-        cross_entropy.quantized_product = linear.quantized_product = self._quantized_product_of_few
-        quantized.transpose = empty_transpose
-        try:
-            with intercepted(self._kernel), self:
-                yield
-        finally:
-            torch.UntypedStorage.resize_, torch.UntypedStorage.size = resize, size
-            cross_entropy.in_chunks, cross_entropy.loss_and_grad_ = _in_chunks, _loss_and_grad_
-            cross_entropy.quantized_product = linear.quantized_product = _quantized_product
-            quantized.transpose = transpose
+        storages = replaced(torch.UntypedStorage, resize_=counted_resize, size=counted_size)
+        transposes = replaced(quantized, transpose=empty_transpose)  # without its many small operations
+        with storages, transposes, intercepted(self._kernel), self:
+            yield
 
     def restart(self) -> None:
         """Forget how much memory there was before, and what was computed."""
@@ -128,9 +134,9 @@ class Simulation(TorchDispatchMode):
         self.flops = 0
         self.begin("start")
 
-    def begin(self, phase: str) -> None:
-        """Begin a phase, whose memory is counted by itself."""
-        self.phases.append(Phase(phase, self.live.copy(), self.flops, self.live.copy()))
+    def begin(self, phase: str, *_: object) -> None:
+        """Begin a phase, whose memory is counted by itself. It is called as a hook, too, whose arguments it ignores."""
+        self.phases.append(Phase(phase, self.flops, self.live.copy()))
         self._most = self.live.total()
 
     @contextmanager
@@ -160,21 +166,12 @@ class Simulation(TorchDispatchMode):
                 self.live[name] += block.size
                 block.part = name
 
-    def sizes(self, tensors: Iterable[Tensor]) -> Counter[str]:
-        """Bytes of these tensors' storages, by part."""
-        blocks = (self._blocks.get(key) for key in {id(tensor.untyped_storage()) for tensor in tensors})
-        found = Counter[str]()
-        for block in blocks:
-            if block is not None:
-                found[block.part] += block.size
-        return found
-
-    def known(self, array: npt.NDArray[Any]) -> Tensor:
+    def remember(self, array: npt.NDArray[Any]) -> Tensor:
         """A tensor like an array, whose data is remembered."""
         with no_modes():
-            value = torch.from_numpy(array)
-        tensor = torch.empty(value.shape, dtype=value.dtype)
-        tensor._known = value  # pyright: ignore[reportAttributeAccessIssue]
+            data = torch.from_numpy(array)
+        tensor = torch.empty(data.shape, dtype=data.dtype)
+        tensor._data = data  # pyright: ignore[reportAttributeAccessIssue]
         return tensor
 
     @override
@@ -191,14 +188,14 @@ class Simulation(TorchDispatchMode):
             return args[0]
         if func in _INDEXING:
             args = (args[0], [*self._replaced_indices(args[1])], *args[2:])
-        values = [_value(part) for part in tensors_of((args, kwargs))]
-        is_known = bool(values) and all(value is not None for value in values)
+        operands = [_data(part) for part in tensors_of((args, kwargs))]
+        have_data = bool(operands) and all(data is not None for data in operands)
         if func in _READS:
-            if not is_known:
+            if not have_data:
                 return 1  # all is finite: training goes well
             with no_modes():
-                return values[0].item()  # pyright: ignore[reportOptionalMemberAccess]
-        if is_known:
+                return operands[0].item()  # pyright: ignore[reportOptionalMemberAccess]
+        if have_data:
             out = self._computed(func, args, kwargs)
         elif func.namespace == "anyformer" and name in OPERATIONS:
             with self:
@@ -214,37 +211,16 @@ class Simulation(TorchDispatchMode):
             self._allocate(part.untyped_storage())
         return out
 
-    def _in_few_chunks(self, x: Tensor, target: Tensor, *given: Any) -> Any:
-        """The loss of all rows, of which two chunks tell what all take: they are computed one after another."""
-        rows = 2 * cross_entropy.chunk_rows(len(x), given[-2])
-        if rows >= len(target):
-            return _in_chunks(x, target, *given)
-        before = self.flops
-        found = _in_chunks(x[:rows], target[:rows], *given)
-        self.flops = before + (self.flops - before) * len(x) // rows
-        return found
-
-    def _quantized_product_of_few(self, x: Tensor, weight: PackedWeight, outputs: int, bias: Tensor | None) -> Tensor:
-        """The product with a weight, a few blocks of which tell what all take: one is dequantized after the other."""
-        blocks = 2 * linear.blocks_at_a_time(weight)
-        few = min(outputs, blocks * BLOCK_ROWS)
-        if few == outputs or quantized_matmul.supports(x):
-            return _quantized_product(x, weight, outputs, bias)
-        _quantized_product(x, weight.blocks(0, blocks), few, None if bias is None else bias[:few])
-        self.flops += 2 * x.numel() * (outputs - few)
-        return x.new_empty(*x.shape[:-1], outputs)
-
     def _replaced_indices(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
-        """Indices, those of known masks as numbers: how many there are decides about sizes."""
+        """Indices, masks whose data is remembered as numbers: how many there are decides about sizes."""
         for index in indices:
-            value = None if index is None or index.dtype != torch.bool else _value(index)
-            if value is None:
+            mask = None if index is None or index.dtype != torch.bool else _data(index)
+            if mask is None:
                 yield index
                 continue
             with no_modes():
-                places = value.numpy().nonzero()
-            for numbers in places:
-                yield self.known(numbers)
+                numbers = mask.numpy().nonzero()
+            yield from map(self.remember, numbers)
 
     def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Results of a function, without data."""
@@ -262,9 +238,9 @@ class Simulation(TorchDispatchMode):
         """Results of a function that computes something, without data."""
         return results(func, args, kwargs, tensors, self._empty)
 
-    def _empty(self, found: Layout) -> Tensor:
+    def _empty(self, like: Layout) -> Tensor:
         """A tensor of a layout, without memory."""
-        return torch.empty(0, dtype=found.dtype).set_(storage_without_memory(found.size), 0, found.shape, found.stride)
+        return torch.empty(0, dtype=like.dtype).set_(storage_without_memory(like.size), 0, like.shape, like.stride)
 
     def _parts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Results of a function made of others, which are counted; NotImplemented: it is none."""
@@ -274,20 +250,20 @@ class Simulation(TorchDispatchMode):
             return func.decompose(*args, **kwargs)
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Known results of a function of known tensors."""
+        """Results of a function of tensors whose data is remembered, with theirs."""
         with no_modes():
-            real = func(*tree_map_only(Tensor, _value, args), **tree_map_only(Tensor, _value, kwargs))
+            real = func(*tree_map_only(Tensor, _data, args), **tree_map_only(Tensor, _data, kwargs))
         if func._schema.is_mutable:
             return args[0]
         sized_by_data = torch.Tag.dynamic_output_shape in func.tags
-        out = tree_map_only(Tensor, self._like, real) if sized_by_data else self._outputs(func, args, kwargs)
-        for part, value in zip(tensors_of(out), tensors_of(real), strict=True):
-            if value.numel() <= _KNOWN_NUMBERS:
-                part._known = value  # pyright: ignore[reportAttributeAccessIssue]
+        if sized_by_data:
+            out = tree_map_only(Tensor, lambda tensor: self._empty(layout(tensor)), real)
+        else:
+            out = self._outputs(func, args, kwargs)
+        for part, data in zip(tensors_of(out), tensors_of(real), strict=True):
+            if data.numel() <= _MOST_NUMBERS:
+                part._data = data  # pyright: ignore[reportAttributeAccessIssue]
         return out
-
-    def _like(self, tensor: Tensor) -> Tensor:
-        return self._empty(layout(tensor))
 
     def _resize(self, storage: torch.UntypedStorage, size: int) -> None:
         self._resized[id(storage)] = size
@@ -316,15 +292,14 @@ class Simulation(TorchDispatchMode):
         self._release(key)
 
     def _kernel(self, name: str, arguments: Mapping[str, Any]) -> None:
-        self.flops += _KERNEL_FLOPS.get(name, _no_flops)(**arguments)
-
-
-def _loss_and_grad_of_few(logits: Tensor, targets: Tensor, label_smoothing: float, grad_scale: Any) -> Tensor:
-    """The losses of many rows, a few of which tell what all take: they are computed one chunk after the other."""
-    rows = slice(2 * cross_entropy.rows_at_a_time(logits))
-    scale = grad_scale[rows] if isinstance(grad_scale, Tensor) else grad_scale
-    _loss_and_grad_(logits[rows], targets[rows], label_smoothing, scale)
-    return torch.empty(len(logits))
+        """Count the FLOPs of compiled code, which torch's counter can't look into."""
+        if name in _KERNEL_SIZES:
+            flops = 2 * math.prod(arguments[size] for size in _KERNEL_SIZES[name])
+            if "causal" in arguments:
+                # Two products forward, five backward, of which one computes the scores again (Dao 2023, section 3.1).
+                products = 2 if arguments.get("grad_out") is None else 5
+                flops = products * flops // (2 if arguments["causal"] else 1)
+            self.flops += flops
 
 
 def _is_accumulation(operands: tuple[Any, ...]) -> bool:
@@ -334,44 +309,5 @@ def _is_accumulation(operands: tuple[Any, ...]) -> bool:
     return alike and first.is_contiguous() and called_by_autograd()
 
 
-def _value(tensor: Tensor) -> Tensor | None:
-    return getattr(tensor, "_known", None)
-
-
-def _attention_flops(
-    *,
-    batch: int,
-    heads: int,
-    queries: int,
-    keys: int,
-    head_dim: int,
-    causal: bool,
-    grad_out: Tensor | None = None,
-    **_: Any,
-) -> int:
-    """Two products forward, five backward, of which one computes the scores again (Dao 2023, section 3.1)."""
-    products = 2 if grad_out is None else 5
-    scores = batch * heads * queries * keys
-    return products * 2 * scores * head_dim // (2 if causal else 1)
-
-
-def _matmul_flops(*, rows: int, columns: int, depth: int, **_: Any) -> int:
-    return 2 * rows * columns * depth
-
-
-def _linear_flops(*, rows: int, out_features: int, in_features: int, **_: Any) -> int:
-    return 2 * rows * out_features * in_features
-
-
-def _no_flops(**_: Any) -> int:
-    return 0
-
-
-_KERNEL_FLOPS: dict[str, Callable[..., int]] = {
-    "attention": _attention_flops,
-    "attention_fp32": _attention_flops,
-    "bf16_matmul": _matmul_flops,
-    "int8_matmul": _matmul_flops,
-    "quantized_matmul": _linear_flops,
-}
-"""FLOPs of compiled code, which torch's counter can't look into."""
+def _data(tensor: Tensor) -> Tensor | None:
+    return getattr(tensor, "_data", None)

@@ -56,16 +56,16 @@ def results(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], empty:
     return _made(_LAYOUTS[key], tensors, empty)
 
 
-def _made(found: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
+def _made(layouts: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
     # No function inside the one above: one that calls itself would keep the tensors until garbage is collected.
-    if isinstance(found, list | tuple):
-        return type(found)([_made(each, tensors, empty) for each in found])
-    if not isinstance(found, Layout):
-        return found
-    if found.viewed is None:
-        return empty(found)
-    argument, offset = found.viewed
-    return tensors[argument].as_strided(found.shape, found.stride, offset)
+    if isinstance(layouts, list | tuple):
+        return type(layouts)([_made(each, tensors, empty) for each in layouts])
+    if not isinstance(layouts, Layout):
+        return layouts
+    if layouts.viewed is None:
+        return empty(layouts)
+    argument, offset = layouts.viewed
+    return tensors[argument].as_strided(layouts.shape, layouts.stride, offset)
 
 
 def _key(value: Any) -> Any:
@@ -81,16 +81,16 @@ def _key(value: Any) -> Any:
 def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
     """Results of a function, with layouts in the place of tensors."""
     with no_modes(), _fake_mode():
-        given = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in tensors]
-        storages = [each.untyped_storage() for each in given]
-        rest = iter(given)
+        fakes = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in tensors]
+        storages = [each.untyped_storage() for each in fakes]
+        rest = iter(fakes)
         args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
 
         def viewed(result: Tensor) -> Layout:
             same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
             argument = next(same, None)
-            place = None if argument is None else (argument, int(result.storage_offset()))
-            return replace(layout(result), viewed=place)
+            viewed = None if argument is None else (argument, int(result.storage_offset()))
+            return replace(layout(result), viewed=viewed)
 
         return tree_map_only(Tensor, viewed, func(*args, **kwargs))
 
@@ -119,10 +119,10 @@ def returns_view(func: Any) -> bool:
 
 def written(func: Any, args: Any, kwargs: Any) -> Any:
     """Results of a function that writes into its arguments."""
-    found = [
-        kwargs[argument.name] if argument.name in kwargs else args[place]
-        for place, argument in enumerate(func._schema.arguments)
+    outputs = [
+        kwargs[argument.name] if argument.name in kwargs else args[index]
+        for index, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     count = len(func._schema.returns)
-    return None if not count else found[0] if count == 1 else tuple(found[:count])
+    return None if not count else outputs[0] if count == 1 else tuple(outputs[:count])

@@ -1,106 +1,147 @@
-"""Workloads of plans: the flags of `train` and `finetune`, and a model without its data."""
+"""Workloads: the model, the loss and the batch of one training step, with random tokens in the place of data."""
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
+from anyformer.adapters import add_adapter
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
-from anyformer.families import with_head
-from anyformer.finetuning.config import FinetuneConfig, complete
-from anyformer.finetuning.model import PROBLEMS
-from anyformer.plan.devices import Device
-from anyformer.plan.step import Workload
-from anyformer.spec import Contender
+from anyformer.data.batch import IGNORED, Batch, Rng
+from anyformer.data.span_corruption import SpanCorruption
+from anyformer.finetuning.config import CompleteFinetuneConfig
+from anyformer.finetuning.model import train_in_float32
+from anyformer.kernels.quantization import GROUP, QuantizedWeight
+from anyformer.model import Transformer, build
+from anyformer.quantization import bits_per_module, quantizable, quantization, quantize, set_weight
 from anyformer.tasks import TASKS
-from anyformer.tokenizer.training import parse_spec
-from anyformer.training.config import BATCH_TOKENS, TrainConfig
-from anyformer.training.precision import Precision, choose_precision
+from anyformer.tasks.seq2seq import random_pairs
+from anyformer.tasks.task import Task, random_ids
+from anyformer.training.config import CompleteConfig, CompleteRunConfig
+from anyformer.training.losses import LossModule
+from anyformer.training.precision import Precision
 
-__all__ = ["fine_tunes", "make_workload"]
-
-_TRAINED = {field.name for field in fields(TrainConfig)}
-_TUNED = {field.name for field in fields(FinetuneConfig)}
-_ONLY_TUNED, _ONLY_TRAINED = _TUNED - _TRAINED, _TRAINED - _TUNED
-
-
-def fine_tunes(values: Mapping[str, Any]) -> bool:
-    """Whether these settings are of `finetune` and not of `train`."""
-    return not _ONLY_TUNED.isdisjoint(values)
+STACKS = ("encoder_layers", "decoder_layers")
+"""The fields of a model's numbers of layers."""
+_MASKED = 0.15
+"""Share of the tokens that a masked language model predicts (Devlin et al. 2019, section 3.1)."""
 
 
-def make_workload(contender: Contender, values: Mapping[str, Any], device: Device) -> Workload:
-    """The step of a run with these settings.
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The workload of a step.
 
-    Args:
-        contender: a model with weights is fine-tuned, unless a setting is of `train` alone.
-        values: fields of `TrainConfig` and `FinetuneConfig`.
-
-    Raises:
-        UserError: settings that contradict each other, a task that the model can't do, a context that it has no
-            positions for, a batch that the processes can't share.
+    Attributes:
+        model: with the head of the task.
+        config: of a run of `train` or `finetune`, which leaves nothing open but the data.
+        task: an objective of training or a task of fine-tuning: the key of a batch's shape.
+        precision: in which dtype; tensors are counted as a CPU's.
+        in_heap: whether they are in the C library's heap, as a CPU's are.
     """
-    tunes = fine_tunes(values) or (contender.directory is not None and _ONLY_TRAINED.isdisjoint(values))
-    given = {name: value for name, value in values.items() if name not in ("device", "data", "validation")}
-    if given.get("engine") == "deepspeed":
-        raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
-    precision = _precision(given.get("dtype"), device, quantized=bool(given.get("quantize")))
-    given["dtype"] = precision.name
-    made = _finetuning(contender, given, precision) if tunes else _training(contender, given, precision)
-    config = made.config
-    if config.batch_size * config.context > BATCH_TOKENS:
-        raise UserError(
-            f"--batch-size {config.batch_size} and --context {config.context} make a batch of more than "
-            f"{BATCH_TOKENS:,} tokens: lower one of them."
-        )
-    if config.batch_size % config.processes:
-        less = config.batch_size // config.processes * config.processes
-        raise UserError(
-            f"--processes {config.processes} can't share --batch-size {config.batch_size} evenly: take "
-            f"{less or config.processes} or {less + config.processes}."
-        )
-    return replace(made, in_heap=device.name == "cpu")
+
+    model: ModelConfig
+    config: CompleteConfig | CompleteFinetuneConfig
+    task: str
+    precision: Precision
+    in_heap: bool = True
+
+    @property
+    def tuned(self) -> Task | None:
+        """The task of fine-tuning; None: the model is trained on text."""
+        return TASKS[self.config.task] if isinstance(self.config, CompleteFinetuneConfig) else None
+
+    @property
+    def makes_vectors(self) -> bool:
+        """Whether each example is compared with all others of its batch, which can't be counted in parts then."""
+        return self.tuned is not None and self.tuned.makes_vectors
+
+    def change(self, **changes: Any) -> "Workload":
+        """The workload with other fields of the config."""
+        return replace(self, config=replace(self.config, **changes))
+
+    def shorten(self, layers: int) -> "Workload":
+        """The workload with at most so many layers in each stack."""
+        fewer: dict[str, Any] = {name: min(getattr(self.model, name), layers) for name in STACKS}
+        if 0 < self.model.attention.window_from < self.model.decoder_layers:
+            fewer["attention"] = {"window_from": 1}
+        return replace(self, model=self.model.replace(**fewer))
+
+    def batch(self) -> Batch:
+        """A batch of random tokens, each text as long as the context."""
+        rng = np.random.default_rng(self.config.seed)
+        make = OBJECTIVES[self.task] if self.tuned is None else self.tuned.random_batch or OBJECTIVES[self.task]
+        return make(self.config, self.model, rng)
+
+    def loss(self, model: Transformer) -> nn.Module:
+        """The module that computes the loss."""
+        return LossModule(model) if self.tuned is None else self.tuned.loss(model, self.config)
+
+    def simulate(self) -> Transformer:
+        """The model as it is when training begins, without numbers in its weights."""
+        model = Transformer(self.model, initialize=False)
+        kind = getattr(self.config, "quantize", None)
+        if kind is not None:
+            modules = quantizable(model)
+            for name, bits in bits_per_module(model, quantization(kind)).items():
+                rows, columns = modules[name].weight.shape
+                set_weight(model, name, _empty_weight(rows, columns, bits), torch.float32)
+        return self.fit(model)
+
+    def draw(self) -> Transformer:
+        """The model with weights, as they are drawn."""
+        model, kind = build(self.model), getattr(self.config, "quantize", None)
+        return self.fit(model if kind is None else quantize(model, kind))
+
+    def fit(self, model: Transformer) -> Transformer:
+        """The model with an adapter, where one is trained, and without gradients of what the loss does not reach."""
+        config = self.config
+        if isinstance(config, CompleteFinetuneConfig) and config.adapter is not None:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(getattr(torch, config.base_dtype))
+            add_adapter(model, config.adapter)
+            train_in_float32(model)
+        if self.makes_vectors and model.encoder is not None and model.decoder is not None:
+            model.decoder.requires_grad_(False)
+        return model
 
 
-def _training(contender: Contender, values: Mapping[str, Any], precision: Precision) -> Workload:
-    model = contender.config
-    if (spec := values.get("tokenizer")) is not None and (size := parse_spec(spec)[1]) is not None:
-        sources = {} if model.source_vocab_size is None else {"source_vocab_size": size}
-        model = model.replace(vocab_size=size, **sources)
-    known = {name: value for name, value in values.items() if name in _TRAINED}
-    config = TrainConfig(preset=contender.name, model=model, **known).complete()
-    return Workload(model=config.model, config=config, task=config.objective, precision=precision)
+def _empty_weight(rows: int, columns: int, bits: int) -> QuantizedWeight:
+    scales = torch.empty(rows, columns // GROUP, dtype=torch.float16)
+    if bits == 8:
+        return QuantizedWeight(torch.empty(rows, columns, dtype=torch.int8), scales, None)
+    return QuantizedWeight(torch.empty(rows, columns // 2, dtype=torch.uint8), scales, torch.empty_like(scales))
 
 
-def _finetuning(contender: Contender, values: Mapping[str, Any], precision: Precision) -> Workload:
-    model = contender.config
-    known = {name: value for name, value in values.items() if name in _TUNED and name != "base"}
-    asked = FinetuneConfig(base=contender.name, **known)
-    task = TASKS[asked.task or next(iter(TASKS))]
-    if (instead := task.instead(model)) is not None:
-        task, _ = instead
-    task.check_model(model, contender.name)
-    config = complete(asked, model, task.name)
-    if task.head != "language_model" and model.head.kind != task.head:
-        labels = config.labels or (1 if config.label_kind == "regression" else 2)
-        model = with_head(model, task.head, labels, PROBLEMS[config.label_kind])
-    key = _objective(model) if task.random_batch is None else task.name
-    return Workload(model=model, config=config, task=key, precision=precision)
+def _causal(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
+    windows = rng.integers(model.vocab_size, size=(config.batch_size, config.context + 1))
+    documents = np.zeros((config.batch_size, config.context), np.int64)
+    is_apart = bool(getattr(config, "document_masking", False) or getattr(config, "packing", False))
+    return Batch(windows[:, :-1].copy(), windows[:, 1:].copy(), documents=documents if is_apart else None)
 
 
-def _objective(model: ModelConfig) -> str:
-    if model.is_encoder_decoder:
-        return "span_corruption"
-    return "masked" if model.is_encoder_only else "causal"
+def _masked(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
+    tokens = random_ids(config, model, rng)
+    hidden = rng.permuted(np.arange(tokens.size) < _MASKED * tokens.size).reshape(tokens.shape)
+    return Batch(tokens, np.where(hidden, tokens, IGNORED))
 
 
-def _precision(dtype: str | None, device: Device, *, quantized: bool) -> Precision:
-    """The precision of a run on this device, whose tensors are counted as if they were a CPU's."""
-    if device.name == "cpu":
-        return choose_precision("cpu", dtype, quantized=quantized)
-    if dtype == "int8":
-        raise UserError(f"--dtype int8 is for CPUs, and the device is {device.name}: use bfloat16, or leave it out.")
-    chosen = dtype or ("bfloat16" if "bfloat16" in device.peak else "float16")
-    return Precision(torch.device("cpu"), getattr(torch, chosen), f"of {device.name}")
+def _span_corruption(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
+    objective = SpanCorruption((0,) * config.context, 0, 0, 0)
+    source, target = objective.lengths(objective.stride(config.context))
+    return random_pairs(model, rng, config.batch_size, source, target)
+
+
+def _seq2seq(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
+    return random_pairs(model, rng, max(1, config.batch_tokens // config.context), config.context, config.context)
+
+
+OBJECTIVES: dict[str, Callable[[CompleteRunConfig, ModelConfig, Rng], Batch]] = {
+    "causal": _causal,
+    "masked": _masked,
+    "span_corruption": _span_corruption,
+    "seq2seq": _seq2seq,
+}
+"""The batch of all processes, by objective, given a config with its batch size and context, and a model."""

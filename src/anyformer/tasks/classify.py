@@ -16,13 +16,11 @@ from anyformer.data.examples.encoded import Cut
 from anyformer.data.examples.labels import settle_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.labels import known_label, log_softmax, single_label
-from anyformer.evaluation.logits import is_regression, label_names, text_logits
+from anyformer.evaluation.logits import is_regression, known_label, label_names, log_softmax, single_label, text_logits
 from anyformer.evaluation.metrics import class_table, multilabel, regression
 from anyformer.evaluation.metrics.classification import class_counts
 from anyformer.evaluation.metrics.metric import Array
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer

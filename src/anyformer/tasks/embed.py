@@ -20,8 +20,7 @@ from anyformer.errors import UserError, quote
 from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
 from anyformer.evaluation.metrics.metric import Array
 from anyformer.evaluation.metrics.similarity import unit
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.generation import embed
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids

@@ -11,8 +11,7 @@ from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.tables import Data, Table, read_data
 from anyformer.errors import UserError
 from anyformer.evaluation.logits import is_regression
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.result import Evaluation, Options
 from anyformer.evaluation.trained_on import trained_on
 from anyformer.model import Transformer
 from anyformer.tasks import TASKS

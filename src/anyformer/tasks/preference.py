@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anyformer.blocks.dropout import Dropout
+from anyformer.blocks.linear import Dropout
 from anyformer.config import ModelConfig
 from anyformer.data.batch import PreferenceBatch, Rng
 from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample
@@ -22,8 +22,7 @@ from anyformer.data.rows import Row
 from anyformer.errors import UserError, quote
 from anyformer.evaluation import answers
 from anyformer.evaluation.metrics import share
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import EvaluatedRow, Evaluation
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
 from anyformer.tasks.chat import TEMPLATES_CHECKED, add_system

@@ -15,14 +15,11 @@ from anyformer.data.examples.encoded import Cut
 from anyformer.data.examples.labels import settle_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.labels import known_label, label_table
-from anyformer.evaluation.logits import label_names, word_logits
+from anyformer.evaluation.logits import known_label, label_names, label_table, word_logits
 from anyformer.evaluation.metrics import classification, entity_table, tagging
 from anyformer.evaluation.metrics.classification import never_right
-from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import EvaluatedRow, Evaluation
-from anyformer.evaluation.spans import TaggedSpans, span_pieces
+from anyformer.evaluation.metrics.tagging import TaggedSpans, entities, is_entity_scheme, span_pieces
+from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer

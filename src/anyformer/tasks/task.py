@@ -18,8 +18,7 @@ from anyformer.data.examples.encoded import Cut, LearnedTokens, truncate
 from anyformer.data.examples.labels import LabelKind, Labels
 from anyformer.data.examples.parts import Parts
 from anyformer.errors import UserError
-from anyformer.evaluation.options import Options
-from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.result import Evaluation, Options
 from anyformer.families import TaskHead
 from anyformer.model import Transformer
 from anyformer.runs.listing import PER_TOKEN, Terms

@@ -8,9 +8,8 @@ from anyformer.config import ModelConfig
 from anyformer.data.examples import TextExample
 from anyformer.data.examples.parts import Parts
 from anyformer.evaluation.metrics import language_model
-from anyformer.evaluation.options import Options
 from anyformer.evaluation.perplexity import join_texts, losses, predictions
-from anyformer.evaluation.result import Evaluation
+from anyformer.evaluation.result import Evaluation, Options
 from anyformer.generation.inference import require_tokenizer
 from anyformer.model import Transformer
 from anyformer.tasks.task import RowSchema, Task

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 
 from anyformer import processes
 from anyformer.errors import UserError
-from anyformer.kernels.cpu import activation, attention, bf16_matmul, cross_entropy, int8_matmul, rms_norm
+from anyformer.kernels.activation import KERNEL as ACTIVATION
+from anyformer.kernels.cpu import attention, matmul
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16, has_avx512_bf16
+from anyformer.kernels.cross_entropy import KERNEL as CROSS_ENTROPY
+from anyformer.kernels.rms_norm import KERNEL as RMS_NORM
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""
@@ -122,10 +125,10 @@ def start_compiler(precision: Precision) -> None:
         return
     kernels = [attention.kernel(precision.dtype)]
     if precision.int8:
-        kernels.append(int8_matmul.KERNEL)
+        kernels.append(matmul.INT8)
     if precision.dtype == torch.bfloat16 and has_avx512_bf16():
-        kernels += [activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL]
-        kernels += [bf16_matmul.KERNEL] if has_amx_bf16() else []
+        kernels += [ACTIVATION, CROSS_ENTROPY, RMS_NORM]
+        kernels += [matmul.BF16] if has_amx_bf16() else []
     for kernel in kernels:
         kernel.start()
 
@@ -165,7 +168,7 @@ def _check_int8(device: torch.device) -> None:
     features = torch.cpu.get_capabilities()
     if not (features.get("avx512_vnni") or features.get("avx_vnni")):
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
-    if not can_compile(device) and not int8_matmul.supports():
+    if not can_compile(device) and not matmul.supports_int8():
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
 
 

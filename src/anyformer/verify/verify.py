@@ -1,28 +1,67 @@
-"""Comparisons of a model with the same model in Hugging Face's transformers: token ids, hidden states, logits, text."""
+"""Comparisons of a model with the same model in transformers, and of a GGUF file in llama.cpp: ids, tensors, text."""
 
 import contextlib
 import io
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.families.own import quantization_method
-from anyformer.generation import generate_ids
+from anyformer.generation import embed, generate_ids
 from anyformer.limits import read_object
 from anyformer.model import ModelOutput, Transformer
 from anyformer.tokenizer import Tokenizer
-from anyformer.verify.check import NEW_TOKENS, SAMPLES, Check, compare_tensors, compare_tokens
-from anyformer.verify.llama_cpp import verify_gguf
+from anyformer.tokenizer.prompt import common_prefix
+from anyformer.verify.llama_cpp import LlamaCpp
 
+SAMPLES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def add(a, b):\n    return a + b  # 1, 2, 3\n",
+    "Grüße aus Köln: 12,50 € kosten 3 Stück.",
+    "   Spaces,\ttabs and\n\nnew lines   ",
+    "日本語のテキスト 🙂",
+)
+NEW_TOKENS = 20
 _WHOLE_IN_TRANSFORMERS = ("llama", "qwen2", "qwen3")
 """Architectures of GGUF's that transformers reads as they are. It has none of BERT's, passes over the width and the
 positions of a GPT-2, and computes every T5 by one activation."""
+_TOLERANCES = {"F32": 1e-3, "F16": 5e-3, "BF16": 2e-2}
+"""llama.cpp rounds what it multiplies to the precision of the weights."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison and its outcome."""
+
+    name: str
+    equal: bool
+    detail: str
+
+
+def compare_tokens(encode: Callable[[str], list[int]], ours: Tokenizer) -> Check:
+    """Check that a tokenizer gives the ids of another one's `encode`."""
+    for text in SAMPLES:
+        expected, got = encode(text), ours.encode(text)
+        if expected != got:
+            return Check("token ids", False, f"{text!r} is {expected} there and {got} here")
+    return Check("token ids", True, f"{len(SAMPLES)} texts, {ours.vocab_size} tokens")
+
+
+def compare_tensors(name: str, expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float) -> Check:
+    """Check that tensors are equal up to a tolerance, relative to the largest value of each."""
+    if len(expected) != len(got):
+        return Check(name, False, f"{len(expected)} there and {len(got)} here")
+    worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(expected, got, strict=True))
+    return Check(name, worst <= tolerance, f"largest difference {worst:.1e} of the largest value")
 
 
 def verify(
@@ -64,27 +103,23 @@ def verify(
     if not (names := cast("list[str] | None", config.get("architectures"))):
         raise UserError(f"{path / 'config.json'} names no architecture, so transformers can't be asked for one.")
     kind = _model_class(transformers, names[0])
-    gguf_file: dict[str, str] = {"gguf_file": path.name} if path.is_file() else {}
-    directory = path.parent if path.is_file() else path
-    if (directory / "adapter_config.json").exists() and not gguf_file:
-        raise UserError(f"{directory} holds an adapter, so transformers would open another model: move it away.")
     # transformers runs no code of the model's, and asks nobody whether to, looks for nothing elsewhere, and unpickles
     # nothing but tensors, and those only if asked to.
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, **gguf_file}
-    weights: dict[str, Any] = {
-        "use_safetensors": None if allow_pickle else True,
-        "weights_only": True,
-        "dtype": torch.float32,
-    }
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    directory = str(path)
+    if path.is_file():
+        directory, options["gguf_file"] = str(path.parent), path.name
+    elif (path / "adapter_config.json").exists():
+        raise UserError(f"{path} holds an adapter, so transformers would open another model: move it away.")
+    weights: dict[str, Any] = {"use_safetensors": None if allow_pickle else True, "weights_only": True}
     if "/" in str(config.get("attn_implementation")):
         weights["attn_implementation"] = "eager"  # instead of a kernel of the hub
-    silent = contextlib.redirect_stderr(io.StringIO()) if gguf_file else contextlib.nullcontext()  # a progress bar
-    with silent, _theirs(path):
-        theirs = kind.from_pretrained(str(directory), **weights, **options).eval()
+    with contextlib.redirect_stderr(io.StringIO()), _theirs(path):  # a progress bar
+        theirs = kind.from_pretrained(directory, dtype=torch.float32, **weights, **options).eval()
     checks: list[Check] = []
     if tokenizer is not None:
         with _theirs(path):
-            theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **options)
+            theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **options)
 
         def encode(text: str) -> list[int]:
             with _theirs(path):
@@ -120,7 +155,7 @@ def _model_class(transformers: Any, name: object) -> Any:
 
 @contextlib.contextmanager
 def _theirs(what: object = "this model") -> Generator[None]:
-    """Call transformers. Raises UserError where it fails, whatever it raises."""
+    """Call transformers; raise UserError where it fails, whatever it raises."""
     try:
         yield
     except Exception as error:
@@ -145,10 +180,8 @@ def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, toler
         states = expected.hidden_states
     got: ModelOutput = model(ids, source=source, return_hidden=True)
     ours = (*(got.source_hidden_states or ()), *(got.hidden_states or ()))
-    checks = [compare_tensors("hidden states", states, ours, tolerance)]
-    if got.logits is not None:
-        checks.insert(0, compare_tensors("logits", [expected.logits], [got.logits], tolerance))
-    return checks
+    logits = [] if got.logits is None else [compare_tensors("logits", [expected.logits], [got.logits], tolerance)]
+    return [*logits, compare_tensors("hidden states", states, ours, tolerance)]
 
 
 def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor | None]:
@@ -186,5 +219,65 @@ def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Che
     got = generate_ids(model, prompt, max_new_tokens=new, beams=1)
     if torch.equal(expected, got):
         return Check("greedy continuation", True, f"{got.shape[1]} tokens")
-    there, here = (" ".join(str(int(token)) for token in row[0]) for row in (expected, got))
+    there, here = (" ".join(map(str, row[0].tolist())) for row in (expected, got))
     return Check("greedy continuation", False, f"{there} there and {here} here")
+
+
+def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) -> list[Check]:
+    """Compare a GGUF file as read here, in float32, with llama.cpp, and its output with the model it was made from.
+
+    The difference that is allowed, relative to the largest value, follows from what llama.cpp rounds: 1e-3 in F32.
+    The original, with its tokenizer, is in float32. Raises UserError where llama.cpp is not installed or refuses the
+    file.
+    """
+    model, _ = load(path, dtype=torch.float32)
+    formats = {info.type.name for info in Container(path).tensors.values()}
+    # llama.cpp looks GELU up in a table of F16, made by the tanh formula.
+    gelu = 5e-3 if model.config.feed_forward.activation.startswith("gelu") else 0.0
+    tolerance = max(gelu, *(_TOLERANCES.get(name, 1e-1) for name in formats))
+    tokens, _ = _inputs(model, tokenizer)
+    ids, source = tokens[0].tolist()[: max(1, model.config.max_length - NEW_TOKENS)], None
+    if model.config.is_encoder_decoder:
+        ids, source = [model.config.special_tokens.decoder_start or 0, *ids[:4]], ids
+    checks: list[Check] = []
+    with LlamaCpp(path, gives="logits" if model.decoder is not None else "hidden") as theirs, torch.inference_mode():
+        if tokenizer is not None:
+            checks.append(compare_tokens(theirs.tokens, tokenizer))
+        decodes = model.decoder is not None
+        name, expected = ("logits", theirs.logits(ids, source)) if decodes else ("hidden states", theirs.hidden(ids))
+        checks.append(compare_tensors(name, [expected], [_output(model, ids, source)], tolerance))
+        if decodes:
+            checks.append(_gguf_greedy(theirs, model, ids, source, tolerance))
+        cost = compare_tensors("the model itself", [_output(original, ids, source)], [expected], tolerance)
+    if tokenizer is not None and model.decoder is None:
+        with LlamaCpp(path, gives="embedding") as theirs:
+            vector = normalize(theirs.embedding(tokenizer.encode(SAMPLES[0])), dim=0)
+        ours = normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0)
+        checks.append(compare_tensors("embedding", [vector], [ours], tolerance))
+    # A file of F32 has the very weights; those of other formats are rounded.
+    weights = original.state_dict()
+    same = formats != {"F32"} or all(torch.equal(part, weights[name]) for name, part in model.state_dict().items())
+    return [*checks, replace(cost, equal=same)]
+
+
+def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:
+    """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder."""
+    output = model(torch.tensor([ids]), source=None if source is None else torch.tensor([source]))
+    return output.hidden[0] if model.decoder is None or output.logits is None else output.logits[0]
+
+
+def _gguf_greedy(
+    theirs: LlamaCpp, model: Transformer, ids: Sequence[int], source: Sequence[int] | None, tolerance: float
+) -> Check:
+    """Compare greedy texts: equal, or apart at two tokens whose logits are closer to each other than the tolerance."""
+    new = min(NEW_TOKENS, model.config.max_length - len(ids))
+    there, here = theirs.greedy(ids, new, source), list[int]()
+    while len(here) < new:  # past an end-of-text, as there
+        here.append(int(_output(model, [*ids, *here], source)[-1].argmax()))
+    common = common_prefix(there, here)
+    if common == new:
+        return Check("greedy continuation", True, f"{new} tokens")
+    last = _output(model, [*ids, *here[:common]], source)[-1]
+    close = float(last[here[common]] - last[there[common]]) <= 2 * tolerance * float(last.abs().max())
+    parting = "where two tokens are as likely" if close else f"{there[common]} there and {here[common]} here"
+    return Check("greedy continuation", close, f"{common} tokens, then {parting}")

@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.compare.page import write_page
-from anyformer.compare.page.models import costs
-from anyformer.compare.page.page import curves
+from anyformer.compare.page.page import costs, curves
 from anyformer.compare.page.page import page as values_of
 from anyformer.compare.page.panels import findings, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
 from anyformer.pages.formatting import fixed
 from tests.browser import Browse, Look, assert_readable, looks
-from tests.compare.results import make_comparison, make_contender
+from tests.compare.results import make_comparison, make_model
 from tests.finetuning import toys
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ MODELS: dict[str, Callable[..., Any]] = {
 
 def _with_text(comparison: Comparison, text: str) -> Comparison:
     samples = (Sample(prompt=text, written=" and it ran"),)
-    return replace(comparison, contenders=tuple(replace(each, samples=samples) for each in comparison.contenders))
+    return replace(comparison, models=tuple(replace(each, samples=samples) for each in comparison.models))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def found() -> Comparison:
 def file(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page beside the runs that it is of."""
     folder = tmp_path_factory.mktemp("comparison")
-    for each in found.contenders:
+    for each in found.models:
         model, tokenizer = MODELS[each.name]()
         af.save(model, folder / each.runs[0], tokenizer=tokenizer)
     return write_page(found, folder / "compare.html")
@@ -111,9 +110,9 @@ def test_a_chart_is_drawn_when_it_is_unfolded(file: Path, browse: Browse):
 
 
 def test_a_column_that_no_model_has_is_gone(found: Comparison, browse: Browse, tmp_path: Path):
-    encoders = tuple(replace(each, cache_bytes_per_token=0) for each in found.contenders)
-    alike = write_page(replace(found, contenders=encoders), tmp_path / "compare.html")
-    for comparison, has in ((found, True), (replace(found, contenders=encoders), False)):
+    encoders = tuple(replace(each, cache_bytes_per_token=0) for each in found.models)
+    alike = write_page(replace(found, models=encoders), tmp_path / "compare.html")
+    for comparison, has in ((found, True), (replace(found, models=encoders), False)):
         assert ("KV bytes a token" in costs(comparison)["columns"]) == has
     pictures = browse(alike).locator("svg[id^=diagram-]")
     for each, columns in (("gpt2", 1), ("t5", 2), ("bert", 1)):
@@ -156,7 +155,7 @@ def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
             continue
         text = page.locator(f"#panel-{panel.name}").inner_text()
         for score in panel.scores:
-            assert all(part in text for part in (score.contender, fixed(score.value), fixed(score.interval[0])))
+            assert all(part in text for part in (score.model, fixed(score.value), fixed(score.interval[0])))
         for name, why in panel.left_out.items():
             assert any(name in line and f": {why}" in line for line in text.splitlines())
         for verdict in found.verdicts:
@@ -166,7 +165,7 @@ def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
             assert page.locator(f"#panel-{panel.name} svg .chance").count() == len(panel.scores)
     text = page.locator("main").inner_text()
     assert found.repeat in text
-    for each in found.contenders:
+    for each in found.models:
         for said in (each.objective, each.order_digest[0][:12], each.notes[0], each.samples[0].written):
             assert said in text
         assert page.locator(f'[aria-label="Diagram of {each.name}"] svg').count() == 1
@@ -177,8 +176,8 @@ def test_all_numbers_are_there(found: Comparison, file: Path, browse: Browse):
 
 def test_the_models_are_drawn(found: Comparison, file: Path, browse: Browse):
     pictures = browse(file).locator("svg[id^=diagram-]")
-    assert pictures.count() == len(found.contenders)
-    for picture, each in zip(pictures.all(), found.contenders, strict=True):
+    assert pictures.count() == len(found.models)
+    for picture, each in zip(pictures.all(), found.models, strict=True):
         assert picture.locator("title").first.text_content() == f"Architecture of {each.name}"
         assert picture.locator(".lit").count() > 20
 
@@ -191,7 +190,7 @@ def test_losses_of_different_objectives_have_different_charts(found: Comparison)
     data = curves(found)
     charts = {chart["title"]: {line["name"] for line in chart["series"]} for chart in data["charts"]}
     assert charts == {"Causal": {"gpt2"}, "Span corruption and continuation": {"t5"}, "Masked": {"bert"}}
-    same = replace(found, contenders=tuple(replace(each, objective="causal") for each in found.contenders))
+    same = replace(found, models=tuple(replace(each, objective="causal") for each in found.models))
     (chart,) = curves(same)["charts"]
     assert chart["note"] == "nats"  # not all of them know bits per byte
     assert {line["name"] for line in chart["series"]} == {"gpt2", "t5", "bert"}
@@ -201,7 +200,7 @@ def test_losses_of_different_objectives_have_different_charts(found: Comparison)
 @given(st.lists(st.lists(st.floats(0, 9) | st.just(math.nan), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_a_curve_is_the_mean_of_its_seeds(values: list[list[float]]):
     comparison = make_comparison()
-    each = comparison.contenders[1]
+    each = comparison.models[1]
     runs = [
         replace(
             each.curves[0],
@@ -213,7 +212,7 @@ def test_a_curve_is_the_mean_of_its_seeds(values: list[list[float]]):
         )
         for seed, seeds in enumerate(values)
     ]
-    (chart,) = curves(replace(comparison, contenders=(replace(each, curves=tuple(runs)),)))["charts"] or ({},)
+    (chart,) = curves(replace(comparison, models=(replace(each, curves=tuple(runs)),)))["charts"] or ({},)
     if not chart:
         return
     mean = [sum(column) / len(values) for column in zip(*values, strict=True)]
@@ -225,19 +224,19 @@ def test_a_curve_is_the_mean_of_its_seeds(values: list[list[float]]):
 
 def test_what_is_said_is_what_the_verdicts_say():
     comparison = make_comparison()
-    said = {each["title"]: each["said"] for each in findings(comparison)}
+    said = {each["title"]: each["sentence"] for each in findings(comparison)}
     assert said["Cloze"] == "bert is better than t5 and gpt2"
     undecided = tuple(replace(each, verdict=UNDECIDED) for each in comparison.verdicts)
-    said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=undecided))}
+    said = {each["title"]: each["sentence"] for each in findings(replace(comparison, verdicts=undecided))}
     assert said["Cloze"] == "bert, t5 and gpt2 are not distinguishable at this budget"
     mixed = tuple(replace(each, verdict=BETTER if each.b == "gpt2" else UNDECIDED) for each in comparison.verdicts)
-    said = {each["title"]: each["said"] for each in findings(replace(comparison, verdicts=mixed))}
+    said = {each["title"]: each["sentence"] for each in findings(replace(comparison, verdicts=mixed))}
     assert said["Cloze"] == "bert is better than gpt2, and not distinguishable from t5"
     assert "Next byte" not in said  # one number alone says nothing
     reason = "there is one seed, and another could turn it round"
     tasks = tuple(replace(each, no_verdict=reason) for each in comparison.tasks)
     none = replace(comparison, verdicts=undecided, tasks=tasks, setup=replace(comparison.setup, seeds=1))
-    said = {each["title"]: each["said"] for each in findings(none)}
+    said = {each["title"]: each["sentence"] for each in findings(none)}
     assert said["Cloze"] == f"no verdict: {reason}"
     values = values_of(none, Path())
     assert values["tasks"][0]["note"].endswith(f"No verdict: {reason}.")
@@ -245,14 +244,14 @@ def test_what_is_said_is_what_the_verdicts_say():
     assert any("they name no winner" in note for note in values["notes"])
 
 
-def test_places_are_in_order():
+def test_positions_are_in_order():
     comparison = make_comparison()
     for panel in panels(comparison, (*comparison.groups, *comparison.tasks)):
         for row in panel["rows"]:
-            low, value, high = (float(row["places"][name]) for name in ("low", "value", "high"))
+            low, value, high = (float(row["positions"][name]) for name in ("low", "value", "high"))
             assert 0 <= low <= value <= high <= 100
     (task,) = panels(comparison, comparison.tasks)
-    assert float(task["chance"]["place"]) == pytest.approx(25)
+    assert float(task["chance"]["position"]) == pytest.approx(25)
 
 
 _WRONG = st.sampled_from([None, True, 0, -1, 10**400, 1e308, -1e308, 5e-324, "", "x" * 3000, [], {}, ["x"], [1, 2]])
@@ -297,18 +296,16 @@ def test_a_grid_of_changes_can_be_read(look: Look, browse: Browse, tmp_path: Pat
         for kind in ("rotary", "learned", "sinusoidal")
         for heads in (1, 2, 4)
     ]
-    contenders = tuple(replace(make_contender("gpt2", "causal", 2.0), name=name) for name in names)
+    models = tuple(replace(make_model("gpt2", "causal", 2.0), name=name) for name in names)
     (panel,) = (each for each in comparison.groups if each.name == "next_byte")
-    scores = tuple(replace(panel.scores[0], contender=name) for name in names)
+    scores = tuple(replace(panel.scores[0], model=name) for name in names)
     group = replace(panel, scores=scores, left_out={})
     verdicts = tuple(
         replace(comparison.verdicts[0], panel=panel.name, a=a, b=b)
         for place, a in enumerate(names)
         for b in names[:place]
     )
-    grid = replace(
-        comparison, title=" vs ".join(names), contenders=contenders, groups=(group,), tasks=(), verdicts=verdicts
-    )
+    grid = replace(comparison, title=" vs ".join(names), models=models, groups=(group,), tasks=(), verdicts=verdicts)
     page = browse(write_page(grid, tmp_path / "compare.html"), look)
     assert "13 more, to 2.0200" in page.locator(".findings").inner_text()
     _open(page)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import anyformer as af
-from anyformer.compare.tasks import Objective
 from anyformer.compare.tasks.classifier import fit, seeded
 from anyformer.config import SpecialTokens
 from anyformer.data.batch import Batch
@@ -21,7 +20,7 @@ from anyformer.tokenizer import Tokenizer
 WORDS = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeo"]
 """The first is always followed by the second, this by the third; after that comes any of the first ones."""
 
-OBJECTIVES: dict[str, Objective] = {
+OBJECTIVES: dict[str, str] = {
     "gpt2": "causal",
     "llama": "causal",
     "bert": "masked",
@@ -43,23 +42,23 @@ TRAIN, HELD_OUT = [text(400, seed=0), text(200, seed=1)], [text(80, seed=2), tex
 
 
 @cache
-def tokenizer(objective: Objective) -> Tokenizer:
+def tokenizer(objective: str) -> Tokenizer:
     """One whose tokens are words."""
     special = "seq2seq" if objective == "prefix" else objective
     return Tokenizer.train(TRAIN, "wordpiece:160" if objective == "masked" else "bpe:440", special=special)
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A model, its tokenizer, and what it was trained on."""
 
     model: Transformer
     tokenizer: Tokenizer
-    objective: Objective
+    objective: str
 
 
 @cache
-def untrained(preset: str) -> Contender:
+def untrained(preset: str) -> Candidate:
     objective = OBJECTIVES[preset]
     made = tokenizer(objective)
     with seeded(0):
@@ -75,7 +74,7 @@ def untrained(preset: str) -> Contender:
                 **_sizes(preset, made),
             )
         )
-    return Contender(model.eval(), made, objective)
+    return Candidate(model.eval(), made, objective)
 
 
 def _sizes(preset: str, made: Tokenizer) -> dict[str, object]:
@@ -92,7 +91,7 @@ def _sizes(preset: str, made: Tokenizer) -> dict[str, object]:
 
 
 @cache
-def trained(preset: str) -> Contender:
+def trained(preset: str) -> Candidate:
     """A model that has seen the training text for a few seconds."""
     fresh = untrained(preset)
     with seeded(0):
@@ -114,18 +113,18 @@ def trained(preset: str) -> Contender:
 
         # Who predicts a part of the tokens takes more steps to learn all of them.
         fit(model, loss, {"masked": 800, "span_corruption": 2000}.get(fresh.objective, 250), 3e-3)
-    return Contender(model, fresh.tokenizer, fresh.objective)
+    return Candidate(model, fresh.tokenizer, fresh.objective)
 
 
-def _batch(windows: np.ndarray, contender: Contender, rng: np.random.Generator) -> Batch:
-    made, start = contender.tokenizer, contender.tokenizer.pad
+def _batch(windows: np.ndarray, candidate: Candidate, rng: np.random.Generator) -> Batch:
+    made, start = candidate.tokenizer, candidate.tokenizer.pad
     everything = np.ones_like(windows, dtype=np.bool_)
-    if contender.objective == "causal":
+    if candidate.objective == "causal":
         first = np.full((len(windows), 1), made.separator)
         return Batch(np.concatenate((first, windows[:, :-1]), axis=1), windows)
-    if contender.objective == "masked":
+    if candidate.objective == "masked":
         return replace(Masked.of_tokenizer(made), probability=0.3)(windows, everything, None, rng)
-    if contender.objective == "span_corruption":
+    if candidate.objective == "span_corruption":
         spans = SpanCorruption.of_tokenizer(made, SpecialTokens(pad=made.pad, decoder_start=start))
         return replace(spans, noise_density=0.3, mean_span_length=1.5)(windows, everything, None, rng)
     assert start is not None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from anyformer.compare.compare import compare
-from anyformer.compare.tasks.labels import by_document, by_order, read_labeled_texts
+from anyformer.compare.tasks.classifier import by_document, by_order, read_labeled_texts
 from anyformer.compare.tasks.words import words
 from anyformer.errors import UserError
 from tests.compare.tasks.corpora import HELD_OUT, TRAIN, tokenizer

@@ -7,16 +7,17 @@ import torch
 from hypothesis import given, settings
 
 import anyformer as af
-from anyformer.compare.tasks.minimal_pairs import MinimalPair, MinimalPairs
+from anyformer.compare.tasks.choices import Choice, ChoiceTask, Item, differences, encode
+from anyformer.compare.tasks.minimal_pairs import make_minimal_pairs
 from anyformer.compare.tasks.words import WordStatistics, passages, words
 from anyformer.tokenizer import Tokenizer
 from tests.compare.tasks.corpora import untrained
 from tests.compare.tasks.drawn import Corpus, corpora, language
 
 
-def _make(train: list[str], held_out: list[str], tokenizer: Tokenizer, seed: int = 0) -> MinimalPairs:
+def _make(train: list[str], held_out: list[str], tokenizer: Tokenizer, seed: int = 0) -> ChoiceTask:
     found = passages(held_out, tokenizer, count=200, max_tokens=32, seed=seed, unlike=train)
-    return MinimalPairs.make(found, held_out, WordStatistics.of(train, held_out), tokenizer, seed)
+    return make_minimal_pairs(found, held_out, WordStatistics.of(train, held_out), tokenizer, seed)
 
 
 def _neighbors(text: str) -> set[str]:
@@ -31,9 +32,9 @@ def test_a_pair_has_the_same_tokens_in_an_order_that_occurs_nowhere(corpus: Corp
     task = _make(train, held_out, tokenizer)
     assert task == _make(train, held_out, tokenizer)
     assert task.reason is None
-    assert len(set(task.pairs)) == len(task.pairs) >= 24
+    assert len(set(task.items)) == len(task.items) >= 24
     known = _neighbors(train[0]) | _neighbors(held_out[0])
-    for kind, right, wrong in task.pairs:
+    for kind, (right, wrong), _ in task.items:
         a, b = (tokenizer.encode(text, special=False) for text in (right, wrong))
         assert a[0] == b[0]
         assert a != b
@@ -55,7 +56,7 @@ def test_kinds_share_the_room_out() -> None:
     text = language(0, 2000)
     train, held_out = [text[:80_000]], [text[80_000:]]
     task = _make(train, held_out, Tokenizer.train([text], "bpe:600"))
-    counts = [sum(pair.kind == kind for pair in task.pairs) for kind in ("word_order", "agreement")]
+    counts = [sum(pair.kind == kind for pair in task.items) for kind in ("word_order", "agreement")]
     assert sum(counts) == 160
     assert min(counts) > 40
 
@@ -63,22 +64,23 @@ def test_kinds_share_the_room_out() -> None:
 def test_a_short_text_has_no_task_and_says_why() -> None:
     text = language(0, 200)
     task = _make([text], ["a few words only, and no more than that"], Tokenizer.train([text], "bpe:400"))
-    assert task.pairs == ()
+    assert task.items == ()
     assert task.reason == "The held-out text is too short for minimal pairs: it gives 1 of 24."
-    contender = untrained("gpt2")
-    result = task.run(contender.model, contender.tokenizer, None)
+    candidate = untrained("gpt2")
+    result = task.run(candidate.model, candidate.tokenizer)
     assert (result.items, result.reason, result.chance) == ((), task.reason, 0.5)
 
 
 @pytest.mark.parametrize("preset", ["bert", "gpt2"])
 def test_a_model_that_knows_no_order_ties(preset: str) -> None:
     """A masked model without positions sees a bag of words; a decoder without positions still sees what came before."""
-    contender = untrained(preset)
-    config = contender.model.config.replace(position={"kind": "none"})
+    candidate = untrained(preset)
+    config = candidate.model.config.replace(position={"kind": "none"})
     torch.manual_seed(0)
-    pairs = (
-        MinimalPair("word_order", "ba be bo da do", "ba be bo do da"),
-        MinimalPair("word_order", "ba be bo da do", "ba be da bo do"),
-    )
-    items = MinimalPairs(pairs).run(af.build(config).eval(), contender.tokenizer, None).items
-    assert (items == (0.5, 0.5)) == (preset == "bert")
+    items = list[Item]()
+    for texts in (("ba be bo da do", "ba be bo do da"), ("ba be bo da do", "ba be da bo do")):
+        both = [encode(text, candidate.tokenizer) for text in texts]
+        items.append(Item("word_order", texts, tuple(Choice(ids, differences(both)) for ids in both)))
+    task = ChoiceTask(name="minimal_pairs", options=2, whole=True, items=tuple(items))
+    scores = task.run(af.build(config).eval(), candidate.tokenizer).items
+    assert (scores == (0.5, 0.5)) == (preset == "bert")

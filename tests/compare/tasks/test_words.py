@@ -19,13 +19,13 @@ def test_words_are_where_they_are() -> None:
 def test_counts_are_of_the_training_text_and_neighbors_of_both() -> None:
     known = WordStatistics.of(["a b a b", "c"], ["b.d   e    f"])
     assert (known.counts, known.total) == ({"a": 2, "b": 2, "c": 1}, 5)
-    assert known.knows("a", " ", "b")
-    assert known.knows("b", " ", "a")
-    assert known.knows("b", ".", "d")
-    assert known.knows("d", "   ", "e")
-    assert not known.knows("b", " ", "d")
-    assert not known.knows("e", "    ", "f")  # too far from one another
-    assert not known.knows("b", " ", "c")  # texts apart
+    assert known.has("a", " ", "b")
+    assert known.has("b", " ", "a")
+    assert known.has("b", ".", "d")
+    assert known.has("d", "   ", "e")
+    assert not known.has("b", " ", "d")
+    assert not known.has("e", "    ", "f")  # too far from one another
+    assert not known.has("b", " ", "c")  # texts apart
     assert known.expected("a", "b") == 2 * 2 / 5
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyformer.kernels import linear_cross_entropy
-from anyformer.kernels.cpu import int8_matmul as module
-from anyformer.kernels.cpu.int8_matmul import int8_matmul, supports
+from anyformer.kernels.cpu import matmul
+from anyformer.kernels.cpu.matmul import int8_matmul
 
-pytestmark = pytest.mark.skipif(not supports(), reason="this processor has no such instructions")
+pytestmark = pytest.mark.skipif(not matmul.supports_int8(), reason="this processor has no such instructions")
 
 
 def empty(rows: int, outputs: int) -> Tensor:
@@ -129,7 +129,7 @@ def test_a_loss_of_rounded_numbers(
     narrow: bool,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(module, "_MIN_SIZE", 0)
+    monkeypatch.setattr(matmul, "_MIN_SIZE", 0)
     torch.manual_seed(seed)
     operands = [torch.randn(tokens, 64), 0.3 * torch.randn(vocab, 64), *([torch.randn(vocab)] if biased else [])]
     targets = torch.randint(vocab, (tokens,))

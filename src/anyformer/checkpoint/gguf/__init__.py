@@ -2,9 +2,8 @@
 
 container         header, metadata and tensors, validated
 tensors           a tensor as floats, or as integers with scales
-architecture      the record of an architecture, and scaled rotary positions
-architectures     those that can be read and written, and models as their metadata
-vocabulary        tokens, their types and roles
+contents          metadata and shapes of a file, special tokens and scaled rotary positions in them
+architectures     models as metadata and names of tensors, for each architecture
 tokenizer_reader  metadata as a tokenizer
 tokenizer_writer  a tokenizer as metadata
 source            a file as a source of tensors

@@ -1,49 +1,186 @@
-"""The architectures of GGUF that models are read from and written as: `llama`, `qwen2`, `qwen3`, `gpt2`, `bert`, `t5`.
+"""The architectures of GGUF that models are read from and written as.
 
-A Mistral is a `llama` there, and its window is not said.
+Keys and tensors are called alike in all of them, so an architecture is what differs: the family's own tables, read
+through the tables below, give the rest. A Mistral is a `llama` there, and its window is not stored.
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, cast
 
-from anyformer.checkpoint.gguf.architecture import (
-    Architecture,
+from anyformer.checkpoint.gguf.contents import (
     Contents,
     layers,
     read_rope_scaling,
     rope_factors,
     same_factors,
+    token_ids,
     write_rope_scaling,
 )
-from anyformer.config import ModelConfig, SpecialTokens, diff
-from anyformer.errors import UserError, nearest, quote
+from anyformer.config import HeadKind, ModelConfig, SpecialTokens, diff
+from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
-from anyformer.families.rows import COPY, SPLIT, Operation, Row, alias, linear, linears, resolve, row
+from anyformer.families.base import Family, Raw, complete, supported
+from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve
 from anyformer.model import skeleton
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TOKENS = row("token_embd.weight", "token_embedding.table.weight")
-_HEAD = row("output.weight", "head.projection.weight")
-_DECODER_HEAD = [
-    *linear("output_norm", "decoder.final_norm"),
-    _HEAD,
-    alias("output.weight", "token_embedding.table.weight"),
-]
-_QKV = {"attn_q": "attention.query", "attn_k": "attention.key", "attn_v": "attention.value"}
-_FEED_FORWARD = {"ffn_gate": "feed_forward.gate", "ffn_up": "feed_forward.up", "ffn_down": "feed_forward.down"}
-_LLAMA_LAYER = {
-    "attn_norm": "attention_norm",
-    **_QKV,
-    "attn_output": "attention.output",
-    "attn_q_norm": "attention.query_norm",
-    "attn_k_norm": "attention.key_norm",
-    "ffn_norm": "feed_forward_norm",
-    **_FEED_FORWARD,
+_REQUIRED = {
+    "context_length": "max_length",
+    "embedding_length": "d_model",
+    "feed_forward_length": "feed_forward.width",
+    "attention.head_count": "attention.heads",
 }
+"""Key, after the architecture's name and a dot -> field of ModelConfig."""
+_OPTIONAL = {
+    "attention.head_count_kv": "attention.kv_heads",
+    "attention.key_length": "attention.head_dim",
+    "attention.value_length": "attention.head_dim",
+    "attention.relative_buckets_count": "position.buckets",
+    "rope.dimension_count": "attention.head_dim",
+    "rope.freq_base": "position.theta",
+}
+"""Keys of families that have the field in their table of config.json; those of `rope` where positions are rotary."""
+_NAMES = {
+    "token_embedding.table": "token_embd",
+    "embedding.segments": "token_types",
+    "embedding.norm": "token_embd_norm",
+    "position.table": "position_embd",
+    "attention_norm": "blk.{i}.attn_norm",
+    "attention.query": "blk.{i}.attn_q",
+    "attention.key": "blk.{i}.attn_k",
+    "attention.value": "blk.{i}.attn_v",
+    "attention.query attention.key attention.value": "blk.{i}.attn_qkv",
+    "attention.query_norm": "blk.{i}.attn_q_norm",
+    "attention.key_norm": "blk.{i}.attn_k_norm",
+    "attention.output": "blk.{i}.attn_output",
+    "cross_attention_norm": "blk.{i}.cross_attn_norm",
+    "cross_attention.query": "blk.{i}.cross_attn_q",
+    "cross_attention.key": "blk.{i}.cross_attn_k",
+    "cross_attention.value": "blk.{i}.cross_attn_v",
+    "cross_attention.output": "blk.{i}.cross_attn_o",
+    "feed_forward_norm": "blk.{i}.ffn_norm",
+    "feed_forward.gate": "blk.{i}.ffn_gate",
+    "feed_forward.up": "blk.{i}.ffn_up",
+    "feed_forward.down": "blk.{i}.ffn_down",
+    "final_norm": "output_norm",
+    "head.projection": "output",
+}
+"""Our layers, several where a family holds them side by side -> GGUF's name."""
+_OURS = re.compile(r"(?:(encoder|decoder)\.)?(?:blocks\.\{i\}\.)?(.+)\.(weight|bias)")
+_PREFIXES = {"encoder": "enc.", "decoder": "dec."}
+"""Stacks of encoder-decoders."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `general.architecture` of GGUF's.
+
+    A model is read through Hugging Face's own words for it: metadata is translated into fields of a config.json, which
+    the family then reads as it does its files, and the way back goes through what the family writes.
+    """
+
+    name: str
+    model_types: Sequence[str]
+    """The families whose models it can hold; files are read as the first."""
+    neighboring: bool = False
+    """Rotary positions turn neighboring pairs of rows of a head, not its two halves as in Hugging Face."""
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    """More keys that may be missing. Two keys may say the same."""
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of tensors that differ from the usual ones, as in `_NAMES`."""
+    inferred: Callable[[Contents], Raw] = lambda contents: {}
+    """More fields of config.json that follow from which tensors there are."""
+    more: Callable[[ModelConfig], Raw] = lambda config: {}
+    """More keys, after the architecture's name and a dot."""
+    adjust: Callable[[ModelConfig, Contents], ModelConfig] = lambda config, contents: config
+    """Adjustment by contents that no config.json can express."""
+    ignored: Sequence[str] = ()
+    """Regular expressions of tensor names that hold no weight of the model."""
+
+    @property
+    def family(self) -> Family:
+        """The family that files are read as."""
+        return FAMILIES[self.model_types[0]]
+
+    @property
+    def head(self) -> HeadKind:
+        """The head of its models: encoders there end with the hidden states."""
+        return "language_model" if "decoder_layers" in self.family.json_names else "none"
+
+    @cached_property
+    def all_keys(self) -> dict[str, str]:
+        """Key -> field of ModelConfig."""
+        config = next(iter(self.family.presets.values()))
+        keys = {
+            "block_count": "encoder_layers" if config.encoder_layers else "decoder_layers",
+            f"attention.layer_norm_{'rms_' if config.norm.kind == 'rms' else ''}epsilon": "norm.eps",
+            **_REQUIRED,
+        }
+        for key, name in _OPTIONAL.items():
+            if name in self.family.json_names and (config.position.kind == "rotary" or not key.startswith("rope.")):
+                keys[key] = name
+        return {**keys, **self.keys}
+
+    def read(self, contents: Contents) -> dict[str, Any]:
+        """The fields of config.json. Raises UserError for a key that is missing or misshapen."""
+        fields = self.family.json_names
+        values = {key: contents.get(key) for key in self.all_keys}
+        raw = {
+            fields[self.all_keys[key]]: _number(f"{self.name}.{key}", value)
+            for key, value in values.items()
+            if value is not None
+        }
+        for key, name in self.all_keys.items():
+            if key not in _OPTIONAL and key not in self.keys and fields[name] not in raw:
+                raise UserError(f"The key {self.name}.{key} is missing.")
+        raw |= {fields[name]: value for name, value in _inferred(contents).items() if name in fields}
+        return {**raw, **read_rope_scaling(contents), **self.inferred(contents), **token_ids(contents)}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The metadata that `read` reads."""
+        values = {key: attrgetter(name)(complete(config)) for key, name in self.all_keys.items()}
+        values = {"vocab_size": config.vocab_size, **values, **write_rope_scaling(config), **self.more(config)}
+        metadata = {f"{self.name}.{key}": value for key, value in values.items() if value is not None}
+        return {"general.architecture": self.name, **metadata}
+
+    def rows(self, config: ModelConfig) -> list[Row]:
+        """The table of tensor names for a model of this config, from the family's own.
+
+        Every operation moves whole rows, so that it can be applied to quantized tensors as well. An alias with an
+        operation of its own (T5's head) has to be written: other programs look for it.
+        """
+        rows = [self._row(line, config) for line in self.family.rows if not line.alias]
+        if self.head == "none":
+            return [line for line in rows if line is not None]
+        # llama.cpp multiplies by `output.weight` and nothing else, so where the head of a T5 1.0 is its token embedding
+        # over sqrt(d_model), the file needs that product.
+        scale = 1 / math.sqrt(config.d_model)
+        scaled = Operation(lambda tensor, _: [tensor / scale], lambda tensors: tensors[0] * scale)
+        head = alias("output.weight", "token_embedding.table.weight")
+        return [*filter(None, rows), replace(head, operation=scaled if config.head.scaled else COPY)]
+
+    def _row(self, line: Row, config: ModelConfig) -> Row | None:
+        """The row of a family's as GGUF has it, with matrices of [out, in]; None where it has no such tensor."""
+        layers = [match.groups() for name in line.ours if (match := _OURS.fullmatch(name))]
+        name = {**_NAMES, **self.names}.get(" ".join(layer for _, layer, _ in layers))
+        if name is None:
+            return None
+        (stack, layer, part), operation = layers[0], line.operation
+        if self.neighboring and layer in ("attention.query", "attention.key"):
+            attention = config.attention
+            is_key = layer == "attention.key"
+            operation = neighbors(attention.kv_heads or attention.heads if is_key else attention.heads)
+        elif operation is TRANSPOSE:
+            operation = SPLIT if len(layers) > 1 else COPY
+        prefix = _PREFIXES.get(stack, "") if config.is_encoder_decoder else ""
+        return Row(f"{prefix}{name}.{part}", line.ours, operation)
 
 
 def neighbors(heads: int) -> Operation:
@@ -62,120 +199,36 @@ def neighbors(heads: int) -> Operation:
     return Operation(read, write)
 
 
-def _llama_rows(config: ModelConfig, *, neighboring: bool) -> list[Row]:
-    attention = config.attention
-    heads = {"attn_q": attention.heads, "attn_k": attention.kv_heads or attention.heads} if neighboring else {}
-    layer = [
-        row(
-            f"blk.{{i}}.{theirs}.{part}",
-            f"decoder.blocks.{{i}}.{ours}.{part}",
-            neighbors(heads[theirs]) if theirs in heads else COPY,
-        )
-        for theirs, ours in _LLAMA_LAYER.items()
-        for part in ("weight", "bias")
-    ]
-    return [_TOKENS, *layer, *_DECODER_HEAD]
+def _number(key: str, value: Any) -> int | float:
+    if isinstance(value, list) and value and all(v == value[0] for v in cast("list[Any]", value)):
+        value = cast("list[Any]", value)[0]  # one number for each layer
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise UserError(f"The key {key} should be one positive number, not {quote(value)}.")
+    return value
 
 
-def _llama_inferred(contents: Contents) -> dict[str, Any]:
+def _inferred(contents: Contents) -> dict[str, Any]:
+    """Fields of ModelConfig that follow from which tensors there are."""
+    if "token_embd.weight" not in contents.shapes:
+        raise UserError("The tensor token_embd.weight is missing.")
     if contents.get("expert_count"):
         raise UserError("The model is a mixture of experts, which is not supported.")
     names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
     widths = {key: contents.get(key) for key in names if contents.get(key) is not None}
     if len(set(widths.values())) > 1:
-        found = ", ".join(f"{key} {width}" for key, width in widths.items())
-        raise UserError(f"Keys, values and rotary positions of different widths are not supported ({found}).")
+        listed = ", ".join(f"{key} {width}" for key, width in widths.items())
+        raise UserError(f"Keys, values and rotary positions of different widths are not supported ({listed}).")
     return {
-        "tie_word_embeddings": contents.output in ("absent", "same"),
-        "attention_bias": "blk.0.attn_q.bias" in contents.shapes,
-        "mlp_bias": "blk.0.ffn_up.bias" in contents.shapes,
-        **read_rope_scaling(contents),
+        "vocab_size": contents.shapes["token_embd.weight"][0],
+        "embedding.tied": contents.output != "own",
+        "embedding.segments": contents.shapes.get("token_types.weight", (0,))[0],
+        "attention.bias": "blk.0.attn_q.bias" in contents.shapes,
+        "feed_forward.bias": "blk.0.ffn_up.bias" in contents.shapes,
     }
 
 
-def _llama(name: str, model_types: Sequence[str], *, neighboring: bool = False) -> Architecture:
-    return Architecture(
-        name=name,
-        model_types=model_types,
-        head="language_model",
-        keys={
-            "context_length": "max_position_embeddings",
-            "embedding_length": "hidden_size",
-            "block_count": "num_hidden_layers",
-            "feed_forward_length": "intermediate_size",
-            "attention.head_count": "num_attention_heads",
-            "attention.head_count_kv": "num_key_value_heads",
-            "attention.key_length": "head_dim",
-            "attention.value_length": "head_dim",
-            "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-            "rope.dimension_count": "head_dim",
-            "rope.freq_base": "rope_theta",
-        },
-        rows=partial(_llama_rows, neighboring=neighboring),
-        inferred=_llama_inferred,
-        more=write_rope_scaling,
-        ignored=(r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight"),
-    )
-
-
-_GPT2_ROWS = [
-    _TOKENS,
-    row("position_embd.weight", "decoder.position.table.weight"),
-    *linear("blk.{i}.attn_norm", "decoder.blocks.{i}.attention_norm"),
-    *(
-        row(f"blk.{{i}}.attn_qkv.{part}", [f"decoder.blocks.{{i}}.{name}.{part}" for name in _QKV.values()], SPLIT)
-        for part in ("weight", "bias")
-    ),
-    *linear("blk.{i}.attn_output", "decoder.blocks.{i}.attention.output"),
-    *linear("blk.{i}.ffn_norm", "decoder.blocks.{i}.feed_forward_norm"),
-    *linears("blk.{i}.", "decoder.blocks.{i}.", _FEED_FORWARD),
-    *_DECODER_HEAD,
-]
-"""Matrices are [out, in], unlike Hugging Face's; queries, keys and values share one."""
-
-_GPT2 = Architecture(
-    name="gpt2",
-    model_types=("gpt2",),
-    head="language_model",
-    keys={
-        "context_length": "n_positions",
-        "embedding_length": "n_embd",
-        "block_count": "n_layer",
-        "feed_forward_length": "n_inner",
-        "attention.head_count": "n_head",
-        "attention.layer_norm_epsilon": "layer_norm_epsilon",
-    },
-    rows=lambda config: _GPT2_ROWS,
-    inferred=lambda contents: {"tie_word_embeddings": contents.output in ("absent", "same")},
-    more=lambda config: {"feed_forward_length": config.feed_forward.width},
-    ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",),
-)
-
-
-_BERT_LAYER = {
-    **_QKV,
-    "attn_output": "attention.output",
-    "attn_output_norm": "attention_norm",
-    "ffn_up": "feed_forward.up",
-    "ffn_down": "feed_forward.down",
-    "layer_output_norm": "feed_forward_norm",
-}
-_BERT_ROWS = [
-    _TOKENS,
-    row("position_embd.weight", "encoder.position.table.weight"),
-    row("token_types.weight", "encoder.embedding.segments.weight"),
-    *linear("token_embd_norm", "encoder.embedding.norm"),
-    *linears("blk.{i}.", "encoder.blocks.{i}.", _BERT_LAYER),
-]
-"""The body of an encoder, without a masked-LM head and a pooler."""
 _POOLING = {"mean": 1, "first": 2, "last": 3}
 """llama.cpp's numbers; 0 is none, and 4 scores pairs of texts."""
-
-
-def _bert_keys(config: ModelConfig) -> dict[str, Any]:
-    pooling = _POOLING.get(config.pooling.kind)
-    keys: dict[str, Any] = {"attention.causal": False, "feed_forward_length": config.feed_forward.width}
-    return keys if pooling is None else {**keys, "pooling_type": pooling}
 
 
 def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
@@ -188,118 +241,51 @@ def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     )
 
 
-_BERT = Architecture(
-    name="bert",
-    model_types=("bert", "distilbert"),
-    head="none",
-    keys={
-        "context_length": "max_position_embeddings",
-        "embedding_length": "hidden_size",
-        "block_count": "num_hidden_layers",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.layer_norm_epsilon": "layer_norm_eps",
-    },
-    rows=lambda config: _BERT_ROWS,
-    inferred=lambda contents: {"type_vocab_size": contents.shapes.get("token_types.weight", (0,))[0]},
-    more=_bert_keys,
-    adjust=_bert_adjust,
-    # Poolers and heads that a converter left in: what this architecture computes ends with the hidden states.
-    ignored=(r"cls(\.output)?\.(weight|bias)",),
-)
-
-
-_T5_LAYER = {
-    **_QKV,
-    "attn_o": "attention.output",
-    "attn_norm": "attention_norm",
-    **_FEED_FORWARD,
-    "ffn_norm": "feed_forward_norm",
-}
-_T5_CROSS = {name.replace("attn_", "cross_attn_"): f"cross_{ours}" for name, ours in list(_T5_LAYER.items())[:5]}
-
-
-def _t5_rows(config: ModelConfig) -> list[Row]:
-    """The table. llama.cpp multiplies by `output.weight` and nothing else, so where the head of a T5 1.0 is its token
-    embedding over sqrt(d_model), the file needs that product."""
-    scale = 1 / math.sqrt(config.d_model)
-    scaled = Operation(lambda tensor, _: [tensor / scale], lambda tensors: tensors[0] * scale)
-    stacks = [
-        line
-        for short, stack in (("enc", "encoder"), ("dec", "decoder"))
-        for line in (
-            row(f"{short}.blk.0.attn_rel_b.weight", f"{stack}.position.table.weight"),
-            *linears(f"{short}.blk.{{i}}.", f"{stack}.blocks.{{i}}.", _T5_LAYER),
-            *linear(f"{short}.output_norm", f"{stack}.final_norm"),
-        )
-    ]
-    cross = linears("dec.blk.{i}.", "decoder.blocks.{i}.", _T5_CROSS)
-    head = Row("output.weight", ("token_embedding.table.weight",), scaled if config.head.scaled else COPY, alias=True)
-    return [_TOKENS, *stacks, *cross, _HEAD, head]
-
-
-def _t5_inferred(contents: Contents) -> dict[str, Any]:
-    return {
-        "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in contents.shapes else "relu",
-        "tie_word_embeddings": contents.output != "own",
-        "scale_decoder_outputs": contents.output in ("absent", "scaled"),
-    }
-
-
-_T5 = Architecture(
-    name="t5",
-    model_types=("t5", "mt5"),
-    head="language_model",
-    keys={
-        "context_length": "n_positions",
-        "embedding_length": "d_model",
-        "block_count": "num_layers",
-        "decoder_block_count": "num_decoder_layers",
-        "feed_forward_length": "d_ff",
-        "attention.head_count": "num_heads",
-        "attention.key_length": "d_kv",
-        "attention.value_length": "d_kv",
-        "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
-        "attention.relative_buckets_count": "relative_attention_num_buckets",
-        "decoder_start_token_id": "decoder_start_token_id",
-    },
-    rows=_t5_rows,
-    inferred=_t5_inferred,
-    ignored=(r"dec\.blk\.\d+\.cross_attn_rel_b\.weight", r"(enc|dec)\.blk\.[1-9]\d*\.attn_rel_b\.weight"),
-)
-
+_ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
-        _llama("llama", ("llama", "mistral"), neighboring=True),
-        _llama("qwen2", ("qwen2",)),
-        _llama("qwen3", ("qwen3",)),
-        _GPT2,
-        _BERT,
-        _T5,
+        Architecture("llama", ("llama", "mistral"), neighboring=True, ignored=_ROPE_BUFFERS),
+        Architecture("qwen2", ("qwen2",), ignored=_ROPE_BUFFERS),
+        Architecture("qwen3", ("qwen3",), ignored=_ROPE_BUFFERS),
+        Architecture("gpt2", ("gpt2",), ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",)),
+        Architecture(
+            "bert",
+            ("bert", "distilbert"),
+            names={"attention_norm": "blk.{i}.attn_output_norm", "feed_forward_norm": "blk.{i}.layer_output_norm"},
+            more=lambda config: {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind)},
+            adjust=_bert_adjust,
+            # Poolers and heads that a converter left in: what this architecture computes ends with the hidden states.
+            ignored=(r"cls(\.output)?\.(weight|bias)",),
+        ),
+        Architecture(
+            "t5",
+            ("t5", "mt5"),
+            keys={
+                "decoder_block_count": "decoder_layers",
+                "attention.layer_norm_epsilon": "norm.eps",
+                "decoder_start_token_id": "special_tokens.decoder_start",
+            },
+            names={"attention.output": "blk.{i}.attn_o", "position.table": "blk.0.attn_rel_b"},
+            inferred=lambda contents: {
+                "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in contents.shapes else "relu",
+                "scale_decoder_outputs": contents.output in ("absent", "scaled"),
+            },
+            ignored=(r"dec\.blk\.\d+\.cross_attn_rel_b\.weight", r"(enc|dec)\.blk\.[1-9]\d*\.attn_rel_b\.weight"),
+        ),
     )
 }
 
 
-def architecture(name: str) -> Architecture:
-    """The architecture of this name. Raises UserError for one that is not supported."""
-    if name not in ARCHITECTURES:
-        raise UserError(f"The GGUF architecture {quote(name)} is not supported ({nearest(name, ARCHITECTURES)}).")
-    return ARCHITECTURES[name]
-
-
 def from_gguf(contents: Contents) -> ModelConfig:
     """The model that a GGUF file describes. Raises UserError for what is not supported, missing or misshapen."""
-    kind = architecture(contents.architecture)
-    raw = kind.read(contents)
-    family = FAMILIES[kind.model_types[0]]
-    config = kind.adjust(family.read(raw, kind.head), contents)
+    kind = supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+    config = kind.adjust(kind.family.read(kind.read(contents), kind.head), contents)
     # Before anything is built: a number of layers costs nothing to write.
     for count, prefix in ((config.encoder_layers, "enc."), (config.decoder_layers, "dec.")):
         prefix = prefix if config.is_encoder_decoder else ""
-        if count and count != (found := layers(contents, prefix)):
-            raise UserError(f"The metadata says {count} layers, and there are {prefix}blk tensors of {found}.")
+        if count and count != (stored := layers(contents, prefix)):
+            raise UserError(f"The metadata says {count} layers, and there are {prefix}blk tensors of {stored}.")
     return config
 
 
@@ -315,15 +301,15 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
         raise UserError(f"GGUF has no architecture for a model of type {quote(model_type)}.")
     if config.head.kind != kind.head:
         raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {quote(config.head.kind)}.")
-    metadata = kind.write(config, FAMILIES[kind.model_types[0]].write(config))
+    metadata = kind.write(config)
     back = from_gguf(_contents(config, kind, metadata))
     # LLaMA 3's scaling is its factors, which different lengths and frequencies can have in common.
     factors = rope_factors(config)
     are_same = factors is not None and same_factors(rope_factors(back) or (), factors)
-    for field, (computed, meant) in diff(_computed(back), _computed(config)).items():
-        if not (are_same and field.startswith("position.scaling.")):
+    for name, (computed, meant) in diff(_computed(back), _computed(config)).items():
+        if not (are_same and name.startswith("position.scaling.")):
             raise UserError(
-                f"GGUF's {kind.name} architecture can't express {field} = {quote(meant)} (llama.cpp would compute with "
+                f"GGUF's {kind.name} architecture can't express {name} = {quote(meant)} (llama.cpp would compute with "
                 f"{quote(computed)})."
             )
     return kind, metadata

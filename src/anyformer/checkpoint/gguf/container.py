@@ -14,7 +14,7 @@ made by it, so that no header takes more time or memory than its file is long.
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -28,12 +28,10 @@ from anyformer.errors import UserError, quote
 from anyformer.limits import open_file
 
 _VERSIONS = (2, 3)
-ALIGNMENT = 32
-_MOST_ALIGNMENT = 2**20
+_ALIGNMENT, _MOST_ALIGNMENT = 32, 2**20
 _MOST_DIMENSIONS = 4
 _LONGEST_NAME = 2**16
-_SMALLEST_PAIR = 8 + 4 + 1
-_SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
+_SMALLEST_PAIR, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 
 T = TypeVar("T")
 
@@ -97,7 +95,7 @@ class Container:
     Attributes:
         path: The file.
         metadata: Key -> number, bool, text, list of texts, or array of numbers.
-        tensors: Name -> place, in the file's order.
+        tensors: Name -> position, in the file's order.
 
     Raises:
         UserError: not a GGUF file, one that is cut off or damaged, or of a version or type that is not known.
@@ -113,10 +111,11 @@ class Container:
         except ValueError as error:
             raise UserError(f"{self.path} is empty.") from error
         reader = _Reader(self._bytes, self.path)
-        count, pairs = reader.header()
-        self.metadata = dict(reader.unique(reader.pair() for _ in range(pairs)))
-        declared = dict(reader.unique(reader.tensor() for _ in range(count)))
-        self.tensors = reader.positioned(declared, self.metadata.get("general.alignment", ALIGNMENT))
+        tensors, pairs = reader.header()
+        self.metadata = reader.table(pairs, reader.value)
+        self.tensors = reader.positioned(
+            reader.table(tensors, reader.tensor), self.metadata.get("general.alignment", _ALIGNMENT)
+        )
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor as they are: its shape, with each row as its blocks' bytes. Nothing is copied."""
@@ -149,20 +148,18 @@ class _Reader:
         self.require_bytes(tensors * _SMALLEST_TENSOR, f"{tensors} tensors")
         return tensors, pairs
 
-    def unique(self, items: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
-        """The items, whose names must differ."""
-        seen: set[str] = set()
-        for name, value in items:
-            if name in seen:
+    def table(self, count: int, read: Callable[[str], T]) -> dict[str, T]:
+        """So many items, whose names must differ; `read` makes one, given its name."""
+        items: dict[str, T] = {}
+        for _ in range(count):
+            name = self.text(_LONGEST_NAME)
+            if name in items:
                 raise self.damaged(f"{quote(name)} is there twice")
-            seen.add(name)
-            yield name, value
+            items[name] = read(name)
+        return items
 
-    def pair(self) -> tuple[str, Any]:
-        key = self.text(_LONGEST_NAME)
-        return key, self.value(self.integer("<I"), key)
-
-    def value(self, kind: int, key: str) -> Any:
+    def value(self, key: str) -> Any:
+        kind = self.integer("<I")
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
@@ -176,21 +173,18 @@ class _Reader:
     def array(self, key: str) -> list[str] | NDArray[Any]:
         """Numbers stay where they are in the file; texts become a list."""
         kind, count = self.integer("<I"), self.integer("<Q")
-        what = f"the {count} values of {quote(key)}"
-        if kind == _STRING:
-            self.require_bytes(8 * count, what)
-            return [self.text() for _ in range(count)]
-        if kind not in _NUMBERS:
+        if kind != _STRING and kind not in _NUMBERS:
             raise self.damaged(f"{quote(key)} is an array of the type {kind}, neither numbers nor texts")
-        dtype = np.dtype(_NUMBERS[kind])
-        self.require_bytes(dtype.itemsize * count, what)
+        dtype = np.dtype(_NUMBERS.get(kind, "<Q"))  # of a text, at least its length
+        self.require_bytes(dtype.itemsize * count, f"the {count} values of {quote(key)}")
+        if kind == _STRING:
+            return [self.text() for _ in range(count)]
         values: NDArray[Any] = np.frombuffer(self.content, dtype, count=count, offset=self.position)
         self.position += values.nbytes
         return values
 
-    def tensor(self) -> tuple[str, TensorInfo]:
-        """A tensor's name, and what it is; `start` counts from the beginning of the data."""
-        name = self.text(_LONGEST_NAME)
+    def tensor(self, name: str) -> TensorInfo:
+        """The type and shape of a tensor; `start` counts from the beginning of the data."""
         dimensions = self.integer("<I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise self.damaged(f"the tensor {quote(name)} has {dimensions} dimensions")
@@ -200,27 +194,26 @@ class _Reader:
         kind = self.integer("<I")
         if kind not in TYPES:
             raise UserError(f"{self.path}: the tensor {quote(name)} is of the type {kind}, which is not known.")
-        return name, TensorInfo(shape, TYPES[kind], self.integer("<Q"))
+        return TensorInfo(shape, TYPES[kind], self.integer("<Q"))
 
     def positioned(self, declared: Mapping[str, TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
         """The tensors with `start` counted from the beginning of the file, none beyond its end or in another."""
         if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
             raise self.damaged(f"the alignment {quote(alignment)} is not a power of two")
         begin = -(-self.position // alignment) * alignment
-        found: dict[str, TensorInfo] = {}
-        for name, info in declared.items():
-            row, kind = info.shape[-1], info.type
+        tensors = {name: replace(info, start=begin + info.start) for name, info in declared.items()}
+        for name, info in tensors.items():
+            row, kind, offset = info.shape[-1], info.type, info.start - begin
             if row % kind.block:
                 raise self.damaged(f"rows of {name} have {row} weights, not a multiple of {kind.name}'s {kind.block}")
-            if info.start % alignment:
-                raise self.damaged(f"{name} lies at {info.start}, which is not aligned to {alignment} bytes")
-            found[name] = replace(info, start=begin + info.start)
-            if found[name].end > self.size:
-                raise self.damaged(f"{name} ends at byte {found[name].end} of {self.size}")
-        for (before, left), (name, right) in pairwise(sorted(found.items(), key=lambda item: item[1].start)):
+            if offset % alignment:
+                raise self.damaged(f"{name} lies at {offset}, which is not aligned to {alignment} bytes")
+            if info.end > self.size:
+                raise self.damaged(f"{name} ends at byte {info.end} of {self.size}")
+        for (before, left), (name, right) in pairwise(sorted(tensors.items(), key=lambda item: item[1].start)):
             if right.start < left.end:
                 raise self.damaged(f"{name} and {before} overlap")
-        return found
+        return tensors
 
     def text(self, longest: int | None = None) -> str:
         length = self.integer("<Q")

@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.checkpoint.gguf import tokenizer_reader
-from anyformer.checkpoint.gguf.architecture import Contents, Output
-from anyformer.checkpoint.gguf.architectures import architecture, from_gguf
+from anyformer.checkpoint.gguf.architectures import ARCHITECTURES, from_gguf
 from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.gguf.contents import Contents, Output
 from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
 from anyformer.checkpoint.sources import TensorSource
 from anyformer.config import ModelConfig
@@ -36,17 +36,9 @@ class GGUFSource(TensorSource):
         self.path = path
         self.container = Container(path)
         contents = _contents(self.container)
-        config = self.config = read_config(self.container, contents)
-        kind = architecture(contents.architecture)
-        self.family = Family(
-            model_type=f"GGUF {kind.name}",
-            architectures={},
-            # Not self.config: a cycle would keep the file mapped until the garbage collector finds it.
-            read=lambda raw, head: config,
-            write=lambda config: {},
-            rows=kind.rows(config),
-            ignored=kind.ignored,
-        )
+        self.config = read_config(self.container, contents)
+        kind = ARCHITECTURES[contents.architecture]
+        self.family = Family(f"GGUF {kind.name}", rows=kind.rows(self.config), ignored=kind.ignored)
         # A head that repeats the token embedding has been compared with it already.
         self.names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
         self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in self.names))
@@ -94,7 +86,7 @@ def _contents(container: Container) -> Contents:
 
 
 def _output(container: Container) -> Output:
-    """How the head compares with the token table. A quantized head differs from a table in another format."""
+    """Comparison of the head with the token table. A quantized head differs from a table in another format."""
     tensors = container.tensors
     if _HEAD not in tensors or _TABLE not in tensors:
         return "absent"

@@ -89,7 +89,7 @@ def format_named(name: str) -> TensorType:
     return FORMATS[name]
 
 
-def stored_as(name: str, shape: Sequence[int], wanted: TensorType) -> TensorType:
+def stored_as(name: str, shape: Sequence[int], file_type: TensorType) -> TensorType:
     """The format of one tensor in a file of this type.
 
     Vectors and small tables stay F32. Where weights get fewer than 8 bits, the token table and the head, on which
@@ -97,11 +97,9 @@ def stored_as(name: str, shape: Sequence[int], wanted: TensorType) -> TensorType
     """
     if len(shape) < 2 or name.endswith(_EXACT):
         return NAMED["F32"]
-    if wanted.block > 1 and shape[-1] % wanted.block:
+    if file_type.block > 1 and shape[-1] % file_type.block:
         return NAMED["F16"]
-    if wanted.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1") and name in _OUTER:
-        return NAMED["Q8_0"]
-    return wanted
+    return NAMED["Q8_0"] if file_type.block > 1 and name in _OUTER else file_type
 
 
 def encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:

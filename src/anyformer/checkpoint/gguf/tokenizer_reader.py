@@ -15,14 +15,26 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, KEY, ROLES, UNKNOWN, UNUSED, USER
-from anyformer.errors import UserError, nearest, quote
+from anyformer.errors import UserError, quote
+from anyformer.families.base import supported
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.legacy import WORD_PATTERN, bert_normalizer, byte_words, surround_sentences
 from anyformer.tokenizer.library import Translated
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline
 from anyformer.tokenizer.special import CONVENTIONS, add, surround
 
+KEY = "tokenizer.ggml."
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Values of token_type."""
+ROLES = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",  # so misspelt in the format
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+    "cls": "cls_token_id",
+}
 _LONGEST = 1024
 
 _THREE_DIGITS = WORD_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -36,17 +48,12 @@ _TEKKEN = (
 _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 
 
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
-
-
-def _digit_by_digit() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+_gpt2 = partial(pre_tokenizers.ByteLevel, add_prefix_space=False)
 
 
 @dataclass(frozen=True)
 class Pretokenizer:
-    """How text is split into words before byte-level BPE. GGUF files carry no patterns, only a name (`pre`)."""
+    """The splitting of text into words before byte-level BPE. GGUF files carry no patterns, only a name (`pre`)."""
 
     names: str
     """Names in llama.cpp, separated by spaces; the first is written."""
@@ -70,7 +77,10 @@ PRETOKENIZERS = (
         "jina-v2-es jina-v2-de jina-v2-code",
         _gpt2,
     ),
-    Pretokenizer("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", _digit_by_digit),
+    Pretokenizer(
+        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+        lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()]),
+    ),
     Pretokenizer("llama-bpe llama3 llama-v3 falcon3 pixtral lfm2", partial(byte_words, _THREE_DIGITS), True, True),
     Pretokenizer("dbrx smaug-bpe glm4 chatglm-bpe", partial(byte_words, _THREE_DIGITS)),
     Pretokenizer("qwen2 deepseek-r1-qwen megrez hunyuan solar-open grok-2", byte_words, composes=True),
@@ -105,9 +115,9 @@ class _Source:
     def get(self, key: str) -> Any:
         return self.metadata.get(KEY + key)
 
-    def flag(self, key: str, usual: bool) -> bool:
+    def flag(self, key: str, default: bool) -> bool:
         value = self.get(key)
-        return value if isinstance(value, bool) else usual
+        return value if isinstance(value, bool) else default
 
     def texts(self, key: str) -> list[str]:
         value: object = self.get(key)
@@ -144,14 +154,13 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     Raises:
         UserError: a kind of tokenizer or a pre-tokenizer that is not supported, or metadata that is damaged.
     """
-    kind = metadata.get(KEY + "model")
-    if kind is None or str(kind) in ("none", "no_vocab"):
+    kind = str(metadata.get(KEY + "model", "none"))
+    if kind in ("none", "no_vocab"):
         return None
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise UserError(f"The tokenizer model {quote(str(kind))} is not supported ({nearest(str(kind), _KINDS)}).")
+    build = supported(_KINDS, kind, "The tokenizer model")
     with Translated("The tokenizer's metadata does not fit together"):
         source = _Source(metadata)
-        backend = _KINDS[kind](source)
+        backend = build(source)
         return Tokenizer(backend, _config(source))
 
 
@@ -170,10 +179,7 @@ def _config(source: _Source) -> dict[str, Any]:
 
 
 def _byte_level(source: _Source) -> tokenizers.Tokenizer:
-    name = source.get("pre") or "default"
-    if name not in _BY_NAME:
-        raise UserError(f"The pre-tokenizer {quote(name)} is not supported ({nearest(name, _BY_NAME)}).")
-    words = _BY_NAME[name]
+    words = supported(_BY_NAME, source.get("pre") or "default", "The pre-tokenizer")
     merges = [(merge[:at], merge[at + 1 :]) for merge in source.texts("merges") if (at := merge.find(" ", 1)) > 0]
     backend = tokenizers.Tokenizer(models.BPE(source.ids, merges, ignore_merges=words.ignores_merges))
     if words.composes:
@@ -202,26 +208,26 @@ def _sentencepiece(source: _Source) -> tokenizers.Tokenizer:
 
 def _merges(source: _Source) -> list[tuple[str, str]]:
     """All pairs of tokens whose union is a token, the best first."""
-    scored: list[tuple[float, int, int, str, str]] = []
-    ids, types = source.ids, source.types
-    for token, score, kind in zip(source.tokens, source.scores(), types, strict=True):
-        if kind in (UNKNOWN, CONTROL, BYTE):
-            continue
-        for at in range(1, len(token)):
-            left, right = ids.get(token[:at]), ids.get(token[at:])
-            if left is not None and right is not None:
-                scored.append((-score, left, right, token[:at], token[at:]))
+    ids = source.ids
+    halves = (
+        (-score, token[:at], token[at:])
+        for token, score, kind in zip(source.tokens, source.scores(), source.types, strict=True)
+        if kind not in (UNKNOWN, CONTROL, BYTE)
+        for at in range(1, len(token))
+    )
+    scored = [(score, ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
     return [(left, right) for *_, left, right in sorted(scored)]
 
 
 def _word_piece(source: _Source) -> tokenizers.Tokenizer:
+    """BERT's WordPiece (Devlin et al. 2018)."""
     names = [_word_piece_name(token, kind) for token, kind in zip(source.tokens, source.types, strict=True)]
     ids = {name: i for i, name in enumerate(names)}
     declared = {role: names[source.ids[token]] for role, token in source.roles.items()}
-    usual = {role: token for role, token in CONVENTIONS[0].items() if token in ids}
+    defaults = {role: token for role, token in CONVENTIONS[0].items() if token in ids}
     if "bos" in declared:  # [CLS] goes by both names
-        usual["cls"] = declared["bos"]
-    source.roles = {role: token for role, token in {**usual, **declared}.items() if role not in ("bos", "eos")}
+        defaults["cls"] = declared["bos"]
+    source.roles = {role: token for role, token in {**defaults, **declared}.items() if role not in ("bos", "eos")}
     missing = [role for role in ("unk", "cls", "sep") if role not in source.roles]
     if missing:
         raise UserError(f"The vocabulary has no token for the role {quote(missing[0])}, so it is not BERT's.")
@@ -267,7 +273,7 @@ def _add_special(backend: tokenizers.Tokenizer, source: _Source, *, bos: bool, e
     """Let control tokens, and those that users defined, be found in a text as they are, and put some around it.
 
     Args:
-        bos, eos: whether that token is usual around a text, for files that do not say it.
+        bos, eos: Whether that token is around a text by default, for files that do not say it.
     """
     roles = source.roles
     typed = zip(source.tokens, source.types, strict=True)

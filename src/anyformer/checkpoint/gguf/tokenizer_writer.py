@@ -4,17 +4,107 @@ what its algorithms can't follow is refused, and what they do in another way is 
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
-from anyformer.checkpoint.gguf.vocabulary import BYTE, CONTROL, ENDS, KEY, NORMAL, UNKNOWN, UNUSED, Entries, roles
+from anyformer.checkpoint.gguf.tokenizer_reader import (
+    BYTE,
+    CONTROL,
+    KEY,
+    NORMAL,
+    PRETOKENIZERS,
+    ROLES,
+    UNKNOWN,
+    UNUSED,
+    USER,
+)
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.sentencepiece import SPACE
 
 _COMPOSED = ("NFC", "NFKC")
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Ends of a text, a turn and a message; generation stops at each."""
+
+
+@dataclass
+class _Entries:
+    """Entries of llama.cpp's vocabulary, by token id.
+
+    Attributes:
+        tokens: Their texts; no two are alike.
+        token_types: llama.cpp finds control tokens in a text where it is asked to, and users' tokens always.
+        before, after: The ids around every text.
+        scores: For tokenizers that go by scores.
+    """
+
+    tokens: list[str]
+    token_types: list[int]
+    before: list[int]
+    after: list[int]
+    scores: list[float] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, size: int, notes: list[str]) -> "_Entries":
+        """Entries of a tokenizer, filled up to the size of the model's token table. Raises UserError if it has more."""
+        named = {id_: token for token, id_ in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+        if named and max(named) >= size:
+            sizes = f"The tokenizer has ids up to {max(named)} and the model only {size} tokens"
+            raise UserError(f"{sizes}: they do not belong together.")
+        added = tokenizer.backend.get_added_tokens_decoder()
+        tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
+        token_types = [NORMAL if i in named else UNUSED for i in range(size)]
+        for i, token in added.items():
+            token_types[i] = CONTROL if token.special else USER
+        if spaced := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
+            more = f" and {len(spaced) - 1} more" if len(spaced) > 1 else ""
+            notes.append(
+                f"llama.cpp takes special tokens as they are written, and leaves the spaces around {quote(spaced[0])}"
+                f"{more} which this tokenizer swallows, or finds it inside words where this one does not."
+            )
+        return cls(tokens, token_types, *_around(tokenizer))
+
+    def metadata(self) -> dict[str, Any]:
+        """The keys of the entries. Raises UserError for two tokens alike, of which llama.cpp would keep but one."""
+        token, count = next(iter(Counter(self.tokens).most_common(1)), ("", 0))
+        if count > 1:
+            raise UserError(f"Two tokens of this vocabulary would both be {quote(token)} to llama.cpp.")
+        scores = {} if self.scores is None else {"scores": self.scores}
+        return {"tokens": self.tokens, "token_type": self.token_types, **scores}
+
+    def around(self) -> dict[str, Any]:
+        """The keys for at most one token before every text and one after it. Raises UserError for more."""
+        if len(self.before) > 1 or len(self.after) > 1:
+            raise UserError(
+                f"This tokenizer puts {len(self.before)} tokens before a text and {len(self.after)} after it; "
+                "llama.cpp puts at most one at each end."
+            )
+        ids = {"bos_token_id": self.before, "eos_token_id": self.after}
+        flags = {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
+        return flags | {key: end[0] for key, end in ids.items() if end}
+
+
+def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
+    """The ids of tokens with a role; the model's own word on where a text begins and ends counts first."""
+    tokens = config.special_tokens
+    ids = {} if tokenizer is None else {key: getattr(tokenizer, role) for role, key in ROLES.items()}
+    ends = dict(zip(_ENDS, tokens.eos, strict=False))
+    own = {"bos_token_id": tokens.bos, "padding_token_id": tokens.pad, **ends}
+    ids |= {key: id_ for key, id_ in own.items() if id_ is not None}
+    return {key: id_ for key, id_ in ids.items() if id_ is not None and id_ < config.vocab_size}
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text."""
+    for text in ("a", "0", "."):
+        plain, whole = tokenizer.backend.encode(text, add_special_tokens=False).ids, tokenizer.backend.encode(text).ids
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+    raise UserError("What this tokenizer puts around a text can't be told, so llama.cpp can't be told either.")
 
 
 def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
@@ -23,44 +113,46 @@ def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: 
     Raises:
         UserError: a tokenizer that llama.cpp can't follow, and why.
     """
-    if (ends := len(config.special_tokens.eos)) > len(ENDS):
-        notes.append(f"A GGUF file has {len(ENDS)} tokens that end a text, of the model's {ends}.")
+    if (ends := len(config.special_tokens.eos)) > len(_ENDS):
+        notes.append(f"A GGUF file has {len(_ENDS)} tokens that end a text, of the model's {ends}.")
     # The tokenizer's keys are where llama.cpp looks for the number of segments.
     segments = {} if config.decoder_layers else {"token_type_count": max(1, config.embedding.segments)}
     if tokenizer is None:
         notes.append("The model has no tokenizer, so llama.cpp can be given token ids but no text.")
-        return _prefixed({"model": "none", **roles(None, config), **segments})
-    entries = Entries.of(tokenizer, config.vocab_size, notes)
+        return _prefixed({"model": "none", **_roles(None, config), **segments})
+    entries = _Entries.of(tokenizer, config.vocab_size, notes)
     pipeline = json.loads(tokenizer.backend.to_str())
     kind = pipeline["model"]["type"]
     if kind == "BPE" and pipeline["model"].get("byte_fallback"):
         kind = "SentencePiece"
-    if kind not in _KINDS:
-        raise UserError(f"llama.cpp has no tokenizer of the kind {kind}.")
+    _require(kind in _KINDS, f"llama.cpp has no tokenizer of the kind {kind}")
     metadata = _KINDS[kind](pipeline, entries, notes)
-    metadata = _prefixed({**roles(tokenizer, config), **metadata, **entries.metadata(), **segments})
-    if tokenizer.chat_template is not None:
-        metadata["tokenizer.chat_template"] = tokenizer.chat_template
-    return metadata
+    template = {} if tokenizer.chat_template is None else {"tokenizer.chat_template": tokenizer.chat_template}
+    return _prefixed({**_roles(tokenizer, config), **metadata, **entries.metadata(), **segments}) | template
+
+
+def _require(is_possible: object, reason: str) -> None:
+    if not is_possible:
+        raise UserError(f"{reason}.")
 
 
 def _prefixed(metadata: dict[str, Any]) -> dict[str, Any]:
     return {f"{KEY}{key}": value for key, value in metadata.items()}
 
 
-def _byte_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _byte_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """BPE over bytes written in 256 printable characters, llama.cpp's `gpt2` (Radford et al. 2019)."""
     model, normalizer = pipeline["model"], pipeline.get("normalizer")
-    if not model["merges"]:
-        raise UserError("llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example.")
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise UserError("llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has.")
-    composes = normalizer is not None
-    if composes and normalizer["type"] not in _COMPOSED:
-        raise UserError(f"llama.cpp does not change text before BPE, as this tokenizer does ({normalizer['type']}).")
-    if composes:
-        notes.append(_not_composed(normalizer["type"]))
-    pre = _pretokenizer_name(pipeline.get("pre_tokenizer"), bool(model.get("ignore_merges")), composes)
+    _require(
+        model["merges"], "llama.cpp has no character-level tokenizer: train with --tokenizer bpe:8192, for example"
+    )
+    marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    _require(not marks, "llama.cpp's BPE knows no marks at the ends of words, which this tokenizer has")
+    if normalizer is not None:
+        form = normalizer["type"]
+        _require(form in _COMPOSED, f"llama.cpp does not change text before BPE, as this tokenizer does ({form})")
+        notes.append(_not_composed(form))
+    pre = _pretokenizer_name(pipeline.get("pre_tokenizer"), bool(model.get("ignore_merges")), normalizer is not None)
     pairs = cast("list[str | list[str]]", model["merges"])
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     return {"model": "gpt2", "pre": pre, "merges": merges, "add_space_prefix": False, **entries.around()}
@@ -83,10 +175,10 @@ def _pretokenizer_name(pre_tokenizer: Any, ignores_merges: bool, composes: bool)
     """
     steps = _steps(pre_tokenizer)
     for composed in (True, False) if composes else (False,):
-        for known in PRETOKENIZERS:
-            fits = known.name not in _INEXACT and (known.ignores_merges, known.composes) == (ignores_merges, composed)
-            if fits and steps == _steps(json.loads(cast("Any", known.build()).__getstate__())):
-                return known.name
+        for each in PRETOKENIZERS:
+            fits = each.name not in _INEXACT and (each.ignores_merges, each.composes) == (ignores_merges, composed)
+            if fits and steps == _steps(json.loads(cast("Any", each.build()).__getstate__())):
+                return each.name
     raise UserError(
         "llama.cpp has no name for the way this tokenizer cuts words (its pre_tokenizer); it knows those of GPT-2, "
         "SmolLM, LLaMA 3 and Qwen2, the last of which `anyformer train` makes."
@@ -110,7 +202,7 @@ def _steps(part: Any) -> list[tuple[str, ...]]:
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def _sentencepiece_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's BPE with bytes for what it does not know, llama.cpp's `llama` (Kudo & Richardson 2018).
 
     llama.cpp has scores where `tokenizer.json` has merges: it joins the two neighbors that make the token of the
@@ -118,8 +210,8 @@ def _sentencepiece_bpe(pipeline: Any, entries: Entries, notes: list[str]) -> dic
     """
     model = pipeline["model"]
     prefix = _adds_space(pipeline, notes)
-    if not {f"<0x{byte:02X}>" for byte in range(256)} <= set(entries.tokens):
-        raise UserError("llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks.")
+    has_bytes = set(entries.tokens).issuperset(f"<0x{byte:02X}>" for byte in range(256))
+    _require(has_bytes, "llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks")
     entries.scores = _scores(model, entries)
     for i, token in enumerate(entries.tokens):
         if _BYTE.fullmatch(token) and entries.token_types[i] == NORMAL:
@@ -144,16 +236,16 @@ def _adds_space(pipeline: Any, notes: list[str]) -> bool:
         scheme = metaspace["prepend_scheme"]
         if scheme == "never":
             return False
-        where = {
+        locations = {
             "first": "after special tokens inside a text and before one that begins with a space",
             "always": "before a text that begins with a space",
         }
-        notes.append(f"llama.cpp puts a space {where[scheme]}; this tokenizer puts none there.")
+        notes.append(f"llama.cpp puts a space {locations[scheme]}; this tokenizer puts none there.")
         return True
     raise UserError("llama.cpp can't prepare text as this tokenizer does (its normalizer and pre_tokenizer).")
 
 
-def _scores(model: Any, entries: Entries) -> list[float]:
+def _scores(model: Any, entries: _Entries) -> list[float]:
     """Minus the rank of a token's first merge. Raises UserError where scores can't stand for these merges."""
     not_scores = UserError(
         "llama.cpp can't follow this tokenizer: it joins any two neighbors that make a token, best score first, and "
@@ -168,16 +260,18 @@ def _scores(model: Any, entries: Entries) -> list[float]:
             raise not_scores
         first.setdefault(token, rank)
         last = token
-    known, made = set(model["vocab"]), set(pairs)
-    for token in first:
-        for cut in range(1, len(token)):
-            if token[:cut] in known and token[cut:] in known and (token[:cut], token[cut:]) not in made:
-                raise not_scores
+    vocabulary, made = set(model["vocab"]), set(pairs)
+    for pair in ((token[:cut], token[cut:]) for token in first for cut in range(1, len(token))):
+        if vocabulary.issuperset(pair) and pair not in made:
+            raise not_scores
     # A token that nothing makes is a single character, or one that is found before any merging.
     return [float(-first[token]) if token in first else float(-len(pairs)) for token in entries.tokens]
 
 
-def _word_piece(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+_BERT = ("BertNormalizer", "BertPreTokenizer")
+
+
+def _word_piece(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """BERT's WordPiece, llama.cpp's `bert` (Devlin et al. 2018).
 
     llama.cpp marks the tokens that begin a word, as SentencePiece does, and not those that go on with one: `token` is
@@ -185,48 +279,34 @@ def _word_piece(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, 
     """
     model, normalizer = pipeline["model"], pipeline.get("normalizer") or {"type": "nothing"}
     pre_tokenizer = pipeline.get("pre_tokenizer") or {"type": "nothing"}
-    if normalizer["type"] != "BertNormalizer" or pre_tokenizer["type"] != "BertPreTokenizer":
-        raise UserError("llama.cpp's WordPiece cleans and cuts text as BERT does, and this tokenizer does not.")
-    if not normalizer["clean_text"] or not normalizer["handle_chinese_chars"]:
-        raise UserError(
-            "llama.cpp's WordPiece always cleans text and parts Chinese characters; this tokenizer doesn't."
-        )
-    if len(entries.before) != 1 or len(entries.after) != 1:
-        raise UserError("llama.cpp's WordPiece puts one token before a text and one after it; this tokenizer doesn't.")
+    name, is_bert = "llama.cpp's WordPiece", (normalizer["type"], pre_tokenizer["type"]) == _BERT
+    _require(is_bert, f"{name} cleans and cuts text as BERT does, and this tokenizer does not")
+    cleans = normalizer["clean_text"] and normalizer["handle_chinese_chars"]
+    _require(cleans, f"{name} always cleans text and parts Chinese characters; this tokenizer doesn't")
+    surrounds = len(entries.before) == len(entries.after) == 1
+    _require(surrounds, f"{name} puts one token before a text and one after it; this tokenizer doesn't")
     prefix = str(model["continuing_subword_prefix"])
-    entries.tokens = [
-        token
-        if kind in (CONTROL, UNUSED)
-        else token.removeprefix(prefix)
-        if token.startswith(prefix)
-        else SPACE + token
-        for token, kind in zip(entries.tokens, entries.token_types, strict=True)
-    ]
+    for i, (token, kind) in enumerate(zip(entries.tokens, entries.token_types, strict=True)):
+        if kind not in (CONTROL, UNUSED):
+            entries.tokens[i] = token.removeprefix(prefix) if token.startswith(prefix) else SPACE + token
     notes.append(
         f"llama.cpp also cuts up words of more than {model['max_input_chars_per_word']} characters, which this "
         "tokenizer gives up on."
     )
-    lowercase = bool(normalizer["lowercase"])
-    accents = normalizer["strip_accents"]
-    return {
-        "model": "bert",
-        "pre": "default",
-        "bos_token_id": entries.before[0],
-        "seperator_token_id": entries.after[0],
-        "normalizer.lowercase": lowercase,
-        "normalizer.strip_accents": lowercase if accents is None else bool(accents),
-    }
+    lowercase, accents = bool(normalizer["lowercase"]), normalizer["strip_accents"]
+    ids = {"bos_token_id": entries.before[0], "seperator_token_id": entries.after[0]}
+    folds = {"lowercase": lowercase, "strip_accents": lowercase if accents is None else bool(accents)}
+    return {"model": "bert", "pre": "default", **ids, **{f"normalizer.{key}": value for key, value in folds.items()}}
 
 
-def _unigram(pipeline: Any, entries: Entries, notes: list[str]) -> dict[str, Any]:
+def _unigram(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's unigram model, llama.cpp's `t5` (Kudo 2018)."""
     model = pipeline["model"]
-    if model.get("byte_fallback"):
-        raise UserError("llama.cpp's unigram tokenizer does not write unknown characters as bytes; this one does.")
+    name, bytes_ = "llama.cpp's unigram tokenizer", model.get("byte_fallback")
+    _require(not bytes_, f"{name} does not write unknown characters as bytes; this one does")
+    _require(model.get("unk_id") is not None, f"{name} needs a token for what is unknown, which this one lacks")
     pieces = cast("list[tuple[str, float]]", model["vocab"])
     entries.scores = [float(pieces[i][1]) if i < len(pieces) else 0.0 for i in range(len(entries.tokens))]
-    if model.get("unk_id") is None:
-        raise UserError("llama.cpp's unigram tokenizer needs a token for what is unknown, which this one lacks.")
     entries.token_types[model["unk_id"]] = UNKNOWN
     return {
         "model": "t5",
@@ -246,28 +326,28 @@ def _characters(normalizer: Any, notes: list[str]) -> dict[str, Any]:
             table["precompiled_charsmap"] = base64.b64decode(part["precompiled_charsmap"])
         elif part["type"] in _COMPOSED:
             notes.append(_not_composed(part["type"]))
-        elif part["type"] not in ("Strip", "Replace") or not table:
-            raise UserError(f"llama.cpp can't prepare text as this tokenizer does ({part['type']}).")
+        else:
+            is_table = table and part["type"] in ("Strip", "Replace")
+            _require(is_table, f"llama.cpp can't prepare text as this tokenizer does ({part['type']})")
     return table
 
 
 def _spaces(pre_tokenizer: Any, notes: list[str]) -> dict[str, Any]:
     """Whether runs of spaces count as one. Raises UserError for a way of cutting words that llama.cpp can't follow."""
     parts = _steps_of(pre_tokenizer, "pretokenizers")
-    refused = UserError("llama.cpp can't cut words as this tokenizer does (its pre_tokenizer).")
     kinds = [part["type"] for part in parts]
-    space = parts[-1] if kinds and kinds[-1] == "Metaspace" else None
-    if space is None or space["replacement"] != SPACE or space["prepend_scheme"] == "never":
-        raise refused
-    if kinds == ["WhitespaceSplit", "Metaspace"]:
-        return {"add_space_prefix": True, "remove_extra_whitespaces": True}
-    if kinds != ["Metaspace"] and not (kinds == ["Split", "Metaspace"] and parts[0]["pattern"] == {"String": "\n"}):
-        raise refused
-    notes.append(
-        "llama.cpp puts a space before a text, or the rest of one after a special token, that begins with a space; "
-        "this tokenizer puts none there."
-    )
-    return {"add_space_prefix": True, "remove_extra_whitespaces": False}
+    prefixes = kinds[-1:] == ["Metaspace"] and parts[-1]["replacement"] == SPACE
+    prefixes = prefixes and parts[-1]["prepend_scheme"] != "never"
+    splits_lines = kinds[:-1] == ["Split"] and parts[0]["pattern"] == {"String": "\n"}
+    is_possible = prefixes and (kinds[:-1] in ([], ["WhitespaceSplit"]) or splits_lines)
+    _require(is_possible, "llama.cpp can't cut words as this tokenizer does (its pre_tokenizer)")
+    joins = len(kinds) > 1 and not splits_lines
+    if not joins:
+        notes.append(
+            "llama.cpp puts a space before a text, or the rest of one after a special token, that begins with a space; "
+            "this tokenizer puts none there."
+        )
+    return {"add_space_prefix": True, "remove_extra_whitespaces": joins}
 
 
 def _steps_of(part: Any, field: str) -> list[Any]:
@@ -282,7 +362,7 @@ def _not_composed(form: str) -> str:
     )
 
 
-_KINDS: Mapping[str, Callable[[Any, Entries, list[str]], dict[str, Any]]] = {
+_KINDS: Mapping[str, Callable[[Any, _Entries, list[str]], dict[str, Any]]] = {
     "BPE": _byte_bpe,
     "SentencePiece": _sentencepiece_bpe,
     "WordPiece": _word_piece,

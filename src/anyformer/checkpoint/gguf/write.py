@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
-from anyformer.blocks.adapter import LowRankAdapter
-from anyformer.blocks.linear import Linear
-from anyformer.checkpoint.gguf.architecture import Architecture, rope_factors
-from anyformer.checkpoint.gguf.architectures import table, to_gguf
+from anyformer.blocks.linear import Linear, LowRankAdapter
+from anyformer.checkpoint.gguf.architectures import Architecture, table, to_gguf
+from anyformer.checkpoint.gguf.container import NAMED
+from anyformer.checkpoint.gguf.contents import rope_factors
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
 from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
@@ -63,7 +64,7 @@ def save_gguf(
         raise UserError(
             "This model's matrices are integers already: write the model that they were made of, as q8_0 or q4_1."
         )
-    wanted = format_named(kind)
+    file_type = format_named(kind)
     path = Path(path)
     notes: list[str] = []
     config = storable(model.config, notes)
@@ -75,73 +76,75 @@ def save_gguf(
     general: dict[str, Any] = {
         "general.type": "model",
         "general.name": path.stem,
-        "general.file_type": _FILE_TYPES[wanted.name],
-        **({"general.quantization_version": 2} if wanted.block > 1 else {}),
+        "general.file_type": _FILE_TYPES[file_type.name],
+        **({"general.quantization_version": 2} if file_type.block > 1 else {}),
     }
     tensors = _tensors(model, table(architecture, config, set(skeleton(config).state_dict())))
-    formats = {name: stored_as(name, shape, wanted) for name, (shape, _, _) in tensors.items()}
-    if fallbacks := [name for name, stored in formats.items() if wanted.block > 1 and stored.name == "F16"]:
+    formats = {name: stored_as(name, tensor.shape, file_type) for name, tensor in tensors.items()}
+    if fallbacks := [name for name, stored in formats.items() if file_type.block > 1 and stored.name == "F16"]:
         notes.append(
             f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
-            f"{wanted.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]][0][-1]})."
+            f"{file_type.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]].shape[-1]})."
         )
-    factors = rope_factors(config)
-    with atomic.replacing(path, make_parents=True) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture.name)
-        try:
-            # Each value in the type that llama.cpp reads it as.
-            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-            for key, value in {**metadata, **general, **vocabulary}.items():
-                if key != "general.architecture":
-                    add.get(type(value), writer.add_array)(key, value)
-            if factors is not None:
-                writer.add_tensor_info("rope_freqs.weight", (len(factors),), np.dtype(np.float32), 4 * len(factors))
-            for name, (shape, _, _) in tensors.items():
-                stored, bytes_ = gguf.GGMLQuantizationType(formats[name].number), formats[name].size(shape)
-                writer.add_tensor_info(name, shape, np.dtype(np.float32), bytes_, raw_dtype=stored)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            if factors is not None:
-                writer.write_tensor_data(torch.tensor(factors, dtype=torch.float32).numpy())
-            for name, (_, row, parts) in tensors.items():
-                writer.write_tensor_data(encode(name, row.operation.write(parts), formats[name]))
-        finally:
-            writer.close()
-    return Written(architecture.name, Counter(stored.name for stored in formats.values()), path.stat().st_size, notes)
+    counts = Counter(stored.name for stored in formats.values())
+    if factors := rope_factors(config):
+        name, values = "rope_freqs.weight", torch.tensor(factors)
+        tensors, formats = {name: _Tensor(Row(name, ()), [values]), **tensors}, {name: NAMED["F32"], **formats}
+    with (
+        atomic.replacing(path, make_parents=True) as temporary,
+        closing(gguf.GGUFWriter(temporary, architecture.name)) as writer,
+    ):
+        # Each value in the type that llama.cpp reads it as.
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        for key, value in {**metadata, **general, **vocabulary}.items():
+            if key != "general.architecture":
+                add.get(type(value), writer.add_array)(key, value)
+        for name, tensor in tensors.items():
+            stored, size = gguf.GGMLQuantizationType(formats[name].number), formats[name].size(tensor.shape)
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, raw_dtype=stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            writer.write_tensor_data(encode(name, tensor.row.operation.write(tensor.parts), formats[name]))
+    return Written(architecture.name, counts, path.stat().st_size, notes)
 
 
-def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, tuple[tuple[int, ...], Row, list[Tensor]]]:
-    """Name in the file -> its shape, its row in the table, and the weights that it is made of."""
+class _Tensor(NamedTuple):
+    """A tensor of the file: its row in the table, and the weights that it is made of."""
+
+    row: Row
+    parts: list[Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.row.operation.write([part.to("meta") for part in self.parts]).shape
+
+
+def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, _Tensor]:
+    """The tensors of a file, by name."""
     state = model.state_dict()
-    found: dict[str, tuple[tuple[int, ...], Row, list[Tensor]]] = {}
-    for theirs, row in rows.items():
+    return {
+        theirs: _Tensor(row, [state[name].detach().cpu() for name in row.ours])
+        for theirs, row in rows.items()
         # A second name with an operation of its own is no second name but another tensor (T5's head).
-        if not row.alias or row.operation is not COPY:
-            parts = [state[name].detach().cpu() for name in row.ours]
-            found[theirs] = (row.operation.write([part.to("meta") for part in parts]).shape, row, parts)
-    return found
+        if not row.alias or row.operation is not COPY
+    }
 
 
 def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
-    """The config that llama.cpp will compute; notes get what differs."""
-    return _within_window(_without_head(config, notes), notes)
+    """The config that llama.cpp will compute; notes get what differs.
 
-
-def _without_head(config: ModelConfig, notes: list[str]) -> ModelConfig:
-    """Encoders there end with the hidden states."""
-    if config.decoder_layers:
-        return config
-    if config.head.kind != "none":
-        what = "masked-LM head" if config.head.kind == "language_model" else "classifier"
-        notes.append(f"llama.cpp has no {what}, so it is left out: the file gives hidden states and embeddings.")
-    elif config.head.pooler is not None:
-        notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
-    return replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
-
-
-def _within_window(config: ModelConfig, notes: list[str]) -> ModelConfig:
-    """llama.cpp lets every token of these models see all before it: the same as a window, until the window is full."""
+    Encoders there end with the hidden states, and every token of a decoder sees all before it: the same as a window,
+    until the window is full.
+    """
+    if config.is_encoder_only:
+        if config.head.kind != "none":
+            kind = "masked-LM head" if config.head.kind == "language_model" else "classifier"
+            notes.append(f"llama.cpp has no {kind}, so it is left out: the file gives hidden states and embeddings.")
+        elif config.head.pooler is not None:
+            notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
+        config = replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
     window = config.attention.window
     if window is None or config.position.kind != "rotary":
         return config
@@ -156,11 +159,11 @@ def _within_window(config: ModelConfig, notes: list[str]) -> ModelConfig:
 def _refuse(config: ModelConfig, kind: Architecture) -> None:
     """Refuse models that the format could express and llama.cpp does not compute."""
     attention, scaling = config.attention, config.position.scaling
-    head_dim = attention.head_dim or config.d_model // attention.heads
-    if kind.name == "qwen2" and head_dim * attention.heads != config.d_model:
+    width = attention.heads * (attention.head_dim or config.d_model // attention.heads)
+    if kind.name == "qwen2" and width != config.d_model:
         raise UserError(
             f"llama.cpp computes a qwen2 model only where its heads are as wide as the model: {attention.heads} heads "
-            f"of {head_dim} make {head_dim * attention.heads}, not {config.d_model}."
+            f"of {attention.head_dim} make {width}, not {config.d_model}."
         )
     if kind.name == "qwen3" and (attention.bias or attention.output_bias):
         raise UserError("llama.cpp knows no biases in a qwen3 model's attention.")
@@ -196,46 +199,42 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
     rows = table(architecture, base, {name.replace(".integers", "") for name in base_state(model)})
     modules = dict(model.named_modules())
     tensors: dict[str, Tensor] = {}
-    adapted = {module for module in modules.values() if adapter_of(module, name) is not None}
+    left = {module for module in modules.values() if adapter_of(module, name) is not None}
     for theirs, row in rows.items():
         parts = [modules.get(ours.removesuffix(".weight")) for ours in row.ours]
-        found = [adapter_of(part, name) for part in parts if part is not None]
         layers = [part for part in parts if isinstance(part, Linear)]
-        if row.alias or len(layers) != len(row.ours) or not any(found):
+        adapters = [adapter_of(layer, name) for layer in layers]
+        if row.alias or len(layers) != len(parts) or not any(adapters):
             continue
-        adapted.difference_update(layers)
-        a, b = _joined([(layer.weight.shape[0], adapter) for layer, adapter in zip(layers, found, strict=True)])
+        left.difference_update(layers)
+        a, b = _joined([(layer.weight.shape[0], adapter) for layer, adapter in zip(layers, adapters, strict=True)])
         # Operations move whole rows, so they move those of B.
-        tensors[f"{theirs}.lora_a"] = a
-        tensors[f"{theirs}.lora_b"] = row.operation.write(list(b))
-    if adapted:
+        tensors |= {f"{theirs}.lora_a": a, f"{theirs}.lora_b": row.operation.write(b)}
+    if left:
         raise UserError("llama.cpp has no place for an adapter of one of these layers: `merge` it into the model.")
-    with atomic.replacing(path, make_parents=True) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture.name)
-        try:
-            writer.add_string("general.type", "adapter")
-            writer.add_string("adapter.type", "lora")
-            writer.add_float32("adapter.lora.alpha", 0.0)
-            for key, tensor in tensors.items():
-                writer.add_tensor(key, tensor.float().contiguous().numpy())
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+    with (
+        atomic.replacing(path, make_parents=True) as temporary,
+        closing(gguf.GGUFWriter(temporary, architecture.name)) as writer,
+    ):
+        writer.add_string("general.type", "adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 0.0)
+        for key, tensor in tensors.items():
+            writer.add_tensor(key, tensor.float().contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
-def _joined(parts: Sequence[tuple[int, LowRankAdapter | None]]) -> tuple[Tensor, Sequence[Tensor]]:
-    """One A for layers side by side, and the rows of B that belong to each; one without an adapter has rows of 0."""
-    own = [adapter for _, adapter in parts if adapter is not None]
-    distinct = list({id(adapter.a): adapter.a for adapter in own}.values())
-    a = torch.cat([each.detach().cpu() for each in distinct])
-    b: list[Tensor] = []
-    for outputs, adapter in parts:
-        rows = torch.zeros(outputs, len(a))
+def _joined(layers: Sequence[tuple[int, LowRankAdapter | None]]) -> tuple[Tensor, list[Tensor]]:
+    """One A for layers side by side, and the rows of B of each, from its outputs and its adapter; 0 without one."""
+    starts: dict[Tensor, int] = {}
+    rank = 0
+    for adapter in (adapter for _, adapter in layers if adapter is not None and adapter.a not in starts):
+        starts[adapter.a], rank = rank, rank + len(adapter.a)
+    rows = [torch.zeros(outputs, rank) for outputs, _ in layers]
+    for b, (_, adapter) in zip(rows, layers, strict=True):
         if adapter is not None:
-            position = next(number for number, each in enumerate(distinct) if each is adapter.a)
-            start = sum(len(each) for each in distinct[:position])
-            rows[:, start : start + len(adapter.a)] = adapter.scale * adapter.b.detach().cpu()
-        b.append(rows)
-    return a, b
+            start = starts[adapter.a]
+            b[:, start : start + len(adapter.a)] = adapter.scale * adapter.b.detach().cpu()
+    return torch.cat([a.detach().cpu() for a in starts]), rows

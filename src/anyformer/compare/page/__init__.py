@@ -1,8 +1,7 @@
-"""compare.html: what a comparison found, on one page that needs no network.
+"""compare.html: the result of a comparison, on one page that needs no network.
 
-panels    groups and tasks with intervals, chance and verdicts, as texts and places
-models    costs, diagrams, configs, texts, attention on the same sentence
-page      all of it, with curves of numbers over tokens, FLOPs and seconds
+panels    groups and tasks with intervals, chance and verdicts, as texts and positions
+page      all of it, with curves, costs, diagrams, configs, texts, and attention on the same sentence
 """
 
 from anyformer.compare.page.page import PAGE, write_page

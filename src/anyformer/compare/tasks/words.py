@@ -1,4 +1,4 @@
-"""Words and short passages of a text, in any language or in source code, and what a corpus knows of its words."""
+"""Words and short passages of a text, in any language or in source code, and statistics of its words."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def words(text: str) -> list[Word]:
     return [Word(match.group(), match.start(), match.end()) for match in _WORD.finditer(text)]
 
 
-def later_places(found: Sequence[Word], rng: np.random.Generator) -> list[int]:
-    """Places of words of a text's second half, so that something comes before, in any order; the last is none."""
-    return rng.permutation(np.arange(max(1, len(found) // 2), len(found) - 1)).tolist()
+def later_indices(inside: Sequence[Word], rng: np.random.Generator) -> list[int]:
+    """Indices of words of a text's second half but the last, in any order, so that words stand on both sides."""
+    return rng.permutation(np.arange(max(1, len(inside) // 2), len(inside) - 1)).tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ class WordStatistics:
     """The words of a corpus.
 
     Attributes:
-        counts: How often each occurs in the text that models are trained on.
-        total: How many there are in it.
+        counts, total: Occurrences of each in the text that models are trained on, and of all.
         neighbors: Words that follow one another, in that text or in the one held out, with what is between them.
     """
 
@@ -57,30 +56,25 @@ class WordStatistics:
     @classmethod
     def of(cls, train_texts: Iterable[str], held_out_texts: Iterable[str]) -> WordStatistics:
         """Count the words of texts, or of the first four million characters."""
-        counts, seen = Counter[str](), set[str]()
-        for text in _first(train_texts):
-            found = words(text)
-            counts.update(word.text for word in found)
-            seen.update(_neighbors(text, found))
-        for text in _first(held_out_texts):
-            seen.update(_neighbors(text, words(text)))
-        return cls(counts, counts.total(), frozenset(seen))
+        counts, neighbors = Counter[str](), set[str]()
+        for texts, counted in ((train_texts, counts), (held_out_texts, Counter[str]())):
+            for text in _first(texts):
+                inside = words(text)
+                counted.update(word.text for word in inside)
+                neighbors.update(text[a.begin : b.end] for a, b in pairwise(inside) if b.begin - a.end <= _GAP)
+        return cls(counts, counts.total(), frozenset(neighbors))
 
     def is_frequent(self, word: str) -> bool:
         """Whether a model that was trained on the text may know a word."""
         return self.counts[word] >= FREQUENT
 
-    def knows(self, left: str, gap: str, right: str) -> bool:
+    def has(self, left: str, gap: str, right: str) -> bool:
         """Whether a word follows another one somewhere in the corpus."""
         return left + gap + right in self.neighbors
 
     def expected(self, left: str, right: str) -> float:
-        """How often a word would follow another one, were words drawn one by one."""
+        """Expected number of times that a word follows another one, were words drawn one by one."""
         return self.counts[left] * self.counts[right] / max(1, self.total)
-
-
-def _neighbors(text: str, found: list[Word]) -> Iterator[str]:
-    return (text[a.begin : b.end] for a, b in pairwise(found) if b.begin - a.end <= _GAP)
 
 
 def _first(texts: Iterable[str]) -> Iterator[str]:
@@ -109,25 +103,22 @@ def passages(
     seed: int,
     unlike: Sequence[str] = (),
 ) -> list[str]:
-    """Passages from random places.
+    """Draw passages from random places of texts. No two of them overlap, or are equal.
 
     Args:
-        texts: What they are from. No two of them overlap, or are equal.
-        tokenizer: Whose tokens are counted.
-        count: As many passages, or fewer if there are fewer.
+        count: Passages, or fewer if there are fewer.
         max_tokens: Tokens of a passage; it has at least half as many, and four words.
-        seed: Of the places.
         unlike: Texts in which none of them occurs.
     """
     chunks = [chunk for text in texts for chunk in _chunks(text, _CHUNK * max_tokens)]
     np.random.default_rng(seed).shuffle(chunks)
-    found = dict[str, None]()
+    drawn = dict[str, None]()
     for passage in (passage for chunk in chunks for passage in _walk(chunk, tokenizer, max_tokens)):
-        if len(found) == count:
+        if len(drawn) == count:
             break
-        if passage not in found and not any(passage in text for text in unlike):
-            found[passage] = None
-    return list(found)
+        if passage not in drawn and not any(passage in text for text in unlike):
+            drawn[passage] = None
+    return list(drawn)
 
 
 def _chunks(text: str, size: int) -> Iterator[str]:

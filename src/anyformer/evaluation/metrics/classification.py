@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,7 @@ _NAMED, _CHARACTERS = 12, 40
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class is found.
-
-    Attributes:
-        support: How many rows are of it.
-    """
+    """Scores of a class; `support` is the number of its rows."""
 
     label: str
     precision: float
@@ -39,10 +36,10 @@ def classification(
     Args:
         labels: All that there are, in their order; others are sorted behind them.
     """
-    known = all_labels(references, predictions, labels)
-    rows = class_counts([{name} for name in references], [{name} for name in predictions], known)
-    metrics = {"accuracy": share([reference == said for reference, said in zip(references, predictions, strict=True)])}
-    if len(known) == 2:
+    labels = all_labels(references, predictions, labels)
+    rows = class_counts([{name} for name in references], [{name} for name in predictions], labels)
+    metrics = {"accuracy": share([right == name for right, name in zip(references, predictions, strict=True)])}
+    if len(labels) == 2:
         metrics["f1"] = Metric(rows[:, 1::2], micro_f1, UNIT)
     else:
         metrics |= {"f1": Metric(rows, macro_f1, UNIT), "f1_weighted": Metric(rows, weighted_f1, UNIT)}
@@ -53,10 +50,9 @@ def multilabel(
     references: Sequence[Collection[str]], predictions: Sequence[Collection[str]], labels: Sequence[str] = ()
 ) -> dict[str, Metric]:
     """Micro and macro F1 of several labels for each row, and the share of rows that have exactly their labels."""
-    said = [name for row in predictions for name in row]
-    known = all_labels([name for row in references for name in row], said, labels)
-    rows = class_counts(references, predictions, known)
-    exact = share([set(reference) == set(said) for reference, said in zip(references, predictions, strict=True)])
+    labels = all_labels([*chain(*references)], [*chain(*predictions)], labels)
+    rows = class_counts(references, predictions, labels)
+    exact = share([set(right) == set(names) for right, names in zip(references, predictions, strict=True)])
     return {"f1": Metric(rows, micro_f1, UNIT), "f1_macro": Metric(rows, macro_f1, UNIT), "exact_match": exact}
 
 
@@ -98,7 +94,7 @@ def never_right(classes: Sequence[ClassScores]) -> str | None:
 def confusion_matrix(
     references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]
 ) -> npt.NDArray[np.int64]:
-    """How often each label (row) was taken for each other one (column)."""
+    """Counts of rows by their label (row) and the one they were taken for (column)."""
     index = {name: number for number, name in enumerate(labels)}
     matrix = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(matrix, ([index[name] for name in references], [index[name] for name in predictions]), 1)

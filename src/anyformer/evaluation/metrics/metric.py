@@ -1,4 +1,4 @@
-"""A metric, and how far it is certain: Wilson's interval of a proportion, the bootstrap's percentiles of all others."""
+"""A metric and its interval: Wilson's of a proportion, the bootstrap's percentiles of all others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ five that are right all are, and an interval of them would be a point."""
 UNIT = (0.0, 1.0)
 """The bounds of proportions and of F1."""
 _AT_A_TIME = 1 << 20
-"""How many counts of rows are held at a time."""
+"""Counts of rows that are held at a time."""
 
 
 class Interval(NamedTuple):
@@ -74,14 +74,6 @@ class Metric:
         values = [self.of_counts(counts) for counts in _counts(len(self.rows), resamples, rng, multinomial)]
         return np.concatenate(values) if values else np.empty(0)
 
-    @property
-    def is_proportion(self) -> bool:
-        """Whether each row is right or wrong, and the metric the share of those that are right."""
-        if self.function is not _quotient or self.bounds != UNIT:
-            return False
-        right, weights = self.rows.T
-        return bool((weights == 1).all() and np.isin(right, (0, 1)).all())
-
     def interval(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """Wilson's interval of a proportion, else that of the percentile bootstrap over rows.
 
@@ -89,24 +81,22 @@ class Metric:
         nothing: at one of its bounds a metric has Wilson's interval for as many rows, all right or all wrong, and
         elsewhere none (NaN).
         """
-        if self.is_proportion:
-            return wilson(self.value, len(self.rows), confidence)
-        found = percentiles(self.resampled(resamples, seed), confidence)
-        if found.high - found.low > 1e-9 * abs(found.high) or np.isnan(found.low):
-            return found
+        if self.function is _quotient and self.bounds == UNIT:
+            right, weights = self.rows.T
+            if (weights == 1).all() and np.isin(right, (0, 1)).all():
+                return wilson(self.value, len(self.rows), confidence)
+        sampled = percentiles(self.resampled(resamples, seed), confidence)
+        if sampled.high - sampled.low > 1e-9 * abs(sampled.high) or np.isnan(sampled.low):
+            return sampled
         low, high = self.bounds or (np.nan, np.nan)
-        place = (found.low - low) / (high - low)
-        if not np.isclose(place, (0, 1)).any():
+        position = (sampled.low - low) / (high - low)
+        if not np.isclose(position, (0, 1)).any():
             return Interval(np.nan, np.nan)
-        bounds = wilson(round(place), int(self.rows.any(axis=1).sum()), confidence)
+        bounds = wilson(round(position), int(self.rows.any(axis=1).sum()), confidence)
         return Interval(*(low + (high - low) * bound for bound in bounds))
 
     def difference(self, after: "Metric", confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
-        """The interval of how much another model gains on the same rows: both see the same resamples (paired).
-
-        Raises:
-            ValueError: the numbers of rows differ.
-        """
+        """The interval of how much another model gains on the same rows (paired); raises ValueError for others."""
         if len(self.rows) != len(after.rows):
             raise ValueError(f"paired metrics are of the same rows, not of {len(self.rows)} and {len(after.rows)}")
         return percentiles(after.resampled(resamples, seed) - self.resampled(resamples, seed), confidence)
@@ -148,7 +138,7 @@ def wilson(share: float, count: int, confidence: float = 0.95) -> Interval:
 
 
 def _counts(rows: int, resamples: int, rng: np.random.Generator, multinomial: bool) -> Iterator[Array]:
-    """How often each row was drawn, [some resamples, rows]; as many rows are drawn as there are."""
+    """Counts of the rows that were drawn, [some resamples, rows]; as many rows are drawn as there are."""
     size = max(1, _AT_A_TIME // max(1, rows))
     for begin in range(0, resamples if rows else 0, size):
         count = min(size, resamples - begin)
@@ -161,8 +151,8 @@ def _counts(rows: int, resamples: int, rng: np.random.Generator, multinomial: bo
 
 def percentiles(values: Array, confidence: float = 0.95) -> Interval:
     """The interval that holds this share of the values, as much being below it as above; NaN is left out."""
-    found = values[~np.isnan(values)]
-    if not len(found):
+    numbers = values[~np.isnan(values)]
+    if not len(numbers):
         return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(numbers, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))

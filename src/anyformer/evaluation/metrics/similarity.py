@@ -44,7 +44,7 @@ def _ranks(values: Array, counts: Array) -> Array:
 
 
 def _standardized(values: Array) -> Array:
-    """With mean 0 and deviation 1, so that sums of squares are exact; zeros if all are the same."""
+    """Values with mean 0 and largest magnitude 1, so that sums of squares are exact; zeros if all are the same."""
     if not len(values) or (values == values[0]).all():
         return np.zeros_like(values)
     centered = values - values.mean()
@@ -61,18 +61,14 @@ def _correlation(sums: Array) -> Array:
     return np.clip(divide(rows * xy - x * y, np.sqrt(variances), undefined=np.nan), -1, 1)
 
 
-CUTOFFS = (1, 5, 10)
+_CUTOFFS = (1, 5, 10)
 
 
-def retrieval(ranks: Sequence[Numbers], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, Metric]:
-    """Recall@k and the mean reciprocal rank.
-
-    Args:
-        ranks: For each query the ranks of its relevant documents, see `relevant_ranks`.
-    """
-    found = [np.asarray(each) for each in ranks]
-    recalls = {f"recall@{k}": share([(each <= k).mean() for each in found]) for k in cutoffs}
-    return recalls | {"mrr": share([1 / each.min() for each in found])}
+def retrieval(ranks: Sequence[Numbers]) -> dict[str, Metric]:
+    """Recall@k and the mean reciprocal rank, of the ranks of each query's relevant documents, see `relevant_ranks`."""
+    rows = [np.asarray(each) for each in ranks]
+    recalls = {f"recall@{k}": share([(each <= k).mean() for each in rows]) for k in _CUTOFFS}
+    return recalls | {"mrr": share([1 / each.min() for each in rows])}
 
 
 def relevant_ranks(
@@ -92,10 +88,10 @@ def relevant_ranks(
     ranks: list[npt.NDArray[np.int64]] = []
     for begin in range(0, len(queries), batch_size):
         similarities = queries[begin : begin + batch_size] @ documents.T
-        for row, wanted in zip(similarities, relevant[begin : begin + batch_size], strict=True):
-            place = np.empty(len(row), dtype=np.int64)
-            place[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
-            ranks.append(np.sort(place[list(wanted)]))
+        for row, documents_of_row in zip(similarities, relevant[begin : begin + batch_size], strict=True):
+            rank = np.empty(len(row), dtype=np.int64)
+            rank[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
+            ranks.append(np.sort(rank[list(documents_of_row)]))
     return ranks
 
 

@@ -1,7 +1,5 @@
 """Predicted tokens, and generated texts."""
 
-import re
-import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,27 +9,15 @@ from anyformer.errors import UserError
 from anyformer.evaluation.metrics.metric import Array, Metric, Numbers, ratio, share
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def exact_match(references: Sequence[str], predictions: Sequence[str], *, normalized: bool = False) -> Metric:
-    """The share of texts that are their reference, but for whitespace around them; or as `normalize` leaves them."""
-    canonical = normalize if normalized else str.strip
-    return share([canonical(text) == canonical(said) for text, said in zip(references, predictions, strict=True)])
-
-
-def normalize(text: str) -> str:
-    """In lower case, without punctuation and English articles (Rajpurkar et al. 2016, SQuAD's evaluate-v1.1.py)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def exact_match(references: Sequence[str], predictions: Sequence[str]) -> Metric:
+    """The share of texts that are their reference, but for whitespace around them."""
+    return share([right.strip() == text.strip() for right, text in zip(references, predictions, strict=True)])
 
 
 def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
-    """BLEU and chrF as sacrebleu's defaults define them, from 0 to 100.
-
-    Raises:
-        UserError: sacrebleu isn't installed.
-    """
+    """BLEU and chrF as sacrebleu's defaults define them, from 0 to 100. Raises UserError where it isn't installed."""
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -44,17 +30,15 @@ def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[s
 def summaries(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
     """ROUGE-1, -2, -L and -Lsum (mean F1 of the rows, without stemming) as rouge-score defines them, from 0 to 1.
 
-    It knows only the letters a to z and digits. For ROUGE-Lsum each line is a sentence.
-
-    Raises:
-        UserError: rouge-score isn't installed.
+    Only the letters a to z and digits count. For ROUGE-Lsum each line is a sentence. Raises UserError where rouge-score
+    isn't installed.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise UserError("ROUGE needs rouge-score: pip install 'anyformer[eval]'.") from error
     scorer = RougeScorer(list(ROUGE))
-    scores = [scorer.score(text, said) for text, said in zip(references, predictions, strict=True)]
+    scores = [scorer.score(right, text) for right, text in zip(references, predictions, strict=True)]
     return {name: share([score[name].fmeasure for score in scores]) for name in ROUGE}
 
 

@@ -1,13 +1,11 @@
 """Attention (see attention.cpp and attention_fp32.cpp)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
-from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
+from anyformer.kernels.cpu_features import has_avx512_bf16
 from anyformer.kernels.operation import constant_result, operation
 
 _BF16 = Kernel("attention", structs.AttentionArgs)
@@ -24,7 +22,7 @@ def supports(query: Tensor, dtype: torch.dtype, dropout_p: float = 0.0) -> bool:
 
 @constant_result
 def _has_kernel(dtype: torch.dtype, dropout_p: float) -> bool:
-    return enabled() and kernel(dtype, dropout_p).supported()
+    return kernel(dtype, dropout_p).supported()
 
 
 def kernel(dtype: torch.dtype, dropout_p: float = 0.0) -> Kernel:
@@ -64,7 +62,8 @@ def forward(
         [batch, heads, queries, head_dim] in the dtype of the operands, and [batch, heads, queries] in float32.
     """
     out, logsumexp = empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-    _run(query, key, value, bias, scale, is_causal, dropout_p, seed, out=out, logsumexp=logsumexp)
+    tensors = {"value": value, "bias": bias, "seed": seed, "out": out, "logsumexp": logsumexp}
+    _run(query, key, scale, is_causal, dropout_p, **tensors)
     return out, logsumexp
 
 
@@ -83,14 +82,13 @@ def backward(
     dropout_p: float,
     bias_requires_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, key, value and bias; that of the bias is empty if it isn't wanted."""
+    """The gradients of query, key, value and bias; that of the bias is empty if it isn't needed."""
     grad_query, grad_key, grad_value = empty_like(query), empty_like(key), empty_like(value)
-    grads = {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
     grad_bias = torch.zeros_like(bias) if bias is not None and bias_requires_grad else None
-    grad = _contiguous_heads(grad.to(query.dtype))
-    saved = {"out": out, "logsumexp": logsumexp}
-    options = scale, is_causal, dropout_p, seed
-    _run(query, key, value, bias, *options, **saved, grad_out=grad, grad_bias=grad_bias, **grads)
+    tensors = {"value": value, "bias": bias, "seed": seed, "out": out, "logsumexp": logsumexp}
+    tensors |= {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
+    tensors |= {"grad_out": grad.to(query.dtype), "grad_bias": grad_bias}
+    _run(query, key, scale, is_causal, dropout_p, **tensors)
     return grad_query, grad_key, grad_value, grad.new_empty(0) if grad_bias is None else grad_bias
 
 
@@ -100,58 +98,28 @@ def empty_like(part: Tensor) -> Tensor:
     return part.new_empty(batch, time, heads, head_dim).transpose(1, 2)
 
 
-def _contiguous_heads(part: Tensor) -> Tensor:
-    return part if part.stride(3) == 1 else part.contiguous()
-
-
-def _run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    is_causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    *,
-    grad_bias: Tensor | None = None,
-    **tensors: Tensor,
-) -> None:
-    operands = {"query": query, "key": key, "value": value}
-    tensors |= {name: _contiguous_heads(part) for name, part in operands.items()}
-    for name, part in (("bias", bias), ("grad_bias", grad_bias)):
-        if part is not None:
-            tensors[name] = part.expand(*query.shape[:2], -1, -1)
+def _run(query: Tensor, key: Tensor, scale: float, is_causal: bool, dropout_p: float, **tensors: Tensor | None) -> None:
+    tensors |= {"query": query, "key": key}
+    for name, tensor in tensors.items():
+        if tensor is not None and name in ("bias", "grad_bias"):
+            tensors[name] = tensor.expand(*query.shape[:2], -1, -1)
+        elif tensor is not None and tensor.dim() == 4 and tensor.stride(3) != 1:
+            tensors[name] = tensor.contiguous()
     threshold = round(dropout_p * _LEVELS)
     kernel(query.dtype, dropout_p).run(
         **tensors,
-        batch=query.shape[0],
-        heads=query.shape[1],
+        **dict(zip(("batch", "heads", "queries", "head_dim"), query.shape, strict=True)),
         kv_heads=key.shape[1],
-        queries=query.shape[2],
         keys=key.shape[2],
-        head_dim=query.shape[3],
         causal=is_causal,
         scale=scale,
         dtype=structs.DTYPES[query.dtype],
-        seed=seed,
         threshold=threshold,
         kept_scale=_LEVELS / (_LEVELS - threshold),
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *operands, ctx.scale, ctx.is_causal, ctx.dropout_p, seed = inputs
-    ctx.save_for_backward(*operands, seed, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    query, key, value, bias, seed, out, logsumexp = ctx.saved_tensors
-    wants_bias = ctx.needs_input_grad[3]
-    options = ctx.scale, ctx.is_causal, ctx.dropout_p, wants_bias
-    *grads, grad_bias = backward(grad, query, key, value, bias, seed, out, logsumexp, *options)
-    return *grads, grad_bias if wants_bias else None, None, None, None, None
-
-
-forward.register_autograd(_backward, setup_context=_setup_context)
+forward.register_autograd(
+    backward,
+    saved=lambda inputs, outputs, needed: (*inputs[:4], inputs[7], *outputs, *inputs[4:7], needed[3]),
+)

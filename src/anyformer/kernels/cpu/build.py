@@ -91,21 +91,16 @@ class Library:
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
         except AttributeError:
-            # While it is loaded, another file at this path would not be.
-            _close(library)
+            if sys.platform != "win32":  # while it is loaded, another file at this path would not be
+                import _ctypes
+
+                _ctypes.dlclose(library._handle)
             raise
         return library
 
 
 class _CacheRemovedError(Exception):
     """Somebody has removed the cache while something was made in it."""
-
-
-def _close(library: ctypes.CDLL) -> None:
-    if sys.platform != "win32":
-        import _ctypes
-
-        _ctypes.dlclose(library._handle)
 
 
 @cache
@@ -136,9 +131,9 @@ def _build(name: str) -> Path:
     try:
         _compile(source, library, [*compiler, *flags], linker_flags)
     except (OSError, subprocess.CalledProcessError) as error:
-        if not folder.exists():
-            raise _CacheRemovedError from error
-        raise
+        if folder.exists():
+            raise
+        raise _CacheRemovedError from error
     return library
 
 
@@ -151,8 +146,8 @@ def _compile(source: Path, library: Path, compiler: Sequence[str], linker_flags:
         with atomic.temporary_folder(library) as temporary:
             # Its own temporary files, too, are made where nobody else may write.
             changes: dict[str, str] = dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
-            processes.run([*compiler, "-c", str(source), "-o", "new.o"], folder=temporary, changes=changes)
-            processes.run([*compiler, "new.o", *linker_flags, "-o", "new.so"], folder=temporary, changes=changes)
+            for step in (["-c", str(source), "-o", "new.o"], ["new.o", *linker_flags, "-o", "new.so"]):
+                processes.run([*compiler, *step], folder=temporary, changes=changes)
             (temporary / "new.so").chmod(0o700)
             atomic.move(temporary / "new.so", library)
 
@@ -173,8 +168,8 @@ def _is_whole(path: Path) -> bool:
 def _compiler() -> list[str]:
     """The command of the system's compiler, or of the one in the Python package `ziglang`."""
     for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
-        if name and (found := processes.find(name)):
-            return [found]
+        if name and (path := processes.find(name)):
+            return [path]
     if find_spec("ziglang") is not None:
         return _ZIG
     raise OSError("there is no C++ compiler: install g++ or clang++, or run pip install ziglang")

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer.kernels.autocast import matmul_dtype
+from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.build import Library
-from anyformer.kernels.cpu.structs import DTYPES, MatmulArgs, address
 from anyformer.kernels.cpu_features import enabled, has_avx512_bf16
 from anyformer.kernels.operation import constant_result
 
@@ -36,30 +36,38 @@ def is_intercepted() -> bool:
 
 
 def was_intercepted(name: str, arguments: Mapping[str, Any]) -> bool:
-    """Whether a kernel must not run; then the interceptor has been told of it."""
+    """Whether a kernel must not run; then the interceptor has been called with it."""
     interceptor = _interceptor.get()
-    if interceptor is None:
-        return False
-    interceptor(name, arguments)
-    return True
+    if interceptor is not None:
+        interceptor(name, arguments)
+    return interceptor is not None
 
 
 class Kernel(Library):
     """A library that exports `supported`, `workspace_size` and `run`, which takes a structure of arguments."""
 
-    def __init__(self, name: str, arguments: type[ctypes.Structure]) -> None:
+    def __init__(self, name: str, arguments: Any) -> None:
         super().__init__(name, supported=(c_int64,), workspace_size=(c_int64, c_void_p), run=(None, c_void_p, c_void_p))
         self._arguments = arguments
-        self._types: dict[str, Any] = {name: kind for name, kind, *_ in arguments._fields_}
 
     @constant_result
     def supported(self) -> bool:
-        """Whether it is compiled, and this processor has its instructions.
+        """Whether compiled code is enabled, this is compiled, and the processor has its instructions.
 
         It waits for the compiler, so that results, which differ from torch's by rounding, do not change during a run.
         """
+        if not enabled():
+            return False
         library: Any = self.get(wait=True)
         return library is not None and library.supported() > 0
+
+    def supports_bf16(self, x: Tensor, dtype: torch.dtype | None = None) -> bool:
+        """Whether a kernel of bfloat16 for training may be used on x, which needs AVX-512's dot products.
+
+        Without a dtype to compute in, it is autocast's, or that of x.
+        """
+        is_bf16 = x.device.type == "cpu" and (dtype or matmul_dtype(x)) == torch.bfloat16
+        return is_bf16 and _has_avx512_bf16() and self.supported()
 
     def run(self, **arguments: Tensor | float | None) -> None:
         """Run it with torch's number of threads, in a workspace of its own.
@@ -68,63 +76,13 @@ class Kernel(Library):
         """
         if not is_intercepted() and any(isinstance(value, FakeTensor) for value in arguments.values()):
             return
-        values: dict[str, Any] = {"num_threads": torch.get_num_threads()}
-        for name, value in arguments.items():
-            kind = self._types[name]
-            is_tensor = isinstance(value, Tensor)
-            values[name] = value if not is_tensor else address(value) if kind is c_void_p else kind.of(value)
         library: Any = self.get(wait=True)
-        struct = self._arguments(**values)
+        struct = structs.make(self._arguments, num_threads=torch.get_num_threads(), **arguments)
         workspace = torch.empty(library.workspace_size(ctypes.addressof(struct)), dtype=torch.uint8)
         if not was_intercepted(self._name, arguments):
             library.run(ctypes.addressof(struct), workspace.data_ptr())
 
 
-class MatmulKernel(Kernel):
-    """A library that computes ``left @ right.T + bias``."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, MatmulArgs)
-
-    def multiply(
-        self,
-        left: Tensor,
-        right: Tensor,
-        bias: Tensor | None,
-        out: Tensor,
-        sums: Tensor | None,
-        *,
-        add: bool,
-        stochastic: bool = False,
-    ) -> Tensor:
-        """Run it on operands of any strides; returns `out`."""
-        left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
-        self.run(
-            left=left,
-            right=right,
-            rows=len(left),
-            columns=len(right),
-            depth=left.shape[1],
-            bias=None if bias is None else bias.float().contiguous(),
-            row_sums=sums,
-            out=out,
-            dtype=DTYPES[out.dtype],
-            accumulate=add,
-            stochastic_rounding=stochastic,
-        )
-        return out
-
-
-def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether the bfloat16 kernels for training may be used, which need AVX-512's dot products.
-
-    Args:
-        x: The input of the operation.
-        dtype: The dtype to compute in; None: autocast's, or that of x.
-    """
-    return x.device.type == "cpu" and (dtype or matmul_dtype(x)) == torch.bfloat16 and _has_avx512_bf16()
-
-
 @constant_result
 def _has_avx512_bf16() -> bool:
-    return enabled() and has_avx512_bf16()
+    return has_avx512_bf16()

@@ -19,7 +19,7 @@ SPREAD = "spread out"
 """The score of heads that attend to many tokens: the entropy of a row, as a share of the largest that it can have."""
 MIXED = "mixed"
 _CLEAR = 0.25
-"""How far above chance a score is from which on a head is named after the pattern."""
+"""Least distance of a score from chance at which a head is named after the pattern."""
 _SPREAD_FROM = 0.85
 
 
@@ -51,41 +51,40 @@ def patterns(
     """
     visible = torch.ones(weights.shape[-2:], dtype=torch.bool)
     visible = visible.tril() if causal else visible
-    wanted = _cross(queries, keys) if keys is not None else _own(queries)
-    found = [
-        _pattern(name, mask & visible, visible, weights) for name, mask in wanted.items() if (mask & visible).any()
-    ]
+    masks = _own(queries) if keys is None else _cross(queries, keys)
+    scored: list[Pattern] = []
+    for name, mask in masks.items():
+        mask = mask & visible
+        counted = mask.any(dim=-1)
+        if counted.any():
+            chance = (mask.sum(dim=-1) / visible.sum(dim=-1))[counted].mean()
+            scores = (weights * mask).sum(dim=-1)[..., counted].mean(dim=-1)
+            scored.append(Pattern(name=name, scores=scores.clamp(0, 1), chance=float(chance)))
     entropy = torch.special.entr(weights).sum(dim=-1)
     most = visible.sum(dim=-1).float().log()
     counted = most > 0
     if counted.any():
         share = (entropy[..., counted] / most[counted]).mean(dim=-1)
-        found.append(Pattern(name=SPREAD, scores=share.clamp(0, 1), chance=1.0))
-    return found
+        scored.append(Pattern(name=SPREAD, scores=share.clamp(0, 1), chance=1.0))
+    return scored
 
 
-def names(found: Sequence[Pattern]) -> list[list[str]]:
+def names(scored: Sequence[Pattern]) -> list[list[str]]:
     """Name of each head by layer and head: the pattern furthest above chance, or "spread out", or "mixed"."""
-    if not found:
+    if not scored:
         return []
-    layers, heads = found[0].scores.shape
-    return [[_name(found, layer, head) for head in range(heads)] for layer in range(layers)]
+    layers, heads = scored[0].scores.shape
+    return [[_name(scored, layer, head) for head in range(heads)] for layer in range(layers)]
 
 
-def _name(found: Sequence[Pattern], layer: int, head: int) -> str:
-    gains = [(float(each.scores[layer, head]) - each.chance, each.name) for each in found if each.name != SPREAD]
+def _name(scored: Sequence[Pattern], layer: int, head: int) -> str:
+    scores = {pattern.name: float(pattern.scores[layer, head]) for pattern in scored}
+    spread = scores.pop(SPREAD, 0.0)
+    gains = ((scores[pattern.name] - pattern.chance, pattern.name) for pattern in scored if pattern.name in scores)
     gain, name = max(gains, default=(0.0, MIXED))
     if gain >= _CLEAR:
         return name
-    spread = next((float(each.scores[layer, head]) for each in found if each.name == SPREAD), 0.0)
     return SPREAD if spread >= _SPREAD_FROM else MIXED
-
-
-def _pattern(name: str, mask: Tensor, visible: Tensor, weights: Tensor) -> Pattern:
-    counted = mask.any(dim=-1)
-    chance = (mask.sum(dim=-1) / visible.sum(dim=-1))[counted].mean()
-    scores = (weights * mask).sum(dim=-1)[..., counted].mean(dim=-1)
-    return Pattern(name=name, scores=scores.clamp(0, 1), chance=float(chance))
 
 
 def _own(tokens: Sequence[str]) -> dict[str, Bool[Tensor, "queries keys"]]:
@@ -110,14 +109,14 @@ def _own(tokens: Sequence[str]) -> dict[str, Bool[Tensor, "queries keys"]]:
 def _cross(queries: Sequence[str], keys: Sequence[str]) -> dict[str, Bool[Tensor, "queries keys"]]:
     """The patterns of cross-attention."""
     shape = len(queries), len(keys)
-    place = torch.arange(len(queries))[:, None] * (len(keys) - 1) / max(1, len(queries) - 1)
-    at = torch.arange(len(keys))
+    diagonal = torch.arange(len(queries))[:, None] * (len(keys) - 1) / max(1, len(queries) - 1)
+    position = torch.arange(len(keys))
     return {
-        "diagonal": (at - place).abs() <= 1,
-        "first token": (at == 0).expand(shape),
-        "last token": (at == len(keys) - 1).expand(shape),
+        "diagonal": (position - diagonal).abs() <= 1,
+        "first token": (position == 0).expand(shape),
+        "last token": (position == len(keys) - 1).expand(shape),
         "same word": _same_word(queries, keys),
-        "punctuation": _not_words(keys).expand(shape) & (at != len(keys) - 1),
+        "punctuation": _not_words(keys).expand(shape) & (position != len(keys) - 1),
     }
 
 

@@ -3,6 +3,7 @@
 import base64
 import html
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Attention(OneLine):
     cross: Float[Tensor, "layers heads queries keys"] | None = None
     """From the decoder's tokens to the encoder's."""
     text_tokens: int
-    """Tokens of the text before it was cut."""
+    """Tokens of the text before it was truncated."""
     target_tokens: int | None = None
     """Tokens of an encoder-decoder's target before it was truncated."""
     generated: bool = False
@@ -72,105 +73,86 @@ def most_tokens(config: ModelConfig) -> int:
     return min(fitting, config.context_length or fitting)
 
 
-def write_page(found: Attention, file: Path, *, model: str = "") -> Path:
-    """Write the page.
-
-    Args:
-        found: What it shows.
-        file: Where to.
-        model: What the model is called.
+def write_page(attention: Attention, file: Path, *, model: str = "") -> Path:
+    """Write the page to a file, in which the model has this name.
 
     Raises:
         UserError: the file is there already and is no page of anyformer's, or the disk refuses.
     """
     require_page(file)
-    atomic.write(file, text_of_page(found, model))
+    atomic.write(file, text_of_page(attention, model))
     return file
 
 
-def text_of_page(found: Attention, model: str = "") -> str:
+def text_of_page(attention: Attention, model: str = "") -> str:
     """The page as HTML."""
-    return render("page.html", page(found, model), __package__ or "")
-
-
-def page(found: Attention, model: str) -> dict[str, Any]:
-    """The values of page.html."""
-    shown = stacks(found)
-    return {
+    shown = stacks(attention)
+    values = {
         "title": f"Attention · {model or 'anyformer'}",
         "state": "",
         "model": model,
-        "text": " ".join(found.text[:_MOST_CHARACTERS].split()),
+        "text": " ".join(attention.text[:_MOST_CHARACTERS].split()),
         "facts": [f"{stack['title']}: {stack['layers']} layers of {stack['heads']} heads" for stack in shown],
-        "notes": notes(found),
+        "notes": notes(attention),
         "stacks": shown,
         "data": {"stacks": shown},
     }
+    return render("page.html", values, __package__ or "")
 
 
-def stacks(found: Attention, *, ends: bool = False) -> list[dict[str, Any]]:
+def stacks(attention: Attention, *, ends: bool = False) -> list[dict[str, Any]]:
     """The weights of each stack as the page's script reads them: a byte each, 255 being 1, in base64.
 
     Args:
-        found: The weights.
+        attention: The weights.
         ends: Leave out all layers but the first and the last.
     """
-    source = found.source_tokens or found.tokens
-    given = [
-        ("encoder", "Encoder", found.encoder, source, None),
-        ("decoder", "Decoder", found.decoder, found.tokens, None),
-        ("cross", "Cross-attention", found.cross, found.tokens, source),
+    source = attention.source_tokens or attention.tokens
+    each_stack = [
+        ("encoder", "Encoder", attention.encoder, source, None),
+        ("decoder", "Decoder", attention.decoder, attention.tokens, None),
+        ("cross", "Cross-attention", attention.cross, attention.tokens, source),
     ]
-    return [
-        _stack(name, title, weights, queries, keys, causal=name == "decoder", ends=ends)
-        for name, title, weights, queries, keys in given
-        if weights is not None
-    ]
+    described: list[dict[str, Any]] = []
+    for name, title, weights, queries, keys in each_stack:
+        if weights is None:
+            continue
+        numbers = sorted({0, len(weights) - 1}) if ends else list(range(len(weights)))
+        weights = weights[numbers]
+        scored = patterns(weights, queries, keys, causal=name == "decoder")
+        described.append(
+            {
+                "name": name,
+                "title": title,
+                "layers": len(numbers),
+                "numbers": [number + 1 for number in numbers],
+                "heads": weights.shape[1],
+                "queries": list(queries),
+                "keys": list(keys or queries),
+                "crosses": keys is not None,
+                "weights": base64.b64encode((weights * 255).round().byte().numpy().tobytes()).decode("ascii"),
+                "patterns": [
+                    {
+                        "name": pattern.name,
+                        "scores": [round(score, 2) for score in pattern.scores.flatten().tolist()],
+                        "chance": round(pattern.chance, 2),
+                    }
+                    for pattern in scored
+                ],
+                "does": list(chain(*names(scored))),
+            }
+        )
+    return described
 
 
-def _stack(
-    name: str,
-    title: str,
-    weights: Tensor,
-    queries: tuple[str, ...],
-    keys: tuple[str, ...] | None,
-    *,
-    causal: bool,
-    ends: bool,
-) -> dict[str, Any]:
-    numbers = list(range(len(weights)))
-    numbers = sorted({numbers[0], numbers[-1]}) if ends else numbers
-    weights = weights[numbers]
-    layers, heads = weights.shape[:2]
-    found = patterns(weights, queries, keys, causal=causal)
-    kinds = [{"name": each.name, "scores": _hundredths(each.scores), "chance": round(each.chance, 2)} for each in found]
-    return {
-        "name": name,
-        "title": title,
-        "layers": layers,
-        "numbers": [number + 1 for number in numbers],
-        "heads": heads,
-        "queries": list(queries),
-        "keys": list(keys or queries),
-        "crosses": keys is not None,
-        "weights": base64.b64encode((weights * 255).round().byte().numpy().tobytes()).decode("ascii"),
-        "patterns": kinds,
-        "does": [does for row in names(found) for does in row],
-    }
-
-
-def _hundredths(scores: Tensor) -> list[float]:
-    return [round(score, 2) for score in scores.flatten().tolist()]
-
-
-def notes(found: Attention) -> list[str]:
+def notes(attention: Attention) -> list[str]:
     """Notes on the text and the target."""
-    said: list[str] = []
-    read = len(found.source_tokens or found.tokens)
-    if found.text_tokens > read:
-        said.append(f"The text has {found.text_tokens:,} tokens; these are the first {read:,}.")
-    if found.target_tokens is not None and found.target_tokens > len(found.tokens):
-        said.append(f"The target has {found.target_tokens:,} tokens; these are the first {len(found.tokens):,}.")
-    if found.generated:
-        said.append("The target is the model's own: it was generated greedily, the likeliest token at each step.")
-    return said
+    read, written = len(attention.source_tokens or attention.tokens), len(attention.tokens)
+    lines: list[str] = []
+    if attention.text_tokens > read:
+        lines.append(f"The text has {attention.text_tokens:,} tokens; these are the first {read:,}.")
+    if attention.target_tokens is not None and attention.target_tokens > written:
+        lines.append(f"The target has {attention.target_tokens:,} tokens; these are the first {written:,}.")
+    if attention.generated:
+        lines.append("The target is the model's own: it was generated greedily, the likeliest token at each step.")
+    return lines

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.stack import Stack
@@ -44,28 +44,27 @@ def recording(model: Transformer) -> Generator[Recording, None, None]:
     """
     record = Recording()
     with ExitStack() as hooks:
+
+        def before(module: nn.Module, hook: Callable[..., None]) -> None:
+            hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+
         for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
             if stack is None:
                 continue
-            hooks.enter_context(_before(stack, partial(_record_tokens, record.read, name)))
+            before(stack, partial(_record_tokens, record.read, name))
             for block in cast("list[TransformerBlock]", list(stack.blocks)):
-                found = record.encoder if name == "encoder" else record.decoder
-                hooks.enter_context(_before(block.attention, partial(_record_weights, found)))
+                before(block.attention, partial(_record_weights, getattr(record, name)))
                 if block.cross_attention is not None:
-                    hooks.enter_context(_before(block.cross_attention, partial(_record_weights, record.cross)))
+                    before(block.cross_attention, partial(_record_weights, record.cross))
         yield record
-
-
-def _before(module: torch.nn.Module, hook: Callable[..., None]) -> Any:
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _record_tokens(read: dict[str, Tensor], name: str, stack: Stack, args: tuple[Any, ...], _: dict[str, Any]) -> None:
     read[name] = args[1]
 
 
-def _record_weights(found: list[Tensor], attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    found.append(attention.weights(*args, **{name: kwargs[name] for name in ("mask", "rotation") if name in kwargs}))
+def _record_weights(weights: list[Tensor], attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    weights.append(attention.weights(*args, **{name: kwargs[name] for name in ("mask", "rotation") if name in kwargs}))
 
 
 @takes_model
@@ -84,7 +83,7 @@ def attention(
         text: What the model reads; of an encoder-decoder the source. A decoder reads it without an end-of-text.
         target: What the decoder of an encoder-decoder reads; None: what it generates greedily from the text, or of a
             classifier the text itself.
-        max_tokens: Cut text and target to so many tokens, special tokens among them; None: they are read whole.
+        max_tokens: Truncate text and target to so many tokens, special tokens among them; None: they are read whole.
 
     Raises:
         UserError: an empty text or target, one beyond the model's context, a target for a model with a single stack or
@@ -101,23 +100,30 @@ def attention(
         raise UserError(f"A target is what an encoder-decoder writes, and this model {why}: leave out the target.")
     before, plain, after = _parts(tokenizer, text, "The text")
     after = after if config.encoder_layers else []
-    ids, whole = _cut(before, plain, after, max_tokens), len(before + plain + after)
+    # Special tokens around the text stay where it is truncated.
+    room = None if max_tokens is None else max(1, max_tokens - len(before + after))
+    ids = [*before, *plain[:room], *after]
     source_vocab = config.source_vocab_size if config.is_encoder_decoder else None
     _check(model, "The text", ids, source_vocab or config.vocab_size)
     inputs: dict[str, Tensor] = {"tokens": torch.tensor([ids], device=model.device)}
-    target_tokens, generated = None, False
+    target_tokens, writes = None, config.is_encoder_decoder and not classifies
     with inference.evaluating(model), torch.inference_mode():
-        if config.is_encoder_decoder and not classifies:
+        if writes:
             source = inputs["tokens"]
-            generated = target is None
-            written = _generate(model, source, max_tokens) if target is None else _written(tokenizer, target)
+            if target is None:
+                written = _generate(model, source, max_tokens)
+            else:  # its end-of-text is only predicted
+                before_target, plain_target, _ = _parts(tokenizer, target, "The target")
+                written = before_target + plain_target
             read = [decoder_start_id(model), *written]
             target_tokens, read = len(read), read[:max_tokens]
             _check(model, "The target", read, config.vocab_size)
             inputs = {"tokens": torch.tensor([read], device=model.device), "source": source}
         with recording(model) as record:
             model(**inputs, return_logits=False)
-    tokens = {name: _spellings(tokenizer, ids[0].tolist()) for name, ids in record.read.items()}
+    tokens = {
+        name: tuple(_spelling(tokenizer, token) for token in ids[0].tolist()) for name, ids in record.read.items()
+    }
     return Attention(
         text=text,
         tokens=tokens.get("decoder") or tokens["encoder"],
@@ -125,9 +131,9 @@ def attention(
         encoder=_stacked(record.encoder),
         decoder=_stacked(record.decoder),
         cross=_stacked(record.cross),
-        text_tokens=whole,
+        text_tokens=len(before + plain + after),
         target_tokens=target_tokens,
-        generated=generated,
+        generated=writes and target is None,
     )
 
 
@@ -137,19 +143,6 @@ def _parts(tokenizer: Tokenizer, text: str, what: str) -> tuple[list[int], list[
     if not text.strip() or not plain:
         raise UserError(f"{what} is empty: give at least a word whose attention is to be shown.")
     return before, plain, after
-
-
-def _cut(before: Sequence[int], plain: Sequence[int], after: Sequence[int], longest: int | None) -> list[int]:
-    """The ids of a text with the special tokens around it, which stay where the text is cut."""
-    if longest is not None:
-        plain = plain[: max(1, longest - len(before) - len(after))]
-    return [*before, *plain, *after]
-
-
-def _written(tokenizer: Tokenizer, target: str) -> list[int]:
-    """Ids of a target that a decoder reads: the end-of-text is only predicted."""
-    before, plain, _ = _parts(tokenizer, target, "The target")
-    return before + plain
 
 
 def _generate(model: Transformer, source: Tensor, max_tokens: int | None) -> list[int]:
@@ -177,10 +170,6 @@ def _stacked(layers: Sequence[Tensor]) -> Tensor | None:
     if bool(weights.isnan().any()):
         raise inference.DamagedError
     return weights
-
-
-def _spellings(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    return tuple(_spelling(tokenizer, token) for token in ids)
 
 
 def _spelling(tokenizer: Tokenizer, token: int) -> str:

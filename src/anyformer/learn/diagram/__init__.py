@@ -2,13 +2,14 @@
 
 facts    what a drawing says of a model, and at which place
 panel    models beside each other: their costs, and where they differ
-drawing  where everything is drawn, and the same in words (stack: the blocks of a stack, thumbnails of masks)
+drawing  the whole drawing, and its description in words
+stack    the blocks of a stack, thumbnails of masks; ghosts of what a model lacks, and color
 lesson   pictures of a computation: products of matrices, the residual stream
-svg      shapes, how they look, and how wide a line of text is
+svg      shapes, and the width of a line of text; picture.css, their style
 """
 
 from anyformer.learn.diagram.drawing import diagram, draw
 from anyformer.learn.diagram.lesson import Matrix, matrices, stream
-from anyformer.learn.diagram.panel import Panel, lit, panels, undrawn
+from anyformer.learn.diagram.panel import Panel, differences, panels, undrawn
 
-__all__ = ["Matrix", "Panel", "diagram", "draw", "lit", "matrices", "panels", "stream", "undrawn"]
+__all__ = ["Matrix", "Panel", "diagram", "differences", "draw", "matrices", "panels", "stream", "undrawn"]

@@ -1,16 +1,24 @@
 """A drawing: one model or several side by side, a legend, and the differences that are no part of the picture."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
 from anyformer.learn.diagram import stack, svg
 from anyformer.learn.diagram.facts import STACKS
-from anyformer.learn.diagram.panel import ABSENT, Difference, Panel, differences, lit, panels, undrawn
-from anyformer.learn.diagram.stack import LEFT, STREAM
-from anyformer.learn.diagram.style import SIZE, SMALL, TITLE, Style, cost_text, write_fact, write_facts
+from anyformer.learn.diagram.panel import ABSENT, Panel, differences, panels, undrawn
+from anyformer.learn.diagram.stack import (
+    LEFT,
+    SIZE,
+    SMALL,
+    STREAM,
+    TITLE,
+    Style,
+    cost_text,
+    write_fact,
+    write_facts,
+)
 from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.pages.formatting import count, si
 
@@ -29,57 +37,28 @@ _BROAD = 600.0
 """The width from which the legend is a single line."""
 
 
-@dataclass(frozen=True)
 class _Layout:
     """The places in a drawing: a column for each stack that some of its models has."""
 
-    stacks: tuple[str, ...]
-    models: int
-
-    @property
-    def inner(self) -> float:
+    def __init__(self, stacks: tuple[str, ...], models: int) -> None:
+        self.stacks = stacks
+        self.inner = len(stacks) * (stack.WIDTH + _GUTTER) - _GUTTER
         """The width of the columns of a model."""
-        return len(self.stacks) * (stack.WIDTH + _GUTTER) - _GUTTER
-
-    @property
-    def panel(self) -> float:
+        self.panel = self.inner + 2 * _MARGIN
         """The width of a model."""
-        return self.inner + 2 * _MARGIN
-
-    @property
-    def wide(self) -> float:
+        self.wide = models * (self.panel + _BETWEEN) - _BETWEEN
         """The width of the drawing."""
-        return self.models * (self.panel + _BETWEEN) - _BETWEEN
-
-    @property
-    def span(self) -> float:
+        self.span = self.inner - 2 * LEFT - 6
         """The width of the head."""
-        return self.inner - 2 * LEFT - 6
-
-    @property
-    def is_narrow(self) -> bool:
+        self.is_narrow = len(stacks) == 1
         """Whether what stands side by side below two stacks is in lines of its own."""
-        return len(self.stacks) == 1
-
-    @property
-    def head_height(self) -> float:
-        """The height of the head."""
-        return 94.0 if self.is_narrow else 54.0
-
-    @property
-    def numbers(self) -> float:
+        self.head_height = 94.0 if self.is_narrow else 54.0
+        self.numbers = _HEAD + self.head_height + 40
         """The upper edge of the numbers of the whole model."""
-        return _HEAD + self.head_height + 40
-
-    @property
-    def legend(self) -> float:
+        self.legend = self.numbers + (78 if self.is_narrow else 52)
         """The upper edge of the legend."""
-        return self.numbers + (78 if self.is_narrow else 52)
-
-    @property
-    def rest(self) -> float:
+        self.rest = self.legend + (34 if self.wide >= _BROAD else 52)
         """The upper edge of the differences that are no part of the picture."""
-        return self.legend + (34 if self.wide >= _BROAD else 52)
 
     def left(self, name: str) -> float:
         """The left edge of a stack."""
@@ -123,13 +102,13 @@ def draw(drawn: Sequence[Panel], among: Sequence[Panel] = (), identifier: str = 
             what is not the same in all.
         identifier: The element's id, with which all of its ids begin: another one for each picture in a page.
     """
-    rest, among = ([], among) if among else (undrawn(drawn), drawn)
+    rest, among = ({}, among) if among else (undrawn(drawn), drawn)
     stacks = tuple(name for name in STACKS if any(name in panel.facts for panel in drawn))
     layout = _Layout(stacks, len(drawn))
     columns = max(1, int((layout.wide - 2 * _EDGE) // _COLUMN))
     high = layout.rest + (30 + _ROW * -(-len(rest) // columns) if rest else 0)
     picture = svg.root(identifier, (layout.wide, high), title(drawn), description(drawn, among))
-    places = lit(among)
+    places = differences(among)
     for number, panel in enumerate(drawn):
         x = number * (layout.panel + _BETWEEN)
         if number:
@@ -219,12 +198,12 @@ def _legend(parent: Element, differs: str, layout: _Layout) -> None:
     svg.text(parent, x, y, "parameters and FLOPs are of all layers of a stack", 300, size=SMALL, style="soft")
 
 
-def _rest(parent: Element, rest: Sequence[Difference], columns: int, top: float) -> None:
+def _rest(parent: Element, rest: Mapping[str, Sequence[str]], columns: int, top: float) -> None:
     if rest:
         svg.text(parent, _EDGE, top + 14, "Also different, but no part of the picture", 400, style="bold")
-    for number, each in enumerate(rest):
+    for number, (field, values) in enumerate(rest.items()):
         row, column = divmod(number, columns)
-        parts = [(each.field, "soft", ""), (" → ".join(each.values), "lit", "")]
+        parts = [(field, "soft", ""), (" → ".join(values), "lit", "")]
         svg.line(parent, _EDGE + column * _COLUMN, top + 33 + row * _ROW, parts, _COLUMN - 14, SIZE)
 
 
@@ -235,7 +214,7 @@ _PHRASES = {
     "embedding_norm": "{} after the embedding",
     "final_norm": "{} after the last layer",
 }
-"""How a fact is said, by the last word of its place."""
+"""Phrases around the text of a fact, by the last word of its place."""
 
 
 def kind(panel: Panel) -> str:
@@ -261,16 +240,17 @@ def description(drawn: Sequence[Panel], among: Sequence[Panel]) -> str:
     sentences = [sentence for panel in drawn for sentence in _sentences(panel)]
     if len(among) > 1:
         names = " and ".join(panel.name for panel in among)
-        places, found = differences(among), list[str]()
+        places, differing = differences(among), list[str]()
         for place, texts in places.items():
             above = [place[:end] for end, character in enumerate(place) if character == "."]
             if any(ABSENT in places.get(each, ()) for each in above):
                 continue  # a block that one of them lacks is said as a whole
             is_block = any(each.startswith(f"{place}.") for each in places)
-            said = (text if text == ABSENT or not is_block else "present" for text in texts)
-            found.append(f"{_words(place)}: {' against '.join(said)}")
-        found += [f"{each.field}: {' against '.join(each.values)}" for each in undrawn(among)]
-        sentences.append(f"Differences between {names}: {'; '.join(found)}." if found else f"{names} are the same.")
+            texts = (text if text == ABSENT or not is_block else "present" for text in texts)
+            differing.append(f"{_words(place)}: {' against '.join(texts)}")
+        differing += [f"{field}: {' against '.join(values)}" for field, values in undrawn(among).items()]
+        same = f"{names} are the same."
+        sentences.append(f"Differences between {names}: {'; '.join(differing)}." if differing else same)
     return " ".join(sentences)
 
 

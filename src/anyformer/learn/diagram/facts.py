@@ -10,8 +10,9 @@
 Two models are compared place by place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from anyformer.blocks.position import POSITIONS, PositionalEncoding
@@ -54,16 +55,17 @@ Facts = Mapping[str, Fact]
 
 def facts(config: ModelConfig) -> Facts:
     """All that a drawing says of a model. What the model lacks has no entry."""
-    found: dict[str, Fact] = {}
-    for stack in STACKS:
-        if layers(config, stack):
-            found |= {f"{stack}{place and f'.{place}'}": fact for place, fact in _stack(config, stack)}
-    found |= _head(config)
-    return {place: replace(fact, text=shorten(fact.text, _LONGEST)) for place, fact in found.items()}
+    of_stacks = (
+        (f"{stack}{place and f'.{place}'}", fact)
+        for stack in STACKS
+        if layers(config, stack)
+        for place, fact in _stack(config, stack)
+    )
+    return {place: replace(fact, text=shorten(fact.text, _LONGEST)) for place, fact in chain(of_stacks, _head(config))}
 
 
 def layers(config: ModelConfig, stack: str) -> int:
-    """How many blocks a stack has."""
+    """Number of blocks of a stack."""
     return config.encoder_layers if stack == "encoder" else config.decoder_layers
 
 
@@ -138,7 +140,7 @@ def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, F
 
 
 def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, Fact]]:
-    attention, field = attention_of(config, stack), _Fields("attention", config.decoder_attention, stack)
+    attention, field = attention_of(config, stack), _names("attention", config.decoder_attention, stack)
     head_dim = attention.head_dim or config.d_model // attention.heads
     width = field("head_dim") if attention.head_dim else (*field("heads", "head_dim"), "d_model")
     yield "heads", Fact(f"{_many(attention.heads, 'head')} × {head_dim:,}", (*field("heads"), *width))
@@ -160,7 +162,7 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
         yield "qk_norm", Fact("QK norm", field("qk_norm"))
 
 
-def _mask(config: ModelConfig, stack: str, field: "_Fields") -> Fact:
+def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]) -> Fact:
     window = windows(config, stack)[-1]
     if window is None:
         return Fact("causal mask" if stack == "decoder" else "full mask", ())
@@ -172,7 +174,7 @@ def _mask(config: ModelConfig, stack: str, field: "_Fields") -> Fact:
 
 
 def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
-    feed_forward, field = feed_forward_of(config, stack), _Fields("feed_forward", config.decoder_feed_forward, stack)
+    feed_forward, field = feed_forward_of(config, stack), _names("feed_forward", config.decoder_feed_forward, stack)
     width = f"{config.d_model:,} → {feed_forward.width:,} → {config.d_model:,}"
     yield "width", Fact(width, (*field("width"), "d_model"))
     yield "activation", Fact(feed_forward.activation, field("activation"))
@@ -199,7 +201,7 @@ def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
 
 
 def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
-    """How far apart positions are told."""
+    """Largest distance at which positions are told apart."""
     position = config.position
     if position.scaling is not None:
         fields = ("position.kind", "position.scaling", "position.scaling.kind", "position.scaling.factor")
@@ -209,7 +211,7 @@ def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
 
 
 def _acts(config: ModelConfig, *ways: str) -> bool:
-    """Whether positions enter in one of these ways. Of a kind that isn't known here: by the embeddings."""
+    """Whether positions enter in one of these ways. A kind of somebody's own is taken to enter by the embeddings."""
     kind: Any = POSITIONS.get(config.position.kind)
     if kind is None:
         return "embed" in ways
@@ -253,18 +255,11 @@ def _output(config: ModelConfig) -> Fact:
     return Fact(f"logits: {each} × {size:,}", ("head.kind", "vocab_size" if language else "head.labels"))
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """The names of fields of a block that the decoder may have of its own."""
-
-    name: str
-    own: Any
-    stack: str
-
-    def __call__(self, *fields: str) -> tuple[str, ...]:
-        if self.stack == "decoder" and self.own is not None:
-            return (f"decoder_{self.name}", *(f"decoder_{self.name}.{field}" for field in fields))
-        return tuple(f"{self.name}.{field}" for field in fields)
+def _names(part: str, own: object, stack: str) -> Callable[..., tuple[str, ...]]:
+    """A function from fields of a block, which the decoder may have of its own, to their names in the config."""
+    if stack == "decoder" and own is not None:
+        return lambda *fields: (f"decoder_{part}", *(f"decoder_{part}.{field}" for field in fields))
+    return lambda *fields: tuple(f"{part}.{field}" for field in fields)
 
 
 def _norm(config: ModelConfig) -> str:

@@ -8,6 +8,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 from xml.etree.ElementTree import Element
 
 from anyformer.learn.diagram import svg
@@ -38,11 +39,10 @@ class Matrix:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        first, second = self.values[0], self.values[1] if len(self.values) > 1 else ()
-        if isinstance(first, int) and isinstance(second, int):
-            return first, second
-        numbers = self.numbers
-        return len(numbers), len(numbers[0])
+        rows, *others = self.values
+        if isinstance(rows, int):
+            return rows, cast("int", others[0])
+        return len(self.values), len(rows)
 
     @property
     def numbers(self) -> list[list[float]]:
@@ -60,12 +60,9 @@ class Matrix:
 
 
 def matrices(*parts: Matrix | str, title: str = "Matrices", identifier: str = "matrices") -> str:
-    """Matrices beside each other, with signs between them, as SVG.
+    """Matrices beside each other, with signs such as ``"@"`` or ``"softmax →"`` between them, as SVG.
 
-    Args:
-        parts: Matrices, and signs such as ``"@"``, ``"="`` or ``"softmax →"``.
-        title: What it shows, for a screen reader.
-        identifier: Of the picture in its page: two on one page need different ones.
+    The title is for screen readers; two pictures on one page need different identifiers.
     """
     rooms = [_room(part) for part in parts]
     high = max(part.size[1] for part in parts if isinstance(part, Matrix))
@@ -116,7 +113,7 @@ def stream(sizes: Sequence[tuple[str, float]], *, identifier: str = "stream") ->
 
 def _labels(matrix: Matrix) -> float:
     """Pixels that the names of rows take, at the left."""
-    names = [] if isinstance(matrix.rows, str) else matrix.rows
+    names = () if isinstance(matrix.rows, str) else matrix.rows
     return max((width(name, 10) + 8 for name in names), default=0.0)
 
 
@@ -144,9 +141,9 @@ def _draw_matrix(picture: Element, matrix: Matrix, x: float, y: float, room: flo
             svg.text(picture, x - 6, y + (row + 0.68) * _CELL[1], matrix.rows[row], 90, size=10.0, anchor="end")
         for column, value in enumerate(values):
             left, top = x + column * _CELL[0], y + row * _CELL[1]
-            shade = {"x": f"{left:g}", "y": f"{top:g}", "width": f"{_CELL[0]:g}", "height": f"{_CELL[1]:g}"}
+            cell = {"x": f"{left:g}", "y": f"{top:g}", "width": f"{_CELL[0]:g}", "height": f"{_CELL[1]:g}"}
             strength = abs(value) / largest if math.isfinite(value) else 0.0
-            svg.add(picture, "rect", {"class": "seen", "opacity": f"{0.45 * strength:.2f}", **shade})
+            svg.add(picture, "rect", {"class": "seen", "opacity": f"{0.45 * strength:.2f}", **cell})
             shown = f"{value:.2g}" if math.isfinite(value) else "-∞"
             svg.text(picture, left + _CELL[0] / 2, top + 17, shown, _CELL[0], size=10.0, anchor="middle")
     if not isinstance(matrix.columns, str):

@@ -25,7 +25,7 @@ class Panel:
     config: ModelConfig
     facts: Facts
     costs: dict[str, PartCost] | None
-    """The cost of each part, by its name; None: the config names a block that isn't known here."""
+    """The cost of each part, by its name; None: the config names a block of somebody's own."""
     cache_bytes: int
     """Keys and values of one token, in bfloat16."""
     context: int
@@ -47,15 +47,6 @@ class Panel:
         return [kinds[window is not None] for window in windows(self.config, stack)]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A field that is drawn nowhere."""
-
-    field: str
-    values: tuple[str, ...]
-    """Its value in each model."""
-
-
 def panels(models: Sequence[tuple[str, ModelConfig]], context: int | None = None) -> list[Panel]:
     """Describe models for one drawing.
 
@@ -71,55 +62,36 @@ def panels(models: Sequence[tuple[str, ModelConfig]], context: int | None = None
         context = min(config.max_length for _, config in models)
     if context < 1:
         raise UserError(f"context is a number of tokens, at least 1, not {context}.")
-    return [
-        Panel(
-            shorten(name, _LONGEST),
-            config,
-            facts(config),
-            _costs(config, context),
-            cache_bytes_per_token(config),
-            context,
-        )
-        for name, config in models
-    ]
+    return [_panel(shorten(name, _LONGEST), config, context) for name, config in models]
 
 
-def _costs(config: ModelConfig, context: int) -> dict[str, PartCost] | None:
+def _panel(name: str, config: ModelConfig, context: int) -> Panel:
     try:
-        return {cost.name: cost for cost in part_costs(config, context)}
+        costs = {cost.name: cost for cost in part_costs(config, context)}
     except ConfigError:
-        return None
-
-
-def lit(drawn: Sequence[Panel]) -> frozenset[str]:
-    """The places at which models differ."""
-    places = {place for panel in drawn for place in panel.facts}
-    return frozenset(place for place in places if len({_text(panel, place) for panel in drawn}) > 1)
-
-
-def undrawn(drawn: Sequence[Panel]) -> list[Difference]:
-    """The fields in which models differ, and that none of the places at which they do shows."""
-    places = lit(drawn)
-    shown = {field for panel in drawn for place in places & set(panel.facts) for field in panel.facts[place].fields}
-    first, *others = drawn
-    found = dict.fromkeys(field for panel in others for field in diff(first.config, panel.config))
-    return [
-        Difference(field, tuple(_value(panel.config, field) for panel in drawn))
-        for field in found
-        if field not in shown
-    ]
+        costs = None
+    return Panel(name, config, facts(config), costs, cache_bytes_per_token(config), context)
 
 
 def differences(drawn: Sequence[Panel]) -> dict[str, tuple[str, ...]]:
-    """Differences at each place, as they stand there; `ABSENT` where a model has nothing."""
-    places = lit(drawn)
-    order = dict.fromkeys(place for panel in drawn for place in panel.facts if place in places)
-    return {place: tuple(_text(panel, place) or ABSENT for panel in drawn) for place in order}
+    """Texts of the places at which models differ, in each of them; `ABSENT` where a model has nothing."""
+    facts_at = {place: [panel.facts.get(place) for panel in drawn] for panel in drawn for place in panel.facts}
+    return {
+        place: tuple(fact.text if fact else ABSENT for fact in of_models)
+        for place, of_models in facts_at.items()
+        if len({fact and fact.text for fact in of_models}) > 1
+    }
 
 
-def _text(panel: Panel, place: str) -> str | None:
-    fact = panel.facts.get(place)
-    return None if fact is None else fact.text
+def undrawn(drawn: Sequence[Panel]) -> dict[str, tuple[str, ...]]:
+    """The fields in which models differ, and that none of the places at which they do shows, with their values."""
+    places = differences(drawn)
+    shown = {
+        field for panel in drawn for place, fact in panel.facts.items() if place in places for field in fact.fields
+    }
+    first, *others = drawn
+    differing = dict.fromkeys(field for panel in others for field in diff(first.config, panel.config))
+    return {field: tuple(_value(panel.config, field) for panel in drawn) for field in differing if field not in shown}
 
 
 def _value(config: ModelConfig, field: str) -> str:

@@ -12,13 +12,101 @@
                             norm
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from anyformer.analysis import PartCost
 from anyformer.learn.diagram import svg
-from anyformer.learn.diagram.facts import SUBLAYERS, layers, time
-from anyformer.learn.diagram.style import SMALL, TITLE, Style, cost_text, write_fact, write_facts
+from anyformer.learn.diagram.facts import SUBLAYERS, Fact, layers, time
+from anyformer.learn.diagram.panel import Panel
 from anyformer.learn.diagram.svg import add
-from anyformer.pages.formatting import count
+from anyformer.pages.formatting import count, si
+
+TITLE, SIZE, SMALL = 13.0, 11.5, 10.0
+"""Font sizes in pixels."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """A model, as it is drawn among others."""
+
+    panel: Panel
+    lit: Collection[str]
+    """Places at which it differs from others."""
+
+    def fact(self, place: str) -> Fact | None:
+        """The fact at a place."""
+        return self.panel.facts.get(place)
+
+    def cost(self, part: str) -> PartCost | None:
+        """The cost of a part."""
+        return (self.panel.costs or {}).get(part)
+
+    def of(self, place: str) -> str:
+        """The classes of what stands at a place: a ghost where the model lacks it, lit where models differ."""
+        return self._classes(place, is_lit=place in self.lit)
+
+    def around(self, place: str) -> str:
+        """The classes of a block: it is lit if anything in it is; the norms before and after it are beside it."""
+        beside = (f"{place}.before", f"{place}.after")
+        inside = any(each.startswith(f"{place}.") and each not in beside for each in self.lit)
+        return self._classes(place, is_lit=inside or place in self.lit)
+
+    def _classes(self, place: str, *, is_lit: bool) -> str:
+        return " ".join([*([] if place in self.panel.facts else ["ghost"]), *(["lit"] if is_lit else [])])
+
+    def tooltip(self, place: str) -> str:
+        """All that is said of a block: a long name may be truncated in the picture."""
+        inside = [fact.text for each, fact in self.panel.facts.items() if each == place or each.startswith(f"{place}.")]
+        return ": ".join([*inside[:1], *filter(None, ["; ".join(inside[1:])])]) or "absent"
+
+
+def cost_text(*costs: PartCost | None) -> str:
+    """Parameters and FLOPs of parts together, where they have any."""
+    present = [cost for cost in costs if cost is not None]
+    parameters, flops = sum(cost.parameters for cost in present), sum(cost.flops for cost in present)
+    amounts = ((parameters, f"{count(parameters)} parameters"), (flops, f"{si(flops)} FLOPs"))
+    return " · ".join(text for amount, text in amounts if amount)
+
+
+def write_fact(
+    parent: Element,
+    style: Style,
+    place: str,
+    x: float,
+    y: float,
+    room: float,
+    *,
+    ghost: str = "",
+    prefix: str = "",
+    size: float = SMALL,
+    classes: str = "",
+    anchor: str = "start",
+) -> None:
+    """Write what is said at a place, see `svg.text`.
+
+    Args:
+        ghost: What to write where nothing is said.
+        prefix: What to write before it.
+        classes: More classes of the text.
+    """
+    fact = style.fact(place)
+    content = ghost if fact is None else prefix + fact.text
+    if content:
+        look = f"{classes} {style.of(place)}".strip()
+        svg.text(parent, x, y, content, room, size=size, style=look, anchor=anchor, place=place)
+
+
+def write_facts(
+    parent: Element, style: Style, block: str, names: tuple[str, ...], x: float, y: float, room: float
+) -> None:
+    """Write what is said at several places of a block into one line, see `svg.line`."""
+    places = [place for name in names if (place := f"{block}.{name}") in style.panel.facts]
+    if places:
+        parts = [(style.panel.facts[place].text, style.of(place), place) for place in places]
+        svg.line(parent, x, y, parts, room, SIZE)
+
 
 MASK_SIZE = 42.0
 """Width and height of a mask in pixels."""
@@ -26,12 +114,9 @@ _CELLS, _SOURCE, _WINDOW = 7, 5, 3
 
 
 def sees(kind: str, query: int, key: int) -> bool:
-    """Whether a token sees another.
+    """Whether a token sees another, by their positions.
 
-    Args:
-        kind: full, causal, window (causal and near), band (near, on both sides) or cross (all of another text).
-        query: The place of the token.
-        key: The place of the other.
+    The kind is full, causal, window (causal and near), band (near, on both sides) or cross (all of another text).
     """
     near = abs(query - key) < _WINDOW
     return {"causal": key <= query, "window": key <= query and near, "band": near}.get(kind, True)
@@ -89,7 +174,7 @@ _PAD, _BESIDE = 12.0, 36.0
 
 
 def middle(name: str) -> float:
-    """How far below a stack's upper edge the middle of a block is, for what leads to it."""
+    """Pixels from a stack's upper edge to the middle of a block, for what leads to it."""
     return _top(name) + 46
 
 
@@ -99,15 +184,7 @@ def _top(name: str) -> float:
 
 
 def draw(parent: Element, style: Style, stack: str, x: float, y: float) -> None:
-    """Draw a stack, or the ghost of one.
-
-    Args:
-        parent: What it is drawn in.
-        style: The model.
-        stack: encoder or decoder.
-        x: Its left edge.
-        y: Its upper edge.
-    """
+    """Draw the encoder or decoder of a model, or the ghost of one, at a left and an upper edge."""
     is_there = style.fact(stack) is not None
     whole = svg.group(parent, "" if is_there else "ghost", x=x, y=y)
     write_fact(whole, style, stack, LEFT, 12, 120, ghost=stack, size=TITLE, classes="bold")

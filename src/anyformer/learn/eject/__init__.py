@@ -1,7 +1,8 @@
 """An architecture as one Python file that needs torch and safetensors alone.
 
-source         fills the templates with a config; what the program says of loading, sampling and training
-architecture   what one says of the blocks: their parts, the stacks that share them, rotation
+source         the templates, filled with a config; values on loading, sampling and training
+architecture   values on the model: constants, embeddings, head
+parts          values on its stacks: attention, feed-forward and blocks, and the stacks that share them
 """
 
 from anyformer.learn.eject.source import architecture_diff, eject

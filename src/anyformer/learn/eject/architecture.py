@@ -1,12 +1,25 @@
-"""Values of the template of an architecture, from a config."""
+"""Values of the template of an architecture, from a config: its constants, its parts, and what is said of them."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from anyformer.config import ModelConfig
-from anyformer.learn.eject.constants import constants
-from anyformer.learn.eject.parts import ACTIVATIONS, attention_part, call, feed_forward_part, stack_part
-from anyformer.learn.eject.stacks import Group, Stack, alike, layers_name, rotations, sharpness, stacks_of
+from anyformer.learn.eject.parts import (
+    ACTIVATIONS,
+    Group,
+    Stack,
+    alike,
+    attention_part,
+    call,
+    feed_forward_part,
+    layers_name,
+    reads_tokens,
+    sharpness,
+    stack_part,
+    stacks_of,
+    yarn_range,
+)
 
 NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
@@ -16,134 +29,148 @@ INITIALIZERS = {
     "xavier": "Glorot-uniform matrices, token vectors from N(0, 1 / D), zero for every bias (Vaswani et al. 2017).",
     "t5": "N(0, 1 / inputs) for matrices; queries have the 1 / sqrt(K) that the scores leave out as well (T5).",
 }
+HASH_FACTOR, HASH_SHIFT = -7046029254386353131, 24
+"""Constants of the hash of n-grams, see `anyformer.blocks.embedding`."""
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:
     """The values of architecture.py.jinja."""
-    stacks = stacks_of(config)
+    stacks, cross, head = stacks_of(config), config.is_encoder_decoder, config.head
     # Two stacks of the same parts share their classes, and a class takes what one of its uses needs.
     attentions = {group: attention_part(config, group) for group in alike(stacks, lambda stack: stack.attention)}
     feed_forwards = {group: feed_forward_part(group) for group in alike(stacks, lambda stack: stack.feed_forward)}
-    layers = " + ".join(layers_name(stack, config.is_encoder_decoder) for stack in stacks)
-    made = [stack_part(config, stack, _of(stack, attentions), _of(stack, feed_forwards)) for stack in stacks]
+    parts = [
+        stack_part(
+            config,
+            stack,
+            next(part for group, part in attentions.items() if stack in group.stacks),
+            next(part for group, part in feed_forwards.items() if stack in group.stacks),
+        )
+        for stack in stacks
+    ]
+    layers = " + ".join(layers_name(stack, cross) for stack in stacks)
     return {
+        "config": config,
         "constants": constants(config, stacks, list(attentions), list(feed_forwards)),
-        **_norms(config, stacks),
-        **_positions(config),
-        "rotations": rotations(config, list(attentions)),
-        **_embeddings(config),
+        "norm": NORMS[config.norm.kind],
+        "qk_norm": any(stack.attention.qk_norm for stack in stacks),
+        "position_table": _position_table(config),
+        "sharpness": sharpness(config),
+        "embedded": _embedded(config),
         "attentions": list(attentions.values()),
         "feed_forwards": list(feed_forwards.values()),
-        "blocks": [stack["blocks"] for stack in made],
-        "stacks": made,
-        "dropout": config.dropout,
-        **_texts(config),
-        **_head(config),
-        "model_docstring": _model_docstring(config),
-        "init": _initialization(config),
-        "depth": f"({layers})" if config.is_encoder_decoder else layers,
+        "stacks": parts,
+        "cross": cross,
+        "two_texts": cross and config.head.kind != "classification",
+        "reads_tokens": reads_tokens(config),
+        "head_class": head.kind == "language_model" and (head.transform or head.bias != "none" or head.scaled),
+        "transform": ACTIVATIONS.get(head.transform or ""),
+        "pooler": ACTIVATIONS.get(head.pooler or ""),
+        "init_docstring": INITIALIZERS[config.init.kind],
+        "drawn_wide": _drawn_wide(config),
+        "depth": f"({layers})" if cross else layers,
     }
 
 
-def _of(stack: Stack, parts: Mapping[Group, dict[str, Any]]) -> dict[str, Any]:
-    return next(part for group, part in parts.items() if stack in group.stacks)
+def _position_table(config: ModelConfig) -> str:
+    rows = "MAX_LENGTH + POSITION_OFFSET" if config.position.offset else "MAX_LENGTH"
+    table = f"{rows}, D_MODEL" + (", padding_idx=POSITION_OFFSET - 1" if config.position.skip_padding else "")
+    return call("nn.ModuleDict", [f'{{"table": nn.Embedding({table})}}'], indent=8, before=16)
 
 
-def _norms(config: ModelConfig, stacks: Sequence[Stack]) -> dict[str, Any]:
-    norm = config.norm
-    return {
-        "norm": NORMS[norm.kind],
-        "qk_norm": any(stack.attention.qk_norm for stack in stacks),
-        "pre_norm": norm.placement == "pre",
-        "final_norm": norm.has_final,
-    }
-
-
-def _positions(config: ModelConfig) -> dict[str, Any]:
-    position = config.position
-    rows = "MAX_LENGTH + POSITION_OFFSET" if position.offset else "MAX_LENGTH"
-    table = f"{rows}, D_MODEL" + (", padding_idx=POSITION_OFFSET - 1" if position.skip_padding else "")
-    return {
-        "position": position.kind,
-        "layout": position.layout,
-        "scaling": position.scaling,
-        "sharpness": sharpness(config),
-        "position_table": call("nn.ModuleDict", [f'{{"table": nn.Embedding({table})}}'], indent=8, before=16),
-        "offset": position.offset,
-        "skips_padding": position.skip_padding,
-    }
-
-
-def _embeddings(config: ModelConfig) -> dict[str, Any]:
+def _embedded(config: ModelConfig) -> str:
+    """The modules of a stack's embedding; "" where there are none."""
     embedding = config.embedding
     modules = ['"ngrams": NgramEmbedding()'] if embedding.ngrams > 1 else []
     modules += ['"segments": nn.Embedding(SEGMENTS, D_MODEL)'] if embedding.segments else []
     modules += [f'"norm": {NORMS[config.norm.kind]}(D_MODEL)'] if embedding.norm else []
+    return call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=17) if modules else ""
+
+
+def _drawn_wide(config: ModelConfig) -> str:
+    """Names of the weights that T5 draws with the deviation of the config."""
+    names = ["token_embedding.table.weight"]
+    names += ["source_embedding.table.weight"] if config.source_vocab_size is not None else []
+    names += ["head.projection.weight"] if config.head.kind == "language_model" and not config.embedding.tied else []
+    return ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "")
+
+
+def constants(
+    config: ModelConfig, stacks: Sequence[Stack], attentions: Sequence[Group], feed_forwards: Sequence[Group]
+) -> list[tuple[str, str]]:
+    """Names and values of the numbers that the code uses in Python's notation, sizes first."""
+    position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
+    kind, scaling = position.kind, position.scaling if position.kind == "rotary" else None
+    yarn = attentions if scaling is not None and scaling.kind == "yarn" else []
+    factor = sharpness(config)
+    has_ngrams, has_labels = embedding.ngrams > 1, "classification" in head.kind
+    reads_start = config.is_encoder_decoder and head.kind in ("language_model", "classification")
+    starts = (tokens.decoder_start, tokens.bos, tokens.pad, 0)
+    values: dict[str, float | None] = {
+        "VOCAB_SIZE": config.vocab_size,
+        "SOURCE_VOCAB_SIZE": config.source_vocab_size,
+        "D_MODEL": config.d_model,
+        "MAX_LENGTH": config.max_length,
+        **{layers_name(stack, config.is_encoder_decoder): stack.layers for stack in stacks},
+        **{name: value for group in attentions for name, value in _heads(config, group).items()},
+        **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
+        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else None,
+        "BUCKETS": position.buckets if kind == "relative" else None,
+        "MAX_DISTANCE": position.max_distance if kind == "relative" else None,
+        "THETA": position.theta if kind == "rotary" else None,
+        "ROPE_FACTOR": scaling and scaling.factor,
+        "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind == "llama3" else None,
+        "LOW_FREQUENCY": scaling.low_frequency if scaling and scaling.kind == "llama3" else None,
+        "HIGH_FREQUENCY": scaling.high_frequency if scaling and scaling.kind == "llama3" else None,
+        **{name: value for group in yarn for name, value in _yarn(config, group).items()},
+        "ATTENTION_FACTOR": factor if factor != 1.0 else None,
+        "NGRAMS": embedding.ngrams if has_ngrams else None,
+        "NGRAM_ROWS": embedding.ngram_rows if has_ngrams else None,
+        "HASH_FACTOR": HASH_FACTOR if has_ngrams else None,
+        "HASH_SHIFT": HASH_SHIFT if has_ngrams else None,
+        "SEGMENTS": embedding.segments or None,
+        "PADDING": embedding.padding,
+        "DECODER_START": next(token for token in starts if token is not None) if reads_start else None,
+        **{name: value for group in attentions for name, value in _scores(group).items()},
+        "NORM_EPS": config.norm.eps,
+        "DROPOUT": config.dropout or None,
+        "EMBEDDING_DROPOUT": embedding.dropout or None,
+        **{f"{group.prefix}ATTENTION_DROPOUT": group.attention.dropout or None for group in attentions},
+        **{f"{group.prefix}FEED_FORWARD_DROPOUT": group.feed_forward.dropout or None for group in feed_forwards},
+        "LABEL_COUNT": head.labels if has_labels else None,
+        "HEAD_DROPOUT": (head.dropout or None) if has_labels else None,
+        "INIT_STD": config.init.std if config.init.kind != "xavier" else None,
+    }
+    return [(name, literal(value)) for name, value in values.items() if value is not None]
+
+
+def literal(value: float) -> str:
+    """A number as Python reads it back: the `repr` of one that is not finite is a name that no file has."""
+    return repr(value) if math.isfinite(value) else f'float("{value}")'
+
+
+def _heads(config: ModelConfig, group: Group) -> dict[str, float | None]:
+    attention = group.attention
     return {
-        "ngrams": embedding.ngrams,
-        "embedded": modules and call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=17),
-        "segments": embedding.segments,
-        "embedding_norm": embedding.norm,
-        "embedding_dropout": embedding.dropout,
-        "embedding_scaled": embedding.scaled,
-        "padding": embedding.padding is not None,
-        "source_table": config.source_vocab_size is not None,
+        f"{group.prefix}HEADS": attention.heads,
+        f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
+        f"{group.prefix}HEAD_DIM": _head_dim(config, group),
     }
 
 
-def _texts(config: ModelConfig) -> dict[str, Any]:
-    """Values on the inputs of the model."""
-    cross = config.is_encoder_decoder
+def _head_dim(config: ModelConfig, group: Group) -> int:
+    return group.attention.head_dim or config.d_model // group.attention.heads
+
+
+def _yarn(config: ModelConfig, group: Group) -> dict[str, float | None]:
+    low, high = yarn_range(config, _head_dim(config, group))
+    return {f"{group.prefix}YARN_LOW": low, f"{group.prefix}YARN_HIGH": high}
+
+
+def _scores(group: Group) -> dict[str, float | None]:
+    attention, has_window = group.attention, any(stack.window is not None for stack in group.stacks)
     return {
-        "cross": cross,
-        "two_texts": cross and config.head.kind != "classification",
-        "reads_tokens": config.position.skip_padding or config.embedding.ngrams > 1,
-    }
-
-
-def _head(config: ModelConfig) -> dict[str, Any]:
-    head, tied = config.head, config.embedding.tied
-    needs_class = head.transform is not None or head.bias != "none" or head.scaled
-    parts = ["a transform first"] if head.transform else []
-    parts += ["a bias for each token"] if head.bias != "none" else []
-    parts += ["divided by sqrt(D)"] if head.scaled else []
-    table = "the token table" if tied else "a matrix"
-    return {
-        "head": head.kind,
-        "tied": tied,
-        "head_class": head.kind == "language_model" and needs_class,
-        "head_docstring": f"Logits over the vocabulary by {table}: {', '.join(parts)}.",
-        "head_bias": head.bias,
-        "head_scaled": head.scaled,
-        "transform": ACTIVATIONS.get(head.transform or ""),
-        "pooler": ACTIVATIONS.get(head.pooler or ""),
-        "pooling": head.pooling,
-        "label_bias": head.label_bias,
-        "head_dropout": head.dropout,
-    }
-
-
-def _model_docstring(config: ModelConfig) -> str:
-    match config.head.kind:
-        case "language_model":
-            last = "logits over the vocabulary"
-        case "none":
-            last = "hidden states"
-        case _:
-            last = "logits over labels"
-    if config.is_encoder_decoder:
-        return f"An encoder reads the source [B, S], a decoder writes tokens [B, T]: {last}."
-    return f"{'A decoder' if config.decoder_layers else 'An encoder'} over tokens [B, T]: {last}."
-
-
-def _initialization(config: ModelConfig) -> dict[str, Any]:
-    init, wide = config.init, ["token_embedding.table.weight"]
-    wide += ["source_embedding.table.weight"] if config.source_vocab_size is not None else []
-    wide += ["head.projection.weight"] if config.head.kind == "language_model" and not config.embedding.tied else []
-    names = ", ".join(f'"{name}"' for name in wide) + ("," if len(wide) == 1 else "")
-    return {
-        "kind": init.kind,
-        "scale_residual": init.scale_residual and init.kind == "normal",
-        "docstring": INITIALIZERS[init.kind],
-        "drawn_wide": names,
+        f"{group.prefix}SCALE": None if attention.scale is None else float(attention.scale),
+        f"{group.prefix}WINDOW": attention.window if has_window else None,
+        f"{group.prefix}WINDOW_FROM": (attention.window_from or None) if has_window else None,
     }

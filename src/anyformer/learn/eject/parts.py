@@ -1,10 +1,17 @@
-"""The attention, the feed-forward and the blocks of a stack, as the template writes them."""
+"""The stacks of a model, and their attention, feed-forward and blocks as the template writes them.
 
-from collections.abc import Mapping, Sequence
+Stacks share a part where it is the same in both: its class, and its constants.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from anyformer.config import ModelConfig
-from anyformer.learn.eject.stacks import Group, Stack, layers_name
+import torch
+
+from anyformer.blocks import rope
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
 
 WIDTH = 120
 """Characters in a line."""
@@ -18,9 +25,88 @@ ACTIVATIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Stack:
+    """One stack, and what its blocks are made of."""
+
+    name: str
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    layers: int
+    is_decoder: bool
+    has_relative_positions: bool
+
+    @property
+    def window(self) -> int | None:
+        """Window of the layers that have one; None: none has."""
+        return self.attention.window if self.attention.window_from < self.layers else None
+
+    @property
+    def window_from(self) -> int:
+        """The first layer that has the window, where others have none; 0: all or none."""
+        return 0 if self.window is None else self.attention.window_from
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether its attention is told by a mask what a token sees."""
+        return self.has_relative_positions or self.window is not None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stacks that share a part.
+
+    Attributes:
+        stacks: One or both.
+        name: What the class begins with: that of the stack, or nothing where there is no other class.
+    """
+
+    stacks: tuple[Stack, ...]
+    name: str
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of constants."""
+        return f"{self.name.upper()}_" if self.name else ""
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The attention of the first stack, which is that of all where they are grouped by it."""
+        return self.stacks[0].attention
+
+    @property
+    def feed_forward(self) -> FeedForwardConfig:
+        """The feed-forward of the first stack, which is that of all where they are grouped by it."""
+        return self.stacks[0].feed_forward
+
+
+def stacks_of(config: ModelConfig) -> list[Stack]:
+    """The encoder and the decoder, as far as a model has them."""
+    attention, feed_forward = config.attention, config.feed_forward
+    relative = config.position.kind == "relative"
+    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative)
+    if config.encoder_layers:
+        attention = config.decoder_attention or attention
+        feed_forward = config.decoder_feed_forward or feed_forward
+    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative)
+    return [stack for stack in (encoder, decoder) if stack.layers]
+
+
+def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Group]:
+    """Both stacks together where the part is the same in them, else each by itself."""
+    if len({part(stack) for stack in stacks}) == 1:
+        return [Group(tuple(stacks), "")]
+    return [Group((stack,), stack.name) for stack in stacks]
+
+
+def layers_name(stack: Stack, both: bool) -> str:
+    """The constant of a stack's number of layers, alone or where there are both."""
+    return f"{stack.name.upper()}_LAYERS" if both else "LAYERS"
+
+
 def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     """The attention of some stacks."""
-    attention, prefix = group.stacks[0].attention, group.prefix
+    attention, prefix = group.attention, group.prefix
     decoder = group.stacks[-1] if group.stacks[-1].is_decoder else None
     cross = config.is_encoder_decoder and decoder is not None
     mask = any(stack.has_mask for stack in group.stacks)
@@ -30,38 +116,41 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     needs_causal = decoder is not None and not decoder.has_mask
     causal_argument = needs_causal and (cross or len(group.stacks) > 1)
     none = "=None" if cross else ""
-    arguments = ["self", "x"]
-    arguments += ["source=None"] if cross else []
-    arguments += [f"mask{none}"] if mask else []
-    arguments += ["causal=False"] if causal_argument else []
-    arguments += [f"rotation{none}"] if rotation else []
-    scale = None if attention.scale is None else f"{prefix}SCALE"
-    operands = ["query", "key", "value"]
-    operands += ["attn_mask=mask"] if mask else []
-    operands += [f"dropout_p={prefix}ATTENTION_DROPOUT if self.training else 0.0"] if attention.dropout else []
-    operands += ["is_causal=causal"] if causal_argument else ["is_causal=True"] if needs_causal else []
-    if attention.scale_by_layer:
-        operands.append("scale=self.scale")
-    elif scale is not None:
-        operands.append(f"scale={scale}")
-    operands += ["enable_gqa=True"] if is_grouped else []
-    formula = "softmax(q k^T / sqrt(K)) v" if scale is None else f"softmax({scale} q k^T) v"
+    scale = "" if attention.scale is None else f"{prefix}SCALE"
+    scale_argument = "self.scale" if attention.scale_by_layer else scale
+    operands = _present(
+        "query",
+        "key",
+        "value",
+        mask and "attn_mask=mask",
+        bool(attention.dropout) and f"dropout_p={prefix}ATTENTION_DROPOUT if self.training else 0.0",
+        needs_causal and f"is_causal={'causal' if causal_argument else 'True'}",
+        bool(scale_argument) and f"scale={scale_argument}",
+        is_grouped and "enable_gqa=True",
+    )
+    formula = f"softmax({scale} q k^T) v" if scale else "softmax(q k^T / sqrt(K)) v"
     heads = "several heads" if attention.heads > 1 else "one head"
     docstring = f"{formula} in {heads} (Vaswani et al. 2017, equation 1)."
     if is_grouped:
         docstring = f"{formula} in heads that share keys and values (Ainslie et al. 2023)."
     return {
+        "config": attention,
         "name": f"{group.name}Attention",
         "docstring": docstring,
+        "prefix": prefix,
+        "angles": f"{prefix.lower()}angles",
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{prefix}HEAD_DIM",
-        "bias": attention.bias,
-        "output_bias": attention.output_bias,
-        "qk_norm": attention.qk_norm,
-        "scale_by_layer": attention.scale_by_layer,
         "scale": scale or f"{prefix}HEAD_DIM**-0.5",
-        "arguments": arguments,
+        "arguments": _present(
+            "self",
+            "x",
+            cross and "source=None",
+            mask and f"mask{none}",
+            causal_argument and "causal=False",
+            rotation and f"rotation{none}",
+        ),
         "cross": cross,
         "mask": mask,
         "rotation": rotation,
@@ -73,17 +162,16 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
 
 def feed_forward_part(group: Group) -> dict[str, Any]:
     """The feed-forward of some stacks."""
-    part = group.stacks[0].feed_forward
+    part = group.feed_forward
     gated = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU"}.get(part.activation, "gated")
     docstring = "down(act(up(x))), the same for every token (Vaswani et al. 2017, equation 2)."
     if part.gated:
         docstring = f"down(act(gate(x)) * up(x)): {gated} (Shazeer 2020, equation 6)."
     return {
+        "config": part,
         "name": f"{group.name}FeedForward",
         "docstring": docstring,
         "width": f"{group.prefix}WIDTH",
-        "bias": part.bias,
-        "gated": part.gated,
         "activation": ACTIVATIONS[part.activation],
         "dropout": f"{group.prefix}FEED_FORWARD_DROPOUT" if part.dropout else "",
     }
@@ -93,29 +181,13 @@ def stack_part(
     config: ModelConfig, stack: Stack, attention: Mapping[str, Any], feed_forward: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A stack and its blocks, with the parts that were made for them."""
-    mask = stack.has_mask
-    cross = config.is_encoder_decoder and stack.is_decoder
-    named = attention["cross"]
-    rotation = config.position.kind == "rotary"
-    causal = stack.is_decoder and not mask and attention["causal_argument"]
-    keywords = ["mask=mask" if named else "mask"] if mask else ["None"] if attention["mask"] and not named else []
-    keywords += ["causal=True"] if causal else []
-    keywords += ["rotation=rotation" if named else "rotation"] if rotation else []
+    position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
+    cross, by_name = both and stack.is_decoder, attention["cross"]
+    rotation = position.kind == "rotary"
+    slices = position.kind == "learned" and not position.skip_padding
     heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
-    arguments = ["self", "x", *(["source"] if cross else []), *(["mask"] if mask else [])]
-    arguments += ["rotation"] if rotation else []
-    passed_mask = f"mask if layer < {heads}WINDOW_FROM else window" if stack.window_from else "mask"
-    passed = [
-        "x",
-        *(["source"] if cross else []),
-        *([passed_mask] if mask else []),
-        *(["rotation"] if rotation else []),
-    ]
-    both = config.is_encoder_decoder
-    name = f"{stack.name}Block" if both else "Block"
     order = "norms after" if config.norm.placement == "post" else "norms before"
-    parts = "attention, attention to the source, feed-forward" if cross else "attention, feed-forward"
-    reads = config.position.skip_padding or config.embedding.ngrams > 1
+    parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
     return {
         "name": stack.name,
         "attribute": stack.name.lower(),
@@ -124,33 +196,45 @@ def stack_part(
             if stack.is_decoder
             else "Blocks over a whole text: every token sees all others."
         ),
-        "block": name,
+        "block": f"{stack.name}Block" if both else "Block",
         "layers": layers_name(stack, both),
         "heads": f"{heads}HEADS",
-        "arguments": ["self", "x", *(["tokens"] if reads else []), *(["source"] if cross else [])],
-        "needs_time": mask or rotation or config.position.kind == "sinusoidal" or _slices(config),
+        "arguments": _present("self", "x", reads_tokens(config) and "tokens", cross and "source"),
+        "needs_time": mask or rotation or position.kind == "sinusoidal" or slices,
         "rotation": f"{heads.lower()}angles" if rotation else None,
         "mask": mask,
         "causal": stack.is_decoder,
         "window": f"{heads}WINDOW" if stack.window is not None else "",
         "window_from": stack.window_from,
-        "passed": passed,
+        "passed": _present(
+            "x",
+            cross and "source",
+            mask and (f"mask if layer < {heads}WINDOW_FROM else window" if stack.window_from else "mask"),
+            rotation and "rotation",
+        ),
         "scale_by_layer": stack.attention.scale_by_layer,
-        "blocks": {
-            "name": name,
-            "docstring": f"{parts[0].upper()}{parts[1:]}, each added to the residual stream; {order}.",
-            "attention": attention["name"],
-            "feed_forward": feed_forward["name"],
-            "scale_by_layer": stack.attention.scale_by_layer,
-            "cross": cross,
-            "arguments": arguments,
-            "keywords": keywords,
-        },
+        "block_docstring": f"{parts}, each added to the residual stream; {order}.",
+        "attention": attention["name"],
+        "feed_forward": feed_forward["name"],
+        "cross": cross,
+        "block_arguments": _present("self", "x", cross and "source", mask and "mask", rotation and "rotation"),
+        "keywords": _present(
+            mask and ("mask=mask" if by_name else "mask"),
+            not mask and attention["mask"] and not by_name and "None",
+            stack.is_decoder and not mask and attention["causal_argument"] and "causal=True",
+            rotation and ("rotation=rotation" if by_name else "rotation"),
+        ),
     }
 
 
-def _slices(config: ModelConfig) -> bool:
-    return config.position.kind == "learned" and not config.position.skip_padding
+def reads_tokens(config: ModelConfig) -> bool:
+    """Whether a stack needs the ids of its tokens, and not only their vectors."""
+    return config.position.skip_padding or config.embedding.ngrams > 1
+
+
+def _present(*items: str | bool) -> list[str]:
+    """The texts, without those whose condition does not hold."""
+    return [item for item in items if isinstance(item, str)]
 
 
 def call(function: str, operands: Sequence[str], *, indent: int, before: int) -> str:
@@ -162,3 +246,28 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     if len(inner) + len(", ".join(operands)) <= WIDTH:
         return f"{function}(\n{inner}{', '.join(operands)}\n{outer})"
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
+
+
+def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
+    """Between which pairs YaRN blends (Peng et al. 2023, section 3.2); unused by others."""
+    scaling = config.position.scaling
+    if scaling is None or scaling.kind != "yarn" or scaling.original_length is None:
+        return 0.0, 1.0
+    turns = scaling.original_length / (2 * math.pi)
+    low, high = (
+        head_dim * math.log(turns / beta) / (2 * math.log(config.position.theta))
+        for beta in (scaling.beta_fast, scaling.beta_slow)
+    )
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    return low, high + 0.001 if low == high else high
+
+
+def sharpness(config: ModelConfig) -> float:
+    """YaRN's factor on cosines and sines."""
+    scaling = config.position.scaling
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    length = torch.zeros(1, 1, dtype=torch.long)
+    return rope.frequencies(config.position, config.attention.head_dim or 64, config.max_length, length)[1]

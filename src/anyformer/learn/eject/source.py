@@ -3,10 +3,11 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jinja2
@@ -16,9 +17,9 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
 from anyformer.families.rows import TRANSPOSE
-from anyformer.learn.eject.architecture import ACTIVATIONS, INITIALIZERS, NORMS, POSITIONS, architecture
-from anyformer.learn.eject.parts import WIDTH
-from anyformer.learn.known_blocks import require_known
+from anyformer.learn import require_own_blocks
+from anyformer.learn.eject.architecture import INITIALIZERS, NORMS, POSITIONS, architecture
+from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH
 from anyformer.model import skeleton
 from anyformer.spec import read_config
 
@@ -39,8 +40,8 @@ def eject(spec: str) -> str:
     Raises:
         UserError: there is no such model; it has a block of somebody's own, or one that a file can't show.
     """
-    contender = read_config(spec)
-    return _render("program.py.jinja", _values(contender.config, Path(contender.name).name or contender.name))
+    model = read_config(spec)
+    return _render("program.py.jinja", _values(model.config, Path(spec).name or spec))
 
 
 def architecture_diff(a: str, b: str) -> str:
@@ -68,90 +69,69 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def _values(config: ModelConfig, name: str) -> dict[str, Any]:
-    """Values of the templates for a model."""
-    _check(config)
+    """Values of the templates for a model. Raises UserError for one that a file can't show."""
+    kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
+    require_own_blocks(config, kinds, "a file can't be made of")
+    if config.embedding.ngrams > 1 and config.position.skip_padding:
+        raise UserError(
+            "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
+        )
     values = architecture(config)
     values["architecture"] = _render("architecture.py.jinja", values)
     return values | program(config, name)
 
 
-def _check(config: ModelConfig) -> None:
-    """Raise UserError for what a file can't show."""
-    known = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
-    require_known(config, known, "a file can't be made of")
-    if config.embedding.ngrams > 1 and config.position.skip_padding:
-        raise UserError(
-            "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
-        )
+_ANSWERS = {"regression": "flatten()", "multi_label_classification": "sigmoid()"}
 
 
 def program(config: ModelConfig, name: str) -> dict[str, Any]:
     """The values of program.py.jinja that those of the architecture are without."""
-    stored = stored_names(config)
-    writes = config.decoder_layers > 0 and config.head.kind == "language_model"
-    answer = {"regression": "flatten()", "multi_label_classification": "sigmoid()"}
-    problem = config.head.problem_type or ("regression" if config.head.labels == 1 else None)
-    purpose = "writes what follows" if writes else "fills in [MASK]" if config.head.kind == "language_model" else ""
-    if config.is_encoder_decoder and writes:
-        purpose = "rewrites the text"
-    purpose = purpose or ("prints hidden states" if config.head.kind == "none" else "labels the text")
+    stored, head = stored_names(config), config.head
+    models_language = head.kind == "language_model"
+    writes = config.decoder_layers > 0 and models_language
+    problem = head.problem_type or ("regression" if head.labels == 1 else "")
+    if writes:
+        purpose = "rewrites the text" if config.is_encoder_decoder else "writes what follows"
+    elif models_language:
+        purpose = "fills in [MASK]"
+    else:
+        purpose = "prints hidden states" if head.kind == "none" else "labels the text"
     kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if config.decoder_layers else "encoder"
-    batch = {
-        "encoder-decoder": "Stretches of a text: the first half is the source, the second is written.",
-        "decoder": "Stretches of a text, and what follows each of their tokens.",
-        "encoder": "Stretches of a text with 15% of their tokens hidden, which are to be found (Devlin et al. 2019).",
-    }
     shapes = f"B texts of T tokens{', S in the source' if config.is_encoder_decoder else ''}; D = D_MODEL; H heads of K"
+    larger = "ENCODER_" if config.encoder_layers >= config.decoder_layers else "DECODER_"
     name = _plain(name)
     return {
         "title": f"{name}, {'an' if kind[0] == 'e' else 'a'} {kind}",
         "version": __version__,
         "name": name,
-        "config_lines": _lines([_plain(item) for item in _said(config)]),
-        "sources": _folded(_sources(config)),
+        "config_lines": _side_by_side(map(_plain, _changed_fields(config))),
+        "sources": fill(_sources(config), 118, initial_indent=" " * 8, break_on_hyphens=False).lstrip(),
         "purpose": purpose,
         "purpose_sentence": purpose[0].upper() + purpose[1:] + ".",
         "shapes": f"{shapes} numbers; V tokens in the vocabulary.",
-        "names": list(stored.modules.items()),
-        "tensors": stored.tensors,
-        "prefix": stored.prefix,
-        "transposed": stored.transposed,
-        "has_layers": any("{i}" in ours for ours in stored.modules),
-        "most_layers": _most_layers(config),
+        **stored,
+        "has_layers": any("{i}" in ours for ours, _ in stored["names"]),
+        "most_layers": f"{larger if config.is_encoder_decoder else ''}LAYERS",
         "model_type": _plain(config.model_type),
         "writes": writes,
-        "learns": config.head.kind == "language_model",
+        "learns": models_language,
         "limited": config.position.kind in ("learned", "sinusoidal"),
         "eos": set(config.special_tokens.eos) or None,
-        "batch_docstring": batch[kind],
         "train_length": min(config.max_length, 128),
-        "labelled": config.head.kind in ("classification", "token_classification"),
-        "label_names": _listed(config.head.label_names or [f"LABEL_{i}" for i in range(config.head.labels)]),
-        "answer": answer.get(problem or "", "softmax(dim=-1)"),
+        "labelled": head.kind in ("classification", "token_classification"),
+        "label_names": _listed(head.label_names or [f"LABEL_{i}" for i in range(head.labels)]),
+        "answer": _ANSWERS.get(problem, "softmax(dim=-1)"),
     }
 
 
-def _most_layers(config: ModelConfig) -> str:
-    if config.is_encoder_decoder:
-        names = ["ENCODER_LAYERS", "DECODER_LAYERS"]
-        return names[0] if config.encoder_layers >= config.decoder_layers else names[1]
-    return "LAYERS"
-
-
-def _said(config: ModelConfig) -> list[str]:
-    """The fields of a config that aren't as they are by default."""
-
-    def changed(part: Any, prefix: str) -> list[str]:
-        found: list[str] = []
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if is_dataclass(value):
-                found += changed(value, f"{prefix}{field.name}.")
-            elif value != field.default and field.name != "label_names":
-                found.append(f"{prefix}{field.name}={value}")
-        return found
-
-    return changed(config, "")
+def _changed_fields(part: Any, prefix: str = "") -> Iterator[str]:
+    """The fields of a config that aren't as they are by default, and their values."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            yield from _changed_fields(value, f"{prefix}{field.name}.")
+        elif value != field.default and field.name != "label_names":
+            yield f"{prefix}{field.name}={value}"
 
 
 def _plain(text: str) -> str:
@@ -166,8 +146,8 @@ def _listed(names: Sequence[str]) -> str:
     return line if len(line) <= WIDTH - len("LABELS = ") else "[\n" + "".join(f"    {item},\n" for item in items) + "]"
 
 
-def _lines(items: Sequence[str], width: int = 108) -> list[str]:
-    """Items side by side, as many as a line has room for."""
+def _side_by_side(items: Iterable[str], width: int = 108) -> list[str]:
+    """Items with commas between them, as many in a line as it has room for."""
     lines: list[str] = []
     for item in items:
         if lines and len(lines[-1]) + 2 + len(item) <= width:
@@ -175,15 +155,6 @@ def _lines(items: Sequence[str], width: int = 108) -> list[str]:
         else:
             lines.append(item)
     return lines
-
-
-def _folded(text: str) -> str:
-    words, lines = text.split(" "), [""]
-    for word in words:
-        if len(lines[-1]) + 1 + len(word) > (110 if len(lines) == 1 else 118):
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return "\n".join(lines)
 
 
 def _sources(config: ModelConfig) -> str:
@@ -207,28 +178,16 @@ def _sources(config: ModelConfig) -> str:
 _LAYER = re.compile(r"\.blocks\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class StoredNames:
-    """How the files of a family name the weights of a model.
+def stored_names(config: ModelConfig) -> dict[str, Any]:
+    """Names of a model's weights in the files that `save` writes, as the template's values.
 
-    Attributes:
-        modules: our name of a module, and theirs; ``{i}`` stands for a layer. Empty: theirs are ours.
-        tensors: the same for weights whose last part differs.
-        prefix: before the names of models with a head.
-        transposed: whether matrices of blocks are stored as [in, out], the queries', keys' and values' side by side.
+    ``names`` has pairs of our name of a module and theirs, where ``{i}`` stands for a layer, or none if theirs are
+    ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head,
+    and ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
     """
-
-    modules: dict[str, str]
-    tensors: dict[str, str]
-    prefix: str
-    transposed: bool
-
-
-def stored_names(config: ModelConfig) -> StoredNames:
-    """The names in the files that `save` writes for a model."""
     family, _ = to_huggingface(config)
     if family is own.FAMILY:
-        return StoredNames({}, {}, "", transposed=False)
+        return {"names": [], "tensors": {}, "prefix": "", "transposed": False}
     names = skeleton(config).state_dict()
     table = family.table(names)
     modules: dict[str, str] = {}
@@ -248,7 +207,6 @@ def stored_names(config: ModelConfig) -> StoredNames:
                 modules[our_module] = their_module
             else:
                 tensors[pattern] = stored
-    order = {name: place for place, name in enumerate(_LAYER.sub(".blocks.{i}.", name) for name in names)}
-    first = {name.rpartition(".")[0]: place for name, place in reversed(order.items())}
-    modules = dict(sorted(modules.items(), key=lambda item: first[item[0]]))
-    return StoredNames(modules, tensors, family.prefix, transposed)
+    order = dict.fromkeys(_LAYER.sub(".blocks.{i}.", name).rpartition(".")[0] for name in names)
+    ordered = [(name, modules[name]) for name in order if name in modules]
+    return {"names": ordered, "tensors": tensors, "prefix": family.prefix, "transposed": transposed}

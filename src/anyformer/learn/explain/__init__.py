@@ -1,8 +1,9 @@
 """A page in which a model runs: plain JavaScript, its weights in 8-bit integers, and no network.
 
-description  what the page's script is to know of a model, and its weights in 8-bit integers
-tokenizer    what the script is to know of its tokenizer; regex, a part of that
-engine/      those that run a model and its tokenizer; view/, those that show what it computes
+description  a model as data for the page's script, and its weights in 8-bit integers
+tokenizer    its tokenizer as data, and regular expressions in JavaScript's words
+engine/      scripts that run a model and its tokenizer
+view/        scripts that show what it computes
 page         the page, with all scripts
 """
 

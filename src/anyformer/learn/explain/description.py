@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from anyformer.blocks import rope
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
-from anyformer.blocks.position import RelativePosition
+from anyformer.blocks.position import RelativePosition, frequencies
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -70,25 +69,25 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
 def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) -> dict[str, Any]:
     """The positions; what depends on the config alone is computed here, once, by the model's own code."""
     position = config.position
-    found: dict[str, Any] = {"kind": position.kind}
+    described: dict[str, Any] = {"kind": position.kind}
     if position.kind == "sinusoidal":
-        found["layout"] = position.layout
+        described["layout"] = position.layout
     elif position.kind == "learned":
-        found["offset"] = position.offset
+        described["offset"] = position.offset
     elif position.kind == "relative":
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
         bucket = cast("RelativePosition", stack.position).bucket(torch.arange(-far, far + 1)[None])
-        found |= {"max_distance": far, "buckets": bucket[0].tolist()}
+        described |= {"max_distance": far, "buckets": bucket[0].tolist()}
     elif position.kind == "rotary":
         scaling = position.scaling
         if scaling is not None and scaling.kind == "dynamic":
             # Theta rises with the text, where that outgrows the trained length.
-            return found | {"theta": position.theta, "dynamic_factor": scaling.factor}
+            return described | {"theta": position.theta, "dynamic_factor": scaling.factor}
         length = torch.zeros(1, 1, dtype=torch.long)
-        frequencies, sharpness = rope.frequencies(position, attention.head_dim, config.max_length, length)
-        found |= {"frequencies": frequencies.tolist(), "sharpness": sharpness}
-    return found
+        radians, sharpness = frequencies(position, attention.head_dim, config.max_length, length)
+        described |= {"frequencies": radians.tolist(), "sharpness": sharpness}
+    return described
 
 
 def _head(config: ModelConfig) -> dict[str, Any]:
@@ -163,21 +162,12 @@ def pack(weights: Mapping[str, Tensor | QuantizedRows]) -> tuple[list[dict[str, 
         Name and shape of each, in the order of their bytes; and those bytes in base64. Tensors in float32 come first,
         little-endian; then the scales of all matrices, then their integers.
     """
-    listed: list[dict[str, Any]] = []
-    scales: list[Tensor] = []
-    integers: list[Tensor] = []
-    floats: list[Tensor] = []
-    for name, weight in sorted(weights.items(), key=lambda item: isinstance(item[1], QuantizedRows)):
-        if isinstance(weight, QuantizedRows):
-            listed.append({"name": name, "shape": list(weight.integers.shape), "int8": True})
-            scales.append(weight.scales)
-            integers.append(weight.integers)
-        else:
-            listed.append({"name": name, "shape": list(weight.shape), "int8": False})
-            floats.append(weight)
+    floats = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+    matrices = {name: weight for name, weight in weights.items() if isinstance(weight, QuantizedRows)}
+    listed = [{"name": name, "shape": list(weight.shape), "int8": False} for name, weight in floats.items()]
+    listed += [{"name": name, "shape": list(each.integers.shape), "int8": True} for name, each in matrices.items()]
     parts = [
-        tensor.contiguous().numpy().astype(kind).tobytes()
-        for group, kind in (((*floats, *scales), "<f4"), (integers, "int8"))
-        for tensor in group
+        *(tensor.numpy().astype("<f4") for tensor in (*floats.values(), *(each.scales for each in matrices.values()))),
+        *(each.integers.numpy() for each in matrices.values()),
     ]
-    return listed, base64.b64encode(b"".join(parts)).decode("ascii")
+    return listed, base64.b64encode(b"".join(part.tobytes() for part in parts)).decode("ascii")

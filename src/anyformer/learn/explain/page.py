@@ -19,10 +19,10 @@ from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
+from anyformer.learn import require_own_blocks
 from anyformer.learn.diagram import draw, panels
 from anyformer.learn.explain.description import describe, pack, page_weights
-from anyformer.learn.explain.tokenizer import describe_tokenizer
-from anyformer.learn.known_blocks import require_known
+from anyformer.learn.explain.tokenizer import can_encode, describe_tokenizer
 from anyformer.model import Transformer, skeleton
 from anyformer.pages.formatting import count
 from anyformer.pages.render import render
@@ -34,7 +34,7 @@ from anyformer.training.config_file import read_yaml
 
 MOST_PARAMETERS = 36_000_000
 """Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
-_KNOWN = {
+_KINDS = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
     "norm": ("layer", "rms"),
     "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
@@ -83,15 +83,11 @@ def explain(
         )
     values = _values(model, tokenizer, name or "a model")
     values["example"] = first_text(model.config, tokenizer, None if directory is None else Path(directory))
-    return render("explain.html", values, __package__ or "", _ATTENTION)
-
-
-_ATTENTION = "anyformer.learn.attention_maps"
-"""Where the maps of attention are from."""
+    return render("explain.html", values, __package__ or "", "anyformer.learn.attention_maps")
 
 
 def check_stored(path_or_hub_id: str) -> None:
-    """`check` of what `load` would load, before its weights are read. Raises UserError as `inspect` does."""
+    """`check` what `load` would load, before its weights are read. Raises UserError as `inspect` does."""
     if find_adapter(path_or_hub_id) is None:
         config, _ = inspect(path_or_hub_id)
         check(config, parameter_count(skeleton(config)))
@@ -99,7 +95,7 @@ def check_stored(path_or_hub_id: str) -> None:
 
 def check(config: ModelConfig, parameters: int) -> None:
     """Raise UserError for a model that no page can run."""
-    require_known(config, _KNOWN, "a page can't run")
+    require_own_blocks(config, _KINDS, "a page can't run")
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "
@@ -125,7 +121,11 @@ def _values(model: Transformer, tokenizer: Tokenizer, name: str) -> dict[str, An
             f"{layers} layer{'s' if layers != '1' else ''} of {heads} head{'s' if heads > 1 else ''}",
             f"{config.vocab_size:,} tokens known",
         ],
-        "reads": {"writes": _writes(config), "fills": _fills(config), "labels": "classification" in config.head.kind},
+        "reads": {
+            "writes": config.decoder_layers > 0 and config.head.kind == "language_model",
+            "fills": _fills(config),
+            "labels": "classification" in config.head.kind,
+        },
         "attention": {"stacks": [{"title": title} for title in titles[kind]]},
         "data": {
             "model": describe(model),
@@ -137,12 +137,8 @@ def _values(model: Transformer, tokenizer: Tokenizer, name: str) -> dict[str, An
         "weights": Markup(weights),
         "diagram": Markup(draw(panels([(name, config)]))),
         "engine": Markup(engine()),
-        "page_script": Markup(page_script()),
+        "page_script": Markup(source("view", _VIEW)),
     }
-
-
-def _writes(config: ModelConfig) -> bool:
-    return config.decoder_layers > 0 and config.head.kind == "language_model"
 
 
 def _fills(config: ModelConfig) -> bool:
@@ -150,12 +146,10 @@ def _fills(config: ModelConfig) -> bool:
 
 
 _ENGINE = (
-    *("tensor", "position", "attention", "block", "model", "sampling"),
-    *(
-        f"tokenizer/{name}"
-        for name in ("characters", "normalizer", "pre_tokenizer", "subwords", "decoder", "tokenizer")
-    ),
+    *("tensor", "position", "attention", "block", "model", "sampling", "tokenizer/characters", "tokenizer/normalizer"),
+    *("tokenizer/pre_tokenizer", "tokenizer/subwords", "tokenizer/decoder", "tokenizer/tokenizer"),
 )
+_VIEW = ("elements", "reading", "session", "overview", "details", "page")
 
 
 def engine() -> str:
@@ -167,11 +161,6 @@ def source(folder: str, names: tuple[str, ...]) -> str:
     """The source of files of a folder beside this one, in this order."""
     directory = files(__package__ or "") / folder
     return "\n".join((directory / f"{name}.js").read_text(encoding="utf-8") for name in names)
-
-
-def page_script() -> str:
-    """The source of what shows a model that runs."""
-    return source("view", ("elements", "reading", "session", "overview", "details", "page"))
 
 
 _MOST_WORDS, _MOST_CHARACTERS = 14, 80
@@ -190,22 +179,13 @@ def first_text(config: ModelConfig, tokenizer: Tokenizer, directory: Path | None
         directory: A run directory or the model in it, whose data is looked for first: the examples that were evaluated,
             the samples, and the files that were trained on.
     """
-    fills = config.is_encoder_only and config.head.kind == "language_model"
-    mask = tokenizer.mask_token if fills else None
+    mask = tokenizer.mask_token if _fills(config) else None
     vocabulary = sorted(tokenizer.backend.get_vocab(with_added_tokens=False))
-    found = map(_beginning, _of_run(directory)) if directory is not None else iter(())
-    known = [text for text in _TEXTS if _is_known(tokenizer, text)]
-    known.sort(key=lambda text: len(tokenizer.encode(text)) / len(text))  # few tokens: it was made for such a text
-    texts = (text if mask is None else _masked(text, mask) for text in (*found, *known, "the", *vocabulary))
-    return next((text for text in texts if _is_known(tokenizer, text)), "")
-
-
-def _is_known(tokenizer: Tokenizer, text: str) -> bool:
-    try:
-        tokenizer.require_encodable([text])
-    except UserError:
-        return False
-    return bool(text.strip())
+    of_run = map(_beginning, _of_run(directory)) if directory is not None else iter(())
+    prepared = [text for text in _TEXTS if can_encode(tokenizer, text)]
+    prepared.sort(key=lambda text: len(tokenizer.encode(text)) / len(text))  # few tokens: it was made for such a text
+    texts = (text if mask is None else _masked(text, mask) for text in (*of_run, *prepared, "the", *vocabulary))
+    return next((text for text in texts if text.strip() and can_encode(tokenizer, text)), "")
 
 
 def _of_run(directory: Path) -> Iterator[str]:
@@ -245,6 +225,6 @@ def _beginning(text: str) -> str:
 def _masked(text: str, mask: str) -> str:
     """The text with a word in its second half masked, of letters if there is such a word."""
     words = text.split(" ")
-    places = [place for place in range(len(words) // 2, len(words)) if words[place].isalpha()]
-    place = places[0] if places else len(words) - 1
-    return " ".join([*words[:place], mask, *words[place + 1 :]])
+    half = range(len(words) // 2, len(words))
+    index = next((index for index in half if words[index].isalpha()), len(words) - 1)
+    return " ".join([*words[:index], mask, *words[index + 1 :]])

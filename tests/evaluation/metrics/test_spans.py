@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.evaluation.metrics.tagging import entities
-from anyformer.evaluation.spans import Piece, span_pieces
+from anyformer.evaluation.metrics.tagging import Piece, entities, span_pieces
 
 TAGS = st.sampled_from(["O", "O", "B-person", "I-person", "B-place", "I-place", "S-place", "E-person"])
 

@@ -1,18 +1,14 @@
-"""The record of a GGUF architecture: a two-way table of metadata keys, and one of tensor names.
-
-Scaled rotary positions are in keys (linear, YaRN) or in a tensor of factors (LLaMA 3).
-"""
+"""Contents of a GGUF file, and the scaled rotary positions in them: keys (linear, YaRN) or a tensor (LLaMA 3)."""
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from anyformer.config import HeadKind, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Raw
-from anyformer.families.rows import Row
 
 Output = Literal["absent", "same", "scaled", "own"]
 
@@ -22,11 +18,11 @@ class Contents:
     """Contents of a GGUF file without the weights."""
 
     metadata: Raw
-    """Its key-value pairs."""
+    """The key-value pairs of the file."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Its tensors, the slowest dimension first (as in torch; the file counts the other way round)."""
+    """Shapes of the tensors, the slowest dimension first (as in torch; the file counts the other way round)."""
     output: Output = "absent"
-    """How `output.weight` compares with the token table: the same, the same over sqrt(d_model), or its own."""
+    """Comparison of `output.weight` with the token table: the same, the same over sqrt(d_model), or its own."""
     rope_factors: Sequence[float] | None = None
     """`rope_freqs.weight`: what each rotary frequency is divided by."""
 
@@ -43,76 +39,8 @@ class Contents:
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """One `general.architecture` of GGUF's.
-
-    A model is read through Hugging Face's own words for it: `keys` translates metadata into fields of a config.json,
-    which the family then reads as it does its files, and the way back goes through what the family writes.
-    """
-
-    name: str
-    model_types: Sequence[str]
-    """The families whose models it can hold; files are read as the first."""
-    head: HeadKind
-    keys: Mapping[str, str]
-    """Key, after the architecture's name and a dot -> field of config.json. Two keys may say the same."""
-    rows: Callable[[ModelConfig], Sequence[Row]]
-    """The table of tensor names for a model of this config. Every operation moves whole rows, so that it can be
-    applied to quantized tensors as well. An alias with an operation of its own (T5's head) has to be written: other
-    programs look for it."""
-    inferred: Callable[[Contents], dict[str, Any]] = lambda contents: {}
-    """Fields of config.json that follow from which tensors there are, or from several keys."""
-    more: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
-    """The keys, after the architecture's name and a dot, that `inferred` reads."""
-    adjust: Callable[[ModelConfig, Contents], ModelConfig] = lambda config, contents: config
-    """Adjustment by contents that no config.json can express."""
-    ignored: Sequence[str] = ()
-    """Regular expressions of tensor names that hold no weight of the model."""
-
-    def read(self, contents: Contents) -> dict[str, Any]:
-        """The fields of config.json. Raises UserError for a key that is missing or misshapen."""
-        raw: dict[str, Any] = {}
-        for key, field in self.keys.items():
-            value = contents.get(key)
-            if value is not None:
-                raw[field] = _number(f"{self.name}.{key}", value)
-        for key in _REQUIRED:
-            if key in self.keys and self.keys[key] not in raw:
-                raise UserError(f"The key {self.name}.{key} is missing.")
-        if "token_embd.weight" not in contents.shapes:
-            raise UserError("The tensor token_embd.weight is missing.")
-        raw["vocab_size"] = contents.shapes["token_embd.weight"][0]
-        return {**raw, **self.inferred(contents), **_tokens(contents)}
-
-    def write(self, config: ModelConfig, raw: Raw) -> dict[str, Any]:
-        """The metadata that `read` reads, from the family's config.json."""
-        given = {key: raw[field] for key, field in self.keys.items() if raw.get(field) is not None}
-        values = {"vocab_size": config.vocab_size, **given, **self.more(config)}
-        return {"general.architecture": self.name, **{f"{self.name}.{key}": value for key, value in values.items()}}
-
-
-_REQUIRED = (
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-    "attention.layer_norm_epsilon",
-)
-
-
-def _number(key: str, value: Any) -> int | float:
-    if isinstance(value, list) and value and all(v == value[0] for v in cast("list[Any]", value)):
-        value = cast("list[Any]", value)[0]  # one number for each layer
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise UserError(f"The key {key} should be one positive number, not {quote(value)}.")
-    return value
-
-
 def layers(contents: Contents, prefix: str = "") -> int:
-    """How many layers the file's tensors count: `blk.0`, `blk.1`, ..."""
+    """The number of layers in the names of tensors: `blk.0`, `blk.1`, ..."""
     pattern = re.compile(re.escape(prefix) + r"blk\.(\d{1,9})\.")
     return 1 + max((int(m[1]) for name in contents.shapes if (m := pattern.match(name))), default=-1)
 
@@ -125,22 +53,22 @@ _TOKEN_KEYS = {
 _ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 
 
-def _tokens(contents: Contents) -> dict[str, Any]:
+def token_ids(contents: Contents) -> dict[str, Any]:
     """Ids of special tokens. A conversation may end with a token of its own beside the end of a text."""
     size = contents.shapes["token_embd.weight"][0]
 
-    def known(key: str) -> int | None:
+    def token_id(key: str) -> int | None:
         value = contents.metadata.get(key)
         return value if isinstance(value, int) and 0 <= value < size else None
 
-    raw: dict[str, Any] = {field: known(key) for field, key in _TOKEN_KEYS.items()}
-    ends = dict.fromkeys(value for value in (raw["eos_token_id"], *(known(key) for key in _ENDS)) if value is not None)
+    raw: dict[str, Any] = {field: token_id(key) for field, key in _TOKEN_KEYS.items()}
+    ends = dict.fromkeys(end for end in (raw["eos_token_id"], *map(token_id, _ENDS)) if end is not None)
     if len(ends) > 1:
         raw["eos_token_id"] = list(ends)
     return raw
 
 
-_ORIGINAL = "rope.scaling.original_context_length"
+_ORIGINAL, _BETAS = "rope.scaling.original_context_length", ("beta_fast", "beta_slow")
 LLAMA3 = (8192, 1.0, 4.0)
 """The original length and the two frequencies of every published LLaMA 3."""
 
@@ -159,9 +87,8 @@ def read_rope_scaling(contents: Contents) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": kind, "factor": factor, "rope_theta": theta}
     if kind == "yarn":
         rope["original_max_position_embeddings"] = contents.get(_ORIGINAL)
-        for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            if contents.get(f"rope.scaling.{theirs}") is not None:
-                rope[ours] = contents.get(f"rope.scaling.{theirs}")
+        betas = {name: contents.get(f"rope.scaling.yarn_{name}") for name in _BETAS}
+        rope |= {name: beta for name, beta in betas.items() if beta is not None}
     return {"rope_scaling": rope}
 
 
@@ -170,12 +97,11 @@ def write_rope_scaling(config: ModelConfig) -> dict[str, Any]:
     scaling = config.position.scaling
     if scaling is None or scaling.kind not in ("linear", "yarn"):
         return {}
-    said: dict[str, Any] = {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
+    keys: dict[str, Any] = {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
     if scaling.kind == "yarn":
-        said[_ORIGINAL] = scaling.original_length
-        said["rope.scaling.yarn_beta_fast"] = scaling.beta_fast
-        said["rope.scaling.yarn_beta_slow"] = scaling.beta_slow
-    return said
+        keys[_ORIGINAL] = scaling.original_length
+        keys |= {f"rope.scaling.yarn_{name}": getattr(scaling, name) for name in _BETAS}
+    return keys
 
 
 def rope_factors(config: ModelConfig) -> list[float] | None:
@@ -183,14 +109,13 @@ def rope_factors(config: ModelConfig) -> list[float] | None:
     scaling = config.position.scaling
     if scaling is None or scaling.kind != "llama3":
         return None
-    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
-    length, low, high = scaling.original_length or LLAMA3[0], scaling.low_frequency, scaling.high_frequency
-    turns = _turns(length, config.position.theta, head_dim // 2)
-    return [_divisor(turn, scaling.factor, low, high) for turn in turns]
+    pairs = (config.attention.head_dim or config.d_model // config.attention.heads) // 2
+    turns = _turns(scaling.original_length or LLAMA3[0], config.position.theta, pairs)
+    return [_divisor(turn, scaling.factor, scaling.low_frequency, scaling.high_frequency) for turn in turns]
 
 
 def _turns(length: float, theta: float, pairs: int) -> list[float]:
-    """How often each pair of a head turns over this many tokens."""
+    """Turns of each pair of a head over this many tokens."""
     return [length / (2 * math.pi * theta ** (i / pairs)) for i in range(pairs)]
 
 

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from anyformer.compare.result import BETTER, NO_VERDICT, UNDECIDED, Panel
-from anyformer.compare.statistics import Pieces, difference, estimate, holm
-from anyformer.compare.verdicts import judge
+from anyformer.compare.verdicts import Pieces, compare_members, difference, estimate, holm
 
 _PANEL = Panel(name="next_byte", title="Next byte", measure="bits per byte", lower_is_better=True)
 
@@ -68,13 +67,13 @@ def test_only_the_same_pieces_are_compared() -> None:
 def test_equal_models_are_not_told_apart_and_a_worse_one_is_found() -> None:
     good = _pieces(0, 100, seeds=3)
     worse = Pieces(good.totals + 0.2 * good.weights, good.weights)
-    panel, verdicts = judge(_PANEL, {"a": good, "b": good, "c": good, "worse": worse})
+    panel, verdicts = compare_members(_PANEL, {"a": good, "b": good, "c": good, "worse": worse})
     found = {(each.a, each.b): each.verdict for each in verdicts}
     assert found == {
         **dict.fromkeys([("a", "b"), ("a", "c"), ("b", "c")], UNDECIDED),
         **dict.fromkeys([("a", "worse"), ("b", "worse"), ("c", "worse")], BETTER),
     }
-    assert panel.scores[-1].contender == "worse"
+    assert panel.scores[-1].model == "worse"
     assert panel.pieces == 100
     assert all(each.difference <= 0 for each in verdicts)
 
@@ -93,10 +92,10 @@ def test_of_equal_models_about_one_in_twenty_pairs_would_pass_without_correction
 def test_higher_is_better_for_tasks() -> None:
     panel = Panel(name="cloze", title="Cloze", measure="accuracy", lower_is_better=False)
     right, wrong = [[1.0] * 90 + [0.0] * 10] * 2, [[1.0] * 30 + [0.0] * 70] * 2
-    panel, (verdict,) = judge(panel, {"weak": Pieces.of_items(wrong), "strong": Pieces.of_items(right)})
+    panel, (verdict,) = compare_members(panel, {"weak": Pieces.of_items(wrong), "strong": Pieces.of_items(right)})
     assert (verdict.a, verdict.b, verdict.verdict) == ("strong", "weak", BETTER)
     assert verdict.difference == pytest.approx(0.6)
-    assert [each.contender for each in panel.scores] == ["strong", "weak"]
+    assert [each.model for each in panel.scores] == ["strong", "weak"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_higher_is_better_for_tasks() -> None:
 def test_one_seed_and_few_items_name_no_winner(seeds: int, items: int, reason: str | None) -> None:
     task = Panel(name="cloze", title="Cloze", measure="accuracy", lower_is_better=False, chance=0.25)
     found = {name: Pieces.of_items([[right] * items] * seeds) for name, right in (("weak", 0.0), ("strong", 1.0))}
-    panel, (verdict,) = judge(task, found)
+    panel, (verdict,) = compare_members(task, found)
     assert panel.no_verdict == reason
     assert verdict.verdict == (BETTER if reason is None else NO_VERDICT)
     assert (verdict.difference, verdict.pair[:6]) == (1.0, "strong")
@@ -119,5 +118,5 @@ def test_one_seed_and_few_items_name_no_winner(seeds: int, items: int, reason: s
     assert panel.scores[0].interval == pytest.approx((wilson.low, 1.0))
     assert panel.scores[1].interval == pytest.approx((0.0, 1 - wilson.low))
     a = _pieces(0, items, seeds=seeds)
-    text, _ = judge(_PANEL, {"a": a, "b": Pieces(a.totals + a.weights, a.weights)})
+    text, _ = compare_members(_PANEL, {"a": a, "b": Pieces(a.totals + a.weights, a.weights)})
     assert text.no_verdict == (reason and reason.replace("items", "held-out pieces"))
