@@ -27,7 +27,7 @@ MODULES = {
     "Computation": "kernels quantization adapters",
     "Files and text": "checkpoint tokenizer data.corpus data.token_files data.batches data.pair_batches "
     "data.objectives data.batch",
-    "Training": "training.config training.run_config training.run training.optimizer training.muon training.schedule "
+    "Training": "training.config training.run training.optimizer training.schedule "
     "training.losses finetuning.config runs.directory runs.metrics runs.listing runs.tracking",
     "Use": "generation evaluation evaluation.harness",
     "Comparison": "compare.experiment compare.result compare.verdicts learn.diagram learn.eject learn.explain",

@@ -269,11 +269,11 @@ def test_a_resumed_run_stays_where_it_is(flag: str, tmp_path: Path):
 
 
 def test_the_lists_of_names_are_those_of_the_registries():
-    from anyformer.training import optimizer, run_config
+    from anyformer.training import config, optimizer
     from anyformer.training.strategies import launch
 
-    assert optimizer.OPTIMIZERS is run_config.OPTIMIZERS
-    assert launch.ENGINES is run_config.ENGINES
+    assert optimizer.OPTIMIZERS is config.OPTIMIZERS
+    assert launch.ENGINES is config.ENGINES
 
 
 def test_a_yaml_file_holds_plain_values():

@@ -18,7 +18,8 @@ import anyformer as af
 from anyformer.cli.main import main
 from anyformer.cli.options import flag_names
 from anyformer.errors import UserError
-from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions, tasks_of
+from anyformer.finetuning.config import FinetuneConfig, tasks_of
+from anyformer.finetuning.finetune import FinetuneOptions
 from anyformer.runs.listing import read_run
 from anyformer.schema import flag
 from anyformer.tasks import TASKS

@@ -20,7 +20,7 @@ from anyformer.plan.step import count_step
 from anyformer.plan.workload import Workload
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import INT8, start_compiler
-from anyformer.training.resolve import make_plan, make_strategy
+from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.group import Group
 
 NAMES = (

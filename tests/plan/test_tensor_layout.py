@@ -16,7 +16,7 @@ from anyformer.plan.internals import has_cpu_kernel, storage_without_memory
 from anyformer.plan.simulation import Simulation
 from anyformer.plan.step import count_step
 from anyformer.plan.tensor_layout import Layout, results, returns_view, tensors_of
-from anyformer.training.resolve import make_plan
+from anyformer.training.recipe import make_plan
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
 from tests.plan.test_step import workload

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from anyformer.errors import UserError
 from anyformer.runs.listing import default_settings, differences, read_run, read_runs
-from anyformer.runs.report.comparison import comparison
-from anyformer.runs.report.page import page
-from anyformer.training.config import TrainConfig
-from anyformer.training.run_config import defaults
+from anyformer.runs.report import write_comparison, write_report
+from anyformer.runs.report.page import comparison, page
+from anyformer.training.config import TrainConfig, defaults
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 
 DEFAULTS = defaults(TrainConfig)
@@ -244,6 +243,9 @@ def test_any_value_in_any_field(tmp_path: Path, lines: list[dict[str, Any]], cha
     json.dumps([run.summary() for run in runs])
     for values in (*(page(run, DEFAULTS) for run in runs), comparison(runs)):
         json.dumps(values["data"], allow_nan=False)
+    for run in runs:
+        write_report(run.path, DEFAULTS)
+    write_comparison(runs, folder / "both.html")
 
 
 def test_speeds_beyond_all_numbers_leave_gaps(tmp_path: Path):

@@ -20,8 +20,7 @@ from anyformer.runs.listing import Terms, read_run
 from anyformer.runs.report import write_comparison, write_report
 from anyformer.runs.report.charts import smoothed, thin
 from anyformer.tasks import TASKS
-from anyformer.training.config import TrainConfig
-from anyformer.training.run_config import defaults
+from anyformer.training.config import TrainConfig, defaults
 from tests.browser import Browse, Look, assert_readable, looks
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 

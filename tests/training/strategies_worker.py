@@ -31,8 +31,7 @@ from anyformer.training.averaging import make_average
 from anyformer.training.losses import PAIR_CLASSIFIER, LossModule
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.recipe import Recipe
-from anyformer.training.resolve import make_strategy
+from anyformer.training.recipe import Recipe, make_strategy
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group, join
 from tests.finetuning import toys

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import fully_shard
 
 import anyformer as af
 from anyformer.training.averaging import make_average
+from anyformer.training.config import OPTIMIZERS
 from anyformer.training.dtensor import full_tensor, is_dtensor
 from anyformer.training.optimizer import flatten_state, load_flat_state, make_optimizer
-from anyformer.training.run_config import OPTIMIZERS
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

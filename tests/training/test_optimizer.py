@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 import anyformer as af
 from anyformer.errors import UserError
-from anyformer.training.muon import Muon, orthogonalise
+from anyformer.training.config import OPTIMIZERS
 from anyformer.training.optimizer import (
+    Muon,
     clip_grad_norm_,
     flatten_state,
     load_flat_state,
     make_optimizer,
+    orthogonalise,
     set_learning_rate,
 )
-from anyformer.training.run_config import OPTIMIZERS
 
 VOCAB = 32
 SMALL = {"vocab_size": VOCAB, "d_model": 16, "dropout": 0.0}

@@ -91,7 +91,7 @@ def test_text_for_each_objective(name: str, prepares: Any, text: Path):
         epoch = sum(found.batches.batch(step).predicted for step in range(found.batches.steps_per_epoch))
         assert epoch >= 0.9 * text.stat().st_size * predicted / found.batches.validation_size[1] - 4 * 16
     assert found.tokenizer.model_max_length == 16
-    lines = found.summary()
+    lines = found.summary
     assert lines[0] == f"data       {len(text.read_text()):,} characters in 1 file"
     assert lines[1].endswith(f"to validate on ({SPECS[name]})")
 
@@ -105,8 +105,8 @@ def test_pairs_of_parallel_files(prepares: Any, pairs: dict[str, str]):
     found = prepares("transformer-tiny", **pairs, batch_tokens=256, context=64)
     model, tokenizer = found.config.model, found.tokenizer
     assert _held_out(found) == 5
-    assert found.summary()[1] == "           1 pair is left out: one side is empty"
-    assert "pairs      54 to train on, 5 to validate on" in found.summary()[2]
+    assert found.summary[1] == "           1 pair is left out: one side is empty"
+    assert "pairs      54 to train on, 5 to validate on" in found.summary[2]
     written: list[str] = []
     for step in range(found.batches.steps_per_epoch):
         batch = found.batches.batch(step)
@@ -149,7 +149,7 @@ def test_a_second_run_reads_no_data(
         monkeypatch.setattr(f"anyformer.data.{module}.opened", refuses)
     second = prepares(name, **settings, context=8, seed=3)
     assert second.fingerprint == first.fingerprint
-    assert second.summary()[0] == first.summary()[0]
+    assert second.summary[0] == first.summary[0]
     assert second.tokenizer.model_max_length == 8
     monkeypatch.undo()
     for path in [text, *map(Path, pairs.values())]:

@@ -25,7 +25,7 @@ from anyformer.errors import UserError
 from anyformer.model import build
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.resolve import make_strategy
+from anyformer.training.recipe import make_strategy
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.launch import check_engine

@@ -18,7 +18,7 @@ from anyformer.families import preset
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.config import TrainConfig
-from anyformer.training.resolve import resolve
+from anyformer.training.recipe import resolve
 from anyformer.training.run import Pretraining
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group

@@ -15,12 +15,10 @@ from anyformer.errors import UserError
 from anyformer.pages.formatting import setting
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
 from anyformer.runs.report import write_comparison, write_report
-from anyformer.runs.report.comparison import COLUMNS, TEXTS, best_scores, differing
-from anyformer.runs.report.page import unreadable
+from anyformer.runs.report.page import COLUMNS, TEXTS, best_scores, differing, unreadable
 from anyformer.tasks import TASKS
 from anyformer.terminal import write
-from anyformer.training.config import TrainConfig
-from anyformer.training.run_config import defaults
+from anyformer.training.config import TrainConfig, defaults
 
 _RUNS = Path("runs")
 _SPARE = ("tokens", "preset", "time", "parameters", "tokens/s")

@@ -17,8 +17,7 @@ from anyformer.runs.directory import CONFIG, check_run_directory
 from anyformer.schema import flag
 from anyformer.spec import DEFAULT_PRESET
 from anyformer.training.config import TrainConfig
-from anyformer.training.config_file import read_yaml
-from anyformer.training.consent import check_consent
+from anyformer.training.config_file import check_consent, read_yaml
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 _ENDS = {"steps": "minutes", "minutes": "steps"}

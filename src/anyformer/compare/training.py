@@ -30,8 +30,7 @@ from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.model import Transformer, build
 from anyformer.training.batcher import Batcher
 from anyformer.training.config import CompleteConfig, TrainConfig
-from anyformer.training.recipe import Recipe
-from anyformer.training.resolve import make_strategy, resolve
+from anyformer.training.recipe import Recipe, make_strategy, resolve
 from anyformer.training.sample import Sample
 from anyformer.training.strategies.group import join
 

@@ -20,8 +20,8 @@ from anyformer.generation.inference import evaluating, require_generative, requi
 from anyformer.limits import RECORD_BYTES
 from anyformer.model import Transformer
 from anyformer.quantization import quantized_weights
+from anyformer.runs.metrics import Evaluation
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.evaluate import Evaluation
 
 _USUAL_CONTEXT = 1024
 _DECODED = 48

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import override
 
@@ -16,9 +16,7 @@ from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
 from anyformer.schema import Section, flag
 from anyformer.tasks import CHOICES, TASKS
-from anyformer.training.config_file import read_fields
-from anyformer.training.consent import check_consent
-from anyformer.training.run_config import (
+from anyformer.training.config import (
     DATA,
     DIRECTORY,
     HARDWARE,
@@ -28,10 +26,10 @@ from anyformer.training.run_config import (
     CompleteRunConfig,
     RunConfig,
 )
+from anyformer.training.config_file import check_consent, read_fields
 
 if TYPE_CHECKING:
     from anyformer.adapters import LoraConfig
-    from anyformer.data.examples.tables import Data
 
 EPOCHS = 3.0
 """Passes over the data of a run that was given no length."""
@@ -46,73 +44,12 @@ there are few examples, and fewer to fail."""
 EMBEDDING_LOSSES = ("in_batch_negatives", "cosine", "triplet", "class_triplet", "softmax")
 LABEL_KINDS = ("single", "multiple", "regression")
 ADAPTER = Section("adapter")
+_LENGTHS = ("epochs", "steps", "minutes")
 
 _CONTEXT = 1024
 _BATCH_TOKENS = 4096
 """Tokens of a validation batch, and about so many of a batch of plain text."""
-_QUANTIZED = ("int8", "int4")
-_LEARNED = ("answers", "all")
 _ALL_LINEAR = ("all-linear",)
-
-
-class FinetuneOptions(TypedDict, total=False):
-    """The fields of `FinetuneConfig` but its base and its data, as keyword arguments."""
-
-    validation: Data
-    task: str | None
-    columns: Mapping[str, str] | Sequence[str]
-    header: Sequence[str]
-    labels: Sequence[str]
-    label_kind: str | None
-    train_on: str
-    system: str | None
-    context: int | None
-    packing: bool | None
-    skip_faulty: bool
-    max_record_bytes: int
-    cache: str | Path | None
-    lora: int | None
-    lora_alpha: float | None
-    lora_dropout: float
-    targets: str | Sequence[str]
-    dora: bool
-    rslora: bool
-    quantize: str | None
-    epochs: float | None
-    steps: int | None
-    minutes: float | None
-    batch_size: int | None
-    batch_tokens: int | None
-    grad_accumulation: int
-    optimizer: str
-    learning_rate: float | None
-    schedule: str
-    warmup: float
-    decay: float
-    weight_decay: float
-    beta2: float
-    grad_clip: float
-    label_smoothing: float | None
-    beta: float
-    loss: str | None
-    average: str | None
-    seed: int
-    device: str | None
-    dtype: str | None
-    compile: bool | None
-    gradient_checkpointing: bool
-    engine: str | None
-    processes: int
-    zero_stage: int
-    allow_pickle: bool
-    name: str | None
-    runs: str | Path
-    save_every: int | None
-    keep: int
-    keep_optimizer: bool
-    evaluate_every: int | None
-    log_every: int
-    track: str | Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +115,7 @@ class FinetuneConfig(RunConfig):
     loss: Annotated[str | None, "{in_batch_negatives,cosine,triplet,class_triplet,softmax}", OBJECTIVE] = None
     """Embed: what is compared (default: what the columns say)."""
     minutes: Annotated[float | None, LENGTH] = None
-    """How long the run may take in all, instead of --epochs or --steps."""
+    """Limit of the whole run's time, instead of --epochs or --steps."""
     batch_tokens: Annotated[int | None, LENGTH] = None
     """Tokens of a validation batch, with padding (default: 4096)."""
     name: Annotated[str | None, DIRECTORY] = None
@@ -197,18 +134,18 @@ class FinetuneConfig(RunConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        known: dict[str, tuple[str, ...]] = {
+        choices: dict[str, tuple[str, ...]] = {
             "task": tuple(TASKS),
-            "train_on": _LEARNED,
-            "quantize": _QUANTIZED,
+            "train_on": ("answers", "all"),
+            "quantize": ("int8", "int4"),
             "loss": EMBEDDING_LOSSES,
             "label_kind": LABEL_KINDS,
         }
-        for name, values in known.items():
+        for name, values in choices.items():
             value: str | None = getattr(self, name)
             if value is not None and value not in values:
                 raise UserError(f"{flag(name)} {cut(value)} is unknown ({nearest(value, values)}).")
-        lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
+        lengths = [name for name in _LENGTHS if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise UserError(f"A run has one length: give --{lengths[0]} or --{lengths[1]}.")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
@@ -274,24 +211,20 @@ class CompleteFinetuneConfig(FinetuneConfig, CompleteRunConfig):
 
     @property
     def base_dtype(self) -> str:
-        """The dtype in which the base's weights are kept: bfloat16 where they stay as they are and products read that.
+        """The dtype of the base's weights: bfloat16 where they stay as they are and products read that.
 
-        Weights that are trained, adapters among them, are float32, and so is all that is neither read by a product nor
-        looked up in a table while bfloat16 is autocast's dtype.
+        Trained weights, adapters among them, are float32, and so is all that is neither read by a product nor looked up
+        in a table while bfloat16 is autocast's dtype.
         """
         stays = self.lora is not None and self.quantize is None and self.engine != "deepspeed"
         return "bfloat16" if stays and self.dtype == "bfloat16" else "float32"
-
-
-_LENGTHS = ("epochs", "steps", "minutes")
 
 
 def configured(file: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
     """The config that a config.yaml describes, with changes; another length replaces the file's.
 
     Raises:
-        UserError: The file can't be read, names no model, or asks for what only its user may decide, see
-            `check_consent`.
+        UserError: The file can't be read, names no model, or asks for more than it may, see `check_consent`.
     """
     return _merged(file, read_fields(file, FinetuneConfig), changes)
 
@@ -299,8 +232,7 @@ def configured(file: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
 def read_fine_tuning(file: Path) -> dict[str, Any] | None:
     """The settings in the config.yaml of a fine-tuning run; None for one that trained from scratch.
 
-    Raises:
-        UserError: as `read_fields`.
+    Raises UserError as `read_fields`.
     """
     raw: object = read_yaml(file)
     return read_fields(file, FinetuneConfig) if isinstance(raw, dict) and "base" in raw else None
@@ -310,8 +242,8 @@ def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
     """The config to go on with in a run directory: its own, with changes.
 
     Raises:
-        UserError: There is no run, its config can't be read or asks for what only its user may decide, or a change
-            would have it somewhere else.
+        UserError: There is no run, its config can't be read or asks for more than it may, or a change would have it
+            somewhere else.
     """
     check_run_directory(run)
     for name in ("name", "runs"):
@@ -334,16 +266,12 @@ def _merged(file: Path, values: dict[str, Any], changes: Mapping[str, Any], *, r
 
 
 def complete(
-    config: FinetuneConfig, model: ModelConfig, task: str, *, examples: int = 0, **found: Any
+    config: FinetuneConfig, model: ModelConfig, task: str, *, examples: int = 0, **resolved: Any
 ) -> CompleteFinetuneConfig:
-    """Fill in what was left open.
+    """Fill in what was left open, by the base's config, the task and the number of examples.
 
     Args:
-        config: What was asked for.
-        model: Of the base.
-        task: What the examples are for.
-        examples: How many there are.
-        found: Other fields that the examples settle.
+        resolved: Other fields that follow from the examples.
 
     Raises:
         UserError: A setting doesn't fit the model or the task.
@@ -357,38 +285,40 @@ def complete(
         value, tasks = getattr(config, field.name), tasks_of(field.name)
         if value and value != field.default and tasks and task not in tasks:
             raise UserError(f"{flag(field.name)} is for {' and '.join(tasks)}, and the task is {task}.")
-    generates, packs = TASKS[task].generates, "packing" in TASKS[task].settings
-    many = examples >= _ENOUGH and config.lora is None and not generates
+    record = TASKS[task]
+    many = examples >= _ENOUGH and config.lora is None and not record.generates
     context = config.context or longest_text(model, task)
-    default_batch = 16 if generates else 128 if many else 32
-    if TASKS[task].is_stream:
-        default_batch = max(1, _BATCH_TOKENS // context)
     rate, average = default_learning_rate(model, task, adapter=config.lora is not None), config.average
     if many and config.batch_size is None:
         rate *= 2  # with the square root of the batch, as Malladi et al. 2022 find for Adam
         average = average or "ema:0.99"
+    batch_size = 16 if record.generates else 128 if many else 32
+    if record.is_stream:
+        batch_size = max(1, _BATCH_TOKENS // context)
+    batch_size = config.batch_size or batch_size
+    epochs = None if config.epochs or config.steps or config.minutes else default_epochs(examples, task, batch_size)
+    packs = config.device != "cpu" and "packing" in record.settings
     chosen: dict[str, Any] = {
         "task": task,
         "context": context,
-        "batch_size": config.batch_size or default_batch,
+        "batch_size": batch_size,
         "batch_tokens": config.batch_tokens or _BATCH_TOKENS,
         "learning_rate": config.learning_rate or rate,
         "average": average,
         "label_smoothing": config.label_smoothing or 0.0,
-        "packing": bool(config.packing if config.packing is not None else config.device != "cpu" and packs),
+        "packing": packs if config.packing is None else config.packing,
+        "epochs": config.epochs or epochs,
     }
-    if not (config.epochs or config.steps or config.minutes):
-        chosen["epochs"] = default_epochs(examples, task, chosen["batch_size"])
-    return CompleteFinetuneConfig(**{**vars(config), **chosen, **found})
+    return CompleteFinetuneConfig(**{**vars(config), **chosen, **resolved})
 
 
 def tasks_of(setting: str) -> list[str]:
-    """The tasks that a setting is for; none: it is for all."""
+    """The tasks that a setting is restricted to; none: it is for all."""
     return [name for name, task in TASKS.items() if setting in task.settings]
 
 
 def longest_text(model: ModelConfig, task: str) -> int:
-    """Tokens that a text has at most, if nothing else is said."""
+    """Default of the largest number of tokens in a text."""
     limits = [_CONTEXT, model.max_length, *([] if model.context_length is None else [model.context_length])]
     if TASKS[task].makes_vectors and model.pooling.max_tokens is not None:
         limits.append(model.pooling.max_tokens)
@@ -396,7 +326,7 @@ def longest_text(model: ModelConfig, task: str) -> int:
 
 
 def default_epochs(examples: int, task: str, batch_size: int) -> float:
-    """Passes over so many examples, where nothing else is said; 0 examples: their number isn't known."""
+    """Default number of passes over the examples; 0 examples: their number isn't known."""
     if not examples:
         return EPOCHS
     epochs = max(1.0, min(EPOCHS, _ENOUGH / examples))

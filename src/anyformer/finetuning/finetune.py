@@ -2,10 +2,10 @@
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Unpack, cast
+from typing import Any, ClassVar, TypedDict, Unpack, cast
 
 from anyformer import limits
 from anyformer.checkpoint import load
@@ -13,7 +13,7 @@ from anyformer.console import Console
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples.tables import Data, kept_paths
 from anyformer.errors import UserError, check_keywords
-from anyformer.finetuning.config import FinetuneConfig, FinetuneOptions, resumed
+from anyformer.finetuning.config import FinetuneConfig, resumed
 from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
@@ -24,6 +24,66 @@ from anyformer.training.run import run
 from anyformer.training.strategies.launch import needs_launch
 
 
+class FinetuneOptions(TypedDict, total=False):
+    """The fields of `FinetuneConfig` except its base and its data, as keyword arguments."""
+
+    validation: Data
+    task: str | None
+    columns: Mapping[str, str] | Sequence[str]
+    header: Sequence[str]
+    labels: Sequence[str]
+    label_kind: str | None
+    train_on: str
+    system: str | None
+    context: int | None
+    packing: bool | None
+    skip_faulty: bool
+    max_record_bytes: int
+    cache: str | Path | None
+    lora: int | None
+    lora_alpha: float | None
+    lora_dropout: float
+    targets: str | Sequence[str]
+    dora: bool
+    rslora: bool
+    quantize: str | None
+    epochs: float | None
+    steps: int | None
+    minutes: float | None
+    batch_size: int | None
+    batch_tokens: int | None
+    grad_accumulation: int
+    optimizer: str
+    learning_rate: float | None
+    schedule: str
+    warmup: float
+    decay: float
+    weight_decay: float
+    beta2: float
+    grad_clip: float
+    label_smoothing: float | None
+    beta: float
+    loss: str | None
+    average: str | None
+    seed: int
+    device: str | None
+    dtype: str | None
+    compile: bool | None
+    gradient_checkpointing: bool
+    engine: str | None
+    processes: int
+    zero_stage: int
+    allow_pickle: bool
+    name: str | None
+    runs: str | Path
+    save_every: int | None
+    keep: int
+    keep_optimizer: bool
+    evaluate_every: int | None
+    log_every: int
+    track: str | Sequence[str]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class FinetuneResult(OneLine):
     """The result of fine-tuning.
@@ -31,8 +91,8 @@ class FinetuneResult(OneLine):
     Attributes:
         model: The fine-tuned model, in evaluation mode; an adapter is beside its weights, see `anyformer.merge`.
         tokenizer: The model's.
-        metrics: What was measured on the validation examples ``"before"`` and ``"after"`` training, by name:
-            `validation_loss`, and the metrics of the task, see `anyformer.evaluate`.
+        metrics: The metrics on the validation examples ``"before"`` and ``"after"`` training, by name:
+            `validation_loss`, and those of the task, see `anyformer.evaluate`.
         directory: The run directory, which holds `report.html` and, in `model/`, the model or the adapter.
     """
 
@@ -105,12 +165,14 @@ def finetune(
         raise KeyboardInterrupt(f"fine-tuning was stopped early; resume={str(finished.directory)!r} goes on")
     if finished.status:
         raise SystemExit(finished.status)
-    device = choose_precision(config.device, "float32").device
-    loading: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "device": device}
-    if config.lora is None:
-        model, tokenizer = load(finished.directory, **loading)
-    else:
-        model, tokenizer = load(config.base, adapter=finished.directory, **loading)
+    loading: dict[str, Any] = {
+        "quantize": config.quantize,
+        "allow_pickle": config.allow_pickle,
+        "device": choose_precision(config.device, "float32").device,
+    }
+    if config.lora is not None:
+        loading["adapter"] = finished.directory
+    model, tokenizer = load(finished.directory if config.lora is None else config.base, **loading)
     assert tokenizer is not None
     return FinetuneResult(model, tokenizer, _metrics(finished.directory), finished.directory)
 
@@ -135,13 +197,13 @@ def _values(options: FinetuneOptions) -> dict[str, Any]:
 
 def _metrics(directory: Path) -> dict[str, dict[str, float]]:
     """Metrics on the validation examples that the run has logged, first and last."""
-    found: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    metrics: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     path = directory / METRICS
     for text in limits.read_text(path, limits.LOG_BYTES).splitlines():
         line = limits.parse_object(text, path)
         losses = {name: line[name] for name in ("validation_loss", "bits_per_byte") if name in line}
-        found["before" if line.get("step") == 0 else "after"].update({**losses, **line.get("scores", {})})
-    return found
+        metrics["before" if line.get("step") == 0 else "after"].update({**losses, **line.get("scores", {})})
+    return metrics
 
 
 def _name_of(base: object) -> str:

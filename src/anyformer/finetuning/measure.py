@@ -25,11 +25,11 @@ from anyformer.tokenizer import Tokenizer
 FEWEST_WINDOWS = 10
 """Windows of text below which nothing is said about what was gained: each is the mean of many predictions."""
 _EXAMPLES, _GENERATED = 2000, 32
-"""Examples that are measured at most: such with labels, and such with texts to write."""
+"""Largest number of examples that are measured: those with labels, and those with texts to write."""
 _FIRST, _FIRST_GENERATED = 32, 4
 """Examples that are timed first where time is short."""
-_NEW_TOKENS = (32, 256)
-"""The fewest and the most tokens of an answer; it is given half as many again as the longest reference has."""
+_FEWEST_TOKENS, _MOST_TOKENS = 32, 256
+"""Limits of the tokens of an answer, which may be half again as long as the longest reference."""
 _GENERAL_SHARE = 0.25
 """Share of the time for measuring that general text takes."""
 _GENERAL_TOKENS, _WINDOW = 4096, 256
@@ -49,7 +49,7 @@ class Figure:
         return cls(metric.value, metric.interval(), tuple(float(f"{each:.6g}") for each in metric.resampled().tolist()))
 
     def difference(self, before: "Figure") -> Interval | None:
-        """The paired interval of what was gained since; None: the two are not of the same rows."""
+        """The paired interval of the gain; None: the two are not of the same rows."""
         if len(self.resampled) != len(before.resampled):
             return None
         return percentiles(np.subtract(self.resampled, before.resampled))
@@ -60,11 +60,11 @@ class Measurement:
     """Measurement of a model.
 
     Attributes:
-        examples: How many it was measured on; of plain text, windows.
+        examples: Number of examples; for plain text, of windows.
         figures: The metrics of the task, by name.
-        predictions: What the model said to each example.
+        predictions: The model's prediction for each example.
         general: Perplexity of a text that has nothing to do with the task; None: the model predicts no texts.
-        windows, size: Of the general text: how many windows were read, and bytes of the text.
+        windows, size: Windows of the general text that were read, and bytes of the text.
     """
 
     examples: int
@@ -77,10 +77,10 @@ class Measurement:
     @property
     def scores(self) -> dict[str, float]:
         """The metrics as finite numbers."""
-        found = {name: figure.value for name, figure in self.figures.items()}
+        figures = dict(self.figures)
         if self.general is not None:
-            found["general_perplexity"] = self.general.value
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            figures["general_perplexity"] = self.general
+        return {name: figure.value for name, figure in figures.items() if math.isfinite(figure.value)}
 
 
 def measure(
@@ -94,24 +94,26 @@ def measure(
     before: Measurement | None = None,
     seconds: float | None = None,
 ) -> tuple[Measurement, Evaluation]:
-    """Measure a model on the first examples, and on general text.
+    """Measure a model on the first examples of a task, or on a text in their place, and on general text.
 
     Args:
-        model, tokenizer: What to measure.
-        examples: Of the task.
-        task: What they ask.
-        text: Of the task text, in the place of examples. Without either, general text alone is measured.
-        window: Tokens of it that are read at a time.
+        window: Tokens of the text that are read at a time.
         before: An earlier measurement, whose examples and text are measured again; None: this is the first one.
-        seconds: About how long it may take; None: as long as a few examples, or a few thousand with labels, take.
+        seconds: Approximate limit of the time; None: that of a few examples, or of a few thousand with labels.
     """
     answers = [answer(example) for example in examples if isinstance(example, Answered)]
     # Of single words ROUGE says what exact match does, and its library loads 180 MB of others.
     rouge = any(len(text.split()) > 1 for text in answers)
-    options = Options(max_new_tokens=_new_tokens(tokenizer, answers), rouge=rouge, skip_missing=True)
+    lengths = [len(ids) for ids in tokenizer.encode_batch(answers[:_GENERATED], special=False)]
+    new_tokens = min(max(_FEWEST_TOKENS, 3 * max(lengths) // 2), _MOST_TOKENS) if lengths else None
+    options = Options(max_new_tokens=new_tokens, rouge=rouge, skip_missing=True)
 
     def evaluate(rows: Sequence[Example]) -> Evaluation:
         return evaluate_examples(model, tokenizer, rows, task, options)
+
+    def read(text: Text, window: int, windows: int | None, share: float) -> list[tuple[float, int]]:
+        limit = None if windows is None else max(1, windows)
+        return _read(model, text, window, limit, None if seconds is None else share * seconds)
 
     generates = TASKS[task].generates
     count = min(len(examples), _GENERATED if generates else _EXAMPLES)
@@ -124,38 +126,34 @@ def measure(
         evaluate(examples[:first])
         each = max(1e-9, time.monotonic() - begin) / first
         count = max(first, min(count, int((1 - _GENERAL_SHARE) * seconds / each)))
-    found = evaluate(examples[:count]) if count else Evaluation(task=task, metrics={})
     if text is not None:
-        limit = None if before is None else max(1, before.examples)
-        windows = _read(model, text, window, limit, None if seconds is None else (1 - _GENERAL_SHARE) * seconds)
+        windows = read(text, window, None if before is None else before.examples, 1 - _GENERAL_SHARE)
         count = len(windows)
-        found = Evaluation(task=task, metrics=language_model(*map(list, zip(*windows, strict=True))))
+        evaluation = Evaluation(task=task, metrics=_perplexity(windows))
+    else:
+        evaluation = evaluate(examples[:count]) if count else Evaluation(task=task, metrics={})
     general = _general_text(model, tokenizer)
     parts: list[tuple[float, int]] = []
     if general is not None:
-        limit = None if before is None else max(1, before.windows)
-        parts = _read(model, general, _WINDOW, limit, None if seconds is None else _GENERAL_SHARE * seconds)
+        parts = read(general, _WINDOW, None if before is None else before.windows, _GENERAL_SHARE)
     measured = Measurement(
         examples=count,
-        figures={name: Figure.of(metric) for name, metric in found.metrics.items()},
-        predictions=[row.prediction for row in found.rows],
-        general=Figure.of(language_model(*map(list, zip(*parts, strict=True)))["perplexity"]) if parts else None,
+        figures={name: Figure.of(metric) for name, metric in evaluation.metrics.items()},
+        predictions=[row.prediction for row in evaluation.rows],
+        general=Figure.of(_perplexity(parts)["perplexity"]) if parts else None,
         windows=len(parts),
         size=0 if general is None else general.size,
     )
-    return measured, found
+    return measured, evaluation
 
 
-def _new_tokens(tokenizer: Tokenizer, answers: Sequence[str]) -> int | None:
-    if not answers:
-        return None
-    longest = max(map(len, tokenizer.encode_batch(answers[:_GENERATED], special=False)))
-    fewest, most = _NEW_TOKENS
-    return min(max(fewest, longest + longest // 2), most)
+def _perplexity(parts: Sequence[tuple[float, int]]) -> dict[str, Metric]:
+    """The metrics of a language model, of the loss in nats and the predictions of each window."""
+    return language_model(*map(list, zip(*parts, strict=True)))
 
 
 def _general_text(model: Transformer, tokenizer: Tokenizer) -> Text | None:
-    """English prose that is always there: Python's own help; None: the model does not predict texts."""
+    """Python's own help, English prose that is always there; None: the model does not predict texts."""
     if not model.config.is_decoder_only or model.config.head.kind != "language_model":
         return None
     try:

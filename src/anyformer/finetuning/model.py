@@ -28,14 +28,12 @@ PROBLEMS: Mapping[str | None, Any] = {
 
 
 def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transformer:
-    """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter.
-
-    Args:
-        config: Of the run.
-        base: Of the model as it is stored.
-    """
-    options: dict[str, Any] = {"quantize": config.quantize, "allow_pickle": config.allow_pickle}
-    options["dtype"] = config.base_dtype
+    """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter."""
+    options: dict[str, Any] = {
+        "quantize": config.quantize,
+        "allow_pickle": config.allow_pickle,
+        "dtype": config.base_dtype,
+    }
     task = TASKS[config.task]
     head, problem = task.head, PROBLEMS[config.label_kind]
     if head == "language_model" or _has_head(base.head, head, config.labels, problem):
@@ -61,9 +59,9 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transforme
 
 
 def train_in_float32(model: Transformer) -> None:
-    """Keep the weights that are trained in float32, whatever the others are kept in, and those of norms.
+    """Keep trained weights in float32, and those of norms, which take next to no memory.
 
-    Hidden states are added up in float32, and the weights of norms take next to no memory.
+    Hidden states are added up in float32, too.
     """
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -94,12 +92,13 @@ def save_model(model: Transformer, directory: Path, tokenizer: Tokenizer, config
 
 @contextmanager
 def _without_pair_classifier(model: Transformer) -> Generator[None]:
-    """As sentence-transformers' loss, it serves training alone."""
-    modules = dict(model.named_children())
-    if PAIR_CLASSIFIER in modules:
-        delattr(model, PAIR_CLASSIFIER)
+    """The model without the classifier, which serves training alone, as that of sentence-transformers' loss."""
+    classifier = dict(model.named_children()).get(PAIR_CLASSIFIER)
+    if classifier is None:
+        yield
+        return
+    delattr(model, PAIR_CLASSIFIER)
     try:
         yield
     finally:
-        if PAIR_CLASSIFIER in modules:
-            model.add_module(PAIR_CLASSIFIER, modules[PAIR_CLASSIFIER])
+        model.add_module(PAIR_CLASSIFIER, classifier)

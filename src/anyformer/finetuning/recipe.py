@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,9 @@ from anyformer.tasks.loading import ExampleSet, find_task, load_examples
 from anyformer.tasks.task import Encoded, Encoding
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
-from anyformer.training.config import TrainConfig
+from anyformer.training.config import RunConfig, TrainConfig
 from anyformer.training.prepare import prepare
 from anyformer.training.recipe import Recipe
-from anyformer.training.run_config import RunConfig
 from anyformer.training.sample import Passage, Sample, take_sample
 
 _SHOWN = 3
@@ -50,11 +50,7 @@ _MEASURED = 1 << 14
 
 
 def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
-    """The recipe of a run: on plain text, or on examples.
-
-    Raises:
-        UserError: as `TextFinetuning` and `Finetuning`.
-    """
+    """The recipe of a run, on plain text or on examples. Raises UserError as the two classes below."""
     task, columns = config.task, as_columns(config.roles)
     if task is None:
         task = find_task(config.data, columns=columns, header=config.header, cache=Cache(config.cache))
@@ -64,11 +60,7 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
 
 
 class BaseFinetuning(Recipe):
-    """A model that somebody has trained.
-
-    Raises:
-        UserError: no such model, or one without a tokenizer.
-    """
+    """A trained model to go on with. Raises UserError if there is none, or one without a tokenizer."""
 
     command = "finetune"
     config_type = FinetuneConfig
@@ -94,18 +86,18 @@ class BaseFinetuning(Recipe):
     @property
     @override
     def terms(self) -> Terms:
-        return TASKS[self._config.task].terms(vars(self._config))
+        return TASKS[self.config.task].terms(vars(self.config))
 
     @override
     def build(self) -> Transformer:
-        model = build_model(self._config, self.base)
+        model = build_model(self.config, self.base)
         self.model_config = model.config
         self.head_is_new = any(name.startswith("head.") for name in model.origin.drawn)
         return model
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
-        return save_model(model, directory, self.tokenizer, self._config)
+        return save_model(model, directory, self.tokenizer, self.config)
 
     @override
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
@@ -125,8 +117,8 @@ class BaseFinetuning(Recipe):
 
 
 class TextFinetuning(BaseFinetuning):
-    """A model that somebody has trained, and text: a decoder predicts it, an encoder fills in what is masked, and an
-    encoder-decoder restores corrupted spans.
+    """Fine-tuning on text: a decoder predicts it, an encoder fills in masked tokens, an encoder-decoder restores
+    corrupted spans.
 
     Raises:
         UserError: no such model, one without a language-model head or a tokenizer, or text that can't be read.
@@ -134,26 +126,26 @@ class TextFinetuning(BaseFinetuning):
 
     def __init__(self, config: FinetuneConfig, console: Console) -> None:
         super().__init__(config)
-        base, tokenizer = self.base, self.tokenizer
+        base = self.base
         task = TASKS[str(config.task)]
         task.check_model(base, config.base)
-        made = complete(config, base, task.name)
-        shared = {field.name: getattr(made, field.name) for field in fields(RunConfig)}
+        complete_config = complete(config, base, task.name)
+        shared = {field.name: getattr(complete_config, field.name) for field in fields(RunConfig)}
         shared |= {"steps": None, "minutes": None}
         train = TrainConfig(
-            preset=made.label,
+            preset=config.label,
             model=base,
             tokenizer=self.name,
             field=config.roles.get("text", "text"),
             vocab_size=base.vocab_size,
             max_length=base.max_length,
-            document_masking=made.packing and base.is_decoder_only,
+            document_masking=complete_config.packing and base.is_decoder_only,
             **shared,
         )
-        self._data = prepare(train.complete(), console, tokenizer)
+        self._data = prepare(train.complete(), console, self.tokenizer)
         self.batches, self.fingerprint = self._data.batches, self._data.fingerprint
-        self._config = self._in_steps(made)
-        self._report = Report(self._config, tokenizer, text=self._held_out())
+        self._config = self._in_steps(complete_config)
+        self._report = Report(self.config, self.tokenizer, text=self._held_out())
 
     def _held_out(self) -> Text | None:
         """The beginning of the text to validate on, for a model whose loss is that of the next token."""
@@ -165,16 +157,16 @@ class TextFinetuning(BaseFinetuning):
 
     @override
     def summary(self) -> Sequence[str]:
-        first, *others = self._data.summary()
+        first, *others = self._data.summary
         return [first.replace("data       ", "data       text, ", 1), *others]
 
     @override
     def sample(self, model: Transformer) -> Sample:
-        return take_sample(model, self.tokenizer, self._config, self.batches)
+        return take_sample(model, self.tokenizer, self.config, self.batches)
 
 
 class Finetuning(BaseFinetuning):
-    """A model that somebody has trained, and examples of a task.
+    """Fine-tuning on examples of a task.
 
     Raises:
         UserError: no such model, one that can't do the task, examples that are faulty, or such that nothing can be
@@ -185,27 +177,35 @@ class Finetuning(BaseFinetuning):
         super().__init__(config)
         base, tokenizer = self.base, self.tokenizer
         with console.status("reading the examples"), _without_garbage_collection():
-            self.found = self._read(config)
-            self.task = TASKS[self.found.task]
+            self.example_set = self._read(config)
+            self.task = TASKS[self.example_set.task]
             self.task.check_model(base, self.name)
-            training, validation = self._split(config)
-            labels = self.found.labels or ()
-            settled: dict[str, Any] = {"labels": labels, "label_kind": self.found.kind}
+            training = self.example_set.examples
+            if config.validation:
+                validation = self._read(config, self.example_set).examples
+            else:
+                training, validation = held_out(training, seed=config.seed)
+            labels, kind = self.example_set.labels or (), self.example_set.kind
+            resolved: dict[str, Any] = {"labels": labels, "label_kind": kind}
             if self.task.choose_loss is not None:
-                settled["loss"] = self.task.choose_loss(config.loss, training[0])
-            self._config = complete(config, base, self.task.name, examples=len(training), **settled)
+                resolved["loss"] = self.task.choose_loss(config.loss, training[0])
+            self._config = complete(config, base, self.task.name, examples=len(training), **resolved)
             self.preview: list[Encoded] = []
             encoding = Encoding(
                 tokenizer=tokenizer,
                 model=base,
                 context=self.config.context,
                 labels=labels,
-                kind=self.found.kind,
+                kind=kind,
                 learn_all=config.train_on == "all",
                 packing=self.config.packing,
             )
-            self.checks = {name: self._check() for name in ("training", "validation")}
-            self.training, held = (
+            stops = {*base.special_tokens.eos, *([] if tokenizer.eos is None else [tokenizer.eos])}
+            self.checks = {
+                name: Check(self.task, tokenizer, context=self.config.context, stops=stops)
+                for name in ("training", "validation")
+            }
+            self.training, self._held_out = (
                 self._encode(encoding, examples, check)
                 for examples, check in zip((training, validation), self.checks.values(), strict=True)
             )
@@ -214,9 +214,8 @@ class Finetuning(BaseFinetuning):
         for name, check in self.checks.items():
             check.problems(training=name == "training")
         self._examples, self.validation = training, validation
-        self._held = held
-        self.batches = self._batcher(held)
-        self._config = self._in_steps(self._config)
+        self.batches = self._batcher()
+        self._config = self._in_steps(self.config)
         self.fingerprint = key(
             self.batches.digest, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos, self.task.name
         )
@@ -226,7 +225,7 @@ class Finetuning(BaseFinetuning):
     def build(self) -> Transformer:
         model = super().build()
         if self.task.prepare is not None:
-            self.task.prepare(model, (self.training, self._held), self.config)
+            self.task.prepare(model, (self.training, self._held_out), self.config)
         return model
 
     @override
@@ -235,35 +234,46 @@ class Finetuning(BaseFinetuning):
 
     @override
     def summary(self) -> Sequence[str]:
-        lines = [f"data       {self.found.describe()}"]
-        for name, check in self.checks.items():
-            lines += [f"{name:<11}" if number == 0 else f"  {line}" for number, line in enumerate(["", *check.lines()])]
-        return lines
+        checks = ((name, *(f"  {line}" for line in check.lines())) for name, check in self.checks.items())
+        return [f"data       {self.example_set.describe()}", *chain.from_iterable(checks)]
 
     @override
     def sample(self, model: Transformer) -> Sample:
         rows = self._report.rows(model)[:_SHOWN]
         passages = [Passage(f"{row.text}\n    ", sample_answer(row)) for row in rows]
-        return Sample(passages, self.task.commands(self.config, self._examples[0], self._to_evaluate()))
-
-    def _to_evaluate(self) -> str:
-        """The arguments of `anyformer evaluate`; on other data than those of training."""
+        # The arguments of `anyformer evaluate`; on other data than those of training.
         columns = (word for role, column in self.config.roles.items() for word in (f"--{role}", column))
-        return f"--data {shlex.join(self.config.validation) or 'FILE'} {shlex.join(columns)}".rstrip()
-
-    def _split(self, config: FinetuneConfig) -> tuple[Sequence[Example], Sequence[Example]]:
-        if not config.validation:
-            return held_out(self.found.examples, seed=config.seed)
-        return self.found.examples, self._read(config, self.found).examples
+        to_evaluate = f"--data {shlex.join(self.config.validation) or 'FILE'} {shlex.join(columns)}".rstrip()
+        return Sample(passages, self.task.commands(self.config, self._examples[0], to_evaluate))
 
     def _read(self, config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
         """The examples of the training data, or with them given those for validation, as the model learns them."""
-        found = _load(config, training)
-        instead = TASKS[found.task].instead(self.base)
+        if training is not None:
+            names = training.labels or ()
+            config = replace(config, data=config.validation, task=training.task, labels=names, label_kind=training.kind)
+        kind: Any = config.label_kind
+        examples = load_examples(
+            config.data,
+            task=config.task,
+            columns=as_columns(config.roles),
+            header=config.header,
+            labels=config.labels or None,
+            kind=kind,
+            training=training is None,
+            skip_faulty=config.skip_faulty,
+            max_record_bytes=config.max_record_bytes,
+            cache=Cache(config.cache),
+        )
+        add_system = TASKS[examples.task].add_system
+        if config.system is not None and add_system is not None:
+            changed, counts = zip(*(add_system(each, config.system) for each in examples.examples), strict=True)
+            note = f"--system added to {sum(counts):,} conversation{'s' * (sum(counts) != 1)}"
+            examples = replace(examples, examples=changed, notes=[*examples.notes, note])
+        instead = TASKS[examples.task].instead(self.base)
         if instead is None:
-            return found
+            return examples
         task, change = instead
-        return replace(found, task=task.name, examples=[change(example) for example in found.examples])
+        return replace(examples, task=task.name, examples=[change(each) for each in examples.examples])
 
     def _encode(self, encoding: Encoding, examples: Sequence[Example], check: Check) -> Dataset:
         """The examples as a dataset; counts them, and keeps the first ones to be drawn."""
@@ -275,15 +285,10 @@ class Finetuning(BaseFinetuning):
         self.preview += encoded[: max(0, ROWS - len(self.preview))]
         return self.task.dataset(encoding, encoded)
 
-    def _check(self) -> Check:
-        tokens = self.model_config.special_tokens
-        stops = {*tokens.eos, *([] if self.tokenizer.eos is None else [self.tokenizer.eos])}
-        return Check(self.task, self.tokenizer, context=self.config.context, stops=stops)
-
-    def _batcher(self, held: Dataset) -> Batcher:
-        config = self.config
+    def _batcher(self) -> Batcher:
+        config, training, held = self.config, self.training, self._held_out
         batches = ExampleBatches(
-            self.training, self.training.lengths, config.batch_size, config.seed, by_length=not config.packing
+            training, training.lengths, config.batch_size, config.seed, by_length=not config.packing
         )
         validation = ExampleBatches(held, held.lengths, config.batch_size)
         return Batcher(
@@ -307,29 +312,6 @@ def _without_garbage_collection() -> Generator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _load(config: FinetuneConfig, training: ExampleSet | None) -> ExampleSet:
-    labels = config.labels or None if training is None else training.labels
-    kind: Any = config.label_kind if training is None else training.kind
-    found = load_examples(
-        config.data if training is None else config.validation,
-        task=config.task if training is None else training.task,
-        columns=as_columns(config.roles),
-        header=config.header,
-        labels=labels,
-        kind=kind,
-        training=training is None,
-        skip_faulty=config.skip_faulty,
-        max_record_bytes=config.max_record_bytes,
-        cache=Cache(config.cache),
-    )
-    add_system = TASKS[found.task].add_system
-    if config.system is None or add_system is None:
-        return found
-    examples, counts = zip(*(add_system(example, config.system) for example in found.examples), strict=True)
-    note = f"--system added to {sum(counts):,} conversation{'s' * (sum(counts) != 1)}"
-    return replace(found, examples=examples, notes=[*found.notes, note])
 
 
 def sample_answer(row: EvaluatedRow) -> str:

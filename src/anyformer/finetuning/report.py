@@ -1,9 +1,9 @@
-"""Gains and losses of fine-tuning: as evaluation.json in the run directory, and in lines for people."""
+"""Gains and losses of fine-tuning, as evaluation.json in the run directory and in lines for people."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -39,7 +39,6 @@ _SHARE = 0.04
 """Share of a run that ends by the clock for measuring the model before it, and again after it."""
 _SAMPLED, _NEW_TOKENS = 3, 64
 """Examples of a sample while training goes on, and tokens of each."""
-_NO_CHECKS: Mapping[str, Check] = {}
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "mse")
 _SELDOM = ("rouge1", "rouge2", "rougeLsum", "recall@5", "recall@10")
 """Metrics that the page has, and the terminal has not."""
@@ -51,15 +50,13 @@ _CHARACTERS = 2000
 
 
 class Report:
-    """Measures a model before and after a run, and writes what it finds out.
+    """Measures a model before and after a run, and writes the results.
 
     Args:
-        config: Of the run.
-        tokenizer: The model's.
-        examples: Of the task, which the model is not trained on.
-        text: Of the task text, which the model is not trained on. Without it and examples, general text alone is
-            measured.
+        examples: Examples of the task that the model is not trained on.
         checks: Counts of the examples: "training" and "validation".
+        text: For the task text, text that the model is not trained on. Without it and examples, general text alone is
+            measured.
     """
 
     def __init__(
@@ -67,25 +64,28 @@ class Report:
         config: CompleteFinetuneConfig,
         tokenizer: Tokenizer,
         examples: Sequence[Example] = (),
-        checks: Mapping[str, Check] = _NO_CHECKS,
+        checks: Mapping[str, Check] | None = None,
         text: Text | None = None,
     ) -> None:
         self._config, self._tokenizer, self._text = config, tokenizer, text
-        self._examples, self._checks = examples, checks
+        self._examples, self._checks = examples, checks or {}
         self._latest: Evaluation | None = None
         self._result: dict[str, Any] | None = None
 
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
         """Measure the model before training, at step 0, or after it; see `Recipe.measure`.
 
-        What was found before stays in the run directory, so that a run that is taken up again knows it.
+        The measurement before training stays in the run directory, for a resumed run to compare with.
         """
         minutes = self._config.minutes
-        before = _read_before(directory / BEFORE) if step else None
+        before = None
+        if step:
+            with suppress(UserError):
+                before = make(Measurement, limits.read_object(directory / BEFORE), nulls=True)
         for _, weight in quantized_weights(model):
             weight.drop_transposed()  # caches of keys and values take its place
         with self._autocast():
-            measured, found = measure(
+            measured, evaluation = measure(
                 model,
                 self._tokenizer,
                 self._examples,
@@ -96,8 +96,8 @@ class Report:
                 seconds=None if minutes is None else _SHARE * 60 * minutes,
             )
         if step:
-            self._latest = found
-            self._result = result(before, measured, found, self._checks)
+            self._latest = evaluation
+            self._result = result(before, measured, evaluation, self._checks)
             text = json.dumps(self._result, indent=1, ensure_ascii=False, allow_nan=False)
             atomic.write(directory / EVALUATION, f"{text}\n")
         else:
@@ -115,9 +115,9 @@ class Report:
         """Answers of the model to examples: those that were measured just now, or a few."""
         latest, self._latest = self._latest, None
         if latest is None and len(self._examples) > 1:
-            options, few = (
-                Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True),
+            few, options = (
                 self._examples[:_SAMPLED],
+                Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True),
             )
             with self._autocast():
                 latest = evaluate_examples(model, self._tokenizer, few, self._config.task, options)
@@ -127,7 +127,6 @@ class Report:
         """Write the model card, and return lines for people.
 
         Args:
-            directory: Of the run.
             first_loss: Whether the loss before training says anything.
 
         Raises:
@@ -136,21 +135,15 @@ class Report:
         if self._result is None:
             return ()
         run = read_run(directory)
-        known = [loss for line in run.evaluations if (loss := number(line, "validation_loss")) is not None]
-        losses = (known[0] if first_loss and len(known) > 1 else None, known[-1]) if known else None
-        facts = {"parameters": parameters(run.parameters, run.trained_parameters)}
-        facts["tokens a step"] = "" if run.tokens_per_step is None else f"{run.tokens_per_step:,.0f}"
-        values = {**self._result, "validation_loss": losses, "run": facts}
+        losses = [loss for line in run.evaluations if (loss := number(line, "validation_loss")) is not None]
+        ends = (losses[0] if first_loss and len(losses) > 1 else None, losses[-1]) if losses else None
+        facts = {
+            "parameters": parameters(run.parameters, run.trained_parameters),
+            "tokens a step": "" if run.tokens_per_step is None else f"{run.tokens_per_step:,.0f}",
+        }
+        values = {**self._result, "validation_loss": ends, "run": facts}
         write_card(directory / MODEL, directory.resolve().name, self._config, values, self._checks)
         return lines(self._result)
-
-
-def _read_before(path: Path) -> Measurement | None:
-    """The measurement before training; None where none can be read."""
-    try:
-        return make(Measurement, limits.read_object(path), nulls=True)
-    except UserError:
-        return None
 
 
 def result(
@@ -159,41 +152,44 @@ def result(
     """Results at the end of a run, as plain values of JSON.
 
     Args:
-        before: What was measured before training, if that is known.
-        after: What was measured now.
-        evaluation: The rows and tables of the latter.
+        before: The measurement before training, if there is one.
+        after: The measurement now; the evaluation has its rows and tables.
         checks: Counts of the examples: "training" and "validation".
     """
-    known, task = before.figures if before is not None else {}, TASKS[evaluation.task]
+    task = TASKS[evaluation.task]
     fewest = FEWEST_WINDOWS if task.is_stream else FEWEST
     enough = after.examples >= fewest
-    said = [None] * len(evaluation.rows)
+    earlier = {} if before is None else before.figures
+    predictions = [None] * len(evaluation.rows)
     if before is not None and len(before.predictions) == len(evaluation.rows):
-        said = [text or task.nothing for text in before.predictions]
+        predictions = [text or task.nothing for text in before.predictions]
     rows = [replace(row, prediction=row.prediction or task.nothing) for row in evaluation.rows]
-    pairs = list(zip(rows, said, strict=True))
-    text = None
+    pairs = list(zip(rows, predictions, strict=True))
+    general_text = None
     if after.general is not None:
-        same = before is not None and (before.size, before.windows) == (after.size, after.windows)
-        text = _figure(
-            "perplexity",
-            before.general if before is not None and same else None,
-            after.general,
-            enough=after.windows >= FEWEST_WINDOWS,
-        )
+        size = after.size, after.windows
+        figure = before.general if before is not None and (before.size, before.windows) == size else None
+        general_text = _figure("perplexity", figure, after.general, enough=after.windows >= FEWEST_WINDOWS)
     plural = "s" * (after.examples != 1)
-    measured_on = f"window{plural} of text" if task.is_stream else f"example{plural}"
-    trained = _counts(checks["training"]) if "training" in checks else {}
+    noun = f"window{plural} of text" if task.is_stream else f"example{plural}"
+    measured_on = f"{after.examples:,} {noun}"
+    training = checks.get("training")
+    # Of words with tags, kinds of entities are counted.
+    trained = {} if training is None else training.entities or training.labels
+    # Classes that were trained on and do not occur where they are measured are there, too.
+    absent = sorted(set(trained) - {row.label for row in evaluation.classes}) if evaluation.classes else []
+    classes = [*evaluation.classes, *(ClassScores(label, math.nan, math.nan, math.nan, 0) for label in absent)]
     confusion = evaluation.confusion
+    no_verdict = f"No verdict: {measured_on} can't show what was gained, it takes {fewest} or more."
     return {
         "task": evaluation.task,
         "examples": after.examples,
-        "measured_on": f"{after.examples:,} {measured_on}",
+        "measured_on": measured_on,
         "held_out": checks["validation"].examples if "validation" in checks else None,
         "metrics": {
-            name: _figure(name, known.get(name), figure, enough=enough) for name, figure in after.figures.items()
+            name: _figure(name, earlier.get(name), figure, enough=enough) for name, figure in after.figures.items()
         },
-        "general": text,
+        "general": general_text,
         "classes": [
             {
                 "label": row.label,
@@ -203,52 +199,29 @@ def result(
                 "recall": finite(row.recall),
                 "f1": finite(row.f1),
             }
-            for row in _every_class(evaluation, trained)
+            for row in classes
         ],
         "confusion": None
         if confusion is None
         else {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()},
         "answers": [_row(*pair) for pair in _chosen(pairs, task.generates)],
-        "changed": sum(earlier is not None and earlier != row.prediction for row, earlier in pairs),
-        "worst": [_row(*pairs[index]) for index in telling([row for row, _ in pairs], _WORST)],
-        "notes": [
-            *evaluation.notes,
-            *(
-                [f"No verdict: {after.examples:,} {measured_on} can't show what was gained, it takes {fewest} or more."]
-                if known and not enough
-                else []
-            ),
-        ],
+        "changed": sum(old is not None and old != row.prediction for row, old in pairs),
+        "worst": [_row(*pairs[index]) for index in telling(rows, _WORST)],
+        "notes": [*evaluation.notes, *([no_verdict] if earlier and not enough else [])],
     }
-
-
-def _counts(check: Check) -> Mapping[str, int]:
-    """How often each label is there; of words with tags, each kind of entity."""
-    return check.entities or check.labels
-
-
-def _every_class(evaluation: Evaluation, trained: Mapping[str, int]) -> Sequence[ClassScores]:
-    """The scores of each class, those included that were trained on and do not occur where they are measured."""
-    known = {row.label for row in evaluation.classes}
-    absent = sorted(set(trained) - known) if evaluation.classes else []
-    return [*evaluation.classes, *(ClassScores(label, math.nan, math.nan, math.nan, 0) for label in absent)]
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:
     """The metrics before and after, for people."""
     shown = {name.replace("_", " "): each for name, each in values["metrics"].items() if name not in _SELDOM}
     width = max([10, *map(len, shown)])
-    said: list[str] = []
-    for name, each in shown.items():
-        if each["after"] is None:
-            continue
-        count = f"; {values['measured_on']} held out" if not said else ""
-        said.append(f"{name:<{width}} {gained(each)}{count}")
-    if TASKS[values["task"]].lists_classes:
-        said += _by_class(values["classes"], width)
-    if (figure := values["general"]) is not None:
-        said.append(f"general text: perplexity {general(figure)}")
-    return [*said, *map(printable, values["notes"])]
+    metrics = [f"{name:<{width}} {gained(each)}" for name, each in shown.items() if each["after"] is not None]
+    if metrics:
+        metrics[0] += f"; {values['measured_on']} held out"
+    classes = _by_class(values["classes"], width) if TASKS[values["task"]].lists_classes else []
+    figure = values["general"]
+    general_text = [] if figure is None else [f"general text: perplexity {general(figure)}"]
+    return [*metrics, *classes, *general_text, *map(printable, values["notes"])]
 
 
 def _by_class(classes: Sequence[Mapping[str, Any]], width: int) -> list[str]:
@@ -256,11 +229,12 @@ def _by_class(classes: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     rows = sorted((row for row in classes if row["held_out"]), key=lambda row: -row["held_out"])
     names = [shorten(printable(row["label"]), _LABEL) for row in rows[:_CLASSES]]
     longest = max(map(len, names), default=0)
-    said = [
+    texts = [
         f"{'' if number else 'F1 of':<{width}} {name:<{longest}}  {row['f1']:.3f}; {row['held_out']:,} held out"
         for number, (name, row) in enumerate(zip(names, rows, strict=False))
     ]
-    return [*said, f"{'':<{width}} and of {len(rows) - _CLASSES:,} more, see the report"] if rows[_CLASSES:] else said
+    more = f"{'':<{width}} and of {len(rows) - _CLASSES:,} more, see the report"
+    return [*texts, *([more] if rows[_CLASSES:] else [])]
 
 
 def _figure(name: str, before: Figure | None, after: Figure, *, enough: bool) -> dict[str, Any]:
@@ -286,7 +260,7 @@ def _chosen(pairs: Sequence[tuple[EvaluatedRow, str | None]], generates: bool) -
     changed = [(row, earlier) for row, earlier in pairs if generates or earlier not in (None, row.prediction)]
     if generates:
         return changed[:_ROWS]
-    # As many that are right now as such that aren't any more, if there are.
+    # Equally many that are right now and that are wrong now, if there are.
     better = [pair for pair in changed if pair[0].right in (True, None)]
     worse = [pair for pair in changed if pair[0].right is False]
     kept = max(_ROWS // 2, _ROWS - len(worse))

@@ -16,7 +16,7 @@ from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second, start_compiler
-from anyformer.training.resolve import make_plan, make_strategy
+from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
 

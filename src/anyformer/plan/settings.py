@@ -18,10 +18,9 @@ from anyformer.runs.directory import CONFIG, MODEL
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
-from anyformer.training.config import TrainConfig
+from anyformer.training.config import BATCH_TOKENS, TrainConfig
 from anyformer.training.config_file import read_yaml
 from anyformer.training.precision import Precision, choose_precision
-from anyformer.training.run_config import BATCH_TOKENS
 
 _OF_TRAIN = {field.name for field in fields(TrainConfig)}
 _OF_FINETUNE = {field.name for field in fields(FinetuneConfig)}

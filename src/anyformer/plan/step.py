@@ -19,7 +19,7 @@ from anyformer.plan.dry_run import heap_size
 from anyformer.plan.simulation import PARTS, Simulation, replaced
 from anyformer.plan.workload import STACKS, Workload
 from anyformer.quantization import parameter_count
-from anyformer.training.resolve import make_plan
+from anyformer.training.recipe import make_plan
 from anyformer.training.strategies import base
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group

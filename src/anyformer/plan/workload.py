@@ -20,10 +20,9 @@ from anyformer.quantization import bits_per_module, quantizable, quantization, q
 from anyformer.tasks import TASKS
 from anyformer.tasks.seq2seq import random_pairs
 from anyformer.tasks.task import Task, random_ids
-from anyformer.training.config import CompleteConfig
+from anyformer.training.config import CompleteConfig, CompleteRunConfig
 from anyformer.training.losses import LossModule
 from anyformer.training.precision import Precision
-from anyformer.training.run_config import CompleteRunConfig
 
 STACKS = ("encoder_layers", "decoder_layers")
 """The fields of a model's numbers of layers."""

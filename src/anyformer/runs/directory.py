@@ -39,9 +39,9 @@ _LONGEST = 120
 
 def model_directory(path: str | os.PathLike[str]) -> Path:
     """The model of a run directory; any other path is returned as it is."""
-    where = Path(path)
-    inside = where / MODEL
-    return inside if (inside / "config.json").is_file() and not (where / "config.json").is_file() else where
+    directory = Path(path)
+    inside = directory / MODEL
+    return inside if (inside / "config.json").is_file() and not (directory / "config.json").is_file() else directory
 
 
 def base_name(base: str) -> str:
@@ -98,23 +98,23 @@ class RunDirectory:
         try:
             runs.mkdir(parents=True, exist_ok=True)
             for candidate in names:
-                made = cls(runs / candidate)
-                try:
-                    made.path.mkdir()
-                except FileExistsError:
-                    continue
-                try:
-                    made.lock()
-                except BaseException:  # Ctrl-C among them
-                    made.discard()
-                    raise
-                return made
+                directory = cls(runs / candidate)
+                with suppress(FileExistsError):
+                    directory.path.mkdir()
+                    break
+            else:
+                raise UserError(
+                    f"The run directory {runs / str(name)} exists already: choose another --name, or go on with it by "
+                    f"--resume {runs / str(name)}."
+                )
         except OSError as error:
             raise UserError(f"The run directory can't be made in {runs}: {error.strerror or error}.") from error
-        taken = runs / str(name)
-        raise UserError(
-            f"The run directory {taken} exists already: choose another --name, or go on with it by --resume {taken}."
-        )
+        try:
+            directory.lock()
+        except BaseException:  # Ctrl-C among them
+            directory.discard()
+            raise
+        return directory
 
     def lock(self) -> None:
         """Keep others out until this process ends, however it ends.
@@ -151,17 +151,19 @@ class RunDirectory:
 
     def finished(self) -> bool:
         """Whether the last line of metrics.jsonl says so."""
-        file = self.path / METRICS
-        lines = limits.read_text(file, limits.LOG_BYTES).splitlines() if file.exists() else []
+        lines = self._lines()
         return bool(lines) and _object(lines[-1]).get("state") == "finished"
 
     def rewind(self, step: int) -> None:
-        """Take out of metrics.jsonl what came after a step, for it will come again."""
-        path = self.path / METRICS
-        if not self.writes or not path.exists():
+        """Take the lines after a step out of metrics.jsonl, for they will come again."""
+        if not self.writes or not (lines := self._lines()):
             return
-        kept = [line for line in limits.read_text(path, limits.LOG_BYTES).splitlines() if _step(line) <= step]
-        atomic.write(path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in lines if _step(line) <= step]
+        atomic.write(self.path / METRICS, "".join(f"{line}\n" for line in kept))
+
+    def _lines(self) -> list[str]:
+        file = self.path / METRICS
+        return limits.read_text(file, limits.LOG_BYTES).splitlines() if file.exists() else []
 
     def discard(self) -> None:
         """Remove the directory of a run that never began."""
@@ -170,7 +172,7 @@ class RunDirectory:
 
 
 def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; beyond all for one that was cut off, or says something else."""
+    """The step of a line of metrics.jsonl; infinite for one that was cut off, or says something else."""
     step = _object(line).get("step", math.inf)
     return step if isinstance(step, int | float) else math.inf
 

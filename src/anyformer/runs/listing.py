@@ -33,16 +33,15 @@ _QUIET = 600.0
 _LOCATION = ("name", "runs", "model.model_type")
 """Settings that say where a run is, not what it does."""
 
-
 PER_TOKEN = "nats per token"
 """The loss of a model that predicts tokens."""
 
 
 class Terms(NamedTuple):
-    """How a page speaks of a run.
+    """The terms of a run on a page.
 
     Attributes:
-        loss: The quantity that its loss is, and the unit.
+        loss: The quantity and the unit of its loss.
         generates: Whether the model answers with texts.
     """
 
@@ -65,11 +64,11 @@ class Run:
         steps: lines of metrics.jsonl on training, by increasing step; of repeated steps the last.
         end: the line that says how it ended.
         broken_lines: number of lines that are no JSON objects: a run that was killed may leave half a line.
-        terms: those of the task that it fine-tuned for, which whoever reads it has to give.
+        terms: those of the task that it fine-tuned for, which the reader has to set.
     """
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
     header: dict[str, Any] = field(default_factory=dict[str, Any])
     steps: list[Line] = field(default_factory=list[Line])
     evaluations: list[Line] = field(default_factory=list[Line])
@@ -79,7 +78,7 @@ class Run:
     terms: Terms = field(default_factory=Terms)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Take in a line of metrics.jsonl. One of a step that there is already takes the place of all from it on."""
+        """Take in a line of metrics.jsonl; a repeated step replaces all lines from it on."""
         if "started" in line:
             self.header = {**line, **({"started": self.header["started"]} if self.header else {})}
             self.end = None
@@ -119,11 +118,9 @@ class Run:
         scores = (self.steps, "loss"), (self.evaluations, "validation_loss")
         if any(lines and number(lines[-1], name) is None for lines, name in scores):
             return "diverged"
-        planned = number(self.config, "steps")
-        if planned is not None and self.steps and self.evaluations:
-            done = self.steps[-1]["step"]
-            if done >= planned and self.evaluations[-1]["step"] >= done:
-                return "finished"
+        planned, done = number(self.config, "steps"), _last(self.steps).get("step", -1)
+        if planned is not None and done >= planned and _last(self.evaluations).get("step", -1) >= done:
+            return "finished"
         times = [seconds for line in self.steps if (seconds := number(line, "elapsed")) is not None]
         longest = max((after - before for before, after in pairwise(times)), default=0.0)
         return "running" if time.time() - self._modified < max(_QUIET, 5 * longest) else "stopped"
@@ -151,20 +148,17 @@ class Run:
     @property
     def parameters(self) -> int | None:
         """Weights of the model."""
-        count = number(self.header, "parameters")
-        return None if count is None else round(count)
+        return _rounded(number(self.header, "parameters"))
 
     @property
     def trained_parameters(self) -> int | None:
         """Weights that are trained, those of an adapter among them."""
-        trained = number(self.header, "trained_parameters")
-        return None if trained is None else round(trained)
+        return _rounded(number(self.header, "trained_parameters"))
 
     @property
     def tokens_per_step(self) -> float | None:
         """Tokens of a batch, padding included, on average over the run."""
-        line = self.steps[-1] if self.steps else {}
-        tokens, step = number(line, "tokens"), number(line, "step")
+        tokens, step = (number(_last(self.steps), name) for name in ("tokens", "step"))
         return tokens / step if tokens and step else None
 
     @property
@@ -175,13 +169,13 @@ class Run:
     @property
     def tokens(self) -> int | None:
         """Tokens that it has been trained on."""
-        known = (value for line in reversed(self.steps) if (value := number(line, "tokens")) is not None)
-        return next(map(round, known), None)
+        counts = (number(line, "tokens") for line in reversed(self.steps))
+        return _rounded(next((count for count in counts if count is not None), None))
 
     @property
     def seconds(self) -> float | None:
-        """How long it has trained."""
-        times = [number(line, "elapsed") for line in (*self.steps[-1:], *self.evaluations[-1:])]
+        """Duration of training."""
+        times = [number(_last(lines), "elapsed") for lines in (self.steps, self.evaluations)]
         return max((seconds for seconds in times if seconds is not None), default=None)
 
     @property
@@ -204,31 +198,31 @@ class Run:
 
     @property
     def flops_per_second(self) -> float | None:
-        """Floating-point operations a second that its mean speed comes to."""
-        known = [value for line in self.steps if (value := flops_per_second(self.header, line)) is not None]
-        return sum(known) / len(known) if known else None
+        """Mean floating-point operations a second."""
+        values = [value for line in self.steps if (value := flops_per_second(self.header, line)) is not None]
+        return sum(values) / len(values) if values else None
 
     @property
     def peak_share(self) -> float | None:
-        """The share of the machine's measured peak that this is."""
+        """Share of the machine's measured peak that is reached."""
         peak, reached = number(self.header, "peak_flops_per_second"), self.flops_per_second
         return reached / peak if peak and reached is not None else None
 
     @property
     def validation_loss(self) -> float | None:
         """Loss of the latest evaluation, in nats per token where tokens are predicted."""
-        return number(self.evaluations[-1] if self.evaluations else {}, "validation_loss")
+        return number(_last(self.evaluations), "validation_loss")
 
     @property
     def bits_per_byte(self) -> float | None:
         """Bits per byte of the latest evaluation."""
-        return number(self.evaluations[-1] if self.evaluations else {}, "bits_per_byte")
+        return number(_last(self.evaluations), "bits_per_byte")
 
     @property
     def best(self) -> Line | None:
         """The evaluation with the lowest validation loss."""
-        known = [line for line in self.evaluations if number(line, "validation_loss") is not None]
-        return min(known, key=lambda line: line["validation_loss"], default=None)
+        measured = [line for line in self.evaluations if number(line, "validation_loss") is not None]
+        return min(measured, key=lambda line: line["validation_loss"], default=None)
 
     @property
     def best_validation_loss(self) -> float | None:
@@ -274,7 +268,11 @@ def read_run(path: Path) -> Run:
     if not is_run(path):
         raise UserError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}.")
     limits.check_files(path, (CONFIG, METRICS, EVALUATION))
-    run = Run(path, _config(path / CONFIG))
+    run = Run(path)
+    # The run can be shown without its config; `anyformer train --config` is what complains about the file.
+    with contextlib.suppress(UserError):
+        values: Any = limits.read_yaml(path / CONFIG)
+        run.config = {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}
     for line in _lines(path / METRICS):
         if line is None:
             run.broken_lines += 1
@@ -291,16 +289,16 @@ def read_runs(directory: Path) -> list[Run]:
     """
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}.")
-    found: list[Run] = []
+    runs: list[Run] = []
     for path in sorted(directory.iterdir()):
         if path.is_dir() and is_run(path):
             try:
-                found.append(read_run(path))
+                runs.append(read_run(path))
             except UserError as error:
                 terminal.message(error)
-    if not found:
+    if not runs:
         raise UserError(f"There are no runs in {directory}: `anyformer train` makes one.")
-    return sorted(found, key=lambda run: run.begun, reverse=True)
+    return sorted(runs, key=lambda run: run.begun, reverse=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -317,22 +315,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def passages(line: Line) -> list[dict[str, str]]:
     """The passages of a line with a sample, as texts `before`, `written` and `after`: one, or a list of them."""
     sample: object = line.get("sample")
-    found: list[dict[str, str]] = []
+    texts: list[dict[str, str]] = []
     for each in cast("list[Any]", sample) if isinstance(sample, list) else [sample]:
-        texts: Any = {"written": each} if isinstance(each, str) else each
-        if isinstance(texts, Mapping):
-            found.append({part: str(texts.get(part) or "") for part in ("before", "written", "after")})
+        passage: Any = {"written": each} if isinstance(each, str) else each
+        if isinstance(passage, Mapping):
+            texts.append({part: str(passage.get(part) or "") for part in ("before", "written", "after")})
             # Runs often begin from a line break, which would only show as a gap.
-            found[-1]["before"] = found[-1]["before"].lstrip("\n")
-    return found
+            texts[-1]["before"] = texts[-1]["before"].lstrip("\n")
+    return texts
 
 
 def default_settings(preset: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that was given nothing but this preset, by dotted name.
 
-    Args:
-        preset: a preset's name; for one that there is none of, the model's settings are left out.
-        defaults: the default of each setting but the model's.
+    The model's settings are left out if there is no such preset; `defaults` are those of the others.
     """
     settings = dict(defaults)
     with contextlib.suppress(UserError):  # of another version, perhaps
@@ -346,6 +342,14 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for each in settings for name in each if name not in _LOCATION)
     rows = {name: [each.get(name) for each in settings] for name in names}
     return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def _last(lines: Sequence[Line]) -> Line:
+    return lines[-1] if lines else {}
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def _drop(step: int, lines: list[Line]) -> None:
@@ -362,12 +366,3 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
             yield limits.parse_object(row, path)
         except UserError:
             yield None
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        values: Any = limits.read_yaml(path)
-    except UserError:
-        # The run can be shown without; `anyformer train --config` is what complains about this file.
-        values = None
-    return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}

@@ -1,16 +1,31 @@
-"""Records of metrics.jsonl."""
+"""Metrics of training and of validation, as metrics.jsonl has them."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from anyformer.analysis import TrainingFlops
+from anyformer.data.batch import Batch
+
+
+@dataclass
+class _Sums:
+    """Sums over the steps since the latest line."""
+
+    steps: int = 0
+    tokens: int = 0
+    losses: float = 0.0
+    seconds: float = 0.0
+    flops: float = 0.0
 
 
 class Meter:
     """Gathers steps into the lines of metrics.jsonl.
 
-    What the host knows of a step is added when it begins; its loss and gradient norm may be read later, of several
-    steps together.
+    Tokens and learning rate are added when a step begins; loss and gradient norm may be read later, of several steps
+    together.
 
     Args:
         flops: that a training step takes for each token.
@@ -23,19 +38,17 @@ class Meter:
     """
 
     def __init__(self, flops: TrainingFlops, state: Mapping[str, float] | None = None) -> None:
-        found = state or {}
+        earlier: Mapping[str, Any] = state or {}
         self.flops = flops
-        self.tokens = int(found.get("tokens", 0))
+        self.tokens = int(earlier.get("tokens", 0))
         self.loss = self.tokens_per_second = 0.0
         self._learning_rate = self._gradient_norm = 0.0
-        self._steps, self._tokens = int(found.get("line_steps", 0)), int(found.get("line_tokens", 0))
-        self._losses, self._seconds = found.get("line_losses", 0.0), found.get("line_seconds", 0.0)
-        self._flops = found.get("line_flops", 0.0)
+        self._sums = _Sums(**{name: earlier.get(f"line_{name}", 0) for name in vars(_Sums())})
         self._since = time.monotonic()
-        self._start = self._since - found.get("elapsed", 0.0)
+        self._start = self._since - earlier.get("elapsed", 0.0)
 
     def start(self) -> None:
-        """Training begins now: what was done since the meter was made, such as an evaluation, doesn't count."""
+        """Begin training now: what was done since the meter was made, such as an evaluation, doesn't count."""
         now = time.monotonic()
         self._start += now - self._since
         self._since = now
@@ -47,51 +60,86 @@ class Meter:
 
     def state(self) -> dict[str, float]:
         """The state from which a meter goes on."""
-        return {
-            "tokens": self.tokens,
-            "line_steps": self._steps,
-            "line_tokens": self._tokens,
-            "line_losses": self._losses,
-            "line_seconds": self._seconds,
-            "line_flops": self._flops,
-            "elapsed": self.elapsed,
-        }
+        line = {f"line_{name}": value for name, value in vars(self._sums).items()}
+        return {"tokens": self.tokens, **line, "elapsed": self.elapsed}
 
     def resume(self) -> None:
-        """Leave out of the speed what went on since the latest step."""
+        """Leave the time since the latest step out of the speed."""
         self._since = time.monotonic()
 
     def add(self, learning_rate: float, tokens: int, source_tokens: int) -> None:
         """Take a step in: its learning rate, the tokens that it reads, and those of a source beside them."""
         self._learning_rate = learning_rate
-        self._tokens += tokens + source_tokens
-        self._flops += self.flops.source * source_tokens + self.flops.token * tokens
+        self._sums.tokens += tokens + source_tokens
+        self._sums.flops += self.flops.source * source_tokens + self.flops.token * tokens
         self.tokens += tokens + source_tokens
 
     def read(self, results: Sequence[Sequence[float]]) -> None:
         """Take in loss and gradient norm of the steps that were added since the latest call."""
-        now = time.monotonic()
-        self._seconds += now - self._since
+        sums, now = self._sums, time.monotonic()
+        sums.seconds += now - self._since
         self._since = now
         for loss, norm in results:
-            self._steps += 1
-            self._losses += loss
+            sums.steps += 1
+            sums.losses += loss
             self._gradient_norm = norm
-        self.loss = self._losses / self._steps
-        self.tokens_per_second = self._tokens / max(self._seconds, 1e-9)
+        self.loss = sums.losses / sums.steps
+        self.tokens_per_second = sums.tokens / max(sums.seconds, 1e-9)
 
     def line(self, step: int) -> dict[str, float | int]:
         """The line for the steps since the latest one, of which this is the last; all of them have been read."""
-        line = {
+        sums, self._sums = self._sums, _Sums()
+        return {
             "step": step,
             "loss": self.loss,
             "learning_rate": self._learning_rate,
             "gradient_norm": self._gradient_norm,
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
-            "flops_per_second": self._flops / max(self._seconds, 1e-9),
+            "flops_per_second": sums.flops / max(sums.seconds, 1e-9),
             "elapsed": self.elapsed,
         }
-        self._steps = self._tokens = 0
-        self._losses = self._seconds = self._flops = 0.0
-        return line
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The summed loss of all `predicted` tokens in nats, and the seconds that this took."""
+
+    nats: float
+    predicted: int
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a prediction, in nats."""
+        return self.nats / self.predicted
+
+    def bits_per_byte(self, tokens: int, size: int) -> float:
+        """Bits that a compressor with this model would need for a byte of the text (causal models only).
+
+        Args:
+            tokens: number of tokens of the whole text, of which all but the first are predicted.
+            size: bytes of the whole text in UTF-8. Where not all of it was evaluated, that share of them counts.
+        """
+        return self.nats / math.log(2) / (size * self.predicted / (tokens - 1))
+
+
+def evaluate(
+    nats: Callable[[Batch], float], batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False
+) -> Evaluation:
+    """Evaluate a model.
+
+    Args:
+        nats: the summed loss of a batch, such as `Strategy.evaluate`.
+        batches: such as `validation_batches` makes, of at least one target in all.
+        stop: called after every batch; whether to end early.
+    """
+    start = time.monotonic()
+    total, predicted = 0.0, 0
+    for batch in batches:
+        if batch.predicted:
+            total += nats(batch)
+            predicted += batch.predicted
+        if stop() and predicted:
+            break
+    return Evaluation(total, predicted, time.monotonic() - start)

@@ -11,7 +11,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Protocol
+
+from typing_extensions import override
 
 from anyformer import atomic, limits
 from anyformer.errors import UserError, nearest, quote
@@ -47,29 +50,28 @@ class Tracker(Protocol):
         ...
 
 
-class TensorBoard:
-    """Event files in RUN/tensorboard: `tensorboard --logdir runs` shows all runs."""
+class TensorBoard(Tracker):
+    """Event files in RUN/tensorboard, with texts as code: `tensorboard --logdir runs` shows all runs."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
         _library("tensorboard")
         library = _library("torch.utils.tensorboard")
         self._writer = library.SummaryWriter(str(directory / "tensorboard"), flush_secs=10)
-        settings = "\n".join(f"    {name}: {value}" for name, value in config.items())
-        self._writer.add_text("config", settings, 0)
+        self.log(0, {}, {"config": "\n".join(f"{name}: {value}" for name, value in config.items())})
 
+    @override
     def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
-        """As scalars, and texts as code (four spaces, in its Markdown)."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         for name, text in texts.items():
-            self._writer.add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), step)
+            self._writer.add_text(name, indent(text, "    ", lambda line: True), step)
 
+    @override
     def close(self) -> None:
-        """Flush the event file."""
         self._writer.close()
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A run of Weights & Biases. `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_MODE` (online, offline) hold as always."""
 
     _SETTINGS: Mapping[str, Any] = {
@@ -80,15 +82,15 @@ class WeightsAndBiases:
         **dict.fromkeys(("finish_timeout_raises", "quiet", "disable_git", "disable_job_creation"), True),
         **dict.fromkeys(("x_disable_meta", "x_disable_stats", "x_disable_machine_info"), True),
     }
-    """Program, repository, machine and console stay here: what was asked for is metrics. And at the end of a run
-    nobody waits for a network that is down: what could not be sent lies in the run directory."""
+    """Only metrics are sent: program, repository, machine and console stay here. The end of a run does not wait for a
+    network that is down: what could not be sent lies in the run directory."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
         library = _library("wandb")
         folder = directory / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "run-id"
-        same = {"id": limits.read_text(known), "resume": "allow"} if resumed and known.is_file() else {}
+        id_file = folder / "run-id"
+        same = {"id": limits.read_text(id_file), "resume": "allow"} if resumed and id_file.is_file() else {}
         settings = {name: value for name, value in self._SETTINGS.items() if name in library.Settings.model_fields}
         self._run = library.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -98,20 +100,20 @@ class WeightsAndBiases:
             settings=library.Settings(**settings),
             **same,
         )
-        atomic.write(known, self._run.id)
+        atomic.write(id_file, self._run.id)
         # Its own step only counts up, which that of a run taken up again does not.
         self._run.define_metric("*", step_metric="step")
 
+    @override
     def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
-        """As one row, over its step."""
         self._run.log({**numbers, **texts, "step": step})
 
+    @override
     def close(self) -> None:
-        """Send what is left."""
         self._run.finish()
 
 
-class Trackio:
+class Trackio(Tracker):
     """A run of trackio, on this machine: `trackio show --project anyformer`. `TRACKIO_DIR` says where."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
@@ -126,12 +128,12 @@ class Trackio:
                 **dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False),
             )
 
+    @override
     def log(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, str]) -> None:
-        """As one row."""
         self._run.log({**numbers, **texts}, step=step)
 
+    @override
     def close(self) -> None:
-        """Write what is left."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._library.finish()
 
@@ -141,18 +143,18 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], bool], Tracker]] = {
     "trackio": Trackio,
     "wandb": WeightsAndBiases,
 }
-"""Each is made of the run directory, every setting of the run by dotted name, and whether the run is taken up again, so
-that what was tracked is to be continued."""
+"""Factories of trackers. Arguments: the run directory, the run's settings by dotted name, and whether it is resumed, so
+that what was tracked is continued."""
 
 
 class Trackers:
-    """The trackers of a run, as one. What goes wrong in one of them is said once, and never stops training.
+    """The trackers of a run, as one. The first error of each is printed, and none stops training.
 
     Args:
         directory: where event files go; its name is the run's.
         config: the run's settings, as config.yaml has them.
-        resumed: whether the run is taken up again: what was tracked is continued.
-        warn: says a sentence.
+        resumed: whether what was tracked is continued.
+        warn: prints a sentence.
 
     Raises:
         UserError: a name is unknown, its library is not installed, or it can't begin (it wants a login, say).

@@ -25,8 +25,8 @@ from anyformer.generation import embed
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import EmbeddingLoss
-from anyformer.training.run_config import CompleteRunConfig
 
 _ANSWERS = ("label", "labels", "score", "scores")
 """Columns that aren't texts to embed."""

@@ -29,9 +29,9 @@ from anyformer.tasks.chat import TEMPLATES_CHECKED, add_system
 from anyformer.tasks.completion import encode_prompt
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only, random_ids
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import PreferenceLoss, answer_log_probabilities
 from anyformer.training.precision import choose_precision
-from anyformer.training.run_config import CompleteRunConfig
 from anyformer.training.strategies.base import model_inputs
 
 _QUESTIONS = ("instruction", "question", "input")

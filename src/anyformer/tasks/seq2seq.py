@@ -13,7 +13,7 @@ from anyformer.data.objectives import decoder_start
 from anyformer.errors import quote
 from anyformer.evaluation.answers import evaluate_answers
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, other_head
-from anyformer.training.run_config import CompleteRunConfig
+from anyformer.training.config import CompleteRunConfig
 
 _REWRITES = (
     *(("source", "target"), ("src", "tgt"), ("document", "summary"), ("article", "highlights")),

@@ -23,7 +23,7 @@ from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.run_config import CompleteRunConfig
+from anyformer.training.config import CompleteRunConfig
 
 
 def _build(parts: Parts) -> TagExample:

@@ -23,8 +23,8 @@ from anyformer.families import TaskHead
 from anyformer.model import Transformer
 from anyformer.runs.listing import PER_TOKEN, Terms
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import LossModule
-from anyformer.training.run_config import CompleteRunConfig
 
 _WHOLE = Truncation()
 

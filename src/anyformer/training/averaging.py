@@ -12,12 +12,13 @@ from typing_extensions import override
 from anyformer.errors import UserError, quote
 from anyformer.training.dtensor import distribute_like
 
+_LEAST_SHARE = 0.1
+"""The share of the latest weights from which the mean is updated: an update reads and writes all of it, which takes a
+twentieth of a short step."""
+
 
 class Average:
-    """A mean of the weights along a run.
-
-    Weights are given by name, as the live tensors of a model: `{name: parameter.data for ...}`.
-    """
+    """A mean of the weights along a run, which are live tensors of a model by name."""
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """A step has been taken."""
@@ -30,16 +31,16 @@ class Average:
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, flat; not copies."""
+        """The tensors that a resumed run needs, by name; not copies."""
         raise NotImplementedError
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from copies of such a state. Raises UserError: it is of another average."""
+        """Go on from copies of a state. Raises UserError for that of another average."""
         raise NotImplementedError
 
     @contextmanager
     def applied(self, weights: Mapping[str, Tensor]) -> Generator[None]:
-        """In here these weights are the averaged ones; afterwards their own again, bit for bit.
+        """Context in which the weights are the averaged ones; afterwards they are their own again, bit for bit.
 
         It takes the memory of one more copy of them, and does nothing while there is no average.
         """
@@ -55,11 +56,6 @@ class Average:
             _fill(weights, live)
 
 
-_LEAST_SHARE = 0.1
-"""The share of the latest weights from which the mean is updated: an update reads and writes all of it, which takes a
-twentieth of a short step."""
-
-
 class MovingAverage(Average):
     """An exponential moving average: ``mean <- d mean + (1 - d) weights``, from the first step on.
 
@@ -72,8 +68,7 @@ class MovingAverage(Average):
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self._updates = 0
-        self._kept = 1.0
+        self._updates, self._kept = 0, 1.0
         self._mean: dict[str, Tensor] = {}
 
     @override
@@ -102,8 +97,7 @@ class MovingAverage(Average):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         if "updates" not in state or any(not key.startswith("mean.") for key in state.keys() - {"updates", "kept"}):
             raise _misfit("ema")
-        self._updates = int(state["updates"])
-        self._kept = float(state.get("kept", 1.0))
+        self._updates, self._kept = int(state["updates"]), float(state.get("kept", 1.0))
         self._mean = _part(state, "mean.")
 
 
@@ -144,18 +138,14 @@ class LatestAverage(Average):
     @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         ages = {key.partition(".")[0] for key in state}
-        if ages != {str(age) for age in range(len(ages))} or len(ages) > (self._latest.maxlen or 0):
+        if ages != set(map(str, range(len(ages)))) or len(ages) > (self._latest.maxlen or 0):
             raise _misfit("last")
         self._latest.clear()
         self._latest.extend(_part(state, f"{age}.") for age in range(len(ages)))
 
 
 def make_average(text: str | None) -> Average | None:
-    """The average that `ema:0.999` or `last:5` stands for; None for None.
-
-    Raises:
-        UserError: it is neither of them.
-    """
+    """The average of `ema:0.999` or `last:5`; None for None. Raises UserError for any other text."""
     if text is None:
         return None
     kind, _, number = text.partition(":")

@@ -1,4 +1,4 @@
-"""Batches for training, a pure function of the step, and batches for validation."""
+"""Batches for training, as a pure function of the step, and for validation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ _VALIDATION_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Batcher:
-    """Where batches come from.
+    """The batches of a run.
 
     Attributes:
-        batch: the batch of a step, counted from 0: the same whenever and wherever it is asked for.
-        validation: every so many-th batch of the validation text (`every`, 1 by default), the same at every call.
+        batch: the batch of a step, counted from 0, as a pure function.
+        validation: one in every `every` batches (1 by default) of the validation text, the same at every call.
         steps_per_epoch: steps after which all of the data was seen once.
         validation_batches: number of batches of the validation text.
         validation_size: tokens of the validation text and its bytes in UTF-8, which turn a loss into bits per byte;
             None where the loss is not that of the whole text.
         digest: a hash of the ids, for training and validation.
-        summary: how much there is, for people.
+        summary: the amount of data, for people.
     """
 
     batch: Callable[[int], Batch]
@@ -49,23 +49,23 @@ def text_batches(config: CompleteConfig, tokenizer: Tokenizer, training: TokenFi
     Raises:
         UserError: a text is too short, or the tokenizer has no token that the objective needs.
     """
-    makes = objective(
+    chosen = objective(
         config.objective,
         tokenizer,
         document_masking=config.document_masking,
         whole_word_masking=config.whole_word_masking,
         tokens=config.model.special_tokens,
     )
-    batches = Batches(training.ids, config.context, config.batch_size, config.seed, makes)
-    windows = count_validation_batches(len(held_out), config.context, 1, makes)
+    batches = Batches(training.ids, config.context, config.batch_size, config.seed, chosen)
+    windows = count_validation_batches(len(held_out), config.context, 1, chosen)
     rows = max(config.batch_size, min(_VALIDATION_TOKENS // config.context, windows))
-    validation = partial(validation_batches, held_out.ids, config.context, rows, makes, config.seed)
+    validation = partial(validation_batches, held_out.ids, config.context, rows, chosen, config.seed)
     validation()  # raises where the text is too short
     return Batcher(
         batches.batch,
         validation,
         steps_per_epoch=-(-batches.windows_per_epoch // config.batch_size),
-        validation_batches=count_validation_batches(len(held_out), config.context, rows, makes),
+        validation_batches=count_validation_batches(len(held_out), config.context, rows, chosen),
         validation_size=(len(held_out), held_out.header.bytes) if config.objective == "causal" else None,
         digest=key(training.header.digest, held_out.header.digest),
         summary=f"tokens     {len(training):,} to train on, {len(held_out):,} to validate on",
@@ -92,7 +92,7 @@ def pair_batches(config: CompleteConfig, tokenizer: Tokenizer, training: PairFil
         for pairs in (training, held_out)
     )
     cut = batches.truncated + validation.truncated
-    told = f"; {cut:,} are too long and cut" if cut else ""
+    note = f"; {cut:,} are too long and cut" if cut else ""
     return Batcher(
         batches.batch,
         validation.validation,
@@ -100,5 +100,5 @@ def pair_batches(config: CompleteConfig, tokenizer: Tokenizer, training: PairFil
         validation_batches=validation.steps_per_epoch,
         validation_size=None,
         digest=key(training.digest, held_out.digest),
-        summary=f"pairs      {len(training):,} to train on, {len(held_out):,} to validate on{told}",
+        summary=f"pairs      {len(training):,} to train on, {len(held_out):,} to validate on{note}",
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped.
+"""Checkpoints, from which a run goes on as if it had never stopped.
 
 ::
 
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -26,9 +26,9 @@ from anyformer.console import Console
 from anyformer.errors import UserError, cut
 from anyformer.runs.listing import flatten
 from anyformer.schema import fits, fits_each
+from anyformer.training.config import RunConfig
 from anyformer.training.config_file import settings
 from anyformer.training.progress import say
-from anyformer.training.run_config import RunConfig
 
 if TYPE_CHECKING:
     from anyformer.training.strategies.base import Strategy
@@ -38,47 +38,16 @@ FACTS = "run.json"
 FINISHED = "finished.json"
 
 _FREE = {
-    *(
-        "steps",
-        "minutes",
-        "log_every",
-        "evaluate_every",
-        "save_every",
-        "keep",
-        "keep_optimizer",
-        "track",
-        "workers",
-        "cache",
-    ),
-    *("max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile", "grad_accumulation"),
-    "gradient_checkpointing",
+    *("steps", "minutes", "log_every", "evaluate_every", "save_every", "keep", "keep_optimizer", "track", "workers"),
+    *("cache", "max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile"),
+    *("grad_accumulation", "gradient_checkpointing"),
 }
-"""Settings that decide how long a run goes on and on what, not what is learned at a step."""
-
-
+"""Settings that decide how long a run goes on and on what machine, not what is learned at a step."""
 _FINGERPRINTED = {
     "fingerprint": "the data or the tokenizer",
     "base_fingerprint": "the model that it fine-tunes",
 }
 """Subjects of the fingerprints in run.json."""
-_LARGEST = 1e300
-
-
-def _are_small(values: Mapping[str, Any]) -> bool:
-    return fits_each(values, float) and all(abs(value) < _LARGEST for value in values.values())
-
-
-_FACTS: Sequence[tuple[str, Callable[[Any], bool], str]] = [
-    ("step", lambda value: fits(value, int) and value >= 0, "a whole number, 0 or more"),
-    ("every", lambda value: fits(value, int) and value >= 1, "a whole number, 1 or more"),
-    (
-        "meter",
-        lambda value: isinstance(value, dict) and _are_small(cast("dict[str, Any]", value)),
-        "an object of numbers",
-    ),
-    ("config", lambda value: isinstance(value, dict), "an object"),
-]
-"""Types of the fields of run.json."""
 
 
 class Checkpoints:
@@ -102,8 +71,8 @@ class Checkpoints:
             return
         try:
             with ExitStack() as stack:
-                made = stack.enter_context(atomic.temporary_folder(path)) if is_main else None
-                folder = strategy.group.broadcast(made) or path
+                temporary = stack.enter_context(atomic.temporary_folder(path)) if is_main else None
+                folder = strategy.group.broadcast(temporary) or path
                 strategy.save(folder)
                 strategy.group.any(False)
                 if is_main:
@@ -117,11 +86,12 @@ class Checkpoints:
             raise UserError(f"The checkpoint {path} can't be written: {reason}.") from error
 
     def finish(self, group: Group) -> None:
-        """Leave of the checkpoints only what the newest says about the run. Raises UserError where the disk refuses."""
+        """Leave only the facts of the newest checkpoint. Raises UserError where the disk refuses."""
         if group.is_main and (latest := self.latest()) is not None:
             facts = limits.read_object(limits.path_inside(latest, FACTS))
             atomic.write(self.folder / FINISHED, json.dumps(facts))
-            self._remove_all()
+            for checkpoint in self._complete():
+                shutil.rmtree(checkpoint, ignore_errors=True)
         group.any(False)
 
     def finished(self) -> Mapping[str, Any] | None:
@@ -130,15 +100,8 @@ class Checkpoints:
         Raises:
             UserError: it can't be read.
         """
-        if not (self.folder / FINISHED).exists():
-            return None
-        facts = limits.read_object(limits.path_inside(self.folder, FINISHED))
-        _check_facts(facts, self.folder / FINISHED, FINISHED)
-        return facts
-
-    def _remove_all(self) -> None:
-        for old in self._complete():
-            shutil.rmtree(old, ignore_errors=True)
+        file = self.folder / FINISHED
+        return _read(file, file) if file.exists() else None
 
     def _complete(self) -> list[Path]:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
@@ -147,21 +110,16 @@ class Checkpoints:
 def read_facts(
     checkpoint: Path, config: RunConfig, fingerprints: Mapping[str, str | None], console: Console
 ) -> dict[str, Any]:
-    """Read what a checkpoint says about the run, and show what has changed since.
+    """Read the facts of a checkpoint, and show what has changed since.
 
     Args:
-        checkpoint: its folder.
-        config: of the run that goes on from it.
-        fingerprints: what may not have changed, as `fingerprints` of that run's recipe.
+        config: that of the run that goes on from it.
+        fingerprints: those of that run's recipe, which may not have changed.
 
     Raises:
         UserError: it can't be read, or it would become another run.
     """
-    try:
-        facts = limits.read_object(limits.path_inside(checkpoint, FACTS))
-    except UserError as error:
-        raise UserError(f"The checkpoint {checkpoint} can't be read: {error}") from error
-    _check_facts(facts, checkpoint, FACTS)
+    facts = _read(checkpoint / FACTS, checkpoint)
     now = flatten(json.loads(json.dumps(settings(config))))
     # A checkpoint of an earlier version lacks the fields that models have got since.
     newer = {name: value for name, value in now.items() if name.startswith("model.")}
@@ -171,11 +129,9 @@ def read_facts(
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     }
-    forbidden = [change for name, change in changes.items() if name not in _FREE]
-    if forbidden:
-        what = "; ".join(forbidden)
+    if forbidden := "; ".join(change for name, change in changes.items() if name not in _FREE):
         raise UserError(
-            f"{checkpoint} can't be resumed with another config ({what}): change it back, or begin a new run."
+            f"{checkpoint} can't be resumed with another config ({forbidden}): change it back, or begin a new run."
         )
     for name, fingerprint in fingerprints.items():
         if facts.get(name) != fingerprint:
@@ -188,8 +144,25 @@ def read_facts(
     return facts
 
 
-def _check_facts(facts: Mapping[str, Any], checkpoint: Path, file: str) -> None:
-    """Raise UserError where a field of run.json is not what it should be."""
-    for field, holds, wanted in _FACTS:
-        if not holds(facts.get(field)):
-            raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {file} should be {wanted}.")
+def _read(file: Path, checkpoint: Path) -> dict[str, Any]:
+    """The facts in a run.json. Raises UserError where a field is not what it should be."""
+    try:
+        facts = limits.read_object(limits.path_inside(file.parent, file.name))
+    except UserError as error:
+        raise UserError(f"The checkpoint {checkpoint} can't be read: {error}") from error
+    meter: Any = facts.get("meter")
+    small = isinstance(meter, dict) and fits_each(meter, float) and all(abs(value) < 1e300 for value in meter.values())
+    valid = {
+        "step": (_is_at_least(0, facts.get("step")), "a whole number, 0 or more"),
+        "every": (_is_at_least(1, facts.get("every")), "a whole number, 1 or more"),
+        "meter": (small, "an object of numbers"),
+        "config": (isinstance(facts.get("config"), dict), "an object"),
+    }
+    for field, (holds, form) in valid.items():
+        if not holds:
+            raise UserError(f"The checkpoint {checkpoint} can't be read: {field} in {file.name} should be {form}.")
+    return facts
+
+
+def _is_at_least(least: int, value: Any) -> bool:
+    return fits(value, int) and value >= least

@@ -1,44 +1,54 @@
-"""config.yaml: the config of a run on disk."""
+"""config.yaml: the config of a run on disk, and what it may not decide alone.
+
+The file may come from a stranger. What starts programs, contacts a network or writes outside the run directory is asked
+for by the person who starts the run: the command line has to repeat it.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from anyformer import spec
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, quote
-from anyformer.schema import typed
-from anyformer.spec import read_model
-from anyformer.training.config import TrainConfig
-from anyformer.training.run_config import RunConfig
+from anyformer.limits import RECORD_BYTES
+from anyformer.schema import flag, typed
+from anyformer.training.config import RunConfig, TrainConfig
 
 _MODEL = ("vocab_size", "max_length")
 """Fields that the file keeps among the model's."""
+_READS = ("data", "validation", "source", "target", "tokenizer", "base", "cache")
+
+T = TypeVar("T", bound=RunConfig)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """All that decides a run, as plain values. Paths are absolute, so that they work from anywhere."""
     values: dict[str, Any] = {}
     common = {field.name for field in dataclasses.fields(RunConfig)}
-    for field in sorted(dataclasses.fields(config), key=lambda field: field.name in common):  # what is trained first
-        value: Any = getattr(config, field.name)
+    # The fields of what is trained come first.
+    for field in sorted(dataclasses.fields(config), key=lambda field: field.name in common):
+        name = field.name
+        value: Any = getattr(config, name)
         if isinstance(value, ModelConfig):
             value = value.to_dict()
+        elif name in ("data", "validation"):
+            value = [_absolute(source) for source in value]
         elif isinstance(value, tuple):
             value = list(cast("tuple[str, ...]", value))
-        if field.name in ("data", "validation"):
-            value = [_absolute(source) for source in value]
         elif (
             isinstance(value, Path)
-            or (field.name in ("source", "target") and value and not config.data)
-            or (field.name == "base" and Path(value).exists())
+            or (name == "base" and Path(value).exists())
+            or (name in ("source", "target") and value and not config.data)
         ):
             value = _absolute(value)
-        if field.name not in ("name", *_MODEL):
-            values[field.name] = value
+        if name not in ("name", *_MODEL):
+            values[name] = value
     return values
 
 
@@ -48,7 +58,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def _absolute(source: str | Path) -> str:
-    """The path from anywhere; standard input and data sets of the hub are no paths."""
+    """The absolute path; standard input and data sets of the hub are no paths."""
     return str(source) if str(source) == "-" or str(source).startswith("hf:") else str(Path(source).absolute())
 
 
@@ -64,16 +74,25 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     """
     values = _mapping(path, TrainConfig)
     changes = values.get("model") if preset is None else None
-    name, model = read_model(path, values, preset)
-    values = {field: value for field, value in values.items() if field not in ("model", "preset")}
-    made = _typed(path, values, TrainConfig)
-    made |= {field: getattr(model, field) for field in _MODEL if changes and field in changes}
-    return TrainConfig(preset=name, model=model, **made)
+    name, model = spec.read_model(path, values, preset)
+    fields = _typed(path, {name: values[name] for name in values if name not in ("model", "preset")}, TrainConfig)
+    fields |= {name: getattr(model, name) for name in _MODEL if changes and name in changes}
+    return TrainConfig(preset=name, model=model, **fields)
 
 
 def read_fields(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
     """Read the fields of a file such as `to_yaml` writes for this kind of config. Raises UserError as `read_yaml`."""
     return _typed(path, _mapping(path, kind), kind)
+
+
+def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
+    values = spec.read_fields(path)
+    if kind is TrainConfig and "base" in values:
+        raise UserError(f"{path} is for fine-tuning, since it has the field base: use `anyformer finetune`.")
+    for name in _MODEL:
+        if name in values:
+            raise UserError(f"{path}: {name}: no such field (did you mean 'model.{name}'?).")
+    return values
 
 
 def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
@@ -84,11 +103,61 @@ def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict
     return typed(kind, values, f"{path}: ", from_text=True)  # YAML takes 1e-3 for text
 
 
-def _mapping(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
-    found = spec.read_fields(path)
-    if kind is TrainConfig and "base" in found:
-        raise UserError(f"{path} is for fine-tuning, since it has the field base: use `anyformer finetune`.")
-    for name in _MODEL:
-        if name in found:
-            raise UserError(f"{path}: {name}: no such field (did you mean 'model.{name}'?).")
-    return found
+def check_consent(config: T, file: Path, flags: Mapping[str, Any], *, resume: bool = False) -> T:
+    """The config that a file holds, if the command line agrees to what it asks for.
+
+    The command line has to repeat several processes, their engine, trackers, data sets of the hub, a model of the hub
+    that was not downloaded before, pickled weights, a folder for runs other than the current or the file's own, a cache
+    folder where no cache is yet, and a higher limit. If the file belongs to another user (except root), so it has to
+    repeat the files that are read: the other may not be allowed to read them. No more processes that tokenize are
+    started than there are cores.
+
+    Args:
+        flags: the values of the flags, by field.
+        resume: whether the run goes on in the folder of the file.
+
+    Raises:
+        UserError: a flag is missing; the sentence names all of them.
+    """
+    missing = {name: value for name, value in _to_repeat(config, file, resume=resume) if name not in flags}
+    if missing:
+        # The model has no flag.
+        words = " ".join(
+            shlex.quote(str(value)) if name == "base" else flag(name, value) for name, value in missing.items()
+        )
+        raise UserError(
+            f"{file} asks for what only the command line may decide, as a config file may come from a stranger. If you "
+            f"want it, add {words}"
+        )
+    too_many = config.workers is not None and config.workers > (os.cpu_count() or 1)
+    return dataclasses.replace(config, workers=None) if too_many else config
+
+
+def _to_repeat(config: RunConfig, file: Path, *, resume: bool) -> Iterator[tuple[str, Any]]:
+    own = {Path("runs").absolute(), file.absolute().parent.parent}
+    conditions = {
+        "processes": config.processes > 1,
+        "engine": config.engine,
+        "track": config.track,
+        "runs": not resume and config.runs.absolute() not in own,
+        "max_record_bytes": config.max_record_bytes > RECORD_BYTES,
+        "allow_pickle": getattr(config, "allow_pickle", False),
+    }
+    yield from ((name, getattr(config, name)) for name, applies in conditions.items() if applies)
+    foreign = os.name == "posix" and file.stat().st_uid not in (0, os.geteuid())
+    for name in _READS:
+        value: Any = getattr(config, name, None)
+        if name == "cache":
+            new = value is not None and not (value / "tokens").is_dir()
+        elif name == "base":
+            new = value is not None and not (Path(value).exists() or _is_cached(value))
+        else:
+            new = isinstance(value, tuple) and any(str(path).startswith("hf:") for path in cast("Any", value))
+        if new or (foreign and value):
+            yield name, value
+
+
+def _is_cached(name: str) -> bool:
+    from anyformer.checkpoint.hub import is_cached  # it imports torch
+
+    return is_cached(name)

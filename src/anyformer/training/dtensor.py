@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether each process has but a share of it."""
+    """Whether each process has but a share of a tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of it, in every process; all processes must ask for it."""
+    """The whole tensor, in every process; all processes must call it."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def distribute_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """This process's view of a whole tensor, cut as the reference is; nothing is sent.
 
-    Args:
-        tensor: whole, the same in every process, on the reference's device; or spread like the reference already.
-        reference: of the same shape.
+    The tensor is the same in every process, on the reference's device and of its shape, or spread like it already.
     """
     if not is_dtensor(reference) or is_dtensor(tensor):
         return tensor

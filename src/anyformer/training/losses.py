@@ -1,4 +1,4 @@
-"""Losses: a module around the model for each kind of batch, whose output is the mean loss."""
+"""Losses: modules around the model, whose output is the mean loss of a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +20,8 @@ from anyformer.model import Transformer
 class LossModule(nn.Module):
     """A model whose only output is its loss, for engines that watch outputs to see what has a part in them.
 
-    `forward` takes the fields of a `Batch` as tensors, and two settings of the training loop:
-
-    - return_logits: False, for no loss returns them;
-    - label_smoothing: share of each target that is spread over the other answers.
+    `forward` takes the fields of a `Batch` as tensors, `return_logits`, which is False since no loss returns them, and
+    `label_smoothing`, the share of each target that is spread over the other answers.
 
     Attributes:
         compares_examples: whether the loss of an example depends on the others of its batch, so that a part of a batch
@@ -50,12 +48,12 @@ class PreferenceLoss(LossModule):
 
         -log sigmoid(beta * (log p(chosen) / ref(chosen) - log p(rejected) / ref(rejected)))
 
-    It is ln 2 where the model is the reference. With label smoothing s, the share of pairs that are thought to be the
-    wrong way round, it is ``1 - s`` times that and s times that of the swapped pair (Mitchell 2023, cDPO).
+    It is ln 2 where the model is the reference. With label smoothing s, the assumed share of swapped pairs, it is
+    ``1 - s`` times that and s times that of the swapped pair (Mitchell 2023, cDPO).
 
     Args:
         model: A language model.
-        beta: What keeps the model near the reference.
+        beta: The larger, the nearer the model stays to the reference.
     """
 
     def __init__(self, model: Transformer, beta: float = 0.1) -> None:
@@ -85,7 +83,7 @@ def answer_log_probabilities(
 ) -> Float[Tensor, " rows"]:
     """The log-probability of each row's targets together, in nats; those of -100 count for nothing.
 
-    Logits are computed of tokens with a target only, for some tokens at a time, and in the backward pass once more.
+    Logits are computed for tokens with a target only, some tokens at a time, and in the backward pass once more.
 
     Args:
         model: A language model.
@@ -96,14 +94,14 @@ def answer_log_probabilities(
         raise ValueError("only a language model has probabilities of tokens")
     kept = targets != IGNORED
     hidden = model.forward(tokens, mask=mask, return_logits=False, needed=kept, **inputs).hidden
-    found = -head.token_losses(hidden[kept], targets[kept], weight)
-    return torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found).sum(dim=1)
+    log_probabilities = -head.token_losses(hidden[kept], targets[kept], weight)
+    return torch.zeros(kept.shape, device=hidden.device).masked_scatter(kept, log_probabilities).sum(dim=1)
 
 
 Vectors = Float[Tensor, "examples texts d_model"]
 
 PAIR_CLASSIFIER = "pair_classifier"
-"""The module of a model that learns vectors by the classes of pairs: a linear layer, which isn't saved with it."""
+"""The linear layer of a model that learns vectors by the classes of pairs; it isn't saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class WholeBatch:
 
 
 class EmbeddingLoss(LossModule):
-    """A loss of the vectors that `anyformer.embed` makes of texts, for an `EmbeddingBatch`.
+    """A loss of the vectors that `anyformer.embed` computes for texts, for an `EmbeddingBatch`.
 
     ================== =========================== ============================== ======================================
     kind               texts of an example         targets                        loss
@@ -139,8 +137,8 @@ class EmbeddingLoss(LossModule):
     Args:
         model: Any model; of an encoder-decoder the encoder is used. For softmax it has the module `PAIR_CLASSIFIER`.
         kind: One of these names.
-        scale: Of the cosines, the inverse of a temperature; in_batch_negatives.
-        margin: By how much negatives should be farther away than positives; triplet, class_triplet.
+        scale: Factor of the cosines, the inverse of a temperature; in_batch_negatives.
+        margin: Distance by which negatives should be farther away than positives; triplet, class_triplet.
 
     Raises:
         UserError: an unknown kind.

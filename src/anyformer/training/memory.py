@@ -1,19 +1,19 @@
-"""Host memory: how much is taken, freed memory is kept for the next step, and running out of it is told in a sentence.
+"""Host memory: freed memory is kept for the next step, and running out of it is a sentence.
 
 glibc hands large blocks back to the system as soon as they are freed, and gets them again, zeroed page by page, a
 moment later. A training step allocates the same large tensors every time, so this is pure loss: on two cores a step of
 GPT-2 took 3.03 s with it and 1.91 s without.
 
-Only the first step of a run does not keep its memory. What stays of it, such as the optimizer's state and what
-libraries allocate once, would lie between its tensors, and split the room that those of all other steps need: a step of
-GPT-2 nano in float32 took 549 MB instead of 410.
+Only the first step of a run does not keep its memory. What stays of it, such as the optimizer's state, would lie
+between its tensors, and split the room that those of all other steps need: a step of GPT-2 nano in float32 took 549 MB
+instead of 410.
 
 Small objects would split it as well. For a tensor aligned to 64 bytes glibc takes 96 bytes more than it needs, and cuts
-off both ends, where the next small objects settle, such as nodes of the graph. One that outlives the tensor keeps its
-room from being joined with its neighbors'. So there are free blocks of the same sizes elsewhere, which glibc takes
-before the ends because they have been free for longer: a step of LLaMA nano with gradient checkpointing takes 195 MB
-instead of 298. Larger objects, such as a dictionary, go into the smallest free block that has the room for them; some
-of 32 kB keep them out of those of tensors: BERT mini with checkpointing took 288 MB in one run of five, and takes 261.
+off both ends, where the next small objects settle. One that outlives the tensor keeps its room from being joined with
+its neighbors'. So there are free blocks of the same sizes elsewhere, which glibc takes before the ends because they
+have been free for longer: a step of LLaMA nano with gradient checkpointing takes 195 MB instead of 298. Larger objects,
+such as a dictionary, go into the smallest free block that has the room for them; some of 32 kB keep them out of those
+of tensors: BERT mini with checkpointing took 288 MB in one run of five, and takes 261.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 17
 """Bytes of a block that is handed back: glibc's own threshold, before it adapts."""
 _FREE_BLOCKS = {**dict.fromkeys(range(24, 104, 16), 4000), 1 << 15: 64}
-"""How many there are of each size in bytes. The first are those that an object in the end of a tensor may have: glibc's
+"""Number of blocks of each size in bytes. The first are those that an object in the end of a tensor may have: glibc's
 blocks of 32 to 96 bytes, less its header; twice as many save 0 to 2% more of a step of 30 layers. All take 3 MB, and 2
 more once the last are used."""
 _separators: list[int] = []
@@ -42,10 +42,10 @@ def keep_freed_memory() -> bool:
 
     What is free already goes back to the system: no step uses what loading and quantizing a model left behind.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return False
-    trim_heap()
-    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
     _reserve_blocks(libc)
     # Older versions refuse all above 32 MB.
     kept = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
@@ -67,19 +67,22 @@ def _reserve_blocks(libc: ctypes.CDLL) -> None:
 def return_freed_memory() -> None:
     """Tell glibc to hand large blocks back to the system as soon as they are freed, and what is free at once.
 
-    If it is told nothing, it keeps blocks as large as any that was freed before.
+    By default it keeps blocks as large as any that was freed before.
     """
-    if platform.libc_ver()[0] == "glibc":
-        trim_heap()
-        libc = ctypes.CDLL(None)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE)
 
 
 def trim_heap() -> None:
     """Have glibc hand back to the system what is free now, once."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @contextmanager

@@ -23,15 +23,15 @@ _WORTH_IT = 1.5
 _REPEATS = 16
 
 INT8 = "int8"
-"""The name of a dtype that is never chosen unasked, for it changes what is learned."""
+"""The name of a dtype that is never chosen by default, for it changes what is learned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Where a run computes and in which dtype.
+    """The device and the dtype of a run.
 
     Attributes:
-        dtype: of what products read, but for those that are int8.
+        dtype: that of the operands of products other than int8.
         reason: why this dtype, for people.
         int8: linear layers learn by products of 8-bit integers (see `int8`).
     """
@@ -42,7 +42,7 @@ class Precision:
     int8: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Computes in the dtype what gains by it, as torch's autocast does."""
+        """torch's autocast in this dtype; nothing for float32."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -59,7 +59,7 @@ class Precision:
 def choose_precision(
     device: str | None, dtype: str | None, local_rank: int = 0, *, quantized: bool = False
 ) -> Precision:
-    """The device and dtype that were asked for, or those that are fastest here.
+    """The device and dtype of these names, or the fastest ones here.
 
     Whether a CPU gains by bfloat16 is measured, because its feature flags don't tell: AMX gains five times, some CPUs
     with AVX512-BF16 lose half.
@@ -67,30 +67,30 @@ def choose_precision(
     Args:
         device: such as cpu or cuda; None: an accelerator if there is one.
         dtype: its name; None: the fastest.
-        local_rank: which accelerator, where several processes share a machine.
+        local_rank: the number of the accelerator, where several processes share a machine.
         quantized: whether the model's weights are quantized.
 
     Raises:
         UserError: there is no such device, or it gains nothing by int8.
     """
-    where = _device(device)
-    if where == torch.device("cuda"):
-        where = torch.device("cuda", local_rank)
+    resolved = _device(device)
+    if resolved == torch.device("cuda"):
+        resolved = torch.device("cuda", local_rank)
     if dtype == INT8:
-        _check_int8(where)
+        _check_int8(resolved)
         rest, reason = _fastest_on_cpu()
-        return Precision(where, rest, f"as asked; {reason}", int8=True)
+        return Precision(resolved, rest, f"as asked; {reason}", int8=True)
     if dtype is not None:
-        return Precision(where, getattr(torch, dtype), "as asked")
-    if where.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen = torch.bfloat16 if native else torch.float16
-        return Precision(where, chosen, "the GPU has bfloat16" if native else "the GPU has no bfloat16")
-    if where.type != "cpu":
-        return Precision(where, torch.float32, f"the safe choice on {where.type}")
+        return Precision(resolved, getattr(torch, dtype), "as asked")
+    if resolved.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(resolved, torch.bfloat16, "the GPU has bfloat16")
+        return Precision(resolved, torch.float16, "the GPU has no bfloat16")
+    if resolved.type != "cpu":
+        return Precision(resolved, torch.float32, f"the safe choice on {resolved.type}")
     if quantized:  # casts would take what the few products gain that are not of integers
-        return Precision(where, torch.float32, "products with quantized weights are of integers")
-    return Precision(where, *_fastest_on_cpu())
+        return Precision(resolved, torch.float32, "products with quantized weights are of integers")
+    return Precision(resolved, *_fastest_on_cpu())
 
 
 def can_compile(device: torch.device) -> bool:
@@ -100,18 +100,18 @@ def can_compile(device: torch.device) -> bool:
     return sys.platform != "win32" and any(processes.find(name) for name in ("g++", "clang++", "c++"))
 
 
-def choose_compilation(asked: bool | None, device: torch.device, *, distributed: bool = False) -> tuple[bool, str]:
-    """Whether to compile the model, and why, for people; `asked`: None: where it pays.
+def choose_compilation(compiles: bool | None, device: torch.device, *, distributed: bool = False) -> tuple[bool, str]:
+    """Whether to compile the model, and why, for people; None: where it pays.
 
     Raises:
-        UserError: it was asked for and can't be done.
+        UserError: it is to be compiled and can't be.
     """
     able = can_compile(device)
     missing = "Triton" if device.type == "cuda" else "C++ compiler"
-    if asked and not able:
+    if compiles and not able:
         raise UserError(f"--compile needs a {missing}, and none was found here: install one, or leave it out.")
-    if asked is not None:
-        return asked, "compiled, as asked" if asked else "not compiled, as asked"
+    if compiles is not None:
+        return compiles, "compiled, as asked" if compiles else "not compiled, as asked"
     if distributed:
         return False, "not compiled: no gain is proved for several processes"
     if device.type == "cuda" and able:
@@ -135,17 +135,18 @@ def start_compiler(precision: Precision) -> None:
 
 def peak_flops_per_second(precision: Precision) -> float:
     """Measured FLOPs per second of this machine's matrix products in the run's dtype: the best of several."""
-    size = 4096 if precision.device.type == "cuda" else 1024
+    is_cuda = precision.device.type == "cuda"
+    size = 4096 if is_cuda else 1024
     x = torch.ones(size, size, dtype=torch.int8 if precision.int8 else precision.dtype, device=precision.device)
     product = torch.ops.aten._int_mm if precision.int8 else torch.mm
-    best = float("inf")
+    times: list[float] = []
     for _ in range(_REPEATS // 2):
         start = time.perf_counter()
         product(x, x)
-        if precision.device.type == "cuda":
+        if is_cuda:
             torch.cuda.synchronize(precision.device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
 
 
 def _device(name: str | None) -> torch.device:
@@ -164,8 +165,8 @@ def _check_int8(device: torch.device) -> None:
     """Raises UserError where products of 8-bit integers gain nothing, or can't be computed exactly."""
     if device.type != "cpu":
         raise UserError(f"--dtype int8 is for CPUs, and this run is on {device}: use bfloat16, or leave it out.")
-    found = torch.cpu.get_capabilities()
-    if not (found.get("avx512_vnni") or found.get("avx_vnni")):
+    features = torch.cpu.get_capabilities()
+    if not (features.get("avx512_vnni") or features.get("avx_vnni")):
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
     if not can_compile(device) and not matmul.supports_int8():
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
@@ -176,13 +177,13 @@ def _fastest_on_cpu() -> tuple[torch.dtype, str]:
 
     The dtypes take turns and the best time of each counts, so that other work on the machine does not decide.
     """
-    best: dict[torch.dtype, float] = {}
-    operands = [torch.ones(1024, 384, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    operands = [torch.ones(1024, 384, dtype=dtype) for dtype in times]
     for _ in range(_REPEATS):
         for x in operands:
             start = time.perf_counter()
             F.linear(x, x)
-            best[x.dtype] = min(best.get(x.dtype, float("inf")), time.perf_counter() - start)
-    gain = best[torch.float32] / best[torch.bfloat16]
-    chosen = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
-    return chosen, f"bfloat16 products run {gain:.1f} times as fast on this CPU"
+            times[x.dtype].append(time.perf_counter() - start)
+    gain = min(times[torch.float32]) / min(times[torch.bfloat16])
+    dtype = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
+    return dtype, f"bfloat16 products run {gain:.1f} times as fast on this CPU"

@@ -1,7 +1,7 @@
 """From text to batches, with a tokenizer and a model's config to match.
 
-Whatever takes long is kept in the cache: how the data is split, the tokenizer that was trained on it, its tokens. A run
-on the same data finds them there and reads none of it.
+The split of the data, the tokenizer that was trained on it and its tokens are kept in the cache: another run on the
+same data reads none of it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class TrainingData:
         batches: for training and for validation.
         held_out: the text or the pairs to validate on.
         fingerprint: of the tokens, the tokenizer and the objective: a run can be resumed only on the same.
-        files: number of files.
-        characters: number of characters in them.
-        dropped: number of pairs that were left out because a side of them is empty.
+        summary: lines on the data, for people.
     """
 
     config: CompleteConfig
@@ -60,24 +58,14 @@ class TrainingData:
     batches: Batcher
     held_out: TokenFile | PairFile
     fingerprint: str
-    files: int
-    characters: int
-    dropped: int
-
-    def summary(self) -> list[str]:
-        """Lines on the data, for people."""
-        lines = [f"data       {self.characters:,} characters in {self.files:,} file{'s' * (self.files != 1)}"]
-        if self.dropped:
-            pairs = "1 pair is" if self.dropped == 1 else f"{self.dropped:,} pairs are"
-            lines.append(f"           {pairs} left out: one side is empty")
-        return [*lines, f"{self.batches.summary} ({self.config.tokenizer})"]
+    summary: Sequence[str]
 
 
 def prepare(config: CompleteConfig, console: Console, tokenizer: Tokenizer | None = None) -> TrainingData:
-    """Read the data, train or load the tokenizer, tokenize; or find all that in the cache.
+    """Read the data, train or load the tokenizer, and tokenize; or take all that from the cache.
 
     Args:
-        tokenizer: One that is there already; the config's is then only its name.
+        tokenizer: the tokenizer, of which the config has only the name; None: the config's is loaded or trained.
 
     Raises:
         UserError: data that is missing, empty or not text; a tokenizer that can't be had or does not fit the model; a
@@ -105,40 +93,36 @@ def prepare(config: CompleteConfig, console: Console, tokenizer: Tokenizer | Non
     make_batches: Any = pair_batches if pairs else text_batches
 
     def write(folder: Path) -> None:
-        columns = (
-            TextColumn("tokenizing", markup=False),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
+        columns = TextColumn("tokenizing", markup=False), BarColumn(24), TaskProgressColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
             advance = partial(bar.advance, bar.add_task("tokenizing", total=characters))
             paths = {split: folder / split for split in _SPLITS}
             tokenize(_items(corpora), tokenizer, paths, workers=config.workers, progress=advance)
 
     name = key("tokens", FORMAT, digest, tokenizer.fingerprint, tokenizer.separator)
-    files = cache.entry("tokens", name, write, lambda folder: [kind.open(folder / split) for split in _SPLITS])
-    batches: Batcher = make_batches(config, tokenizer, *files)
+    tokens = cache.entry("tokens", name, write, lambda folder: [kind.open(folder / split) for split in _SPLITS])
+    batches: Batcher = make_batches(config, tokenizer, *tokens)
+    files, dropped = sum(len(corpus.files) for corpus in corpora), sum(corpus.split.dropped for corpus in corpora)
+    summary = [f"data       {characters:,} characters in {files:,} file{'s' * (files != 1)}"]
+    if dropped:
+        left_out = "1 pair is" if dropped == 1 else f"{dropped:,} pairs are"
+        summary.append(f"           {left_out} left out: one side is empty")
     return TrainingData(
         config,
         tokenizer,
         batches,
-        held_out=files[1],
+        held_out=tokens[1],
         fingerprint=key(batches.digest, tokenizer.fingerprint, config.objective),
-        files=sum(len(corpus.files) for corpus in corpora),
-        characters=characters,
-        dropped=sum(corpus.split.dropped for corpus in corpora),
+        summary=[*summary, f"{batches.summary} ({config.tokenizer})"],
     )
 
 
 def keep_standard_input(config: _Config) -> _Config:
-    """Return the config with `-` replaced by a file of the cache that standard input is written to.
+    """The config with `-` replaced by a file of the cache that standard input is written to.
 
-    The run can then be repeated, and its other processes, which have no standard input, find it there, too. Where there
-    is no `-` nothing is done.
+    The run can then be repeated, and its other processes, which have no standard input, find it there, too.
 
-    Raises:
-        UserError: there is nothing on standard input, or the cache can't be written.
+    Raises UserError if there is nothing on standard input, or the cache can't be written.
     """
     if STANDARD_INPUT not in (*config.data, *config.validation):
         return config
@@ -151,7 +135,7 @@ def keep_standard_input(config: _Config) -> _Config:
 
 
 def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
-    """The texts to train on, and those to validate on if they are given, each with a key of its content."""
+    """The texts to train on, and those to validate on if there are any, each with a key of its content."""
     for paths in (config.data or standard_library(), config.validation):
         if paths:
             files = find_files(materialize(map(str, paths), (config.field,), cache, progress=progress))
@@ -161,25 +145,24 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
 
 
 def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
+    """The pairs to train on, and those to validate on if there are any, each with a key of its content."""
     source, target, validation = str(config.source), str(config.target), config.validation
-    given = [(source, target, config.data)]
-    if validation and config.data:
-        given.append((source, target, validation))
-    elif validation:
-        if len(validation) != 2:
-            raise UserError("--validation of parallel files is two files: the source, then the target.")
-        given.append((*validation, ()))
-    for source, target, paths in given:
-        found = materialize(paths, (source, target), cache, progress=progress)
-        fields = (source, target) if found else None
-        files = record_files(found) if found else parallel_files(source, target)
+    if validation and not config.data and len(validation) != 2:
+        raise UserError("--validation of parallel files is two files: the source, then the target.")
+    corpora = [(source, target, config.data)]
+    if validation:
+        corpora.append((source, target, validation) if config.data else (validation[0], validation[1], ()))
+    for first, second, paths in corpora:
+        records = materialize(paths, (first, second), cache, progress=progress)
+        fields = (first, second) if records else None
+        files = record_files(records) if records else parallel_files(first, second)
         name = key("pairs", identity(files), fields)
         corpus = partial(PairCorpus, files, fields, max_record_bytes=config.max_record_bytes)
         yield _with_split(corpus, cache, name), name
 
 
 def _with_split(corpus: Callable[..., _Corpus], cache: Cache, name: str) -> _Corpus:
-    """A corpus with its split, which is kept in the cache: finding it reads all of the data."""
+    """A corpus with its split, which is kept in the cache, for finding it reads all of the data."""
     file = "split.npz"
     split = cache.entry(
         "splits", name, lambda folder: corpus().split.save(folder / file), lambda folder: Split.load(folder / file)
@@ -197,7 +180,7 @@ def _items(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, Document | Pair]]:
 
 
 def _tokenizer(spec: str, config: CompleteConfig, cache: Cache, digest: str, corpora: Sequence[_Corpus]) -> Tokenizer:
-    """Load the tokenizer from its path or from the cache, where it is trained if it isn't there."""
+    """The tokenizer from its path, or else from the cache, where it is trained the first time."""
     if Path(spec).exists():
         return Tokenizer.load(model_directory(spec))
 
@@ -210,16 +193,16 @@ def _tokenizer(spec: str, config: CompleteConfig, cache: Cache, digest: str, cor
         texts = chain.from_iterable((i.source, i.target) if isinstance(i, Pair) else (i,) for i in items)
         Tokenizer.train(texts, spec, special=config.objective).save(folder)
 
-    found = cache.entry("tokenizers", key("tokenizer", digest, spec, config.objective), train, Tokenizer.load)
+    trained = cache.entry("tokenizers", key("tokenizer", digest, spec, config.objective), train, Tokenizer.load)
     names = input_names(segments=config.model.embedding.segments > 1)  # RoBERTa has one, which tells nothing apart
-    return Tokenizer(found.backend, {**found.config, "model_max_length": config.context, "model_input_names": names})
+    settings = {**trained.config, "model_max_length": config.context, "model_input_names": names}
+    return Tokenizer(trained.backend, settings)
 
 
 def fit_model(model: ModelConfig, tokenizer: Tokenizer, vocab_size: int | None) -> ModelConfig:
     """The model with the tokenizer's special tokens, and with its vocabulary where `vocab_size` is None.
 
-    Raises:
-        UserError: the model's vocabulary is too small for the tokenizer.
+    Raises UserError if the model's vocabulary is too small for the tokenizer.
     """
     size = tokenizer.vocab_size if vocab_size is None else vocab_size
     if size < tokenizer.vocab_size:
@@ -232,8 +215,8 @@ def fit_model(model: ModelConfig, tokenizer: Tokenizer, vocab_size: int | None) 
     tokens = SpecialTokens(bos=tokenizer.bos, eos=eos, pad=tokenizer.pad, decoder_start=start)
     # Some families' files say the padding token twice, as a row of the table that is never read as well.
     paddings = dict.fromkeys((tokenizer.pad if model.embedding.padding is not None else None, tokenizer.pad))
-    fits = [_with(model, size, tokens, padding) for padding in paddings]
-    return next((fit for fit in fits if to_huggingface(fit)[0].model_type == model.model_type), fits[0])
+    models = [_with(model, size, tokens, padding) for padding in paddings]
+    return next((each for each in models if to_huggingface(each)[0].model_type == model.model_type), models[0])
 
 
 def _with(model: ModelConfig, size: int, tokens: SpecialTokens, padding: int | None) -> ModelConfig:
@@ -241,6 +224,11 @@ def _with(model: ModelConfig, size: int, tokens: SpecialTokens, padding: int | N
     if position.skip_padding and padding is not None:
         # Such models number their positions from the one after the padding token's id.
         position = replace(position, offset=padding + 1)
-    embedding = replace(model.embedding, padding=padding)
-    sizes = {"vocab_size": size, "source_vocab_size": None if model.source_vocab_size is None else size}
-    return replace(model, **sizes, special_tokens=tokens, embedding=embedding, position=position)
+    return replace(
+        model,
+        vocab_size=size,
+        source_vocab_size=None if model.source_vocab_size is None else size,
+        special_tokens=tokens,
+        embedding=replace(model.embedding, padding=padding),
+        position=position,
+    )

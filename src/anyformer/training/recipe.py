@@ -1,33 +1,46 @@
-"""The recipe of a run: where its model comes from, on which batches it trains, how it is saved and shown."""
+"""Recipes of runs, and the choices that a run leaves open, made and checked in one place.
+
+A recipe says where the model comes from, on which batches it trains, and how it is saved and shown.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
 from anyformer.config import ModelConfig
+from anyformer.console import Console
 from anyformer.model import Transformer
 from anyformer.runs.listing import Terms
+from anyformer.runs.tracking import check as check_trackers
+from anyformer.training.averaging import make_average
 from anyformer.training.batcher import Batcher
+from anyformer.training.config import CompleteRunConfig, RunConfig
 from anyformer.training.losses import LossModule
-from anyformer.training.run_config import CompleteRunConfig, RunConfig
+from anyformer.training.optimizer import make_optimizer
+from anyformer.training.precision import Precision, choose_compilation, choose_precision, start_compiler
 from anyformer.training.sample import Sample
+from anyformer.training.strategies.base import DDP, Plan, Strategy
+from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.launch import check_engine
 
 
 class Recipe(ABC):
-    """All that the training loop does not know about what it trains.
+    """The part of a run that the training loop does not know: its model, its batches, their use.
 
     Attributes:
         command: the subcommand that starts and resumes such runs.
         config_type: the kind of config that describes one.
-        name: of the model, for people.
-        model_config: of the model that is trained.
+        name: the model's, for people.
+        model_config: the config of the model that is trained.
         batches: for training and for validation.
         fingerprint: of all that decides the batches: a run can be resumed only on the same.
-        head_is_new: whether a head was drawn for a model that had been trained: what it says before training is noise.
-        base_fingerprint: of the model that it begins with, likewise; None: it begins with weights that are drawn.
+        head_is_new: whether a head was drawn for a trained model, whose answers before training are noise.
+        base_fingerprint: of the model that it begins with, likewise; None: its first weights are drawn.
     """
 
     command: ClassVar[str]
@@ -51,7 +64,7 @@ class Recipe(ABC):
 
     @property
     def terms(self) -> Terms:
-        """How pages speak of the run."""
+        """The run's terms on pages."""
         return Terms()
 
     @abstractmethod
@@ -73,8 +86,7 @@ class Recipe(ABC):
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
         """Measure the model before training, at step 0, and after it, in the first process only.
 
-        Returns:
-            What to log beside its validation loss. More may be written into the run directory.
+        Returns figures to log beside its validation loss. More may be written into the run directory.
         """
         del model, directory, step
         return {}
@@ -84,6 +96,100 @@ class Recipe(ABC):
         """Generate samples that show what the model has learned."""
 
     def report(self, directory: Path) -> Sequence[str]:
-        """Write what is to be said when the run has finished, and return lines for people."""
+        """Write about the finished run into its directory, and return lines for people."""
         del directory
         return ()
+
+
+Prepare = Callable[[Any, Console], Recipe]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRun:
+    """A run that leaves nothing open.
+
+    Attributes:
+        recipe: its model, its batches, and its config as config.yaml repeats it.
+        plan: how a step is taken, where and in which dtype.
+        compile_reason: why it is compiled, or is not, for people.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    compile_reason: str
+
+
+def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) -> ResolvedRun:
+    """Choose what is left open, by the model, the machine and the data, which is read and tokenized here.
+
+    All processes get the same.
+
+    Raises:
+        UserError: fields that contradict each other; an average, a tracker, an optimizer, a device or a dtype that
+            can't be had; data that is missing or does not suit the model.
+    """
+    make_average(config.average)  # refuses before the data is read
+    check_trackers(config.track)
+    precision = choose_precision(config.device, config.dtype, group.local_rank, quantized=config.is_quantized)
+    dtype, reason = group.broadcast((precision.dtype, precision.reason))
+    precision = replace(precision, dtype=dtype, reason=reason)
+    start_compiler(precision)
+    compiles, compile_reason = choose_compilation(config.compile, precision.device, distributed=group.world_size > 1)
+    config = replace(config, device=precision.device.type, dtype=precision.name)
+    resolved = group.main_first(lambda: recipe(config, console))
+    plan = make_plan(resolved.config, precision, resolved.loss, compiles=compiles)
+    return ResolvedRun(resolved, plan, compile_reason)
+
+
+def make_plan(
+    config: CompleteRunConfig,
+    precision: Precision,
+    loss: Callable[[Transformer], nn.Module] = LossModule,
+    *,
+    compiles: bool = False,
+) -> Plan:
+    """The plan of a run's steps. Raises UserError for an average or an optimizer that can't be had."""
+    return Plan(
+        precision,
+        partial(
+            make_optimizer,
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, config.beta2),
+            dtype=precision.dtype,
+        ),
+        make_average(config.average),
+        grad_clip=config.grad_clip,
+        grad_accumulation=config.grad_accumulation,
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+        compile=compiles,
+        gradient_checkpointing=config.gradient_checkpointing,
+        loss=loss,
+    )
+
+
+def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
+    """The strategy of an engine, which is one of ENGINES; None: a single process.
+
+    Args:
+        model: with its first weights, the same on all processes.
+        zero_stage: DeepSpeed's: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well.
+
+    Raises:
+        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
+    """
+    check_engine(name, group.world_size)
+    if name == "ddp":
+        return DDP(model, plan, group)
+    # Both import a library that takes seconds to load and that the others have no use for.
+    if name == "fsdp":
+        from anyformer.training.strategies.fsdp import FSDP
+
+        return FSDP(model, plan, group)
+    if name == "deepspeed":
+        from anyformer.training.strategies.deepspeed import DeepSpeed
+
+        return DeepSpeed(model, plan, group, zero_stage)
+    return Strategy(model, plan, group)

@@ -4,10 +4,9 @@ import shlex
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from typing_extensions import override
@@ -23,25 +22,19 @@ from anyformer.quantization import parameter_count
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints, read_facts
-from anyformer.training.config import CompleteConfig, TrainConfig
+from anyformer.training.config import CompleteConfig, RunConfig, TrainConfig
 from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.prepare import TrainingData, prepare
 from anyformer.training.progress import say
-from anyformer.training.recipe import Recipe
-from anyformer.training.resolve import Prepare, ResolvedRun, make_strategy, resolve
-from anyformer.training.run_config import RunConfig
+from anyformer.training.recipe import Prepare, Recipe, make_strategy, resolve
 from anyformer.training.sample import Sample, take_sample
 from anyformer.training.strategies.group import Group, join, started_by_launcher
 from anyformer.training.trainer import Trainer
 
 
 class Pretraining(Recipe):
-    """A fresh model, text, and a tokenizer that is trained on it.
-
-    Raises:
-        UserError: see `prepare`.
-    """
+    """Training from scratch: a fresh model, text, and a tokenizer that is trained on it."""
 
     command = "train"
     config_type = TrainConfig
@@ -62,7 +55,7 @@ class Pretraining(Recipe):
 
     @override
     def summary(self) -> Sequence[str]:
-        return self.data.summary()
+        return self.data.summary
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
@@ -74,14 +67,8 @@ class Pretraining(Recipe):
         return take_sample(model, self.data.tokenizer, self.data.config, self.batches)
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The outcome of a run.
-
-    Attributes:
-        status: the exit status: 0, or 128 and the signal's number where a signal ended the run early.
-        directory: the run's.
-    """
+class Finished(NamedTuple):
+    """The exit status of a run, 0 or 128 and the number of the signal that ended it early, and its directory."""
 
     status: int
     directory: Path
@@ -98,10 +85,9 @@ def run(
     """Train a model and leave it in a run directory.
 
     Args:
-        config: what to do.
-        recipe: makes of the config what is trained.
+        recipe: factory of the recipe.
         resume: the run directory to go on in; None: a new one.
-        console: where to show it; None: standard output.
+        console: shows progress; None: standard output.
         started: when the run began, on the monotonic clock; None: now.
 
     Raises:
@@ -133,7 +119,16 @@ def run(
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage)
         stack.callback(strategy.close)
-        _introduce(console, run, model, trained, directory, f"{strategy}, {run.compile_reason}")
+        size = parameter_count(model)
+        parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")
+        length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
+        for line in (
+            f"model      {run.recipe.name}, {parameters}; {run.plan.precision}",
+            f"engine     {strategy}, {run.compile_reason}",
+            *run.recipe.summary(),
+            f"run        {directory.path}: {length}",
+        ):
+            say(console, line)
         if latest is not None:
             strategy.load(latest)
         if resume is not None:
@@ -149,27 +144,22 @@ def run(
 
 
 def _say_finished(config: RunConfig, path: Path, facts: Mapping[str, Any], console: Console) -> None:
-    """Say what can be done with a run that has finished and let go of its optimizer state.
+    """Print how to go on from a run that has finished and removed its optimizer state.
 
-    Raises:
-        UserError: it is asked for more steps.
+    Raises UserError if it is asked for more steps.
     """
-    run, base = (shlex.quote(f"{path}{end}") for end in ("", "-merged"))
-    if find_adapter(path) is None:
-        commands = [f"anyformer finetune {run} --data FILE"]
-    else:
-        commands = [f"anyformer convert {run} {base}", f"anyformer finetune {base} --data FILE"]
-    what = f"This run has finished after step {facts['step']:,}, and its optimizer state is gone"
-    past = facts["config"].get("minutes")
-    longer = (
-        (config.steps or 0) > facts["step"] or config.minutes not in (None, past) or getattr(config, "epochs", None)
-    )
-    if longer:
+    run, merged = (shlex.quote(f"{path}{end}") for end in ("", "-merged"))
+    commands = [f"anyformer finetune {run} --data FILE"]
+    if find_adapter(path) is not None:
+        commands = [f"anyformer convert {run} {merged}", f"anyformer finetune {merged} --data FILE"]
+    state = f"This run has finished after step {facts['step']:,}, and its optimizer state is gone"
+    more_steps = (config.steps or 0) > facts["step"] or getattr(config, "epochs", None)
+    if more_steps or config.minutes not in (None, facts["config"].get("minutes")):
         raise UserError(
-            f"{what}, so it takes no more steps. Train on from its model, by {' and '.join(commands)}; a run that is "
+            f"{state}, so it takes no more steps. Train on from its model, by {' and '.join(commands)}; a run that is "
             "begun with --keep-optimizer can be given more steps."
         )
-    say(console, f"{what}. Its model can be trained further:")
+    say(console, f"{state}. Its model can be trained further:")
     for number, command in enumerate(commands):
         say(console, f"{'' if number else 'next':<11}{command}")
 
@@ -177,31 +167,17 @@ def _say_finished(config: RunConfig, path: Path, facts: Mapping[str, Any], conso
 @contextmanager
 def _directory(config: RunConfig, resume: Path | None, group: Group) -> Generator[RunDirectory]:
     """The run's directory, which the first process makes or enters, and removes again if no model has come into it."""
-    made = None
+    own = None
     if group.is_main and resume is None:
-        made = RunDirectory.create(config.runs, config.name, config.label)
+        own = RunDirectory.create(config.runs, config.name, config.label)
     elif group.is_main and resume is not None:
-        made = RunDirectory(resume)
-        made.lock()
-    path = group.broadcast(Path() if made is None else made.path)
-    directory = made or RunDirectory(path, writes=False)
+        own = RunDirectory(resume)
+        own.lock()
+    path = group.broadcast(Path() if own is None else own.path)
+    directory = own or RunDirectory(path, writes=False)
     try:
         yield directory
     finally:
         directory.unlock()
-        if made is not None and resume is None and not directory.model.exists():
+        if own is not None and resume is None and not directory.model.exists():
             directory.discard()
-
-
-def _introduce(
-    console: Console, run: ResolvedRun, model: Transformer, trained: int, directory: RunDirectory, strategy: str
-) -> None:
-    config = run.recipe.config
-    size = parameter_count(model)
-    parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")
-    length = f"{config.steps:,} steps" if config.steps is not None else f"{config.minutes:g} minutes in all"
-    say(console, f"model      {run.recipe.name}, {parameters}; {run.plan.precision}")
-    say(console, f"engine     {strategy}")
-    for line in run.recipe.summary():
-        say(console, line)
-    say(console, f"run        {directory.path}: {length}")

@@ -13,7 +13,7 @@ from anyformer.generation import encode_prompt, fill, generate, generate_ids, ro
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.batcher import Batcher
-from anyformer.training.run_config import RunConfig
+from anyformer.training.config import RunConfig
 
 _NEW_TOKENS = 160
 _EXAMPLES = 3
@@ -39,7 +39,7 @@ class Sample:
 
 
 def take_sample(model: Transformer, tokenizer: Tokenizer, config: RunConfig, batches: Batcher) -> Sample:
-    """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text: what the model is for."""
+    """Continue a prompt, rewrite a source, or fill in masked tokens of the validation text, as the model can."""
     first = next(iter(batches.validation()))
     if first.source is not None:
         return _rewritten(model, tokenizer, first.source[:_EXAMPLES].tolist())
@@ -55,7 +55,7 @@ def take_sample(model: Transformer, tokenizer: Tokenizer, config: RunConfig, bat
 
 
 def _rewritten(model: Transformer, tokenizer: Tokenizer, sources: list[list[int]]) -> Sample:
-    """Sources, with what the model makes of them."""
+    """Sources and the targets that the model generates."""
     passages: list[Passage] = []
     prompt = ""
     new = _new_tokens(model, 0)
@@ -72,9 +72,8 @@ def _rewritten(model: Transformer, tokenizer: Tokenizer, sources: list[list[int]
 
 def _continued(model: Transformer, tokenizer: Tokenizer, prompt: str, seed: int) -> Sample:
     ids = encode_prompt(model, tokenizer, prompt) if prompt else []
-    new = _new_tokens(model, len(ids)) if prompt else 0
-    text = ""
-    if new > 0:
+    text, new = "", _new_tokens(model, len(ids))
+    if prompt and new > 0:
         text = generate(model, tokenizer, [ids], max_new_tokens=new, temperature=_TEMPERATURE, top_k=40, seed=seed)[0]
     return Sample([Passage(prompt, text)], [("generate", f"{shlex.quote(prompt)} --temperature {_TEMPERATURE}")])
 
@@ -90,8 +89,7 @@ def _filled(model: Transformer, tokenizer: Tokenizer, ids: list[int], length: in
     prompt = str(tokenizer.mask_token)
     for _ in range(10 * _EXAMPLES):
         start = chance.randrange(max(1, len(ids) - length))
-        masked = _mask_one(tokenizer, ids[start : start + length], chance)
-        if masked is None:
+        if (masked := _mask_one(tokenizer, ids[start : start + length], chance)) is None:
             continue
         before, hidden, after = masked
         prompt = f"{before}{tokenizer.mask_token}{after}"
@@ -112,9 +110,9 @@ def _mask_one(tokenizer: Tokenizer, ids: list[int], chance: random.Random) -> tu
     if not any(character.isalnum() for character in hidden):
         return None
     before, after = tokenizer.decode(ids[:position]), tokenizer.decode(ids[position + 1 :])
-    wanted = [*ids[:position], tokenizer.mask, *ids[position + 1 :]]
+    masked = [*ids[:position], tokenizer.mask, *ids[position + 1 :]]
     for gap in (" ", ""):
         left, right = f"{before}{gap}" if before else "", f"{gap}{after}" if after else ""
-        if tokenizer.encode(f"{left}{tokenizer.mask_token}{right}", special=False) == wanted:
+        if tokenizer.encode(f"{left}{tokenizer.mask_token}{right}", special=False) == masked:
             return left, hidden, right
     return None

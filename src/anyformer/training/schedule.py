@@ -1,6 +1,6 @@
-"""How far a run is, and its learning rate there.
+"""Progress of a run, and its learning rate there.
 
-Both kinds of run, so many steps or so many seconds, are described by one number, the progress from 0 to 1; the
+Both kinds of run, of a number of steps or of seconds, are described by one number, the progress from 0 to 1; the
 learning rate is a function of it, so a run that ends by the clock anneals like any other.
 """
 
@@ -28,7 +28,7 @@ class StepBudget:
         self.steps = steps
 
     def progress(self, step: int) -> float:
-        """How much of the run will be done after this step (from 0), which is about to start; above 1: it is over."""
+        """Share of the run that will be done after this step (from 0), which is about to start; above 1: it is over."""
         return (step + 1) / self.steps
 
 
@@ -39,10 +39,10 @@ class TimeBudget:
     a pause, for an evaluation or a checkpoint, doesn't end the run early; neither does the first step, which compiles.
 
     Args:
-        seconds: how long the steps may take in all; a new run always has one.
-        elapsed: seconds that the run had taken when it was stopped, of one that is resumed.
+        seconds: limit of the time of all steps; a new run always has one step.
+        elapsed: seconds that a resumed run had taken when it was stopped.
         now: the clock.
-        broadcast: gives all processes, whose clocks differ, what the first one says.
+        broadcast: returns the first process's value in all processes, whose clocks differ.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TimeBudget:
 
 
 def learning_rate_factor(name: str, progress: float, *, warmup: float, decay: float = 0.2) -> float:
-    """The learning rate as a share of its peak: a linear rise, then what the schedule says.
+    """The learning rate as a share of its peak: a linear rise, then the schedule's fall.
 
     Args:
         name: one of `SCHEDULES`: `cosine` falls to `FLOOR`, `linear` to 0, `inverse_sqrt` with one over the root of

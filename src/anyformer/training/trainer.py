@@ -1,4 +1,4 @@
-"""Evaluate, train, evaluate, save, sample."""
+"""The training loop: evaluate, train, evaluate, save, sample."""
 
 import dataclasses
 import math
@@ -18,28 +18,27 @@ from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.runs.directory import RunDirectory
-from anyformer.runs.metrics import Meter
+from anyformer.runs.metrics import Evaluation, Meter, evaluate
 from anyformer.runs.report import write_report
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
+from anyformer.training.config import defaults
 from anyformer.training.config_file import settings
-from anyformer.training.evaluate import Evaluation, evaluate
-from anyformer.training.interrupt import interruptible
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
-from anyformer.training.resolve import ResolvedRun
-from anyformer.training.run_config import defaults
+from anyformer.training.recipe import ResolvedRun
 from anyformer.training.sample import Sample
 from anyformer.training.schedule import StepBudget, TimeBudget, learning_rate_factor
 from anyformer.training.strategies.base import Strategy
+from anyformer.training.strategies.launch import interruptible
 
 _SAVE_EVERY = 300.0
 """Seconds between two checkpoints, unless they are counted in steps."""
 
 _SHORT, _POINTS, _MOST_VALIDATION = 200, 4, 0.05
-"""A run of at most so many steps is evaluated so often, the last time at its end, to have a curve; less often where
-that, at a third of a step a batch, would take more than this share of its time."""
+"""A run of at most `_SHORT` steps is evaluated `_POINTS` times, the last time at its end, to have a curve; less often
+where that, at a third of a step a batch, would take more than this share of its time."""
 
 _EVALUATION_SHARE = 0.05
 _SAMPLE_SHARE = 0.03
@@ -59,12 +58,10 @@ class Trainer:
     """A model that is being trained, its data, and the directory that it is saved to.
 
     Args:
-        run: what to do, and on which data.
-        strategy: has the model.
-        trackers: of the metrics; none in the processes that only look on.
-        console: where to show progress; a quiet one in those.
-        resumed: what the checkpoint says whose state the strategy has loaded; None for a new run.
-        trained_parameters: How many weights are trained; None: all.
+        trackers: those of the metrics; none in processes other than the first.
+        console: shows progress; a quiet one in those.
+        resumed: facts of the checkpoint whose state the strategy has loaded; None for a new run.
+        trained_parameters: number of weights that are trained; None: all.
     """
 
     def __init__(
@@ -77,16 +74,15 @@ class Trainer:
         resumed: Mapping[str, Any] | None = None,
         trained_parameters: int | None = None,
     ) -> None:
-        self.recipe, self.config, self.precision = run.recipe, run.recipe.config, run.plan.precision
-        self.batches = run.recipe.batches
+        facts, recipe = resumed or {}, run.recipe
+        self.recipe, self.config, self.batches = recipe, recipe.config, recipe.batches
+        self.precision = run.plan.precision
         self.directory, self.strategy, self.group = directory, strategy, strategy.group
         self.trackers, self.console = trackers, console
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
-        self.flops = training_flops(self.recipe.model_config, self.config.context)
-        self.parameters = sum(part.parameters for part in part_costs(self.recipe.model_config, self.config.context))
-        self.trained_parameters = self.parameters if trained_parameters is None else trained_parameters
-        facts = resumed or {}
+        self.trained_parameters = trained_parameters
         self.resumed = resumed is not None
+        self.flops = training_flops(recipe.model_config, self.config.context)
         self.meter = Meter(self.flops, facts.get("meter"))
         self.start: int = facts.get("step", 0)
         self.step = self._saved = self.start
@@ -101,13 +97,7 @@ class Trainer:
         self._measuring = 0.0
 
     def run(self, started: float) -> int:
-        """Do all of it.
-
-        Args:
-            started: when the run began, on the monotonic clock.
-
-        Returns:
-            The exit status.
+        """Evaluate, train, save and sample, in a run that began at `started`, and return the exit status.
 
         Raises:
             UserError: the loss is no longer a number, or the disk is full; it says which model was saved last.
@@ -134,11 +124,10 @@ class Trainer:
                 self._save()
             if stopped:
                 return self._stopped()
-        try:
+        with suppress(KeyboardInterrupt):
             self._conclude()
-        except KeyboardInterrupt:
-            return self._stopped()
-        return 0
+            return 0
+        return self._stopped()
 
     def _train(self, budget: StepBudget | TimeBudget, bar: TrainingProgress) -> None:
         """Take steps until the budget is spent or somebody interrupts."""
@@ -161,12 +150,11 @@ class Trainer:
             bar.show(self.step, progress, self.meter)
             if logs:
                 self._log(self.meter.line(self.step))
-            if evaluates:
-                self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
-                self._sample()
-            elif self._is_point():
+            if evaluates or self._is_point():
                 self._say(f"step {self.step:<5} {self._summary(self._evaluate())}")
                 self.meter.resume()
+            if evaluates:
+                self._sample()
             if saves:
                 if snaps:
                     self.strategy.snapshot()
@@ -197,7 +185,7 @@ class Trainer:
         self._progress = progress
 
     def _say_result(self) -> bool:
-        """Evaluate once more and say what was reached; returns False where somebody interrupts."""
+        """Evaluate once more and print the result; returns False where somebody interrupts."""
         speed = self.meter.tokens / self.meter.elapsed
         after = self._evaluate()
         if self._interrupted():
@@ -208,12 +196,13 @@ class Trainer:
     def _begin(self) -> bool:
         """Evaluate and save the first weights; returns whether to train them."""
         self._thin_validation()
+        parameters = sum(part.parameters for part in part_costs(self.recipe.model_config, self.config.context))
         self._log(
             {
                 "step": 0,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "parameters": self.parameters,
-                "trained_parameters": self.trained_parameters,
+                "parameters": parameters,
+                "trained_parameters": parameters if self.trained_parameters is None else self.trained_parameters,
                 "head_is_new": self.recipe.head_is_new,
                 "flops_per_token": self.flops.token,
                 "peak_flops_per_second": peak_flops_per_second(self.precision),
@@ -246,7 +235,7 @@ class Trainer:
 
     @contextmanager
     def _failure_logged(self) -> Generator[None]:
-        """Write down why training ends early, and say which model is left."""
+        """Context that logs why training ends early, and names the model that is left."""
         try:
             yield
         except UserError as error:
@@ -269,13 +258,13 @@ class Trainer:
         return TimeBudget(max(left, seconds / 2), elapsed, broadcast=self.group.broadcast)
 
     def _thin_validation(self) -> None:
-        """Where time is short, evaluate only every so many-th batch."""
+        """Where time is short, evaluate one batch in every few."""
         if self.config.minutes is None:
             return
         batches = self.batches.validation_batches
-        once = [self._evaluation(batches, lambda: False).seconds for _ in range(2)]
-        wanted = math.ceil(max(1.0, min(once) * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)))
-        self._every = self.group.broadcast(wanted)
+        once = min(self._evaluation(batches, lambda: False).seconds for _ in range(2))
+        share = once * batches / (_EVALUATION_SHARE * 60 * self.config.minutes)
+        self._every = self.group.broadcast(math.ceil(max(1.0, share)))
         if self._every > 1:
             self._say(f"           time is short: one in {self._every} batches of the validation text is evaluated")
 
@@ -308,13 +297,8 @@ class Trainer:
     def _save(self) -> None:
         """Write model/ and a checkpoint."""
         self._save_model()
-        facts = {
-            "meter": self.meter.state(),
-            "every": self._every,
-            **self.recipe.fingerprints,
-            "config": settings(self.config),
-        }
-        self.checkpoints.save(self.strategy, self.step, facts)
+        facts = {"meter": self.meter.state(), "every": self._every, **self.recipe.fingerprints}
+        self.checkpoints.save(self.strategy, self.step, {**facts, "config": settings(self.config)})
         self._report()
         self._saved_at = time.monotonic()
 
@@ -331,13 +315,13 @@ class Trainer:
         self._saved = self.step
 
     def _measure(self) -> None:
-        """Log what the recipe finds out about the model, before training and after it."""
+        """Log the recipe's figures on the model, before training and after it."""
         begin = time.monotonic()
         with self.strategy.gathered() as model:
-            found = {} if model is None else self.recipe.measure(model, self.directory.path, self.step)
+            figures = {} if model is None else self.recipe.measure(model, self.directory.path, self.step)
         self._measuring = time.monotonic() - begin
-        if found:
-            self._log({"step": self.step, **found})
+        if figures:
+            self._log({"step": self.step, **figures})
 
     def _sample(self, *then: Mapping[str, Any]) -> Sample | None:
         """Sample from the model, and log; None on the processes that don't print."""
@@ -377,9 +361,8 @@ class Trainer:
         self._finish()
         if sample is None:
             return
-        for line in self.recipe.report(self.directory.path):
+        for line in (*self.recipe.report(self.directory.path), "sample"):
             self._say(line)
-        self._say("sample")
         for part in sample.passages:
             passage = Text.assemble(part.before, (part.written, "bold green"), part.after)
             self.console.print(passage, soft_wrap=True)
@@ -390,7 +373,7 @@ class Trainer:
             self._say(f"{'' if number else 'next':<11}anyformer {command} {path} {arguments}")
 
     def _finish(self) -> None:
-        """Let go of what only further steps would need."""
+        """Remove the state that only further steps would need."""
         if not self.config.keep_optimizer:
             self.checkpoints.finish(self.group)
 

@@ -1,4 +1,4 @@
-"""The processes of a run start, speak and end as one."""
+"""The processes of a run start, speak and end as one; the first signal asks for the end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from anyformer.errors import UserError
 from anyformer.training.strategies import launch as module
-from anyformer.training.strategies.launch import launch, needs_launch, one_of_many
+from anyformer.training.strategies.launch import interruptible, launch, needs_launch, one_of_many
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX systems alone")
 
@@ -227,3 +228,54 @@ def test_under_torchrun_a_lost_process_is_named(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
     with pytest.raises(RuntimeError, match="something else"), one_of_many():
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_first_signal_marks_and_second_ends(number: signal.Signals, capfd: pytest.CaptureFixture[str]):
+    before = signal.getsignal(number)
+    with interruptible() as interrupt:
+        assert interrupt.signal is None
+        os.kill(os.getpid(), number)
+        assert interrupt.signal == number
+        assert interrupt.exit_status == 128 + number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+    assert "once more to quit" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interruptible() as interrupt:
+            os.kill(os.getpid(), number)
+            assert interrupt.signal is None
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_without_standard_error_a_signal_still_only_marks():
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with interruptible() as interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert interrupt.signal == signal.SIGTERM
+
+
+def test_other_threads_are_left_alone():
+    asked: list[bool] = []
+
+    def work() -> None:
+        with interruptible() as interrupt:
+            asked.append(interrupt.signal is not None)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [False]

@@ -1,11 +1,4 @@
-"""Pages on runs: report.html in a run directory, and a page on several runs.
-
-page         what the page on one run says
-gains        what it says of fine-tuning
-comparison   what the page on several runs says
-charts       their curves, as numbers
-*.html       the pages themselves
-"""
+"""Pages on runs: report.html in a run directory, and a page on several runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +7,7 @@ from typing import Any
 from anyformer import atomic
 from anyformer.pages.render import render, require_page
 from anyformer.runs.listing import Run, Terms, read_run
-from anyformer.runs.report.comparison import comparison
-from anyformer.runs.report.page import page
+from anyformer.runs.report.page import comparison, page
 
 REPORT = "report.html"
 
@@ -23,16 +15,12 @@ REPORT = "report.html"
 def write_report(
     directory: Path, defaults: Mapping[str, Any], file: Path | None = None, terms: Terms | None = None
 ) -> Path:
-    """Write a run's page anew.
+    """Write a run's page anew, and return its path.
 
     Args:
-        directory: the run directory.
         defaults: the default of each setting of a run; the page marks settings that differ.
         file: where to; None: report.html in the run directory.
         terms: how the page speaks of the run; None: as of one that trains on text.
-
-    Returns:
-        The page's path.
 
     Raises:
         UserError: no such run directory, the file is there already and no such page, or the disk refuses. What was
@@ -40,9 +28,9 @@ def write_report(
     """
     run = read_run(directory)
     run.terms = terms or run.terms
-    path = file or directory / REPORT
     if file is not None:
         require_page(file)
+    path = file or directory / REPORT
     atomic.write(path, render("page.html", page(run, defaults), __name__))
     return path
 

@@ -1,4 +1,4 @@
-"""The curves of runs, as the page's script draws them: plain numbers, few enough for a browser.
+"""Curves of runs as the page's script draws them: plain numbers, few enough for a browser.
 
 A chart's data is ``{"axes": [{"step", "time", "tokens"}], "charts": [{"title", "series": [...], ...}]}``: each series
 names the axis that its values stand over. What is not a finite number is None, and leaves a gap.
@@ -66,11 +66,9 @@ def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def thin(columns: Sequence[Values], buckets: int = _BUCKETS) -> list[int]:
-    """Places that show the same curves: of each stretch and column the lowest and the highest, and both ends.
+    """Indices of lines that show the same curves: in each stretch the extremes of each column, and both ends.
 
-    Args:
-        columns: series of equal length, over the same lines.
-        buckets: stretches that the lines are divided into.
+    The columns are of equal length; buckets is the number of stretches.
     """
     count = len(columns[0]) if columns else 0
     if count <= 2 * buckets:
@@ -79,17 +77,15 @@ def thin(columns: Sequence[Values], buckets: int = _BUCKETS) -> list[int]:
     for bucket in range(buckets):
         stretch = range(bucket * count // buckets, (bucket + 1) * count // buckets)
         for column in columns:
-            known = [(value, index) for index in stretch if (value := column[index]) is not None]
-            kept |= {min(known)[1], max(known)[1]} if known else {stretch[0]}
+            values = [(value, index) for index in stretch if (value := column[index]) is not None]
+            kept |= {min(values)[1], max(values)[1]} if values else {stretch[0]}
     return sorted(kept)
 
 
 def smoothed(values: Values, window: int | None = None) -> Values:
     """A weighted mean over neighbors on both sides, over fewer at the start, where a steep fall is to stay in place.
 
-    Args:
-        values: a series; None is left out of the means.
-        window: neighbors on either side; None: a fortieth of the series.
+    None is left out of the means. The window is the number of neighbors on either side; None: a fortieth of the series.
     """
     reach = max(1, len(values) // _WINDOW) if window is None else window
     # The mean of means weighs near neighbors more, so that a single spike makes no plateau.
@@ -97,15 +93,14 @@ def smoothed(values: Values, window: int | None = None) -> Values:
 
 
 def _means(values: Values, reach: int) -> Values:
-    count = len(values)
-    sums = [0.0, *accumulate(0.0 if value is None else value for value in values)]
-    known = [0, *accumulate(0 if value is None else 1 for value in values)]
+    sums = [0.0, *accumulate(value or 0.0 for value in values)]
+    counts = [0, *accumulate(int(value is not None) for value in values)]
     means: Values = []
     for index, value in enumerate(values):
         near = min(reach, index)
-        low, high = index - near, min(count, index + near + 1)
+        low, high = index - near, min(len(values), index + near + 1)
         # A line without a value has no mean either: the curve shows the gap.
-        means.append(None if value is None else (sums[high] - sums[low]) / (known[high] - known[low]))
+        means.append(None if value is None else (sums[high] - sums[low]) / (counts[high] - counts[low]))
     return means
 
 
@@ -128,32 +123,29 @@ def _chart(title: str, form: str, series: list[dict[str, Any]], **options: Any) 
 
 
 def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:
-    """Where lines stand, by step, by time in seconds and by tokens."""
-    steps: Values = [float(line["step"]) for line in lines]
+    """Positions of lines by step, by time in seconds and by tokens."""
     return {
-        "step": steps,
+        "step": [float(line["step"]) for line in lines],
         "time": [finite(value, 6) for value in _column(lines, "elapsed")],
         "tokens": [finite(value, 9) for value in tokens_at(run, lines)],
     }
 
 
 def tokens_at(run: Run, lines: Sequence[Line]) -> Values:
-    """The tokens that each line stands at: an evaluation says nothing of them, and lies between two steps."""
+    """The tokens read before each line. Evaluations don't record them: theirs lie between those of two steps."""
     own = _column(lines, "tokens")
-    if None not in own:
-        return own
-    known = [(line["step"], tokens) for line in run.steps if (tokens := number(line, "tokens")) is not None]
-    return [_between(known, line["step"]) if value is None else value for line, value in zip(lines, own, strict=True)]
+    counts = [(line["step"], tokens) for line in run.steps if (tokens := number(line, "tokens")) is not None]
+    return [_between(counts, line["step"]) if value is None else value for line, value in zip(lines, own, strict=True)]
 
 
-def _between(known: Sequence[tuple[int, float]], step: int) -> float | None:
+def _between(counts: Sequence[tuple[int, float]], step: int) -> float | None:
     """The tokens at a step, between those of its neighbors; at step 0 none."""
-    if not known:
+    if not counts:
         return 0.0 if step == 0 else None
-    index = bisect_left(known, step, key=lambda pair: pair[0])
-    if index == len(known):
-        return known[-1][1]
-    (before, low), (after, high) = known[index - 1] if index else (0, 0.0), known[index]
+    index = bisect_left(counts, step, key=lambda pair: pair[0])
+    if index == len(counts):
+        return counts[-1][1]
+    (before, low), (after, high) = counts[index - 1] if index else (0, 0.0), counts[index]
     return low + (high - low) * (step - before) / (after - before) if after > before else high
 
 

@@ -1,22 +1,12 @@
-"""Contents of the page on one run, beside its curves."""
+"""Contents of the pages on one run and on several, beside their curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from anyformer.pages.formatting import (
-    clock,
-    count,
-    fixed,
-    flops,
-    parameters,
-    perplexity,
-    setting,
-    share,
-    si,
-)
+from anyformer.pages.formatting import clock, count, fixed, flops, parameters, perplexity, setting, share, si, whole
 from anyformer.runs.directory import base_name
-from anyformer.runs.listing import Line, Run, default_settings, flatten, number, passages
-from anyformer.runs.report.charts import report_data, tokens_at
+from anyformer.runs.listing import Line, Run, default_settings, differences, flatten, number, passages
+from anyformer.runs.report.charts import comparison_data, report_data, tokens_at
 from anyformer.runs.report.gains import gains
 
 _SHAPE = (
@@ -29,20 +19,10 @@ _SHAPE = (
 _SELDOM = (
     *("field", "max_record_bytes", "source", "target", "document_masking", "whole_word_masking", "label_smoothing"),
     *("workers", "cache", "batch_tokens", "grad_accumulation", "beta2", "average", "gradient_checkpointing"),
-    *(
-        "compile",
-        "engine",
-        "processes",
-        "zero_stage",
-        "save_every",
-        "keep",
-        "keep_optimizer",
-        "log_every",
-        "track",
-        "validation",
-    ),
+    *("compile", "engine", "processes", "zero_stage", "save_every", "keep", "keep_optimizer", "log_every", "track"),
+    "validation",
 )
-"""Settings of a run that are folded away where they are as usual."""
+"""Settings of a run that are folded away where they have their default."""
 
 _OWN = (
     *("preset", "data", "tokenizer", "steps", "minutes", "evaluate_every", "track", "model.model_type"),
@@ -50,10 +30,29 @@ _OWN = (
 )
 """Settings that every run has its own of: a difference would say nothing. So have the tokenizer's own tokens."""
 
+COLUMNS: dict[str, Callable[[Run], str]] = {
+    "name": lambda run: run.name,
+    "preset": lambda run: run.preset or "–",
+    "parameters": lambda run: count(run.parameters),
+    "state": lambda run: run.state,
+    "steps": lambda run: whole(run.step),
+    "tokens": lambda run: count(run.tokens),
+    "time": lambda run: clock(run.seconds),
+    "tokens/s": lambda run: count(run.tokens_per_second),
+    "loss": lambda run: fixed(run.validation_loss),
+    "bits/byte": lambda run: fixed(run.bits_per_byte),
+}
+"""Columns of a table of runs; `loss` is that of the validation text."""
+
+TEXTS = ("name", "preset", "state")
+"""The columns that hold no number."""
+
 
 def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values of page.html; `defaults` are those of a run's settings."""
-    samples, further = _samples(run)
+    evaluations, lines = evenly(run.evaluations, 200), [line for line in run.samples if passages(line)]
+    shown = evenly(lines, 6)
+    folded = [line for line in lines if all(line is not each for each in shown)]
     return {
         "title": f"{run.name} · anyformer",
         "run": run,
@@ -63,30 +62,28 @@ def page(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
         "figures": _figures(run),
         "gains": gains(run.path, generates=run.terms.generates),
         "data": report_data(run),
-        "evaluations": _evaluations(run),
+        "evaluations": list(zip(evaluations, tokens_at(run, evaluations), strict=True)),
+        "format": {"clock": clock, "count": count, "fixed": fixed, "perplexity": perplexity, "number": number},
         "per_token": run.terms.per_token,
-        "samples": samples,
-        "further": further,
+        "samples": [_sample(run, line) for line in shown],
+        "further": [_sample(run, line) for line in evenly(folded, 60)],
         "settings": _settings(run, defaults),
-        "commands": _commands(run),
+        "command": "finetune" if "base" in run.config else "train",
+        "path": f"{run.path.resolve().parent.name}/{run.name}",
     }
 
 
 def notes(run: Run) -> list[str]:
     """Notes to be read before the numbers."""
-    said: list[str] = []
-    if run.state == "diverged":
-        at = "" if run.step is None else f" after step {run.step:,}"
-        said.append(f"The loss is no longer a number{at}." if not run.reason else run.reason)
-    elif run.reason:
-        said.append(run.reason)
-    if not run.steps and not run.evaluations:
-        said.append("Nothing has been measured yet.")
-    if run.broken_lines:
-        said.append(f"{unreadable(run)}: a run that is killed may leave half a line.")
-    if not run.config:
-        said.append("There is no config.yaml that can be read.")
-    return said
+    at = "" if run.step is None else f" after step {run.step:,}"
+    diverged = f"The loss is no longer a number{at}." if run.state == "diverged" else ""
+    candidates = {
+        run.reason or diverged: True,
+        "Nothing has been measured yet.": not run.steps and not run.evaluations,
+        f"{unreadable(run)}: a run that is killed may leave half a line.": run.broken_lines,
+        "There is no config.yaml that can be read.": not run.config,
+    }
+    return [note for note, applies in candidates.items() if note and applies]
 
 
 def unreadable(run: Run) -> str:
@@ -111,66 +108,37 @@ def _facts(run: Run) -> list[str]:
 
 
 def _figures(run: Run) -> list[dict[str, str]]:
-    figures: list[dict[str, str]] = []
-
-    def add(label: str, value: str, note: str = "") -> None:
-        if value != "–":
-            figures.append({"label": label, "value": value, "note": note})
-
     first = number(run.evaluations[0], "validation_loss") if len(run.evaluations) > 1 else None
-    came = "" if first is None or run.header.get("head_is_new") is True else f"from {fixed(first)}"
+    note = run.terms.loss if first is None or run.header.get("head_is_new") is True else f"from {fixed(first)}"
     best = run.best
     if best is not None and run.validation_loss is not None and best["validation_loss"] < run.validation_loss - 5e-3:
-        came = f"best {fixed(best['validation_loss'])} at step {best['step']:,}"
-    unit = run.terms.loss
-    add("Validation loss", fixed(run.validation_loss), came or unit)
-    if run.terms.per_token:
-        add("Perplexity", perplexity(run.validation_loss), "per token")
-    add("Bits per byte", fixed(run.bits_per_byte))
-    if not run.evaluations and run.steps:
-        add("Training loss", fixed(number(run.steps[-1], "loss")), unit)
-    add("Tokens", count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}")
-    add("Time", clock(run.seconds))
-    add("Tokens/s", count(run.tokens_per_second), "while training")
+        note = f"best {fixed(best['validation_loss'])} at step {best['step']:,}"
+    training_loss = None if run.evaluations or not run.steps else number(run.steps[-1], "loss")
     peak, reached = number(run.header, "peak_flops_per_second"), run.flops_per_second
-    if peak and reached is not None:
-        add("Share of peak", share(reached / peak), f"{flops(reached)} of {si(peak)} measured")
-    else:
-        add("Arithmetic", flops(reached))
-    return figures
-
-
-def _evaluations(run: Run) -> list[list[str]]:
-    lines, per_token = evenly(run.evaluations, 200), run.terms.per_token
-    return [
-        [
-            f"{line['step']:,}",
-            clock(number(line, "elapsed")),
-            count(tokens),
-            fixed(number(line, "validation_loss")),
-            *((perplexity(number(line, "validation_loss")), fixed(number(line, "bits_per_byte"))) if per_token else ()),
-        ]
-        for line, tokens in zip(lines, tokens_at(run, lines), strict=True)
+    figures = [
+        ("Validation loss", fixed(run.validation_loss), note),
+        ("Perplexity", perplexity(run.validation_loss if run.terms.per_token else None), "per token"),
+        ("Bits per byte", fixed(run.bits_per_byte), ""),
+        ("Training loss", fixed(training_loss), run.terms.loss),
+        ("Tokens", count(run.tokens), "" if run.step is None else f"{run.step:,} step{'s' * (run.step != 1)}"),
+        ("Time", clock(run.seconds), ""),
+        ("Tokens/s", count(run.tokens_per_second), "while training"),
+        ("Share of peak", share(reached / peak), f"{flops(reached)} of {si(peak)} measured")
+        if peak and reached is not None
+        else ("Arithmetic", flops(reached), ""),
     ]
+    return [{"label": label, "value": value, "note": note} for label, value, note in figures if value != "–"]
 
 
-def _samples(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Samples that are shown, over the whole run, and those that are folded away."""
-    lines = [line for line in run.samples if passages(line)]
-    shown = evenly(lines, 6)
-    folded = [line for line in lines if all(line is not each for each in shown)]
-    scores = {line["step"]: number(line, "validation_loss") for line in run.evaluations}
-
-    def told(line: Line) -> dict[str, Any]:
-        score = scores.get(line["step"])
-        note = "" if score is None else f"loss {fixed(score)}"
-        return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
-
-    return [told(line) for line in shown], [told(line) for line in evenly(folded, 60)]
+def _sample(run: Run, line: Line) -> dict[str, Any]:
+    scores = {each["step"]: number(each, "validation_loss") for each in run.evaluations}
+    score = scores.get(line["step"])
+    note = "" if score is None else f"loss {fixed(score)}"
+    return {"step": f"{line['step']:,}", "note": note, "passages": passages(line)}
 
 
 def evenly(lines: Sequence[Line], most: int) -> list[Line]:
-    """At most so many, spread over all of them, the first and the last included."""
+    """Up to `most` lines, spread over all of them, the first and the last included."""
     if len(lines) <= most:
         return list(lines)
     return [lines[round(index * (len(lines) - 1) / (most - 1))] for index in range(most)]
@@ -211,10 +179,45 @@ def _changed(name: str, value: Any, standard: Mapping[str, Any]) -> str:
     return f"{'preset' if of_model else 'usually'} {setting(standard[name])}"
 
 
-def _commands(run: Run) -> list[dict[str, str]]:
-    path = f"{run.path.resolve().parent.name}/{run.name}"
-    command = "anyformer finetune" if "base" in run.config else "anyformer train"
-    commands = [{"what": "Repeat", "line": f"{command} --config {path}/config.yaml"}] if run.config else []
-    if run.state in ("stopped", "diverged"):
-        commands.insert(0, {"what": "Go on", "line": f"{command} --resume {path}"})
-    return commands
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+    """The values of comparison.html."""
+    names = [run.name for run in runs]
+    return {
+        "title": f"{', '.join(names[:4])} · anyformer",
+        "heading": " vs ".join(names) if len(names) <= 3 else f"{len(names)} runs",
+        "about": "losses are comparable only where the task, the tokenizer and the validation data are the same"
+        if differing(runs)
+        else "same tokenizer and data: losses are comparable",
+        "notes": [f"{run.name}: {unreadable(run)}" for run in runs if run.broken_lines],
+        "state": "",
+        "runs": runs,
+        "columns": COLUMNS,
+        "best": best_scores(runs),
+        "data": comparison_data(runs),
+        "differences": differences(runs),
+        "setting": setting,
+        "samples": [
+            {**_sample(run, run.samples[-1]), "name": run.name, "color": color}
+            for color, run in enumerate(runs)
+            if run.samples
+        ],
+    }
+
+
+def best_scores(runs: Sequence[Run]) -> set[tuple[str, str]]:
+    """The columns and names of the runs with the lowest scores, where there is something to compare."""
+    best: set[tuple[str, str]] = set()
+    for column, score in (("loss", "validation_loss"), ("bits/byte", "bits_per_byte")):
+        values = [(value, run.name) for run in runs if (value := getattr(run, score)) is not None]
+        if len(values) > 1 and not (column == "loss" and differing(runs)):
+            best |= {(column, name) for value, name in values if value == min(values)[0]}
+    return best
+
+
+def differing(runs: Sequence[Run]) -> bool:
+    """Whether the runs' losses are of different texts, tokens or tasks, and so can't be compared."""
+    settings = {"tokenizer", "data", "validation", "field", "source", "target", "objective"}
+    settings |= {"task", "columns", "train_on", "label_kind", "loss", "beta"}
+    if any(run.terms.per_token for run in runs):
+        settings.add("base")  # which has the tokenizer
+    return bool(settings & differences(runs).keys())

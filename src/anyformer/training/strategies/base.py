@@ -1,5 +1,6 @@
-"""How a step is taken: by one process here, by several in the subclasses of `Strategy`."""
+"""Steps of training: on one process, on copies of the model (DDP), and the base of sharded models."""
 
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
@@ -38,12 +40,12 @@ _DROPOUT = 0x0D
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a step is taken, the same for every strategy.
+    """Settings of a step, the same for every strategy.
 
     Attributes:
-        precision: where and in which dtype to compute.
+        precision: device and dtype of the computation.
         optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
-        average: what averages the weights; None for nothing.
+        average: average of the weights; None: none.
         grad_clip: largest norm of the gradient.
         grad_accumulation: number of parts that a batch is computed in.
         label_smoothing: share of each target that is spread over the vocabulary.
@@ -66,11 +68,10 @@ class Plan:
 
 
 class Strategy:
-    """Trains on one device, and is the base of what trains on several processes.
+    """Training on one device, and the base of training on several processes.
 
     All processes call the same methods in the same order. A batch is always the whole batch of all processes, so
-    nothing depends on how many there are. Dropout is drawn from (seed, step, part, process), so there is no generator
-    to save.
+    nothing depends on their number. Dropout is drawn from (seed, step, part, process): no generator is to be saved.
 
     Args:
         model: with its first weights; is trained in place.
@@ -102,9 +103,9 @@ class Strategy:
         """Learn from a batch. Where loss or gradient are not finite, the weights stay as they are.
 
         Args:
-            number: of the step, from 0.
-            batch: of all processes.
-            learning_rate: of this step.
+            number: the step's, from 0.
+            batch: that of all processes.
+            learning_rate: that of this step.
 
         Returns:
             The mean loss over all predicted tokens of the batch, in nats, before the step; and the norm of the
@@ -139,21 +140,18 @@ class Strategy:
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
             mine, predicted = self._mine(batch)
-            nats = self._loss(mine, smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
+            nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
         self.wrapped.train(training)
         return self.group.sum(nats.detach().float()).item()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """In here the weights are the averaged ones, where there is an average."""
+        """Context in which the weights are the averaged ones, where there is an average."""
         average = self.plan.average
         return nullcontext() if average is None else average.applied(self._weights())
 
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
-        """An ordinary model with the whole weights (the averaged ones, where there is an average), to save or to call.
-
-        It is None on all processes but the first.
-        """
+        """Yield an ordinary model with the whole weights, averaged if there is an average; None but in process 0."""
         with self.averaged(), self._eager():
             yield self.model if self.group.is_main else None
 
@@ -163,7 +161,7 @@ class Strategy:
             self.plan.average.snapshot(self._weights())
 
     def save(self, folder: Path) -> None:
-        """Write everything that the next step depends on into a folder, as safetensors: of this process its share."""
+        """Write this process's share of everything that the next step depends on into a folder, as safetensors."""
         write_state(folder, self._state())
 
     def load(self, folder: Path) -> None:
@@ -185,11 +183,11 @@ class Strategy:
         return model if model.device == device else model.to(device)
 
     def _wrap(self) -> Any:
-        """The module that computes the loss: the model as it is spread over the processes."""
+        """The module that computes the loss, spread over the processes."""
         return self.plan.loss(self.model)
 
     def _last(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients have to be added up over the processes only after the last part of a batch."""
+        """Context of a part of a batch: gradients have to be added up over the processes after the last one alone."""
         del last
         return nullcontext()
 
@@ -212,14 +210,9 @@ class Strategy:
         return self.group.sum(total)
 
     def _whole_batch(self, batch: Batch, parts: Sequence[Batch], number: int | None = None) -> dict[str, Any]:
-        """For a loss that compares each example with all others of a batch in parts: the vectors of all of them.
+        """Vectors of all examples, for a loss that compares each with all others of a batch in parts.
 
-        They are computed with the same dropout as those of the parts that gradients go through.
-
-        Args:
-            batch: of all processes.
-            parts: it.
-            number: of the step; None: nothing is dropped.
+        Dropout is the same as in the parts that gradients go through; without a step's number nothing is dropped.
         """
         compares = getattr(self.wrapped, "module", self.wrapped).compares_examples
         if not compares or len(parts) * self.group.world_size == 1:
@@ -248,41 +241,37 @@ class Strategy:
         return clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
 
     def _mine(self, batch: Batch) -> tuple[Batch, int]:
-        """The examples of this process, and how many predictions of them count.
+        """The examples of this process, and the number of predictions that count.
 
         A process that has none computes one for nothing, for all must call the model.
         """
         parts = batch.split(self.group.world_size)
-        if self.group.rank < len(parts):
-            mine = parts[self.group.rank]
-            return mine, mine.predicted
-        return parts[0], 0
+        if self.group.rank >= len(parts):
+            return parts[0], 0
+        mine = parts[self.group.rank]
+        return mine, mine.predicted
 
-    def _loss(self, batch: Batch, smoothing: float | None = None, **settings: Any) -> Tensor:
+    def _loss(self, batch: Batch, **settings: Any) -> Tensor:
         precision = self.plan.precision
+        settings = {"return_logits": False, "label_smoothing": self.plan.label_smoothing, **settings}
         with precision.autocast():
-            return self.wrapped(
-                **model_inputs(batch, precision.device),
-                return_logits=False,
-                label_smoothing=self.plan.label_smoothing if smoothing is None else smoothing,
-                **settings,
-            )
+            return self.wrapped(**model_inputs(batch, precision.device), **settings)
 
     def _eager(self) -> AbstractContextManager[object]:
         """Compiling for other shapes, and without gradients, would take longer than it saves."""
         return torch.compiler.set_stance("force_eager") if self.plan.compile else nullcontext()
 
     def _weights(self) -> dict[str, Tensor]:
-        """The trained tensors: what this process has of them."""
+        """The trained tensors: this process's share of them."""
         return {name: parameter.data for parameter, name in self._names().items()}
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {parameter: name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def _trained_state(self) -> dict[str, Tensor]:
-        """The model's state without what is frozen, which is that of the model it was made from."""
+        """The model's state without frozen weights, which are those of the model it was made from."""
         state, names = self.model.state_dict(), set(self._names().values())
-        frozen = len(names) < sum(1 for _ in self.model.parameters())
+        frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
         return {name: tensor for name, tensor in state.items() if not frozen or name in names}
 
     def _state(self) -> dict[str, Tensor]:
@@ -296,12 +285,13 @@ class Strategy:
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def _load_state(self, state: dict[str, Tensor]) -> None:
-        def part(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-
-        model, known = part("model"), self.model.state_dict()
+        parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in state.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        model, own = parts["model"], self.model.state_dict()
         absent = [f"it has no {name}" for name in self._trained_state() if name not in model]
-        foreign = [f"it has {cut(name)}, which the model has not" for name in model if name not in known]
+        foreign = [f"it has {cut(name)}, which the model has not" for name in model if name not in own]
         if misfit := absent + foreign:
             raise UserError(f"The checkpoint does not hold this run's model: {misfit[0]}.")
         try:
@@ -309,15 +299,42 @@ class Strategy:
         except RuntimeError as error:
             first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
             raise UserError(f"The checkpoint does not hold this run's model: {first}") from error
-        load_flat_state(self.optimizer, self._names(), part("optimizer"))
+        load_flat_state(self.optimizer, self._names(), parts["optimizer"])
         if self.plan.average is not None:
-            self.plan.average.load_state(part("average"))
+            self.plan.average.load_state(parts["average"])
         if scaler := self._scaler.state_dict():
-            self._scaler.load_state_dict({name: type(scaler[name])(value) for name, value in part("scaler").items()})
+            self._scaler.load_state_dict({name: type(scaler[name])(value) for name, value in parts["scaler"].items()})
+
+
+class DDP(Strategy):
+    """A copy of the model on each process, whose gradients are added up (Li et al. 2020, PyTorch Distributed)."""
+
+    engine = "ddp"
+
+    @override
+    def save(self, folder: Path) -> None:
+        # All processes have the same.
+        if self.group.is_main:
+            super().save(folder)
+
+    @override
+    def _wrap(self) -> DistributedDataParallel:
+        device = self.plan.precision.device
+        return DistributedDataParallel(
+            self.plan.loss(self.model),
+            device_ids=None if device.type == "cpu" else [device],
+            # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
+            find_unused_parameters=self.model.pooler is not None and isinstance(self.model.head, LanguageModelHead),
+            gradient_as_bucket_view=True,
+        )
+
+    @override
+    def _last(self, last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if last else self.wrapped.no_sync()
 
 
 class Sharded(Strategy):
-    """A strategy whose processes have a share of the weights each."""
+    """Training of a model whose weights are spread over the processes."""
 
     _gathered: Transformer | None = None
 

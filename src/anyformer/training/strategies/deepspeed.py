@@ -1,15 +1,15 @@
 """DeepSpeed's ZeRO: stage 1 cuts up the optimizer's state, 2 the gradients as well, 3 the weights as well.
 
-Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. Everything goes through
-DeepSpeed's own engine: backward, reduction, clipping, the step. Weights stay in float32, and products are computed in
-the plan's format by its torch_autocast.
+Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models. DeepSpeed's own engine
+does backward, reduction, clipping and the step. Weights stay in float32, and products are computed in the plan's format
+by its torch_autocast.
 """
 
 import logging
 import math
 import os
 import warnings
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -37,14 +37,9 @@ _KEPT_WHOLE = 100_000
 
 
 class DeepSpeed(Sharded):
-    """Trains on several processes through DeepSpeed.
+    """Training on several processes through DeepSpeed, with ZeRO of a stage from 1 to 3.
 
-    Args:
-        plan: its optimizer must be AdamW, for the weights are cut without regard to rows and columns.
-        stage: of ZeRO, 1 to 3.
-
-    Raises:
-        UserError: another optimizer.
+    Raises UserError for any optimizer but AdamW, for the weights are cut without regard to rows and columns.
     """
 
     def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
@@ -112,18 +107,17 @@ class DeepSpeed(Sharded):
     @override
     def load(self, folder: Path) -> None:
         # Each process reads one whole tensor after the other and keeps its piece.
-        utils = self._deepspeed.utils
-        set_weight, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
-        if self.stage == 3:
-            set_weight, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
-        found = names(folder)
+        utils, extent = self._deepspeed.utils, "local" if self.stage == 3 else "full"
+        set_weight = getattr(utils, f"safe_set_{extent}_fp32_param")
+        set_moment = getattr(utils, f"safe_set_{extent}_optimizer_state")
+        stored = names(folder)
         parameters = dict(self.model.named_parameters())
-        self._check(folder, found, parameters)
+        self._check(folder, stored)
         steps = 0.0
         with torch.no_grad():
             for name, parameter in parameters.items():
                 keys = [f"optimizer.{key}.{name}" for key in (*_MOMENTS, "step")]
-                if f"model.{name}" not in found:  # frozen, and as in the model it was made from
+                if f"model.{name}" not in stored:  # frozen, and as in the model it was made from
                     continue
                 state = read_shards(folder, only={f"model.{name}", *keys})
                 value = state[f"model.{name}"].to(self.plan.precision.device)
@@ -142,9 +136,8 @@ class DeepSpeed(Sharded):
         self._forget()
         if self.plan.average is not None:
             pieces: dict[str, Tensor] = {}
-            for name in sorted(key for key in found if key.startswith("average.")):
-                value = read_shards(folder, only={name})[name]
-                key = name.removeprefix("average.")
+            for key in sorted(name.removeprefix("average.") for name in stored if name.startswith("average.")):
+                (value,) = read_shards(folder, only={f"average.{key}"}).values()
                 parameter = parameters.get(key.partition(".")[2])
                 pieces[key] = value if parameter is None else self._piece(parameter, value).clone()
             self.plan.average.load_state(pieces)
@@ -191,21 +184,18 @@ class DeepSpeed(Sharded):
         return engine
 
     def _remember(self) -> None:
-        """Make AdamW's state now, for DeepSpeed looks for all of it after the step of the first group alone."""
+        """Make AdamW's state now: DeepSpeed looks for all of it after the step of the first group alone."""
         fused = bool(self.optimizer.defaults["fused"])
         for flat in self._flat():
-            where = flat.device if fused else torch.device("cpu")
-            self.optimizer.state[flat] = {
-                "step": torch.zeros((), device=where),
-                **{key: torch.zeros_like(flat) for key in _MOMENTS},
-            }
+            step = torch.zeros((), device=flat.device if fused else "cpu")
+            self.optimizer.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in _MOMENTS}}
         zero = self.wrapped.optimizer
         if self.stage < 3:
             for group, flat in zip(zero.bit16_groups, self._flat(), strict=True):
                 self._deepspeed.utils.lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
 
     def _forget(self) -> None:
-        """Stage 3 keeps weights that it has put together for later use: not after their pieces were changed."""
+        """Empty stage 3's cache of whole weights, whose pieces have changed."""
         if self.stage == 3:
             self.wrapped.empty_partition_cache()
 
@@ -226,7 +216,7 @@ class DeepSpeed(Sharded):
         return getattr(parameter, "ds_shape", parameter.shape)
 
     def _whole(self, parameter: Tensor, piece: Tensor) -> Tensor:
-        """Put the processes' pieces together; all of them must ask for it."""
+        """Put the processes' pieces together; all processes must call it."""
         if self.stage < 3:
             return piece
         pieces = [torch.empty_like(piece) for _ in range(self.group.world_size)]
@@ -267,15 +257,15 @@ class DeepSpeed(Sharded):
                 parameter = parameters.get(name.partition(".")[2])
                 yield f"average.{name}", piece if parameter is None else self._whole(parameter, piece)
 
-    def _check(self, folder: Path, found: Collection[str], parameters: Mapping[str, Tensor]) -> None:
+    def _check(self, folder: Path, stored: Collection[str]) -> None:
         """Raise UserError where a checkpoint is of another model or another optimizer."""
-        missing = sorted(name for name in self._trained if f"model.{name}" not in found)
+        missing = sorted(name for name in self._trained if f"model.{name}" not in stored)
         if missing:
             raise _misfit(folder, f"it has no {quote(missing[0])}")
-        for name in found:
-            kind, _, key = name.partition(".")
-            if kind == "optimizer" and key.partition(".")[0] not in (*_MOMENTS, "step"):
-                raise _misfit(folder, f"its optimizer remembers {key.partition('.')[0]}, which AdamW does not")
+        for name in stored:
+            kind, key, *_ = *name.split(".", 2), ""
+            if kind == "optimizer" and key not in (*_MOMENTS, "step"):
+                raise _misfit(folder, f"its optimizer remembers {key}, which AdamW does not")
 
 
 def _misfit(folder: Path, what: str) -> UserError:

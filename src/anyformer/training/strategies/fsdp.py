@@ -21,7 +21,7 @@ from anyformer.training.strategies.shards import read_shards, write_shards
 
 
 class FSDP(Sharded):
-    """Trains on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
+    """Training on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
     engine = "fsdp"
 
@@ -51,10 +51,8 @@ class FSDP(Sharded):
 
     @override
     def _wrap(self) -> nn.Module:
-        precision = self.plan.precision
-        mesh = self._mesh()
-        narrow = None if precision.dtype == torch.float32 else precision.dtype
-        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+        dtype, mesh = self.plan.precision.dtype, self._mesh()
+        policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
         for stack in (self.model.encoder, self.model.decoder):
             for block in () if stack is None else stack.blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)

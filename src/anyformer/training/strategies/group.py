@@ -1,4 +1,4 @@
-"""The processes that train together, and what they have to tell each other."""
+"""The processes that train together, and their messages to each other."""
 
 import os
 import sys
@@ -30,9 +30,9 @@ class Group:
 
     Attributes:
         rank: the number of this process; number 0 alone writes and prints.
-        world_size: how many there are.
+        world_size: the number of processes.
         local_rank: its number on this machine.
-        backend: what carries the messages: nccl for cuda, gloo for cpu, empty for a process alone.
+        backend: the library of the messages: nccl for cuda, gloo for cpu, empty for a process alone.
 
     Raises:
         UserError: several processes can't train together on such a device, or there isn't one for each.
@@ -94,9 +94,9 @@ class Group:
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Do work in process 0 first, so that the others find its files, and return its result."""
-        made = work() if self.is_main else None
+        result = work() if self.is_main else None
         self.any(False)
-        return work() if made is None else made
+        return work() if result is None else result
 
     def close(self) -> None:
         """Leave. After an error the others aren't waited for."""
@@ -113,9 +113,7 @@ class Group:
 def join(engine: str | None, device: str | None) -> Group:
     """The group that this process belongs to.
 
-    Raises:
-        UserError: several processes were started and no engine was named, an engine and only one process, or a device
-            that there is not one of for each.
+    Raises UserError for several processes without an engine, an engine with one process, or too few devices.
     """
     processes = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
     check_engine(engine, processes)

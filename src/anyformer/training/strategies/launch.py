@@ -1,7 +1,7 @@
-"""Starting the processes of a run on this machine, and ending them together.
+"""The start of a run's processes on this machine, their end together, and the signals that ask for it.
 
 torchrun does this for a cluster. Here a run is one command with one voice: process 0 speaks as a single process would,
-whatever happens is said once, and Ctrl-C, an error or the end of the terminal leaves no process behind.
+each event is reported once, and Ctrl-C, an error or the end of the terminal leaves no process behind.
 
 Nothing here imports torch: the process that watches needs no gigabyte of libraries.
 """
@@ -14,18 +14,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 from anyformer import processes as programs
 from anyformer.errors import UserError, nearest, quote
 from anyformer.terminal import report
-from anyformer.training.interrupt import handled
-from anyformer.training.run_config import ENGINES
+from anyformer.training.config import ENGINES
 
 _PROGRAM = ("-m", "anyformer")
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 _LIFELINE = "ANYFORMER_LIFELINE"
 """Number of a pipe that is closed when the launcher is gone."""
@@ -40,8 +41,7 @@ _GRACE = 5.0
 def check_engine(name: str | None, processes: int) -> None:
     """Decline an engine that can't run with this many processes, before anything is started.
 
-    Raises:
-        UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
+    Raises UserError if there is no such engine, it isn't installed, or it does not fit the number of processes.
     """
     if name is None:
         if processes > 1:
@@ -71,10 +71,6 @@ def needs_launch(processes: int) -> bool:
 def launch(argv: Sequence[str], processes: int) -> int:
     """Run `anyformer ARGV...` in several processes on this machine.
 
-    Args:
-        argv: the command line after the program's name, the same for all.
-        processes: how many.
-
     Returns:
         The exit status: 0, or that of the process that failed first. The others are ended then.
 
@@ -84,21 +80,21 @@ def launch(argv: Sequence[str], processes: int) -> int:
     """
     if os.name != "posix":
         raise UserError("--processes starts processes on Linux and macOS alone: start them with torchrun here.")
-    reading, writing = os.pipe()
+    lifeline, ours = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         crew = _Crew(Path(folder))
         try:
-            common = _environment(processes, reading)
+            common = _environment(processes, lifeline)
             # They end by themselves.
             with handled(lambda number, frame: crew.signal(number)):
                 for rank in range(processes):
-                    crew.start(argv, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, reading)
+                    crew.start(argv, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, lifeline)
                 crew.watch()
         finally:
             crew.end()
-            os.close(reading)
-            os.close(writing)
-        return crew.verdict()
+            os.close(lifeline)
+            os.close(ours)
+        return crew.exit_status()
 
 
 @contextmanager
@@ -106,8 +102,8 @@ def one_of_many() -> Generator[None]:
     """Context of a process that may be one of several: it ends when its launcher or another one does.
 
     Raises:
-        UserError: another process has ended, and whoever started this one won't say why.
-        SystemExit: another process has ended, and `launch` says why.
+        SystemExit: another process has ended, and `launch` reports why.
+        UserError: another process has ended, and nothing else reports why.
     """
     if not started_by_launcher():
         yield
@@ -128,7 +124,7 @@ def one_of_many() -> Generator[None]:
 
 
 class _Crew:
-    """The processes that were started, by rank, and what those say that nobody listens to."""
+    """The processes that were started, by rank, and the errors that all but the first print."""
 
     def __init__(self, folder: Path) -> None:
         self.processes: list[programs.Process] = []
@@ -137,15 +133,15 @@ class _Crew:
         self._folder = folder
 
     def start(self, argv: Sequence[str], environment: dict[str, str], lifeline: int) -> None:
-        """Start one. Only the first reads our input and speaks; what the others say is kept in case they fail."""
-        first = not self.processes
-        with self._errors(len(self.processes)).open("wb") as errors:
+        """Start one. Only the first reads our input and speaks; errors of the others are kept in case they fail."""
+        rank, muted = len(self.processes), bool(self.processes)
+        with self._errors(rank).open("wb") as errors:
             process = programs.start(
                 programs.python(*_PROGRAM, *argv),
                 changes=environment,
-                stdin=None if first else subprocess.DEVNULL,
-                stdout=None if first else subprocess.DEVNULL,
-                stderr=None if first else errors,
+                stdin=subprocess.DEVNULL if muted else None,
+                stdout=subprocess.DEVNULL if muted else None,
+                stderr=errors if muted else None,
                 pass_fds=[lifeline],
                 # Ctrl-C in a terminal goes to all processes of a session: these get it from us alone, and once.
                 start_new_session=True,
@@ -163,9 +159,8 @@ class _Crew:
         """Wait until all have ended, or one has failed and the others had time to end."""
         deadline = float("inf")
         while time.monotonic() < deadline:
-            for rank, process in enumerate(self.processes):
-                if process.poll() and rank not in self.failed:
-                    self.failed.append(rank)
+            ended = [rank for rank, process in enumerate(self.processes) if process.poll()]
+            self.failed += [rank for rank in ended if rank not in self.failed]
             if all(process.returncode is not None for process in self.processes):
                 return
             if (self.failed or self.interrupts > 1) and deadline == float("inf"):
@@ -179,23 +174,21 @@ class _Crew:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def verdict(self) -> int:
-        """The exit status of all together; says what a process other than the first had to say about it."""
+    def exit_status(self) -> int:
+        """The exit status of all together; prints the errors of the process that failed, unless it is the first."""
         causes = [rank for rank in self.failed if self.processes[rank].returncode != _LOST]
+        status = self.processes[causes[0]].returncode if causes else 0
+        if (not causes and self.interrupts > 1) or (status < 0 and self.interrupts):
+            raise KeyboardInterrupt
         if not causes:
-            if self.interrupts > 1:
-                raise KeyboardInterrupt
             return _LOST if self.failed else 0
-        rank, status = causes[0], self.processes[causes[0]].returncode
         if status < 0:
-            if self.interrupts:
-                raise KeyboardInterrupt
             raise UserError(
-                f"Process {rank} of {len(self.processes)} was killed by {signal.Signals(-status).name}, as happens "
-                "when memory runs out, and the others were ended."
+                f"Process {causes[0]} of {len(self.processes)} was killed by {signal.Signals(-status).name}, as "
+                "happens when memory runs out, and the others were ended."
             )
         if 0 not in causes:
-            report(self._errors(rank).read_text(encoding="utf-8", errors="replace"))
+            report(self._errors(causes[0]).read_text(encoding="utf-8", errors="replace"))
         return status
 
     def _errors(self, rank: int) -> Path:
@@ -227,9 +220,58 @@ def _end_with_launcher(lifeline: int) -> None:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether it says that another process is gone. gloo has no class of its own for that."""
+    """Whether the error is that another process is gone. gloo has no class of its own for that."""
     if "torch" not in sys.modules:
         return False
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo" in str(error)
+
+
+class Interrupt:
+    """The signal that asks for the end of a run; None: none does."""
+
+    signal: int | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """128 and the signal's number, as shells have it: 130 for Ctrl-C."""
+        return 128 + (self.signal or signal.SIGINT)
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Context in which a handler gets SIGINT, SIGTERM and SIGHUP, if it is in the main thread.
+
+    A signal that was ignored stays ignored, as `nohup` and the shell's background jobs want it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # None: the handler is not Python's, and can't be put back.
+    earlier = {number: signal.getsignal(number) for number in _SIGNALS}
+    caught = [number for number in _SIGNALS if earlier[number] not in (signal.SIG_IGN, None)]
+    for number in caught:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, earlier[number])
+
+
+@contextmanager
+def interruptible() -> Generator[Interrupt]:
+    """Context in which the first signal only sets a mark, to be read between two steps, and the second ends at once."""
+    interrupt = Interrupt()
+
+    def mark(number: int, frame: FrameType | None) -> None:
+        if interrupt.signal is not None:
+            raise KeyboardInterrupt
+        interrupt.signal = number
+        # Not print: a signal may come while something else is being printed. After SIGHUP the terminal is gone.
+        with suppress(OSError):
+            os.write(2, b"\nStopping after this step; once more to quit at once.\n")
+
+    with handled(mark):
+        yield interrupt

@@ -1,7 +1,7 @@
 """Checkpoints of weights that are spread over processes: safetensors files with pieces of tensors.
 
 They are written and read by torch.distributed.checkpoint, so any number of processes can read what another number
-wrote. The files are named by process, and those that hold pieces say in their metadata where in the whole each belongs.
+wrote. The files are named by process, and their metadata says where in the whole each piece belongs.
 """
 
 import warnings
@@ -22,10 +22,7 @@ from anyformer.limits import check_files
 
 
 def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write each process's pieces of spread tensors; whole ones are written once. All processes must call it.
-
-    Raises OSError where the disk refuses.
-    """
+    """Write each process's pieces of spread tensors, and whole ones once, on all processes. Raises OSError."""
     pieces = {name: tensor.detach() for name, tensor in state.items()}
     try:
         save(pieces, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
@@ -41,26 +38,25 @@ def names(folder: Path) -> set[str]:
 def read_shards(
     folder: Path, parameters: Mapping[str, Tensor] | None = None, only: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Read tensors, pieces put together.
+    """Read tensors that `write_shards` or `write_state` wrote, pieces put together.
 
     Args:
-        folder: where `write_shards` or `write_state` wrote them.
         parameters: by name. A tensor whose name ends in a parameter's comes spread over the processes as that is, and
             all processes must call this. None: all tensors are whole.
-        only: which; None: all of them.
+        only: names of the tensors; None: all of them.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the folder can't be read.
     """
     state: dict[str, Tensor] = {}
     for name, entry in _contents(folder).items():
         if only is not None and name not in only:
             continue
-        like = _namesake(name, parameters or {})
-        if like is not None and like.shape == entry.size:
-            state[name] = torch.empty_like(like, dtype=entry.properties.dtype)
+        like, dtype = _namesake(name, parameters or {}), entry.properties.dtype
+        if like is None or like.shape != entry.size:
+            state[name] = torch.empty(entry.size, dtype=dtype)
         else:
-            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+            state[name] = torch.empty_like(like, dtype=dtype)
     try:
         with warnings.catch_warnings():
             # It tells that each process reads for itself, which is known.
@@ -74,10 +70,10 @@ def read_shards(
 def _contents(folder: Path) -> dict[str, TensorStorageMetadata]:
     check_files(folder, ("*.safetensors",))
     try:
-        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        entries = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
-    return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def _unreadable(folder: Path, error: BaseException) -> UserError:
