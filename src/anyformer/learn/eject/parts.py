@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from anyformer.blocks import rope
+from anyformer.blocks.position import frequencies
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
 
 WIDTH = 120
@@ -270,4 +270,4 @@ def sharpness(config: ModelConfig) -> float:
     if scaling is None or scaling.kind != "yarn":
         return 1.0
     length = torch.zeros(1, 1, dtype=torch.long)
-    return rope.frequencies(config.position, config.attention.head_dim or 64, config.max_length, length)[1]
+    return frequencies(config.position, config.attention.head_dim or 64, config.max_length, length)[1]
