@@ -86,8 +86,8 @@ def answer_losses(
     scores = log_likelihoods(model, [continuation for _, continuation, _ in parts], progress=progress)
     stops = {*eos_ids(model, GenerationConfig.for_model(model)), tokenizer.eos}
     losses = [AnswerLoss(0.0, 0) for _ in examples]
-    for (index, continuation, learned), score in zip(parts, scores, strict=True):
-        pairs = list(compress(zip(continuation.ids, score.logprobs, strict=True), learned))
+    for (index, continuation, loss_mask), score in zip(parts, scores, strict=True):
+        pairs = list(compress(zip(continuation.ids, score.logprobs, strict=True), loss_mask))
         ends = [math.exp(logprob) for token, logprob in pairs if token in stops]
         loss = losses[index]
         losses[index] = AnswerLoss(

@@ -74,7 +74,7 @@ class Check:
             self.system_prompts += 1
 
     def _add_text(self, example: Example, text: EncodedText) -> None:
-        tokens, cut, loss_mask = text.tokens, text.cut, text.learned
+        tokens, cut, loss_mask = text.tokens, text.cut, text.loss_mask
         self.rows += 1
         self.tokens += len(tokens)
         if cut.tokens:

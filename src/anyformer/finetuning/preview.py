@@ -47,7 +47,7 @@ def write_preview(
         "heading": name,
         "checks": checks,
         "colors": colors,
-        "shows_learned": any(text.learned is not None for row in rows for text in row.texts),
+        "shows_learned": any(text.loss_mask is not None for row in rows for text in row.texts),
         "rows": [(row, [_text(text, tokenizer, colors) for text in row.texts]) for row in shown],
     }
     atomic.write(path, render("preview.html", values, __package__ or ""))
@@ -65,7 +65,7 @@ def _spans(text: EncodedText) -> list[tuple[str, int, int]]:
 
 
 def _text(text: EncodedText, tokenizer: Tokenizer, colors: Mapping[str, int]) -> dict[str, Any]:
-    learned = "" if text.learned is None else f", {sum(text.learned):,} learned"
+    learned = "" if text.loss_mask is None else f", {sum(text.loss_mask):,} learned"
     notes: list[str] = []
     if len(text.tokens) > _TOKENS:
         notes.append(f"Not drawn: {len(text.tokens) - _TOKENS:,} more tokens.")
@@ -88,7 +88,7 @@ def _tokens(text: EncodedText, tokenizer: Tokenizer, colors: Mapping[str, int]) 
         tag = None if text.tags is None else text.tags[index]
         kind, ends = entities.get(index, ("", False)) if token not in special else ("", False)
         kinds = {
-            "learned": text.learned is not None and text.learned[index],
+            "learned": text.loss_mask is not None and text.loss_mask[index],
             "special": token in special,
             "entity": bool(kind),
             "byte": not piece,

@@ -61,8 +61,8 @@ def _environment(folders: tuple[str, ...]) -> jinja2.Environment:
     """Templates of packages. Compiling them takes longer than rendering, and a run renders its report often."""
 
     def read(name: str) -> str | None:
-        found = (files(folder) / name for folder in folders)
-        return next((file.read_text(encoding="utf-8") for file in found if file.is_file()), None)
+        pages = (files(folder) / name for folder in folders)
+        return next((file.read_text(encoding="utf-8") for file in pages if file.is_file()), None)
 
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined

@@ -96,7 +96,7 @@ class EncodedText:
     Attributes:
         tokens: Its ids.
         title: Its role among the texts of the example: chosen, rejected, source, target, ...
-        learned: The loss mask: whether each token is learned; None: the task is not about tokens.
+        loss_mask: Whether each token is learned; None: the task is not about tokens.
         mismatches: See `EncodedRow`.
         tags: The tag of each token that begins a word; None of the others.
         grouped: Whether tags make up entities, and are not parts of speech, say.
@@ -107,7 +107,7 @@ class EncodedText:
 
     tokens: Sequence[int]
     title: str = ""
-    learned: Sequence[bool] | None = None
+    loss_mask: Sequence[bool] | None = None
     mismatches: int = 0
     tags: Sequence[str | None] | None = None
     grouped: bool = True
@@ -119,12 +119,14 @@ class EncodedText:
     def of(cls, row: EncodedRow, context: int | None = None, title: str = "", *, asks: bool = False) -> EncodedText:
         """The text of a decoder's row, truncated to the context."""
         row, cut = truncate(row, context)
-        return cls(tokens=row.tokens, title=title, learned=row.loss_mask, mismatches=row.mismatches, cut=cut, asks=asks)
+        return cls(
+            tokens=row.tokens, title=title, loss_mask=row.loss_mask, mismatches=row.mismatches, cut=cut, asks=asks
+        )
 
     @property
     def row(self) -> EncodedRow:
         """Its tokens, and those of them that are learned."""
-        return EncodedRow(self.tokens, self.learned or [False] * len(self.tokens), self.mismatches)
+        return EncodedRow(self.tokens, self.loss_mask or [False] * len(self.tokens), self.mismatches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
