@@ -73,6 +73,27 @@ def gpt2(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return ModelSpec("gpt2", architecture, options, draw(_SEEDS))
 
 
+@st.composite
+def opt(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """OPT."""
+    heads = draw(st.integers(1, 4))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": _width(draw, heads),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "ffn_dim": draw(_WIDTHS),
+        "max_position_embeddings": CONTEXT,
+        "activation_function": draw(st.sampled_from(ACTIVATIONS)),
+        "init_std": draw(_STDS),
+        "dropout": draw(_RATES),
+        "tie_word_embeddings": draw(st.booleans()),
+        "pad_token_id": 1,
+        **_labels(draw, architecture),
+    }
+    return ModelSpec("opt", architecture, options, draw(_SEEDS))
+
+
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -326,6 +347,7 @@ def pegasus(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "gpt2": gpt2,
+    "opt": opt,
     "llama": llama,
     "mistral": mistral,
     "qwen2": qwen2,
@@ -350,6 +372,9 @@ _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
     "GPT2Model": "gpt2",
+    "OPTForCausalLM": "opt",
+    "OPTModel": "opt",
+    "OPTForSequenceClassification": "opt",
     "LlamaForCausalLM": "llama",
     "LlamaModel": "llama",
     "MistralForCausalLM": "mistral",

@@ -49,8 +49,8 @@ def test_every_family_gets_a_head(
     base, made = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("made")
     theirs = data.draw(hf_models.models(architecture)).build()
     theirs.save_pretrained(base)
-    if architecture.startswith(("Bart", "MBart")) and kind == "token_classification":
-        with pytest.raises(af.UserError, match="bart' has no architecture with the head 'token_classification'"):
+    if architecture.startswith(("Bart", "MBart", "OPT")) and kind == "token_classification":
+        with pytest.raises(af.UserError, match="' has no architecture with the head 'token_classification'"):
             af.load_with_head(base, kind, NAMES)
         return
     torch.manual_seed(0)
