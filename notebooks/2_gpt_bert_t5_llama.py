@@ -256,9 +256,7 @@ for group in comparison.groups:
 for verdict in comparison.verdicts:
     print(f"{verdict.panel}: {verdict.a}, {verdict.b}: {verdict.verdict}")
 
-groups = {
-    group.name: {score.model for score in group.scores} for group in comparison.groups
-}
+groups = {group.name: {score.model for score in group.scores} for group in comparison.groups}
 assert groups["next_byte"] == {"gpt2", "llama"}
 assert not any({"bert", "gpt2"} <= members for members in groups.values())
 
