@@ -91,13 +91,13 @@ class Program:
                 theirs.append(write if number else read)
                 ours.append(os.fdopen(read if number else write, "r" if number else "w"))
             self.stdin, self.stdout, self.stderr = ours
-        self.pid: int = server.flags(job, theirs)
+        self.pid: int = server.ask(job, theirs)
         for stream in theirs:
             os.close(stream)
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._server.flags({"pid": self.pid})
+            self.returncode = self._server.ask({"pid": self.pid})
         return self.returncode
 
     def wait(self) -> int:
