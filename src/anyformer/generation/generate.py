@@ -1,6 +1,5 @@
 """Texts in, texts out: a text for each prompt, several samples, the best of a beam search, or one text in pieces."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -163,7 +162,7 @@ def generate_hypotheses(
     eos, ids_config = eos_ids(model, config), config.replace(stop=())
     results: dict[int, list[Hypothesis]] = {}
     in_order = [range(len(rows))] if rows else []
-    by_length = batches_by_length([len(row) for row in rows], math.inf, batch_size)
+    by_length = batches_by_length([len(row) for row in rows], None, batch_size)
     for indices in in_order if batch_size is None else by_length:
         ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer))
         if n_best is None:

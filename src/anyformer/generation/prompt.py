@@ -139,14 +139,15 @@ def pad(
     return ids, torch.arange(longest, device=device) < lengths[:, None]
 
 
-def batches_by_length(lengths: Sequence[int], tokens: float, batch_size: int | None = None) -> Iterator[list[int]]:
-    """Indices of rows that share a batch of at most so many tokens and rows.
+def batches_by_length(lengths: Sequence[int], tokens: int | None, batch_size: int | None = None) -> Iterator[list[int]]:
+    """Indices of rows that share a batch of at most so many tokens and rows; None: any number.
 
     The longest come first: if those fit into memory, so do all others.
     """
     batch = list[int]()
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and ((len(batch) + 1) * lengths[batch[0]] > tokens or len(batch) == batch_size):
+        is_wide = tokens is not None and (len(batch) + 1) * lengths[batch[0] if batch else index] > tokens
+        if batch and (is_wide or len(batch) == batch_size):
             yield batch
             batch = []
         batch.append(index)
