@@ -196,7 +196,8 @@ class NormConfig(Checked, part="norm"):
     """
 
     kind: str = "layer"
-    """A name in `anyformer.blocks.norm.NORMS`: layer (Ba et al. 2016) or rms (Zhang & Sennrich 2019)."""
+    """A name in `anyformer.blocks.norm.NORMS`: layer (Ba et al. 2016), rms (Zhang & Sennrich 2019), or rms_offset, with
+    1 + weight (Gemma)."""
     eps: Annotated[float, Rule(lambda number: number > 0, "must be positive")] = 1e-5
     placement: Literal["pre", "post"] = "pre"
     final: bool | None = None

@@ -36,6 +36,8 @@ def build_wide(drawn: ModelSpec) -> PreTrainedModel:
         if hasattr(module, "create_weight"):  # sines and cosines, which are made as a `FloatTensor`
             with mock.patch.object(torch, "FloatTensor", torch.DoubleTensor):
                 module.weight.data = module.create_weight()
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     return model
 
 

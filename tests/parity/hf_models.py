@@ -188,6 +188,11 @@ def qwen3(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("qwen3", architecture, **more)
 
 
+def gemma(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Gemma."""
+    return rotary("gemma", architecture, head_dim=st.sampled_from((4, 6, 10)), attention_bias=st.booleans())
+
+
 @st.composite
 def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> ModelSpec:
     """BERT (or RoBERTa) with each of its heads."""
@@ -352,6 +357,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "mistral": mistral,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "gemma": gemma,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
@@ -383,9 +389,11 @@ ARCHITECTURES = {
     "Qwen2Model": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3Model": "qwen3",
+    "GemmaForCausalLM": "gemma",
+    "GemmaModel": "gemma",
     **{
         f"{name}{head}": name.lower()
-        for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "T5", "MT5")
+        for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "T5", "MT5")
         for head in _CLASSIFIERS
     },
     "BartForSequenceClassification": "bart",

@@ -20,7 +20,7 @@ CONTEXT = 64
 """Positions of every drawn model whose positions are counted."""
 
 KINDS = {
-    **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3"), "decoder"),
+    **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus"), "seq2seq"),
 }

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxtyping import Float
-from torch import Tensor, nn, ones
+from torch import Tensor, nn, ones, zeros
 
 from anyformer import kernels
 from anyformer.config import NormConfig
@@ -27,7 +27,24 @@ class RMSNorm(nn.Module):
         return kernels.rms_norm(x, self.weight, self.eps)
 
 
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm}
+class OffsetRMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * (1 + weight)``: Gemma's, which decays to the identity (its code, RMSNorm)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(zeros(width))
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Normalize over the last dimension."""
+        return kernels.rms_norm(x, self.weight, self.eps, offset=1.0)
+
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "rms_offset": OffsetRMSNorm,
+}
 
 
 def norm(config: NormConfig, width: int) -> nn.Module:

@@ -10,12 +10,21 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import bart, bert, gpt2, llama, opt, own, t5
+from anyformer.families import bart, bert, gemma, gpt2, llama, opt, own, t5
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (gpt2.FAMILY, opt.FAMILY, *llama.FAMILIES, *bert.FAMILIES, *t5.FAMILIES, *bart.FAMILIES, own.FAMILY)
+    for family in (
+        gpt2.FAMILY,
+        opt.FAMILY,
+        *llama.FAMILIES,
+        *gemma.FAMILIES,
+        *bert.FAMILIES,
+        *t5.FAMILIES,
+        *bart.FAMILIES,
+        own.FAMILY,
+    )
 }
 
 PRESETS: dict[str, ModelConfig] = {

@@ -23,7 +23,7 @@ _ROPE = {
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def _rope(raw: Raw, values: Values, head: HeadKind) -> Values:
+def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Rotary positions. Raises UserError for a scaling that is not known."""
     rope: Raw = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -55,7 +55,7 @@ def _attention_factor(rope: Raw, factor: float) -> float | None:
     return (mscale * logarithm + 1) / (mscale_all_dim * logarithm + 1)
 
 
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
+def write_rope(config: ModelConfig) -> dict[str, Any]:
     """Rotary positions in both forms, so that older readers understand them as well."""
     scaling, theta = config.position.scaling, config.position.theta
     if scaling is None:
@@ -71,7 +71,7 @@ def _write_rope(config: ModelConfig) -> dict[str, Any]:
 
 def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Rotary positions, and the window on the upper layers, which newer files list one by one."""
-    rope, layers, window = _rope(raw, values, head), values["decoder_layers"], raw.get("sliding_window", 4096)
+    rope, layers, window = read_rope(raw, values, head), values["decoder_layers"], raw.get("sliding_window", 4096)
     if not raw.get("use_sliding_window", False) or window is None:
         return rope
     types: list[str] | None = raw.get("layer_types")
@@ -90,7 +90,7 @@ def _written_qwen(config: ModelConfig) -> dict[str, Any]:
     window, layers = config.attention.window, config.decoder_layers
     first = layers if window is None else config.attention.window_from
     return {
-        **_write_rope(config),
+        **write_rope(config),
         "sliding_window": window,
         "use_sliding_window": window is not None,
         "max_window_layers": first,
@@ -147,7 +147,7 @@ _NANO = {
 _QWEN2_5 = {"rope_theta": 1_000_000.0, "bos_token_id": 151643, "eos_token_id": 151643, **_TIED}
 _QWEN3_PRESET = {**_QWEN2_5, "max_position_embeddings": 40960, "eos_token_id": 151645}
 
-_FIELDS: Fields = {
+FIELDS: Fields = {
     "vocab_size": ("vocab_size", 32000),
     "hidden_size": ("d_model", 4096),
     "num_hidden_layers": ("decoder_layers", 32),
@@ -164,15 +164,15 @@ _FIELDS: Fields = {
     "initializer_range": ("init.std", 0.02),
     **special_tokens(bos=1, eos=2),
 }
-_BIAS: Fields = {"attention_bias": ("attention.bias attention.output_bias", False)}
+BIAS: Fields = {"attention_bias": ("attention.bias attention.output_bias", False)}
 _NO_BIAS = {"attention.bias": False, "attention.output_bias": False}
-_LLAMA = Family(
+LLAMA = Family(
     model_type="llama",
     architectures=classes("Llama", "ForCausalLM"),
-    fields={**_FIELDS, **_BIAS, "mlp_bias": ("feed_forward.bias", False)},
+    fields={**FIELDS, **BIAS, "mlp_bias": ("feed_forward.bias", False)},
     constants={"feed_forward.gated": True, "position.kind": "rotary", "norm.kind": "rms"},
-    derived=_rope,
-    written=_write_rope,
+    derived=read_rope,
+    written=write_rope,
     rows=[
         row("model.embed_tokens.weight", "token_embedding.table.weight"),
         *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
@@ -193,32 +193,32 @@ _LLAMA = Family(
     },
 )
 _MISTRAL = replace(
-    _LLAMA,
+    LLAMA,
     model_type="mistral",
     architectures=classes("Mistral", "ForCausalLM"),
     fields={
-        **_FIELDS,
+        **FIELDS,
         "max_position_embeddings": ("max_length", 131072),
         "num_key_value_heads": ("attention.kv_heads", 8),
         "sliding_window": ("attention.window", 4096),
         "intermediate_size": ("feed_forward.width", 14336),
     },
-    constants={**_LLAMA.constants, **_NO_BIAS, "feed_forward.bias": False},
+    constants={**LLAMA.constants, **_NO_BIAS, "feed_forward.bias": False},
     published={"mistral-7b": _sizes(4096, 32, 32, 14336, max_position_embeddings=32768, rms_norm_eps=1e-5)},
 )
 _QWEN2 = replace(
-    _LLAMA,
+    LLAMA,
     model_type="qwen2",
     architectures=classes("Qwen2", "ForCausalLM"),
     fields={
-        **_FIELDS,
+        **FIELDS,
         "vocab_size": ("vocab_size", 151936),
         "max_position_embeddings": ("max_length", 32768),
         "num_key_value_heads": ("attention.kv_heads", 32),
         "intermediate_size": ("feed_forward.width", 22016),
         **special_tokens(),
     },
-    constants={**_LLAMA.constants, "attention.output_bias": False, "feed_forward.bias": False},
+    constants={**LLAMA.constants, "attention.output_bias": False, "feed_forward.bias": False},
     derived=_derived_qwen,
     written=_written_qwen,
     published={"qwen2.5-0.5b": _sizes(896, 24, 14, 4864, num_key_value_heads=2, **_QWEN2_5)},
@@ -227,8 +227,8 @@ _QWEN3 = replace(
     _QWEN2,
     model_type="qwen3",
     architectures=classes("Qwen3", "ForCausalLM"),
-    fields={**_QWEN2.fields, **_BIAS, "head_dim": ("attention.head_dim", 128)},
-    constants={**_LLAMA.constants, "attention.qk_norm": True, "feed_forward.bias": False},
+    fields={**_QWEN2.fields, **BIAS, "head_dim": ("attention.head_dim", 128)},
+    constants={**LLAMA.constants, "attention.qk_norm": True, "feed_forward.bias": False},
     published={"qwen3-0.6b": _sizes(1024, 28, 16, 3072, num_key_value_heads=8, **_QWEN3_PRESET)},
 )
-FAMILIES = [_LLAMA, _MISTRAL, _QWEN2, _QWEN3]
+FAMILIES = [LLAMA, _MISTRAL, _QWEN2, _QWEN3]

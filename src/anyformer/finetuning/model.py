@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from anyformer.adapters import add_adapter
-from anyformer.blocks.norm import LayerNorm, RMSNorm
+from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
 from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.finetuning.config import CompleteFinetuneConfig
@@ -65,7 +65,7 @@ def train_in_float32(model: Transformer) -> None:
     """
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad or isinstance(module, LayerNorm | RMSNorm):
+            if parameter.requires_grad or isinstance(module, LayerNorm | RMSNorm | OffsetRMSNorm):
                 parameter.data = parameter.data.float()
 
 

@@ -22,7 +22,7 @@ from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import Embedding, Linear
-from anyformer.blocks.norm import LayerNorm, RMSNorm
+from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
     PositionalEncoding,
@@ -157,6 +157,8 @@ class CompiledDecoder:
             return structs.Norm(structs.LAYER_NORM, weight, bias, module.eps)
         if type(module) is RMSNorm:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
+        if type(module) is OffsetRMSNorm:
+            return structs.Norm(structs.RMS_NORM, self._pointer(1.0 + module.weight.float()), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return structs.Norm()
         raise UnsupportedModelError(f"a norm of class {type(module).__name__}")

@@ -13,9 +13,11 @@ KERNEL = Kernel("rms_norm", structs.RmsNormArgs)
 
 
 def rms_norm(
-    input: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float
+    input: Float[Tensor, "*batch width"], weight: Float[Tensor, " width"], eps: float, offset: float = 0.0
 ) -> Float[Tensor, "*batch width"]:
-    """``input / sqrt(mean(input^2) + eps) * weight`` over the last dimension, in the dtype of the input."""
+    """``input / sqrt(mean(input^2) + eps) * (offset + weight)`` over the last dimension, in the dtype of the input."""
+    if offset:
+        weight = offset + weight.to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits would round the sum
     if input.requires_grad and weight.shape == input.shape[-1:] and KERNEL.supports_bf16(input):
         out, _ = forward(input.float().contiguous(), weight.float(), eps)
         return out.to(input.dtype)

@@ -21,7 +21,7 @@ from anyformer.learn.eject.parts import (
     yarn_range,
 )
 
-NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
+NORMS = {"layer": "LayerNorm", "rms": "RMSNorm", "rms_offset": "OffsetRMSNorm"}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
 INITIALIZERS = {
     "normal": "N(0, std) for every matrix and table, zero for every bias.",

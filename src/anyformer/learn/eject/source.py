@@ -163,7 +163,7 @@ def _sources(config: ModelConfig) -> str:
     papers = {
         "Vaswani et al. 2017 (attention)": True,
         "Ba et al. 2016 (LayerNorm)": config.norm.kind == "layer",
-        "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind == "rms",
+        "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind.startswith("rms"),
         "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
         "Raffel et al. 2020 (relative positions)": config.position.kind == "relative",
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),

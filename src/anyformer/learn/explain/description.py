@@ -13,6 +13,7 @@ from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
+from anyformer.blocks.norm import OffsetRMSNorm
 from anyformer.blocks.position import RelativePosition, frequencies
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
@@ -37,7 +38,7 @@ def describe(model: Transformer) -> dict[str, Any]:
         "trained_length": config.max_length,
         "embedding_scale": model.token_embedding.scale,
         "ngrams": config.embedding.ngrams,
-        "norm": {"kind": config.norm.kind, "eps": config.norm.eps},
+        "norm": {"kind": config.norm.kind.removesuffix("_offset"), "eps": config.norm.eps},
         "stacks": {name: _stack(config, stack) for name, stack in stacks.items() if stack is not None},
         "head": _head(config),
     }
@@ -133,12 +134,14 @@ def page_weights(model: Transformer) -> dict[str, Tensor | QuantizedRows]:
     """All weights by their names in `state_dict`, as a page has them.
 
     The matrices of linear layers and the tables of tokens and n-grams become `QuantizedRows`. Norms, biases and the
-    tables of positions and segments stay in float32, for they are small, and positions are added to every score.
+    tables of positions and segments stay in float32, for they are small, and positions are added to every score. Norms
+    of Gemma have 1 added to their weights.
 
     Raises:
         UserError: a weight is not finite.
     """
     integers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
+    offset = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, OffsetRMSNorm)}
     for name, module in model.named_modules():
         if isinstance(module, TokenEmbedding | NgramEmbedding):
             integers.add(f"{name}.table.weight" if isinstance(module, TokenEmbedding) else f"{name}.table")
@@ -151,7 +154,7 @@ def page_weights(model: Transformer) -> dict[str, Tensor | QuantizedRows]:
         tensor = tensor.detach().float().cpu()
         if not bool(tensor.isfinite().all()):
             raise UserError(DAMAGED)
-        weights[name] = quantize_rows(tensor) if name in integers else tensor
+        weights[name] = quantize_rows(tensor) if name in integers else tensor + 1 if name in offset else tensor
     return weights
 
 

@@ -36,7 +36,7 @@ MOST_PARAMETERS = 36_000_000
 """Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KINDS = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
-    "norm": ("layer", "rms"),
+    "norm": ("layer", "rms", "rms_offset"),
     "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
 }
 
