@@ -1,4 +1,4 @@
-"""Entities, against seqeval's default mode."""
+"""Entities, against seqeval's default mode, and the pieces of tagged sentences."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.evaluation.metrics import entities, entity_table, tagging
+from anyformer.evaluation.metrics.tagging import Piece, span_pieces
 
 seqeval: Any = pytest.importorskip("seqeval.metrics", reason="seqeval is what entities are compared with")
 
@@ -48,3 +49,29 @@ def test_scores_are_seqevals(rows: list[list[tuple[str, str]]]) -> None:
 def test_without_entities_nothing_is_found() -> None:
     assert tagging([["O", "O"]], [["O", "O"]])["entity_f1"].value == 0
     assert entity_table([["O"]], [["O"]]) == []
+
+
+TAGS = st.sampled_from(["O", "O", "B-person", "I-person", "B-place", "I-place", "S-place", "E-person"])
+
+
+@given(st.lists(st.tuples(st.text("abc.", min_size=1, max_size=5), TAGS), max_size=9), st.booleans())
+def test_pieces_are_the_sentence_and_its_entities(tagged: list[tuple[str, str]], grouped: bool) -> None:
+    words, tags = [word for word, _ in tagged], [tag for _, tag in tagged]
+    pieces = span_pieces(words, tags, grouped=grouped)
+    assert "".join(piece.text for piece in pieces) == " ".join(words)
+    found = [piece for piece in pieces if piece.kind]
+    if grouped:
+        assert found == [Piece(" ".join(words[each.start : each.end]), each.kind) for each in entities(tags)]
+    else:
+        assert found == [Piece(*pair) for pair in tagged]
+
+
+def test_an_example() -> None:
+    words, tags = ["I", "saw", "Ann", "Lee", "in", "Rome", "."], ["O", "O", "B-person", "I-person", "O", "B-place", "O"]
+    assert span_pieces(words, tags, grouped=True) == [
+        ("I saw ", ""),
+        ("Ann Lee", "person"),
+        (" in ", ""),
+        ("Rome", "place"),
+        (" .", ""),
+    ]

@@ -274,7 +274,7 @@ def test_what_is_made_for_older_processors_holds(processor: str, examples: str) 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_what_is_made_for_amx_holds_where_it_is_emulated(examples: str) -> None:
     here = Path(__file__).parent
-    tests = here.parent / "test_training_kernels.py", here / "test_int8_matmul.py"
+    tests = here.parent / "test_training_kernels.py", here / "test_matmul.py"
     environment = os.environ | {cpu_features.SWITCH: "emulated"}
     # What torch compiles there are stand-ins for the kernels, whatever the processor.
     command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), "-m", examples, "-k", "not torch_compile"]
