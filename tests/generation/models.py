@@ -50,7 +50,11 @@ WRITERS = {
     "grouped": config(
         position=ROTARY, norm=RMS, attention=AttentionConfig(heads=4, kv_heads=2, head_dim=6, bias=False, qk_norm=True)
     ),
-    "windowed": config(position=ROTARY, norm=RMS, attention=AttentionConfig(heads=4, kv_heads=1, window=3)),
+    "windowed": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms_offset", eps=1e-6),
+        attention=AttentionConfig(heads=4, kv_heads=1, window=3),
+    ),
     "half windowed": config(position=ROTARY, norm=RMS, attention=AttentionConfig(heads=2, window=4, window_from=1)),
     "sinusoidal": config(
         position=PositionConfig(kind="sinusoidal", layout="interleaved"), norm=NormConfig(placement="post")

@@ -46,7 +46,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "position.scaling": (None, {"kind": "linear", "factor": 2.0}),
     "position.buckets": (8, 32),
     "position.max_distance": (64, 128),
-    "norm.kind": ("layer", "rms"),
+    "norm.kind": ("layer", "rms", "rms_offset"),
     "norm.eps": (1e-6, 1e-5),
     "norm.placement": ("pre", "post"),
     "norm.final": (None, True, False),

@@ -225,8 +225,8 @@ def test_nothing_else_may_be_missing_or_more(change: str, tmp_path: Path) -> Non
     ("labels", "problem", "message"),
     [
         (("a", "b", "a"), None, r"head\.label_names: 'a' is the name of more than one label"),
-        (0, None, "at least one label"),
-        ((), None, "at least one label"),
+        (0, None, "labels: must be positive"),
+        ((), None, "labels: must be positive"),
         (1, "single_label_classification", r"take two labels, or regression"),
         (2, "ranking", r"head\.problem_type: 'ranking' is unknown"),
     ],

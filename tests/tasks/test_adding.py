@@ -80,7 +80,7 @@ ELSEWHERE = {
     "embed": {*COMMANDS, "learn/diagram/facts.py"},  # an op of a diagram
     # An objective of training from scratch.
     "seq2seq": {
-        *("compare/measure.py", "evaluation/harness.py", "plan/batches.py", "tokenizer/training.py"),
+        *("compare/measure.py", "evaluation/harness.py", "plan/workload.py", "tokenizer/training.py"),
         *("training/config.py", "training/prepare.py"),
     },
 }

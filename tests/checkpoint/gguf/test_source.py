@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a part": ({"split.count": 3}, "one of 3 parts; join them"),
     "experts": ({"llama.expert_count": 8}, "mixture of experts"),
     "more layers than tensors": ({"llama.block_count": 9999}, "says 9999 layers"),
-    "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|at least one head"),
+    "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|heads: must be positive"),
     "a text for a number": ({"llama.block_count": "one"}, "llama.block_count should be one positive number, not 'one'"),
     "an infinite size": ({"llama.feed_forward_length": float("inf")}, "wants a whole number"),
     "an end that is true": ({"tokenizer.ggml.eos_token_id": True}, "special_tokens.eos: wants a whole number"),
