@@ -24,7 +24,7 @@ SUBLAYERS = ("attention", "cross-attention", "feed-forward")
 
 _LONGEST = 200
 """Characters of a statement: a file may call a block anything."""
-_NORMS = {"layer": "layer norm", "rms": "RMS norm", "rms_offset": "RMS norm, 1 + w"}
+_NORMS = {"layer": "layer norm", "rms": "RMS norm", "rms_offset": "RMS, 1 + w"}
 _BIASES = {
     (True, True): "bias",
     (True, False): "bias: q, k, v",
