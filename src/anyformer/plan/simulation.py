@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy.typing as npt
@@ -21,9 +22,11 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from anyformer.blocks import quantized
+from anyformer.kernels import cross_entropy
+from anyformer.kernels.cpu import matmul
 from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
-from anyformer.kernels.packed_weight import empty_transpose
+from anyformer.kernels.packed_weight import PackedWeight, empty_transpose
 from anyformer.plan.internals import (
     TorchDispatchMode,
     asks_for_shapes,
@@ -39,6 +42,9 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 
 _MOST_NUMBERS = 1 << 22
 """Data of larger tensors is not remembered."""
+_in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_grad_
+linear: Any = import_module("anyformer.kernels.linear")  # a function of the package has its name
+_quantized_product = linear.quantized_product
 _aten = torch.ops.aten
 _READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
 _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten._index_put_impl_.default}
@@ -125,7 +131,10 @@ class Simulation(TorchDispatchMode):
         # FSDP frees weights in this way, which is no operation that a mode would be told of.
         storages = replaced(torch.UntypedStorage, resize_=counted_resize, size=counted_size)
         transposes = replaced(quantized, transpose=empty_transpose)  # without its many small operations
-        with storages, transposes, intercepted(self._kernel), self:
+        # What is computed in many equal parts, one after another, is told by two of them.
+        losses = replaced(cross_entropy, in_chunks=self._in_few_chunks, loss_and_grad_=_loss_and_grad_of_few)
+        products = [replaced(each, quantized_product=self._product_of_few) for each in (cross_entropy, linear)]
+        with storages, transposes, losses, products[0], products[1], intercepted(self._kernel), self:
             yield
 
     def restart(self) -> None:
@@ -210,6 +219,25 @@ class Simulation(TorchDispatchMode):
         for part in tensors_of(out):
             self._allocate(part.untyped_storage())
         return out
+
+    def _in_few_chunks(self, x: Tensor, target: Tensor, *rest: Any) -> Any:
+        """The loss of two chunks of rows for that of all."""
+        rows = 2 * cross_entropy.chunk_rows(len(x), rest[-2])
+        if rows >= len(target):
+            return _in_chunks(x, target, *rest)
+        before = self.flops
+        loss = _in_chunks(x[:rows], target[:rows], *rest)
+        self.flops = before + (self.flops - before) * len(x) // rows
+        return loss
+
+    def _product_of_few(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        """The product with a few blocks of a quantized weight for that with all, which torch dequantizes one by one."""
+        few = weight.blocks(0, 2 * linear.blocks_at_a_time(weight))
+        if few.rows == weight.rows or matmul.supports_quantized(x):
+            return _quantized_product(x, weight, bias)
+        _quantized_product(x, few, None if bias is None else bias[: few.rows])
+        self.flops += 2 * x.numel() * (weight.rows - few.rows)
+        return x.new_empty(*x.shape[:-1], weight.rows)
 
     def _replaced_indices(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
         """Indices, masks whose data is remembered as numbers: how many there are decides about sizes."""
@@ -300,6 +328,14 @@ class Simulation(TorchDispatchMode):
                 products = 2 if arguments.get("grad_out") is None else 5
                 flops = products * flops // (2 if arguments["causal"] else 1)
             self.flops += flops
+
+
+def _loss_and_grad_of_few(logits: Tensor, targets: Tensor, label_smoothing: float, grad_scale: Any) -> Tensor:
+    """The losses of two parts of the rows for those of all."""
+    rows = slice(2 * cross_entropy.rows_at_a_time(logits))
+    scale = grad_scale[rows] if isinstance(grad_scale, Tensor) else grad_scale
+    _loss_and_grad_(logits[rows], targets[rows], label_smoothing, scale)
+    return torch.empty(len(logits))
 
 
 def _is_accumulation(operands: tuple[Any, ...]) -> bool:

@@ -24,8 +24,8 @@ from anyformer.training.strategies import base
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
 
-_COUNTED = range(1, 2)
-"""The step that is counted: it finds the optimizer's state, what DTensor learned, and transposed quantized weights."""
+_FIRST_STEP, _SECOND_STEP = range(1), range(1, 2)
+"""The steps that are counted: the second one finds what DTensor has learned, and transposes of quantized weights."""
 _DRY_RUN = range(1, 12)
 """The heap grows for some steps."""
 _FEW_LAYERS = 2
@@ -67,14 +67,16 @@ def count_step(workload: Workload) -> StepCount:
     the line through two layers and three.
     """
     # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
-    few = workload.shorten(_FEW_LAYERS + (workload.config.engine == "fsdp"))
-    numbers = take_steps(few, _COUNTED, Simulation())
+    config = workload.config
+    few = workload.shorten(_FEW_LAYERS + (config.engine == "fsdp"))
+    counted = _SECOND_STEP if config.engine == "fsdp" or config.is_quantized else _FIRST_STEP
+    numbers = take_steps(few, counted, Simulation())
     per_layer: dict[str, Numbers] = {}
     for stack in STACKS:
         layers: int = getattr(few.model, stack)
         if layers < getattr(workload.model, stack):
             deeper = replace(few, model=few.model.replace(**{stack: layers + 1}))
-            more = take_steps(deeper, _COUNTED, Simulation())
+            more = take_steps(deeper, counted, Simulation())
             per_layer[stack] = {name: _minus(sizes, numbers[name]) for name, sizes in more.items()}
 
     def shortened(most: int) -> StepCount:
@@ -89,7 +91,7 @@ def count_step(workload: Workload) -> StepCount:
             parts={part: peak[part] for part in PARTS if peak[part] > 0},
             resident={**resident},
             allocator=0,
-            flops=sizes["flops"] * workload.config.processes,
+            flops=sizes["flops"] * config.processes,
             parameters=(sizes["parameters"], sizes["trained"]),
         )
 
@@ -147,7 +149,14 @@ def take_steps(workload: Workload, counted: range, simulation: Simulation) -> Nu
                 parameter.register_post_accumulate_grad_hook(partial(_is_gradient, simulation))
         update = simulation.within("optimizer", strategy.optimizer.step)
 
+        made = Counter[str]()
+
         def counted_update() -> None:
+            if not counted.start:  # the optimizer makes its state, which all later steps find
+                simulation.begin("first update")
+                before = simulation.live.copy()
+                update()
+                made.update(_minus(simulation.live, before))
             simulation.begin("update")
             update()
 
@@ -157,9 +166,15 @@ def take_steps(workload: Workload, counted: range, simulation: Simulation) -> Nu
                 if number == counted.start:
                     simulation.restart()  # as a run hands back what loading, quantizing and sharding left behind
                 strategy.step(number, shorter, config.learning_rate)
-        before = next(phase.flops for phase in simulation.phases if phase.name == "update")
-        sizes["flops"] = round(before * batch.examples / shorter.examples) + simulation.flops - before
-        peaks = {f"{number} {phase.name}": phase.peak for number, phase in enumerate(simulation.phases)}
+        begun = {phase.name: phase.flops for phase in simulation.phases}
+        gradients = begun.get("first update", begun["update"]) * batch.examples / shorter.examples
+        sizes["flops"] = round(gradients) + simulation.flops - begun["update"]
+        peaks: Numbers = {}
+        for number, phase in enumerate(simulation.phases):
+            if phase.name != "update":
+                phase.peak.update(made)
+            if phase.name != "first update":
+                peaks[f"{number} {phase.name}"] = phase.peak
         numbers = {"sizes": sizes, "resident": simulation.live.copy(), **peaks}
         del model, strategy, update
     return numbers
