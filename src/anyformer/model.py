@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
@@ -252,19 +253,13 @@ class Transformer(nn.Module):
         return logits, loss(logits, targets, label_smoothing, self.config.head.problem_type)
 
     def _shift_right(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """The tokens one place later, after the decoder's start token; a model without one starts with each text's last
-        token, its language (Liu et al. 2020, section 2.2)."""
+        """The tokens one place later, after the decoder's start token."""
         start = self.config.special_tokens.decoder_start
-        if start is not None:
-            first = tokens.new_full((len(tokens), 1), start)
-        elif mask is None:
-            first = tokens[:, -1:]
-        else:
-            order = torch.arange(tokens.shape[1], device=tokens.device)
-            first = tokens.gather(1, (mask * order).argmax(dim=1, keepdim=True))
+        if start is None:
+            raise ValueError("the decoder reads the text after a start token: special_tokens.decoder_start is missing")
         if mask is not None:
-            tokens = tokens.where(mask, first)
-        return torch.cat((first, tokens[:, :-1]), dim=1)
+            tokens = tokens.where(mask, start)
+        return F.pad(tokens[:, :-1], (1, 0), value=start)
 
 
 def build(config: ModelConfig) -> Transformer:

@@ -97,7 +97,7 @@ def _from_json(path: Path) -> ModelConfig:
     try:
         return from_huggingface(raw)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {str(error).removeprefix('config.json: ')}") from error
 
 
 def _from_yaml(path: Path) -> ModelConfig:

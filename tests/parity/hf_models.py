@@ -397,7 +397,6 @@ ARCHITECTURES = {
         for head in _CLASSIFIERS
     },
     "BartForSequenceClassification": "bart",
-    "MBartForSequenceClassification": "mbart",
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},

@@ -72,8 +72,6 @@ class ModelSpec:
             return ids
         special: int = self.options["pad_token_id" if self.kind == "decoder" else "eos_token_id"]
         text = ids.masked_fill(ids == special, special + 1)
-        if self.family == "mbart":  # the last token that isn't padding comes first
-            text = text.masked_fill(text == self.options["pad_token_id"], special + 1)
         if self.kind == "seq2seq":
             text[-1] = special
         return text

@@ -132,7 +132,7 @@ _BART = Family(
 _MBART = replace(
     _BART,
     model_type="mbart",
-    architectures=classes("MBart", "ForConditionalGeneration", ("Model", "ForSequenceClassification")),
+    architectures=classes("MBart", "ForConditionalGeneration", ("Model",)),
     fields={**_BART.fields, **special_tokens(pad=1, bos=0, eos=2)},
     constants={"position.offset": 2, "embedding.norm": True},
     refused={"is_encoder_decoder": False, "normalize_before": False, "add_final_layer_norm": False},
