@@ -10,7 +10,23 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import bart, bert, gemma, gpt2, llama, opt, own, t5
+from anyformer.families import (
+    bart,
+    bert,
+    cohere,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    nanochat,
+    opt,
+    own,
+    phi,
+    phi3,
+    t5,
+)
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
@@ -20,6 +36,13 @@ FAMILIES: dict[str, Family] = {
         opt.FAMILY,
         *llama.FAMILIES,
         *gemma.FAMILIES,
+        gpt_neox.FAMILY,
+        phi.FAMILY,
+        phi3.FAMILY,
+        granite.FAMILY,
+        cohere.FAMILY,
+        falcon.FAMILY,
+        nanochat.FAMILY,
         *bert.FAMILIES,
         *t5.FAMILIES,
         *bart.FAMILIES,
