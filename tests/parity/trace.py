@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from anyformer.families import FAMILIES
-from anyformer.families.rows import resolve
 from anyformer.model import Transformer
 from tests.parity.conversion import TOLERANCE
 from tests.parity.model_spec import Inputs, ModelSpec, labels
@@ -123,13 +122,15 @@ def _gradient(weight: Tensor) -> Tensor:
 def their_gradients(model: PreTrainedModel) -> Trace:
     """By the names of files of models with a head; of two names for one weight the one that our tables write."""
     family = FAMILIES[model.config.model_type]
-    written = {line.theirs: line.ours for line in family.rows if not line.alias}
+    config = family.read(model.config.to_dict(), family.architectures[type(model).__name__])
+    written = {line.theirs: line.ours for line in family.rows_of(config) if not line.alias}
     heads = tuple(name for name, _ in model.named_children())
     bare = f"{model.base_model_prefix}" not in heads
     names: dict[int, list[str]] = {}
     weights: dict[int, Tensor] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         if weight.requires_grad:
+            name = family.current_name(name)
             names.setdefault(id(weight), []).extend((name, family.prefix + name) if bare else (name,))
             weights[id(weight)] = weight
 
@@ -146,7 +147,7 @@ def their_gradients(model: PreTrainedModel) -> Trace:
 
 def our_gradients(model: Transformer) -> Trace:
     weights = dict(model.named_parameters())
-    table = resolve(FAMILIES[model.config.model_type].rows, list(model.state_dict()))
+    table = FAMILIES[model.config.model_type].table(model.config, list(model.state_dict()))
     return {
         GRADIENT + theirs: line.operation.write([_gradient(weights[name]) for name in line.ours])
         for theirs, line in table.items()

@@ -111,7 +111,7 @@ FAMILY = Family(
         "hidden_dropout": ("dropout", 0.0),
         **special_tokens(bos=11, eos=11),
     },
-    constants={"position.kind": "rotary"},
+    constants={"position.kind": "rotary", "embedding.padding": None},
     refused={"alibi": True},
     derived=_derived,
     written=_written,

@@ -73,7 +73,7 @@ FAMILY = Family(
         "hidden_dropout": ("dropout embedding.dropout", 0.0),
         **special_tokens(bos=0, eos=2),
     },
-    constants={"position.kind": "rotary"},
+    constants={"position.kind": "rotary", "embedding.padding": None},
     derived=_derived,
     written=_written,
     read_head=lambda raw, kind: decoder_head({"classifier_dropout": 0.1, **raw}, kind),
