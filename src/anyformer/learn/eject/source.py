@@ -87,9 +87,9 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
         "attention.qk_norm": attention.qk_norm == "width",
         "other_layers": has_pattern,
     }
-    for name, is_unknown in unknown.items():
+    for field, is_unknown in unknown.items():
         if is_unknown:
-            raise UserError(f"This {name} is none that a standalone file can be made of yet.")
+            raise UserError(f"This {field} is none that a standalone file can be made of yet.")
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
