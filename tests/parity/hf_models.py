@@ -196,12 +196,11 @@ def gemma(architecture: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @st.composite
-def _partial_rope(
-    draw: st.DrawFn, head_dim: int, kinds: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
-) -> tuple[int, dict[str, Any]]:
+def _partial_rope(draw: st.DrawFn, head_dim: int, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dict[str, Any]]:
     """Rotary parameters for some of the pairs of a head, and the number of positions to go with them."""
     length, parameters = draw(rope(kinds))
-    rotated = st.integers(1, head_dim // 2).map(lambda pairs: 2 * pairs / head_dim)
+    fewest = 2 if parameters["rope_type"] == "dynamic" else 1  # of one pair alone Hugging Face divides by 0
+    rotated = st.integers(fewest, head_dim // 2).map(lambda pairs: 2 * pairs / head_dim)
     fractions = rotated.filter(lambda part: int(head_dim * part) % 2 == 0)
     return length, {**parameters, "partial_rotary_factor": draw(fractions)}
 
@@ -622,6 +621,16 @@ GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEA
 _OLDER = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi", "phi3", "granite", "cohere", "falcon")
 ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _OLDER]
 """Those with rotary positions, of which older files have the parameters elsewhere."""
+
+
+@st.composite
+def growing(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """A model of this class whose rotary angles depend on the length of the text."""
+    if ARCHITECTURES[architecture] in ("gpt_neox", "phi", "phi3"):
+        return draw(models(architecture).filter(lambda drawn: drawn.is_dynamic))
+    drawn = draw(models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = draw(rope(("dynamic",)))
+    return drawn
 
 
 def models(architecture: str) -> st.SearchStrategy[ModelSpec]:
