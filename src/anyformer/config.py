@@ -108,12 +108,13 @@ class PositionConfig(Checked, part="position"):
 
     kind: str = "learned"
     """A name in `anyformer.blocks.position.POSITIONS`."""
-    layout: Literal["interleaved", "halves"] = "halves"
-    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian)."""
+    layout: Literal["interleaved", "halves", "fairseq"] = "halves"
+    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian); fairseq:
+    they do, and the last wavelength is the 10,000th multiple of the first, not the one before it (M2M-100)."""
     offset: Size = 0
-    """learned: rows of the table before position 0 (2 in RoBERTa and BART)."""
+    """learned: rows of the table before position 0 (2 in RoBERTa and BART); fairseq: the number of position 0."""
     skip_padding: bool = False
-    """learned: tokens equal to `embedding.padding` do not count as positions (RoBERTa)."""
+    """learned, fairseq: tokens equal to `embedding.padding` do not count as positions (RoBERTa, M2M-100)."""
     theta: Theta = 10_000.0
     """rotary: the base of the wavelengths."""
     scaling: RotaryScaling | None = None
@@ -128,8 +129,9 @@ class PositionConfig(Checked, part="position"):
             yield f"max_distance: must exceed half of the {self.buckets} buckets"
         if self.scaling is not None and self.kind != "rotary":
             yield f"scaling: only rotary positions are scaled, not {cut(self.kind)}"
-        if self.skip_padding and self.kind != "learned":
-            yield "skip_padding: only learned positions know it"
+        is_fairseq = (self.kind, self.layout) == ("sinusoidal", "fairseq")
+        if self.skip_padding and self.kind != "learned" and not is_fairseq:
+            yield "skip_padding: only learned positions and fairseq's sinusoids know it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,13 +324,14 @@ class ModelConfig(Checked):
                 yield f"{name}: only an encoder-decoder has it"
         yield from self._faulty_heads("attention", self.attention)
         yield from self._faulty_heads("decoder_attention", self.decoder_attention or self.attention)
-        if self.d_model % 2 and (self.position.kind, self.position.layout) == ("sinusoidal", "interleaved"):
-            yield "d_model: sines and cosines interleave only over an even width"
+        layout = self.position.layout if self.position.kind == "sinusoidal" else "halves"
+        if layout != "halves" and self.d_model % 2:
+            yield f"d_model: {layout} sines and cosines need an even width"
+        if layout == "fairseq" and self.d_model < 4:
+            yield "d_model: fairseq's sines have two wavelengths at least, so they need a width of 4"
         padding = self.embedding.padding
         if padding is not None and not 0 <= padding < self.vocab_size:
             yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
-        if self.position.skip_padding and not self.is_encoder_only:
-            yield "position.skip_padding: only an encoder sees all its padding at once"
         if self.position.skip_padding and padding is None:
             yield "position.skip_padding: needs embedding.padding, the token to skip"
         is_pooled = self.head.kind == "classification" or self.head.pooler is not None
