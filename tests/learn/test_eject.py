@@ -120,7 +120,9 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
     both = layers[0] > 0 and layers[1] > 0
     padding = draw(st.sampled_from([None, 1]))
-    skips = kind == "learned" and padding is not None and layers[1] == 0 and draw(flag)
+    layout = draw(st.sampled_from(["interleaved", "halves", "fairseq"]))
+    can_skip = kind == "learned" or (kind, layout) == ("sinusoidal", "fairseq")
+    skips = can_skip and padding is not None and draw(flag)
     head = draw(st.sampled_from(["none", "language_model", "language_model", "classification", "token_classification"]))
     writes = head == "language_model"
     config: dict[str, Any] = {
@@ -133,7 +135,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "feed_forward": feed_forward(),
         "position": {
             "kind": kind,
-            "layout": draw(st.sampled_from(["interleaved", "halves"])),
+            "layout": layout,
             "offset": draw(st.integers(1, 2)) if skips else draw(st.integers(0, 2)),
             "skip_padding": skips,
             "theta": draw(st.sampled_from([10_000.0, 500.0])),

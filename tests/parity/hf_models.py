@@ -350,6 +350,18 @@ def pegasus(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return ModelSpec("pegasus", architecture, options, draw(_SEEDS))
 
 
+@st.composite
+def m2m_100(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """M2M-100 and NLLB, whose positions skip padding."""
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        **_columns(draw),
+        "pad_token_id": draw(st.sampled_from((1, 0, 3))),
+        "eos_token_id": 2,
+    }
+    return ModelSpec("m2m_100", architecture, options, draw(_SEEDS))
+
+
 FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "gpt2": gpt2,
     "opt": opt,
@@ -368,6 +380,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "bart": bart,
     "mbart": mbart,
     "pegasus": pegasus,
+    "m2m_100": m2m_100,
 }
 """Draws a model of one of the family's architectures."""
 
@@ -413,6 +426,8 @@ ARCHITECTURES = {
     "MBartModel": "mbart",
     "PegasusForConditionalGeneration": "pegasus",
     "PegasusModel": "pegasus",
+    "M2M100ForConditionalGeneration": "m2m_100",
+    "M2M100Model": "m2m_100",
 }
 """Every class that can be loaded, and its family."""
 

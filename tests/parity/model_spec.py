@@ -22,7 +22,7 @@ CONTEXT = 64
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), "encoder"),
-    **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus"), "seq2seq"),
+    **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
 
 

@@ -106,18 +106,28 @@ class PositionalEncoding(nn.Module):
 class SinusoidalPosition(PositionalEncoding):
     """``PE(pos, 2i) = sin(pos / 10000^(2i/d))``, ``PE(pos, 2i+1) = cos(same)`` (Vaswani et al. 2017, section 3.5).
 
-    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first.
+    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first. So does
+    fairseq, with ``10000^(i/(d/2 - 1))``, positions from `offset` on, and zeros for tokens that do not count.
     """
 
     def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
-        """Sines and cosines, computed in float64 since an angle can be thousands of radians."""
-        d_model = self.size.d_model
-        evens = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
-        angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / d_model)
+        """Sines and cosines, computed in float64 since an angle can be thousands of radians.
+
+        fairseq's are computed in float32, in the order of its operations: its models have learned them as they are.
+        """
+        d_model, layout = self.size.d_model, self.config.layout
+        if layout == "fairseq":
+            pairs = torch.arange(d_model // 2, device=positions.device).float()
+            frequencies = torch.exp(pairs * -(math.log(10_000.0) / (d_model // 2 - 1)))
+            angles = (positions + self.config.offset).float()[..., None] * frequencies
+        else:
+            evens = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
+            angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / d_model)
         sines, cosines = angles.sin(), angles.cos()[..., : d_model // 2]
-        if self.config.layout == "interleaved":
+        if layout == "interleaved":
             return torch.stack((sines, cosines), dim=-1).flatten(-2).float()
-        return torch.cat((sines, cosines), dim=-1).float()
+        vectors = torch.cat((sines, cosines), dim=-1).float()
+        return vectors * (positions >= 0)[..., None] if self.config.skip_padding else vectors
 
 
 class LearnedPosition(PositionalEncoding):

@@ -137,10 +137,13 @@ class Stack(nn.Module):
             new = cache.extend(tokens, mask)
             self._require_length(cache.length)
             keys, gather = torch.arange(cache.length, device=tokens.device)[None], new.layout.gather
-            lengths = gather(new.lengths.expand(-1, tokens.shape[1]))
-            return Positions(new.positions, keys, gather(new.positions), lengths, new.padding_mask, new.layout)
+            encoded = self.encoded_positions(new.positions, cache)
+            lengths = new.lengths.expand_as(encoded)
+            return Positions(new.positions, keys, gather(encoded), gather(lengths), new.padding_mask, new.layout)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        counted = mask if self.skipped is None else tokens != self.skipped
+        counted = mask
+        if self.skipped is not None:
+            counted = tokens != self.skipped if mask is None else mask & (tokens != self.skipped)
         if documents is not None:
             encoded = positions_in_documents(documents, counted)
             lengths, layout = lengths_of_documents(documents, encoded), DENSE
@@ -156,6 +159,13 @@ class Stack(nn.Module):
             encoded, lengths = (layout.gather(part.expand_as(tokens)) for part in (encoded, lengths))
         return Positions(keys, keys, encoded, lengths, mask, layout, layout)
 
+    def encoded_positions(self, slots: Int[Tensor, "#batch new"], cache: KeyValueCache) -> Int[Tensor, "#batch new"]:
+        """The positions that are encoded of tokens in these slots of a cache; -1 for those that do not count."""
+        if self.skipped is None:
+            return slots
+        counted = cache.tokens[:, : cache.length] != self.skipped
+        return (counted.cumsum(dim=1) * counted - 1).gather(1, slots.expand(cache.batch, -1))
+
     def _embed(
         self,
         vectors: Tensor,
@@ -167,8 +177,7 @@ class Stack(nn.Module):
         """The residual stream before the first block."""
         gather, window = positions.layout.gather, None
         if self.embedding.ngrams is not None:
-            encoded = positions.layout.scatter(positions.encoded) if cache is None else positions.queries
-            read = tokens if cache is None else cache.tokens
+            encoded, read = positions.layout.scatter(positions.encoded), tokens if cache is None else cache.tokens
             window = ngram_window(read, positions.queries, encoded, self.embedding.ngrams.longest)
         encoding = self.position.embed(positions.encoded)
         return self.embedding(gather(vectors), encoding, gather(segments), gather(window))

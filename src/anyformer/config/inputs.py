@@ -84,12 +84,13 @@ class PositionConfig(Checked, part="position"):
 
     kind: str = "learned"
     """A name in `anyformer.blocks.position.POSITIONS`."""
-    layout: Literal["interleaved", "halves"] = "halves"
-    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian)."""
+    layout: Literal["interleaved", "halves", "fairseq"] = "halves"
+    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian); fairseq:
+    they do, and the last wavelength is the 10,000th multiple of the first, not the one before it (M2M-100)."""
     offset: Size = 0
-    """learned: rows of the table before position 0 (2 in RoBERTa and BART)."""
+    """learned: rows of the table before position 0 (2 in RoBERTa and BART); fairseq: the number of position 0."""
     skip_padding: bool = False
-    """learned: tokens equal to `embedding.padding` do not count as positions (RoBERTa)."""
+    """learned, fairseq: tokens equal to `embedding.padding` do not count as positions (RoBERTa, M2M-100)."""
     theta: Theta = 10_000.0
     """rotary: the base of the wavelengths."""
     scaling: RotaryScaling | None = None
@@ -108,5 +109,6 @@ class PositionConfig(Checked, part="position"):
             yield f"scaling: only rotary positions are scaled, not {cut(self.kind)}"
         if self.rotary_fraction != 1.0 and self.kind != "rotary":
             yield f"rotary_fraction: only rotary positions have it, not {cut(self.kind)}"
-        if self.skip_padding and self.kind != "learned":
-            yield "skip_padding: only learned positions know it"
+        is_fairseq = (self.kind, self.layout) == ("sinusoidal", "fairseq")
+        if self.skip_padding and self.kind != "learned" and not is_fairseq:
+            yield "skip_padding: only learned positions and fairseq's sinusoids know it"

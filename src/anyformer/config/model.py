@@ -59,16 +59,17 @@ class ModelConfig(Checked):
                 yield f"{name}: only an encoder-decoder has it"
         yield from self._faulty_heads("attention", self.attention)
         yield from self._faulty_heads("decoder_attention", self.decoder_attention or self.attention)
-        if self.d_model % 2 and (self.position.kind, self.position.layout) == ("sinusoidal", "interleaved"):
-            yield "d_model: sines and cosines interleave only over an even width"
+        layout = self.position.layout if self.position.kind == "sinusoidal" else "halves"
+        if layout != "halves" and self.d_model % 2:
+            yield f"d_model: {layout} sines and cosines need an even width"
+        if layout == "fairseq" and self.d_model < 4:
+            yield "d_model: fairseq's sines have two wavelengths at least, so they need a width of 4"
         yield from self._faulty_other_layers()
         if self.norm.is_parallel and self.is_encoder_decoder:
             yield f"norm.placement: {self.norm.placement} is for models of one stack"
         padding = self.embedding.padding
         if padding is not None and not 0 <= padding < self.vocab_size:
             yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
-        if self.position.skip_padding and not self.is_encoder_only:
-            yield "position.skip_padding: only an encoder sees all its padding at once"
         if self.position.skip_padding and padding is None:
             yield "position.skip_padding: needs embedding.padding, the token to skip"
         is_pooled = self.head.kind == "classification" or self.head.pooler is not None

@@ -101,6 +101,7 @@ def constants(
 ) -> list[tuple[str, str]]:
     """Names and values of the numbers that the code uses in Python's notation, sizes first."""
     position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
+    is_fairseq = (position.kind, position.layout) == ("sinusoidal", "fairseq")
     kind, scaling = position.kind, position.scaling if position.kind == "rotary" else None
     yarn = attentions if scaling is not None and scaling.kind == "yarn" else []
     factor = sharpness(config)
@@ -115,7 +116,7 @@ def constants(
         **{layers_name(stack, config.is_encoder_decoder): stack.layers for stack in stacks},
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
         **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
-        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else None,
+        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
         "BUCKETS": position.buckets if kind == "relative" else None,
         "MAX_DISTANCE": position.max_distance if kind == "relative" else None,
         "THETA": position.theta if kind == "rotary" else None,

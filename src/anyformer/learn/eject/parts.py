@@ -191,7 +191,7 @@ def stack_part(
     position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
     cross, by_name = both and stack.is_decoder, attention["cross"]
     rotation = position.kind == "rotary"
-    slices = position.kind == "learned" and not position.skip_padding
+    slices = position.kind in ("learned", "sinusoidal") and not position.skip_padding
     heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
     order = "norms after" if config.norm.placement == "post" else "norms before"
     parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
@@ -207,7 +207,7 @@ def stack_part(
         "layers": layers_name(stack, both),
         "heads": f"{heads}HEADS",
         "arguments": _present("self", "x", reads_tokens(config) and "tokens", cross and "source"),
-        "needs_time": mask or rotation or position.kind == "sinusoidal" or slices,
+        "needs_time": mask or rotation or slices,
         "rotation": f"{heads.lower()}angles" if rotation else None,
         "mask": mask,
         "causal": stack.is_decoder,

@@ -72,7 +72,8 @@ def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) 
     position = config.position
     described: dict[str, Any] = {"kind": position.kind}
     if position.kind == "sinusoidal":
-        described["layout"] = position.layout
+        offset = position.offset if position.layout == "fairseq" else 0
+        described |= {"layout": position.layout, "offset": offset, "skips": position.skip_padding}
     elif position.kind == "learned":
         described["offset"] = position.offset
     elif position.kind == "relative":

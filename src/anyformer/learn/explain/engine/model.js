@@ -87,7 +87,7 @@ class Stack {
     let encoded = positions;
     if (skipped !== null) {
       let count = 0;
-      encoded = all.map((token) => (token === skipped ? -1 : count++));
+      encoded = all.map((token) => (token === skipped ? -1 : count++)).slice(start);
     }
     const record = { tokens, start, token: vectors, ngrams: null, segment: this.segment, position: null, layers: [] };
     let x = vectors;

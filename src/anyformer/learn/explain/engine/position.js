@@ -3,13 +3,15 @@
 const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null };
 
 // Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
-const sinusoidal = ({ layout }, { d_model }) => {
+const sinusoidal = ({ layout, offset, skips }, { d_model }) => {
   const embed = (positions) => {
     const out = new Matrix(positions.length, d_model), half = Math.ceil(d_model / 2);
     positions.forEach((position, token) => {
       const row = out.row(token);
+      if (skips && position < 0) return;
       for (let i = 0; i < half; i++) {
-        const angle = Math.max(position, 0) / 10000 ** ((2 * i) / d_model);
+        const exponent = layout === "fairseq" ? i / (half - 1) : (2 * i) / d_model;
+        const angle = Math.max(position + offset, 0) / 10000 ** exponent;
         const [sine, cosine] = layout === "interleaved" ? [2 * i, 2 * i + 1] : [i, half + i];
         row[sine] = Math.sin(angle);
         if (cosine < d_model) row[cosine] = Math.cos(angle);
