@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from statistics import mode
 from typing import Annotated, Any, Literal, Self
 
@@ -45,6 +46,9 @@ class EmbeddingConfig(Checked, part="embedding"):
     """The language-model head uses the token table as its matrix (Press & Wolf 2017)."""
     scaled: bool = False
     """Multiply the token vectors by sqrt(d_model) (the 2017 paper, section 3.4)."""
+    width: Count | None = None
+    """Width of all tables; a linear layer follows the norm, from it to d_model (ALBERT, ELECTRA small). None: d_model,
+    and no such layer."""
     segments: Size = 0
     """Number of segment (token type) vectors: BERT's sentence A and B."""
     norm: bool = False
@@ -114,13 +118,20 @@ class PositionConfig(Checked, part="position"):
     """learned: rows of the table before position 0 (2 in RoBERTa and BART)."""
     skip_padding: bool = False
     """learned: tokens equal to `embedding.padding` do not count as positions (RoBERTa)."""
+    relative_bias: bool = False
+    """learned: add the bias of relative positions to the scores as well (MPNet)."""
     theta: Theta = 10_000.0
     """rotary: the base of the wavelengths."""
     scaling: RotaryScaling | None = None
     buckets: Annotated[int, Rule(lambda n: n >= 4 and n % 2 == 0, "is an even number of at least 4")] = 32
-    """relative: number of distances told apart."""
+    """relative, relative_bias: number of distances told apart."""
     max_distance: int = 128
-    """relative: distances from here on share one bucket."""
+    """relative, relative_bias: distances from here on share one bucket."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias for each distance is added to the scores."""
+        return self.kind == "relative" or self.relative_bias
 
     @override
     def _faults(self) -> Iterator[str]:
@@ -130,6 +141,8 @@ class PositionConfig(Checked, part="position"):
             yield f"scaling: only rotary positions are scaled, not {cut(self.kind)}"
         if self.skip_padding and self.kind != "learned":
             yield "skip_padding: only learned positions know it"
+        if self.relative_bias and self.kind != "learned":
+            yield "relative_bias: only learned positions have it beside their vectors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +231,8 @@ class HeadConfig(Checked, part="head"):
     """none: hidden states only; language_model: logits over the vocabulary (next token, or the masked one);
     classification: one answer a sequence; token_classification: one a token."""
     transform: str | None = None
-    """language_model: an activation name; a dense layer, it and a norm come first (BERT)."""
+    """language_model: an activation name; a dense layer, it and a norm come first (BERT). token_classification: a dense
+    layer and it (ELECTRA's discriminator)."""
     bias: Literal["none", "learned", "fixed"] = "none"
     """language_model: a bias over the vocabulary; fixed: stored and added but not trained (Marian, BART)."""
     scaled: bool = False
@@ -235,7 +249,8 @@ class HeadConfig(Checked, part="head"):
     """A bias over the labels (Hugging Face's decoders that classify texts have none)."""
     problem_type: ProblemType | None = None
     """classification: one label is right, or any number of them, or each is a number; None: a regression if there is
-    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`)."""
+    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`). token_classification: one label, or
+    any number of them (ELECTRA's discriminator)."""
     dropout: Rate = 0.0
     """Dropout before the classifier."""
 
@@ -245,7 +260,11 @@ class HeadConfig(Checked, part="head"):
             yield f"label_names: {len(self.label_names)} names don't fit {self.labels} labels"
         if len({*self.label_names}) < len(self.label_names):
             yield f"label_names: {quote(mode(self.label_names))} is the name of more than one label"
-        if self.problem_type is not None and self.kind != "classification":
+        is_known = self.kind == "classification" or (self.kind, self.problem_type) == (
+            "token_classification",
+            "multi_label_classification",
+        )
+        if self.problem_type is not None and not is_known:
             yield f"problem_type: only a classification head has one, not {self.kind}"
         if self.problem_type == "single_label_classification" and self.labels == 1:
             yield "problem_type: of one label alone none can be chosen: take two labels, or regression"
@@ -294,6 +313,9 @@ class ModelConfig(Checked):
     decoder_layers: Layers = 0
     max_length: Count = 1024
     """Longest sequence in tokens: rows of the position table, or the length that the model was trained on."""
+    distinct_layers: Count | None = None
+    """Blocks of an encoder that have weights of their own, each of which makes up as many layers in a row (ALBERT: 1);
+    None: every layer has."""
     source_vocab_size: int | None = None
     """Encoder-decoders: the size of a table of the encoder's own; None: one table serves both stacks."""
     attention: AttentionConfig
@@ -329,6 +351,14 @@ class ModelConfig(Checked):
             yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
         if self.position.skip_padding and not self.is_encoder_only:
             yield "position.skip_padding: only an encoder sees all its padding at once"
+        for name in ("distinct_layers", "embedding.width"):
+            if attrgetter(name)(self) is not None and not self.is_encoder_only:
+                yield f"{name}: only an encoder has it"
+        if self.distinct_layers is not None and self.attention.scale_by_layer:
+            yield "distinct_layers: layers that share their weights can't scale their scores by layer"
+        language, narrow = self.head.kind == "language_model", self.embedding.width not in (None, self.d_model)
+        if language and narrow and self.embedding.tied and self.head.transform is None:
+            yield "embedding.width: a tied head needs head.transform, a layer from d_model to the width of the table"
         if self.position.skip_padding and padding is None:
             yield "position.skip_padding: needs embedding.padding, the token to skip"
         is_pooled = self.head.kind == "classification" or self.head.pooler is not None

@@ -1,6 +1,6 @@
 """Transformer blocks in a row: an encoder or a decoder."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,7 +55,10 @@ class Stack(nn.Module):
         own = (config.decoder_attention, config.decoder_feed_forward) if cross else (None, None)
         attention, feed_forward = own[0] or config.attention, own[1] or config.feed_forward
         layers = config.decoder_layers if causal else config.encoder_layers
-        head_dim = attention.head_dim or config.d_model // attention.heads
+        head_dim, width = (
+            attention.head_dim or config.d_model // attention.heads,
+            config.embedding.width or config.d_model,
+        )
         self.causal, self.cross = causal, cross
         self.windows = [attention.window if layer >= attention.window_from else None for layer in range(layers)]
         self.kv_heads, self.head_dim = attention.kv_heads or attention.heads, head_dim
@@ -63,19 +66,20 @@ class Stack(nn.Module):
         self.skipped = config.embedding.padding if config.position.skip_padding else None
         self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)
         self.position = positional_encoding(
-            config.position, PositionSize(config.d_model, attention.heads, head_dim, config.max_length, causal)
+            config.position, PositionSize(width, attention.heads, head_dim, config.max_length, causal)
         )
+        distinct = min(layers, config.distinct_layers or layers)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 attention, feed_forward, config.norm, config.d_model, layer=layer, cross=cross, dropout=config.dropout
             )
-            for layer in range(layers)
+            for layer in range(distinct)
         )
         self.final_norm = norm(config.norm, config.d_model) if config.norm.has_final else nn.Identity()
 
     def forward(
         self,
-        vectors: Float[Tensor, "batch time d_model"],
+        vectors: Float[Tensor, "batch time width"],
         tokens: Int[Tensor, "batch time"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
@@ -101,8 +105,8 @@ class Stack(nn.Module):
         positions = self._positions(tokens, mask, documents, segments, needed, cache)
         x = self._embed(vectors, tokens, segments, positions, cache)
         inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
-        caches = [None] * len(self.blocks) if cache is None else cache.layers
-        for block, block_inputs, layer_cache in zip(self.blocks, inputs, caches, strict=True):
+        caches = [None] * len(self.windows) if cache is None else cache.layers
+        for block, block_inputs, layer_cache in zip(self.layers, inputs, caches, strict=True):
             if hidden_states is not None:
                 hidden_states.append(positions.layout.scatter(x))
             x = block(x, encoder_states, cache=layer_cache, **block_inputs)
@@ -111,6 +115,12 @@ class Stack(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    @property
+    def layers(self) -> list[TransformerBlock]:
+        """The block of each layer: one that several layers share comes as often (Lan et al. 2020, section 3.1)."""
+        blocks, layers = cast("list[TransformerBlock]", [*self.blocks]), len(self.windows)
+        return [blocks[layer * len(blocks) // layers] for layer in range(layers)]
 
     def _positions(
         self,

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from anyformer.blocks.attention import MultiHeadAttention
-from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.norm import OffsetRMSNorm
@@ -45,7 +44,7 @@ def describe(model: Transformer) -> dict[str, Any]:
 
 
 def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
-    blocks = cast("list[TransformerBlock]", list(stack.blocks))
+    blocks = stack.layers
     own = config.decoder_feed_forward if stack.causal and config.is_encoder_decoder else None
     feed_forward = own or config.feed_forward
     attention = blocks[0].attention
