@@ -351,8 +351,8 @@ class ModelConfig(Checked):
             yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
         if self.position.skip_padding and not self.is_encoder_only:
             yield "position.skip_padding: only an encoder sees all its padding at once"
-        for name in ("distinct_layers", "embedding.width"):
-            if attrgetter(name)(self) is not None and not self.is_encoder_only:
+        for name in ("distinct_layers", "embedding.width", "position.relative_bias"):
+            if attrgetter(name)(self) and not self.is_encoder_only:
                 yield f"{name}: only an encoder has it"
         if self.distinct_layers is not None and self.attention.scale_by_layer:
             yield "distinct_layers: layers that share their weights can't scale their scores by layer"

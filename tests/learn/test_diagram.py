@@ -87,7 +87,9 @@ def test_each_block_is_there_with_its_count_and_its_cost(config: ModelConfig) ->
             assert (cost_text(costs[f"{stack} {part}"]) in words) if count else ("parameters" not in words)
             if count:
                 (layers,) = drawing.at(f"{stack}.layers")
-                assert layers.text == f"× {count} layer{'s' * (count > 1)}"
+                shared = config.distinct_layers is not None and config.distinct_layers < count
+                words = f", {config.distinct_layers} block" if shared else f" layer{'s' * (count > 1)}"
+                assert layers.text == f"× {count}{words}"
     whole = PartCost("", 1, sum(cost.parameters for cost in costs.values()), 0)
     assert cost_text(whole).removesuffix(" parameters") in drawing.words("text")
 
@@ -103,9 +105,10 @@ def test_the_costs_that_are_drawn_are_all_that_there_are(config: ModelConfig) ->
         assert not added or f"added: {added}" in words
         assert norms is None or f"norms: {cost_text(norms)}" in words
     tables = [config.vocab_size, *([config.source_vocab_size] if config.source_vocab_size else [])]
-    assert costs.pop("token embedding").parameters == sum(tables) * config.d_model
+    width = config.embedding.width or config.d_model
+    assert costs.pop("token embedding").parameters == sum(tables) * width
     for rows in tables:
-        assert cost_text(PartCost("", 1, rows * config.d_model, 0)) in words
+        assert cost_text(PartCost("", 1, rows * width, 0)) in words
     assert all(cost_text(cost) in words for cost in costs.values())
 
 

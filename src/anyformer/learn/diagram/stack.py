@@ -209,11 +209,11 @@ def _embedding(parent: Element, style: Style, stack: str) -> None:
     block = svg.group(parent, style.around(place), place=place, title=style.tooltip(place))
     svg.box(block, LEFT, 36, WIDTH - 2 * LEFT - 6, 46)
     svg.text(block, x, 54, "token embedding", 150, size=TITLE, style="bold")
-    write_facts(block, style, place, ("table", "shared", "scaled"), x, 71, 264)
+    write_facts(block, style, place, ("table", "shared", "scaled", "projection"), x, 71, 264)
     if style.fact(place) and not style.fact(f"{place}.shared"):
         config = style.panel.config
         rows = (stack == "encoder" and config.source_vocab_size) or config.vocab_size
-        cost = f"{count(rows * config.d_model)} parameters"
+        cost = f"{count(rows * (config.embedding.width or config.d_model))} parameters"
         svg.text(block, WIDTH - 26, 54, cost, 120, size=SMALL, style="soft", anchor="end")
 
 
