@@ -59,8 +59,9 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
 
     return [
         part("n-grams", 1, embedding.ngrams),
-        # with the segment vectors, the norm and the projection of the embeddings, where there are any
-        part("positions", 1, stack.position, embedding.segments, embedding.norm, embedding.projection),
+        # with the segment vectors and the norm of the embeddings, where there are any
+        part("positions", 1, stack.position, embedding.segments, embedding.norm),
+        part("projection", 1, embedding.projection),
         part("attention", len(blocks), *attention, scores=4 * width * attended),
         part("cross-attention", len(blocks), *cross, scores=4 * width * context * len(cross)),
         part("feed-forward", len(blocks), *(block.feed_forward for block in blocks)),

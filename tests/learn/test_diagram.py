@@ -87,9 +87,9 @@ def test_each_block_is_there_with_its_count_and_its_cost(config: ModelConfig) ->
             assert (cost_text(costs[f"{stack} {part}"]) in words) if count else ("parameters" not in words)
             if count:
                 (layers,) = drawing.at(f"{stack}.layers")
-                shared = config.distinct_layers is not None and config.distinct_layers < count
-                words = f", {config.distinct_layers} block" if shared else f" layer{'s' * (count > 1)}"
-                assert layers.text == f"× {count}{words}"
+                number = getattr(config, f"{stack}_layers")
+                words = f" layer{'s' * (number > 1)}" if number == count else f", {count} block{'s' * (count > 1)}"
+                assert layers.text == f"× {number}{words}"
     whole = PartCost("", 1, sum(cost.parameters for cost in costs.values()), 0)
     assert cost_text(whole).removesuffix(" parameters") in drawing.words("text")
 
@@ -104,6 +104,8 @@ def test_the_costs_that_are_drawn_are_all_that_there_are(config: ModelConfig) ->
         norms = costs.pop(f"{stack} norms", None)
         assert not added or f"added: {added}" in words
         assert norms is None or f"norms: {cost_text(norms)}" in words
+        projection = costs.pop(f"{stack} projection", None)
+        assert projection is None or f"projection: {cost_text(projection)}" in words
     tables = [config.vocab_size, *([config.source_vocab_size] if config.source_vocab_size else [])]
     width = config.embedding.width or config.d_model
     assert costs.pop("token embedding").parameters == sum(tables) * width
@@ -293,11 +295,12 @@ def test_windows_of_later_layers() -> None:
     config = shrunk("qwen2.5-0.5b")
     for changes, kinds, text in (
         ({}, ["causal"], "causal mask"),
-        ({"window": 3}, ["window"], "window 3"),
-        ({"window": 3, "window_from": 2}, ["causal", "window"], "window 3 from layer 2"),
-        ({"window": 3, "window_from": 3}, ["causal"], "causal mask"),
+        ({"attention": {"window": 3}}, ["window"], "window 3"),
+        ({"other_layers": {"first": "..", "window": 3}}, ["causal", "window"], "window 3 from layer 2"),
+        ({"other_layers": {"then": "o.", "window": 3}}, ["window", "causal"], "window 3 in o."),
+        ({"other_layers": {"then": "...o", "window": 3}}, ["causal"], "causal mask"),
     ):
-        (panel,) = panels([("", config.replace(attention=changes))])
+        (panel,) = panels([("", config.replace(**changes))])
         assert panel.masks("decoder") == kinds
         assert panel.facts["decoder.attention.mask"].text == text
 
@@ -371,7 +374,7 @@ def test_pictures_in_one_page_do_not_clash(tmp_path: Path) -> None:
 )
 def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     pair = [("gpt2", af.preset("gpt2")), ("a " + "name " * 40, af.preset("t5").replace(norm={"kind": "W" * 90}))]
-    qwen = af.preset("qwen3").replace(attention={"window": 4096, "window_from": 20}, position={"theta": 1e12})
+    qwen = af.preset("qwen3").replace(other_layers={"first": "." * 20, "window": 4096}, position={"theta": 1e12})
     roberta = af.preset("roberta")
     pictures = [draw(panels(pair), identifier="a"), draw(panels([("q", qwen), ("r", roberta)]), identifier="b")]
     body = "".join(f'<div style="overflow-x:auto" tabindex="0">{picture}</div>' for picture in pictures)
