@@ -228,6 +228,37 @@ def xlm_roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def electra(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ELECTRA: BERT whose embeddings may be narrow, and the head that tells replaced tokens."""
+    drawn = draw(bert(architecture, "electra", pad=draw(st.sampled_from((0, 3)))))
+    drawn.options["embedding_size"] = draw(st.sampled_from((9, 12, drawn.options["hidden_size"])))
+    return drawn
+
+
+@st.composite
+def albert(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ALBERT: layers that share their weights, all or some in a row."""
+    drawn = draw(bert(architecture, "albert", pad=draw(st.sampled_from((0, 3)))))
+    groups = draw(st.sampled_from((1, 1, 2)))
+    options = {
+        "embedding_size": draw(st.sampled_from((9, 12, drawn.options["hidden_size"]))),
+        "num_hidden_groups": groups,
+        "num_hidden_layers": groups * draw(st.integers(1, 3)),
+        "classifier_dropout_prob": draw(_RATES),
+    }
+    drawn.options.update(options)
+    return drawn
+
+
+@st.composite
+def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """MPNet: RoBERTa without segments, and a bias of distances."""
+    drawn = draw(bert(architecture, "mpnet", pad=1))
+    del drawn.options["type_vocab_size"]
+    return drawn
+
+
+@st.composite
 def distilbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """DistilBERT: BERT without segments and pooler."""
     heads = draw(st.integers(1, 4))
@@ -373,6 +404,9 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
+    "electra": electra,
+    "albert": albert,
+    "mpnet": mpnet,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
@@ -413,6 +447,9 @@ ARCHITECTURES = {
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
+    **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
+    **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
+    **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",
