@@ -4,6 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.linear import Dropout
@@ -50,7 +51,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = norm(norm_config, d_model)
         self.cross_attention = new_attention() if cross else None
         self.cross_attention_norm = norm(norm_config, d_model) if cross else None
-        self.feed_forward = FeedForward(feed_forward, d_model)
+        self.feed_forward = (Experts if feed_forward.experts else FeedForward)(feed_forward, d_model)
         self.feed_forward_norm = norm(norm_config, d_model)
         self.dropout = Dropout(dropout)
 

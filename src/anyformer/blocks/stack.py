@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding, ngram_window
+from anyformer.blocks.experts import Experts, balance_loss
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import any_dropout
 from anyformer.blocks.mask import attention_mask
@@ -186,6 +187,14 @@ class Stack(nn.Module):
             rest = {"source_mask": source, "rotation": rotation.select(row), "query_index": row}
             inputs[-1] = {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
         return inputs
+
+    def balance_loss(self, mask: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""] | None:
+        """The load-balancing loss of the latest batch with its factor; None: nothing is to be balanced."""
+        experts = [block.feed_forward for block in self.blocks if isinstance(block.feed_forward, Experts)]
+        routings = [part.routing for part in experts if part.routing is not None]
+        for part in experts:
+            part.routing = None
+        return experts[0].balance * balance_loss(routings, mask) if routings else None
 
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:
