@@ -10,8 +10,8 @@ from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.linear import Embedding, GroupedLinear, Linear, replace_weight
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.errors import UserError, nearest, quote
-from anyformer.kernels.quantization import QUANTIZERS, Quantization, QuantizedWeight, can_quantize
 from anyformer.kernels.packed_weight import BLOCK_ROWS
+from anyformer.kernels.quantization import QUANTIZERS, Quantization, QuantizedWeight, can_quantize
 from anyformer.model import Transformer
 
 

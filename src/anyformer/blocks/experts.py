@@ -55,9 +55,7 @@ class Experts(FeedForward):
         return (weights[..., None] * outputs.unflatten(0, weights.shape)).sum(dim=1).to(outputs.dtype).view_as(x)
 
 
-def balance_loss(
-    routings: Sequence[Routing], real: Bool[Tensor, "batch time"] | None = None
-) -> Float[Tensor, ""]:
+def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] | None = None) -> Float[Tensor, ""]:
     """``count * sum_e f_e P_e`` (Fedus et al. 2021, equations 4 to 6): least where experts are chosen equally often.
 
     f_e is how often expert e is chosen for a token, P_e the mean of its probability, both over the tokens of all layers

@@ -75,8 +75,8 @@ def save(
     state, prefix = model.state_dict(), family.prefix if config.head.kind == "none" else ""
     if bits is None:
         state = {
-            theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours])
-            for theirs, line in family.table(state).items()
+            theirs.removeprefix(prefix): line.write(state)
+            for theirs, line in family.table(config, state).items()
             if not line.alias
         }
     state = {name: tensor.contiguous().cpu() for name, tensor in state.items()}

@@ -229,7 +229,9 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         ahead = [full_tensor(self._ahead(matrix, group["momentum"])) for matrix in matrices]
-        parts = [gradient.unflatten(0, (self._count(matrix), -1)) for matrix, gradient in zip(matrices, ahead, strict=True)]
+        parts = [
+            gradient.unflatten(0, (self._count(matrix), -1)) for matrix, gradient in zip(matrices, ahead, strict=True)
+        ]
         updates = orthogonalise(torch.cat([part if _is_wide(part) else part.mT for part in parts]), self.dtype)
         for matrix, part, update in zip(matrices, parts, updates.split([len(part) for part in parts]), strict=True):
             mine = distribute_like((update if _is_wide(part) else update.mT).flatten(0, 1), matrix)
