@@ -454,7 +454,9 @@ SEQ2SEQ = [name for name, kind in _OTHERS.items() if kind == "seq2seq"]
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
-ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")]
+ROTARY = [
+    name for name in GENERATORS if ARCHITECTURES[name] in ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+]
 """Those with rotary positions."""
 
 
