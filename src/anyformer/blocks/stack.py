@@ -148,7 +148,7 @@ class Stack(nn.Module):
         else:
             encoded = keys if counted is None else counted.cumsum(dim=1) * counted - 1
             lengths = encoded.amax(dim=1, keepdim=True) + 1
-            share_prefixes = not self.cross and segments is None and not any_dropout(self)
+            share_prefixes = not self.cross and segments is None and not any_dropout(self) and not self._balances()
             layout = kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
@@ -204,11 +204,16 @@ class Stack(nn.Module):
 
     def balance_loss(self, mask: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""] | None:
         """The load-balancing loss of the latest batch with its factor; None: nothing is to be balanced."""
-        experts = [block.feed_forward for block in self.blocks if isinstance(block.feed_forward, Experts)]
+        experts = self._balances()
         routings = [part.routing for part in experts if part.routing is not None]
         for part in experts:
             part.routing = None
         return experts[0].balance * balance_loss(routings, mask) if routings else None
+
+    def _balances(self) -> list[Experts]:
+        """The mixtures of experts whose choices are balanced, by all tokens of a batch."""
+        parts = [block.feed_forward for block in self.blocks]
+        return [part for part in parts if self.training and isinstance(part, Experts) and part.balance]
 
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:
