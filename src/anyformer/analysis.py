@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from anyformer.blocks.experts import Experts
+from anyformer.blocks.linear import GroupedLinear
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.model import skeleton
@@ -76,8 +78,23 @@ def _parameters(*modules: nn.Module | None) -> int:
 
 def _matmul_flops(*modules: nn.Module | None) -> int:
     """Operations of all matrix multiplications in these modules, for one token."""
-    linear = [m for module in modules if module is not None for m in module.modules() if isinstance(m, nn.Linear)]
-    return sum(2 * layer.weight.numel() for layer in linear)
+    parts = [part for module in modules if module is not None for part in module.modules()]
+    linear = sum(2 * part.weight.numel() for part in parts if isinstance(part, nn.Linear))
+    return linear - 2 * sum(map(_unused, parts))
+
+
+def _unused(module: nn.Module) -> int:
+    """Weights of the experts that don't compute a token."""
+    if not isinstance(module, Experts):
+        return 0
+    stacks = (part.weight.numel() for part in module.modules() if isinstance(part, GroupedLinear))
+    return sum(stacks) * (module.count - module.used) // module.count
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """The weights that a token is computed with: all, but of a mixture of experts those that it doesn't go to."""
+    model = skeleton(config)
+    return _parameters(model) - sum(map(_unused, model.modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:

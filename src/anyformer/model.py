@@ -38,7 +38,7 @@ class ModelOutput(OneLine):
     """The last hidden states: after the final norm, before the head. Of every position, or of the last or the pooled
     one alone."""
     loss: Float[Tensor, ""] | None = None
-    """Mean loss in nats over the targets, where there are any."""
+    """Mean loss in nats over the targets, where there are any; in training with the load-balancing loss of experts."""
     pooled: Float[Tensor, "batch d_model"] | None = None
     """The pooler's output, where the model has one."""
     hidden_states: tuple[Float[Tensor, "batch time d_model"], ...] | None = None
@@ -161,6 +161,10 @@ class Transformer(nn.Module):
         pooled = None if self.pooler is None else self.pooler(hidden, mask if query_index is None else None)
         scored = hidden[:, -1:] if last_only and return_logits else hidden
         logits, mean = self._score(scored, pooled, targets, return_logits, label_smoothing)
+        if mean is not None and is_language_model and self.training:
+            for part, real in ((self.encoder, source_mask if self.decoder else mask), (self.decoder, mask)):
+                balance = None if part is None else part.balance_loss(real)
+                mean = mean if balance is None else mean + balance
         kept = [tuple(each) if each else None for each in (states, source_states)]
         return ModelOutput(logits, hidden, mean, pooled, *kept)
 

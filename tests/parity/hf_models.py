@@ -193,6 +193,33 @@ def gemma(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("gemma", architecture, head_dim=st.sampled_from((4, 6, 10)), attention_bias=st.booleans())
 
 
+_EXPERTS = {
+    "num_local_experts": st.integers(2, 5),
+    "num_experts_per_tok": st.integers(1, 2),
+    "router_aux_loss_coef": st.sampled_from((0.001, 0.02)),
+}
+
+
+def mixtral(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Mixtral: Mistral with experts."""
+    # Without a width of heads of its own, transformers has only rotary positions that aren't scaled.
+    more = {"sliding_window": st.none() | st.integers(1, 12), "head_dim": st.sampled_from((4, 6, 10))}
+    return rotary("mixtral", architecture, **more, **_EXPERTS)
+
+
+def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Qwen3-MoE: a window in all layers or none, experts whose weights sum to 1 or not."""
+    more = {
+        "use_sliding_window": st.booleans(),
+        "sliding_window": st.integers(1, 12),
+        "head_dim": st.sampled_from((4, 6, 10)),
+        "attention_bias": st.booleans(),
+        "moe_intermediate_size": _WIDTHS,
+        "norm_topk_prob": st.booleans(),
+    }
+    return rotary("qwen3_moe", architecture, **more, **_EXPERTS)
+
+
 @st.composite
 def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> ModelSpec:
     """BERT (or RoBERTa) with each of its heads."""
@@ -401,6 +428,8 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma": gemma,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
@@ -421,6 +450,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
 _ENCODER_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+_BARE_AND_CLASSIFIERS = ("Model", *_CLASSIFIERS)
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
@@ -438,6 +468,8 @@ ARCHITECTURES = {
     "Qwen3Model": "qwen3",
     "GemmaForCausalLM": "gemma",
     "GemmaModel": "gemma",
+    **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{
         f"{name}{head}": name.lower()
         for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "T5", "MT5")
@@ -475,7 +507,9 @@ SEQ2SEQ = [name for name, kind in _OTHERS.items() if kind == "seq2seq"]
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
-ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in ("llama", "mistral", "qwen2", "qwen3")]
+ROTARY = [
+    name for name in GENERATORS if ARCHITECTURES[name] in ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+]
 """Those with rotary positions."""
 
 

@@ -21,6 +21,7 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
+    **dict.fromkeys(("mixtral", "qwen3_moe"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
@@ -94,6 +95,8 @@ class ModelSpec:
         """The model, in eval mode, every weight random."""
         kind = getattr(transformers, self.architecture)
         model: PreTrainedModel = kind(kind.config_class(**self.options))
+        if getattr(model.config, "num_local_experts", None):
+            model.set_experts_implementation("eager")  # torch's grouped product takes widths of 16 bytes only
         if self.untie_head:
             head: Any = model.lm_head
             head.weight = nn.Parameter(torch.empty_like(head.weight))

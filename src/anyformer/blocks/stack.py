@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding, ngram_window
+from anyformer.blocks.experts import Experts, balance_loss
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import any_dropout
 from anyformer.blocks.mask import attention_mask
@@ -157,7 +158,7 @@ class Stack(nn.Module):
         else:
             encoded = keys if counted is None else counted.cumsum(dim=1) * counted - 1
             lengths = encoded.amax(dim=1, keepdim=True) + 1
-            share_prefixes = not self.cross and segments is None and not any_dropout(self)
+            share_prefixes = not self.cross and segments is None and not any_dropout(self) and not self._balances()
             layout = kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
@@ -216,6 +217,19 @@ class Stack(nn.Module):
             rest = {"source_mask": source, "rotation": inputs[-1]["rotation"].select(row), "query_index": row}
             inputs[-1] = {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
         return inputs
+
+    def balance_loss(self, mask: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""] | None:
+        """The load-balancing loss of the latest batch with its factor; None: nothing is to be balanced."""
+        experts = self._balances()
+        routings = [part.routing for part in experts if part.routing is not None]
+        for part in experts:
+            part.routing = None
+        return experts[0].balance * balance_loss(routings, mask) if routings else None
+
+    def _balances(self) -> list[Experts]:
+        """The mixtures of experts whose choices are balanced, by all tokens of a batch."""
+        parts = [block.feed_forward for block in self.blocks]
+        return [part for part in parts if self.training and isinstance(part, Experts) and part.balance]
 
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:

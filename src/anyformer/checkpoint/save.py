@@ -75,7 +75,7 @@ def save(
     state, prefix = model.state_dict(), family.prefix if config.head.kind == "none" else ""
     if bits is None:
         state = {
-            theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours])
+            theirs.removeprefix(prefix): line.write(state)
             for theirs, line in family.table(config, state).items()
             if not line.alias
         }

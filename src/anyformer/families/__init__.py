@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import albert, bart, bert, electra, gemma, gpt2, llama, mpnet, opt, own, t5
+from anyformer.families import albert, bart, bert, electra, gemma, gpt2, llama, mixtral, mpnet, opt, own, t5
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Family] = {
         opt.FAMILY,
         *llama.FAMILIES,
         *gemma.FAMILIES,
+        *mixtral.FAMILIES,
         *bert.FAMILIES,
         electra.FAMILY,
         albert.FAMILY,
