@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
 from anyformer.blocks.linear import Dropout
@@ -67,7 +68,7 @@ class TransformerBlock(nn.Module):
         self.cross_attention = new_attention() if cross else None
         self.cross_attention_norm = new_norm("branch") if cross else nn.Identity()
         self.cross_attention_output_norm = new_output_norm() if cross else nn.Identity()
-        self.feed_forward = FeedForward(feed_forward, d_model)
+        self.feed_forward = (Experts if feed_forward.experts else FeedForward)(feed_forward, d_model)
         self.feed_forward_norm = new_norm("branch", "parallel_shared")
         self.feed_forward_output_norm = new_output_norm()
         self.dropout = Dropout(dropout)
