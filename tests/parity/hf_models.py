@@ -601,6 +601,8 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma": gemma,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
     "gpt_neox": gpt_neox,
     "phi": phi,
     "phi3": phi3,
@@ -608,8 +610,6 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "cohere": cohere,
     "falcon": falcon,
     "nanochat": nanochat,
-    "mixtral": mixtral,
-    "qwen3_moe": qwen3_moe,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
@@ -648,6 +648,8 @@ ARCHITECTURES = {
     "Qwen3Model": "qwen3",
     "GemmaForCausalLM": "gemma",
     "GemmaModel": "gemma",
+    **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     "GPTNeoXForCausalLM": "gpt_neox",
     "GPTNeoXModel": "gpt_neox",
     **{f"GPTNeoX{head}": "gpt_neox" for head in _CLASSIFIERS},
@@ -663,8 +665,6 @@ ARCHITECTURES = {
     "FalconModel": "falcon",
     "NanoChatForCausalLM": "nanochat",
     "NanoChatModel": "nanochat",
-    **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
-    **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{
         f"{name}{head}": name.lower()
         for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi3", "Falcon", "T5", "MT5")
@@ -703,18 +703,8 @@ _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGener
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
 _OLDER = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gpt_neox",
-    "phi",
-    "phi3",
-    "granite",
-    "cohere",
-    "falcon",
-    "mixtral",
-    "qwen3_moe",
+    *("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"),
+    *("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon"),
 )
 ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _OLDER]
 """Those with rotary positions, of which older files have the parameters elsewhere."""

@@ -21,8 +21,8 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
-    **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("mixtral", "qwen3_moe"), "decoder"),
+    **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }

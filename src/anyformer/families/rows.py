@@ -93,6 +93,21 @@ ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0]
 """A vector stored as a matrix of one row."""
 
 
+def stacked(count: int) -> Operation:
+    """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side."""
+
+    def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
+        stacks = tensor.chunk(parts, dim=1) if len(tensor) == count and tensor.dim() == 3 else ()
+        return [stack.flatten(0, 1).contiguous() for stack in stacks]
+
+    def write(tensors: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
+
+    return Operation(read, write)
+
+
 def split_heads(head_dim: int, *counts: int, groups: int = 1, order: Sequence[int] | None = None) -> Operation:
     """The operation of a `HeadLayout`; a copy where one tensor keeps its order."""
     order = None if order is None or list(order) == [*range(head_dim)] else tuple(order)
@@ -118,21 +133,6 @@ def rotary_order(head_dim: int, rotary_dim: int | None = None, pairs: Pairs = "h
     if pairs == "swapped":
         first, second = second, first
     return [*first, *rest[:free], *second, *rest[free:]]
-
-
-def stacked(count: int) -> Operation:
-    """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side."""
-
-    def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
-        stacks = tensor.chunk(parts, dim=1) if len(tensor) == count and tensor.dim() == 3 else ()
-        return [stack.flatten(0, 1).contiguous() for stack in stacks]
-
-    def write(tensors: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
-
-    return Operation(read, write)
 
 
 @dataclass(frozen=True)
