@@ -193,6 +193,33 @@ def gemma(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("gemma", architecture, head_dim=st.sampled_from((4, 6, 10)), attention_bias=st.booleans())
 
 
+_EXPERTS = {
+    "num_local_experts": st.integers(2, 5),
+    "num_experts_per_tok": st.integers(1, 2),
+    "router_aux_loss_coef": st.sampled_from((0.001, 0.02)),
+}
+
+
+def mixtral(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Mixtral: Mistral with experts."""
+    # Without a width of heads of its own, transformers has only rotary positions that aren't scaled.
+    more = {"sliding_window": st.none() | st.integers(1, 12), "head_dim": st.sampled_from((4, 6, 10))}
+    return rotary("mixtral", architecture, **more, **_EXPERTS)
+
+
+def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Qwen3-MoE: a window in all layers or none, experts whose weights sum to 1 or not."""
+    more = {
+        "use_sliding_window": st.booleans(),
+        "sliding_window": st.integers(1, 12),
+        "head_dim": st.sampled_from((4, 6, 10)),
+        "attention_bias": st.booleans(),
+        "moe_intermediate_size": _WIDTHS,
+        "norm_topk_prob": st.booleans(),
+    }
+    return rotary("qwen3_moe", architecture, **more, **_EXPERTS)
+
+
 @st.composite
 def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> ModelSpec:
     """BERT (or RoBERTa) with each of its heads."""
@@ -225,6 +252,37 @@ def roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
 def xlm_roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """XLM-R: RoBERTa."""
     return draw(bert(architecture, "xlm-roberta", pad=draw(st.sampled_from((1, 0, 3)))))
+
+
+@st.composite
+def electra(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ELECTRA: BERT whose embeddings may be narrow, and the head that tells replaced tokens."""
+    drawn = draw(bert(architecture, "electra", pad=draw(st.sampled_from((0, 3)))))
+    drawn.options["embedding_size"] = draw(st.sampled_from((9, 12, drawn.options["hidden_size"])))
+    return drawn
+
+
+@st.composite
+def albert(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ALBERT: layers that share their weights, all or some in a row."""
+    drawn = draw(bert(architecture, "albert", pad=draw(st.sampled_from((0, 3)))))
+    groups = draw(st.sampled_from((1, 1, 2)))
+    options = {
+        "embedding_size": draw(st.sampled_from((9, 12, drawn.options["hidden_size"]))),
+        "num_hidden_groups": groups,
+        "num_hidden_layers": groups * draw(st.integers(1, 3)),
+        "classifier_dropout_prob": draw(_RATES),
+    }
+    drawn.options.update(options)
+    return drawn
+
+
+@st.composite
+def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """MPNet: RoBERTa without segments, and a bias of distances."""
+    drawn = draw(bert(architecture, "mpnet", pad=1))
+    del drawn.options["type_vocab_size"]
+    return drawn
 
 
 @st.composite
@@ -370,9 +428,14 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma": gemma,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
+    "electra": electra,
+    "albert": albert,
+    "mpnet": mpnet,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
@@ -387,6 +450,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
 _ENCODER_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+_BARE_AND_CLASSIFIERS = ("Model", *_CLASSIFIERS)
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
@@ -404,6 +468,8 @@ ARCHITECTURES = {
     "Qwen3Model": "qwen3",
     "GemmaForCausalLM": "gemma",
     "GemmaModel": "gemma",
+    **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{
         f"{name}{head}": name.lower()
         for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "T5", "MT5")
@@ -413,6 +479,9 @@ ARCHITECTURES = {
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
+    **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
+    **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
+    **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",
@@ -438,7 +507,9 @@ SEQ2SEQ = [name for name, kind in _OTHERS.items() if kind == "seq2seq"]
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
-ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in ("llama", "mistral", "qwen2", "qwen3")]
+ROTARY = [
+    name for name in GENERATORS if ARCHITECTURES[name] in ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+]
 """Those with rotary positions."""
 
 

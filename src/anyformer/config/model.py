@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Annotated, Any, Self, cast
 
 from typing_extensions import override
@@ -36,6 +37,9 @@ class ModelConfig(Checked):
     """Encoder-decoders: the decoder's own blocks; None: as the encoder's."""
     other_layers: OtherLayers | None = None
     """Layers that differ in window, positions or feed-forward; None: all are alike."""
+    distinct_layers: Count | None = None
+    """Blocks of an encoder that have weights of their own, each of which makes up as many layers in a row (ALBERT: 1);
+    None: every layer has."""
     position: PositionConfig = field(default_factory=PositionConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
@@ -72,9 +76,20 @@ class ModelConfig(Checked):
             yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
         if self.position.skip_padding and padding is None:
             yield "position.skip_padding: needs embedding.padding, the token to skip"
+        yield from self._faulty_encoder()
         is_pooled = self.head.kind == "classification" or self.head.pooler is not None
         if is_pooled and self.head.pooling == "first" and not self.is_encoder_only:
             yield "head.kind: only an encoder's first token sees the whole text: with a decoder, head.pooling is last"
+
+    def _faulty_encoder(self) -> Iterator[str]:
+        for name in ("distinct_layers", "embedding.width", "position.relative_bias"):
+            if attrgetter(name)(self) and not self.is_encoder_only:
+                yield f"{name}: only an encoder has it"
+        if self.distinct_layers is not None and (self.attention.scale_by_layer or self.other_layers is not None):
+            yield "distinct_layers: layers that share their weights are alike, without scale_by_layer or other_layers"
+        is_narrow = self.embedding.width not in (None, self.d_model)
+        if is_narrow and self.head.kind == "language_model" and self.embedding.tied and self.head.transform is None:
+            yield "embedding.width: a tied head needs head.transform, a layer from d_model to the width of the table"
 
     def _faulty_other_layers(self) -> Iterator[str]:
         others, layers = self.other_layers, self.encoder_layers + self.decoder_layers

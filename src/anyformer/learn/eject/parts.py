@@ -84,7 +84,7 @@ class Group:
 def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
     attention, feed_forward = config.attention, config.feed_forward
-    relative = config.position.kind == "relative"
+    relative = config.position.has_bias
     encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative, config.other_layers)
     if config.encoder_layers:
         attention = config.decoder_attention or attention
@@ -220,6 +220,7 @@ def stack_part(
             rotation and "rotation",
         ),
         "scale_by_layer": stack.attention.scale_by_layer,
+        "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
         "attention": attention["name"],
         "feed_forward": feed_forward["name"],
@@ -232,6 +233,12 @@ def stack_part(
             rotation and ("rotation=rotation" if by_name else "rotation"),
         ),
     }
+
+
+def distinct_layers(config: ModelConfig) -> int | None:
+    """The number of blocks that more layers share; None: each layer has one."""
+    distinct = config.distinct_layers
+    return distinct if distinct is not None and distinct < config.encoder_layers else None
 
 
 def reads_tokens(config: ModelConfig) -> bool:
