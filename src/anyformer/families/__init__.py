@@ -32,6 +32,7 @@ from anyformer.families import (
     t5,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
+from anyformer.families.nearest import unsupported
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -57,6 +58,9 @@ FAMILIES: dict[str, Family] = {
         own.FAMILY,
     )
 }
+
+_NAMED = {name: family for name, family in FAMILIES.items() if family is not own.FAMILY}
+"""Families of Hugging Face's."""
 
 PRESETS: dict[str, ModelConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.presets.items()
@@ -92,6 +96,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+        if name not in FAMILIES and (error := unsupported(raw, _NAMED)):
+            raise error
         family = supported(FAMILIES, name, "The model type")
         return family.read(raw, family.head(raw))
     except UserError:
