@@ -113,7 +113,7 @@ def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
         {"position": {"kind": "relative", "skip_padding": False, "scaling": None}},
         {"feed_forward": {"gated": True, "activation": "relu_squared"}},
         {"feed_forward": {"gated": True, "activation": "tanh"}},
-        {"attention": {"qk_norm": True, "window": 3}},
+        {"attention": {"qk_norm": "head", "window": 3}},
         {"embedding.ngrams": 3},
         {"head": {"kind": "none", "pooler": None}},
         {"head": {"kind": "token_classification", "pooler": None, "labels": 3}},

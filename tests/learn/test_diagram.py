@@ -290,11 +290,12 @@ def test_windows_of_later_layers() -> None:
     config = shrunk("qwen2.5-0.5b")
     for changes, kinds, text in (
         ({}, ["causal"], "causal mask"),
-        ({"window": 3}, ["window"], "window 3"),
-        ({"window": 3, "window_from": 2}, ["causal", "window"], "window 3 from layer 2"),
-        ({"window": 3, "window_from": 3}, ["causal"], "causal mask"),
+        ({"attention": {"window": 3}}, ["window"], "window 3"),
+        ({"other_layers": {"first": "..", "window": 3}}, ["causal", "window"], "window 3 from layer 2"),
+        ({"other_layers": {"then": "o.", "window": 3}}, ["window", "causal"], "window 3 in o."),
+        ({"other_layers": {"then": "...o", "window": 3}}, ["causal"], "causal mask"),
     ):
-        (panel,) = panels([("", config.replace(attention=changes))])
+        (panel,) = panels([("", config.replace(**changes))])
         assert panel.masks("decoder") == kinds
         assert panel.facts["decoder.attention.mask"].text == text
 
@@ -368,7 +369,7 @@ def test_pictures_in_one_page_do_not_clash(tmp_path: Path) -> None:
 )
 def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     pair = [("gpt2", af.preset("gpt2")), ("a " + "name " * 40, af.preset("t5").replace(norm={"kind": "W" * 90}))]
-    qwen = af.preset("qwen3").replace(attention={"window": 4096, "window_from": 20}, position={"theta": 1e12})
+    qwen = af.preset("qwen3").replace(other_layers={"first": "." * 20, "window": 4096}, position={"theta": 1e12})
     roberta = af.preset("roberta")
     pictures = [draw(panels(pair), identifier="a"), draw(panels([("q", qwen), ("r", roberta)]), identifier="b")]
     body = "".join(f'<div style="overflow-x:auto" tabindex="0">{picture}</div>' for picture in pictures)

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks import norm
 from anyformer.blocks.feed_forward import ACTIVATIONS
-from anyformer.blocks.norm import NORMS
 from anyformer.cli.main import main
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
 from anyformer.learn.eject import architecture_diff, eject
-from anyformer.learn.eject.architecture import literal
+from anyformer.learn.eject.architecture import NORMS, literal
 from anyformer.schema import ConfigError
 from tests.training.conftest import TINY
 
@@ -105,8 +105,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
             "scale": draw(st.sampled_from([None, 1.0, 0.3])),
             "scale_by_layer": draw(flag),
             "window": draw(st.sampled_from([None, None, 3])),
-            "window_from": draw(st.integers(0, 2)),
-            "qk_norm": draw(flag),
+            "qk_norm": draw(st.sampled_from(["none", "head"])),
             "dropout": draw(rate),
         }
 
@@ -405,7 +404,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "there is no folder" in refused("gpt2", "-o", str(tmp_path / "nowhere" / "x.py"))
     assert "compares two models: 1 was given" in refused("--diff", "gpt2")
     assert "compares two models: 2 were given" in refused("gpt2", "llama")
-    monkeypatch.setitem(NORMS, "mine", Mine)
+    monkeypatch.setitem(norm.NORMS, "mine", Mine)
     assert "norm.kind is 'mine', a block of your own" in refused("gpt2:norm.kind=mine")
 
 

@@ -129,7 +129,7 @@ def targets(model: Transformer) -> dict[str, Target]:
 def _table(model: Transformer) -> dict[str, Row]:
     """The row of each weight on disk, with quantized ones under the names that they have in floating point."""
     names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
-    return family_of(model).table({name for name in names if ".weight." not in name})
+    return family_of(model).table(model.config, {name for name in names if ".weight." not in name})
 
 
 def whole_modules(model: Transformer) -> tuple[str, ...]:

@@ -61,12 +61,12 @@ def ngram_window(
 
 
 class TokenEmbedding(nn.Module):
-    """A table with one vector a token, times sqrt(d_model) if asked for (Vaswani et al. 2017, section 3.4)."""
+    """A table with one vector a token, times a factor or sqrt(d_model) (Vaswani et al. 2017, section 3.4)."""
 
     def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
         super().__init__()
         self.table = Embedding(vocab_size, d_model, padding_idx=config.padding)
-        self.scale = d_model**0.5 if config.scaled else 1.0
+        self.scale = config.scale * (d_model**0.5 if config.scaled else 1.0)
 
     @property
     def weight(self) -> Tensor | QuantizedMatrix:

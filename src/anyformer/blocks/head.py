@@ -20,7 +20,7 @@ _MAX_LOGITS = 1 << 25
 
 
 class LanguageModelHead(nn.Module):
-    """Logits over the vocabulary: ``scale * transform(x) @ weight.T + bias``.
+    """Logits over the vocabulary: ``scale * transform(x) @ weight.T + bias``, bounded by a softcap where there is one.
 
     A tied head's weight is that of the token embedding, given at each call (Press & Wolf 2017).
     """
@@ -32,7 +32,8 @@ class LanguageModelHead(nn.Module):
         self, config: HeadConfig, norm_config: NormConfig, d_model: int, vocab_size: int, *, tied: bool
     ) -> None:
         super().__init__()
-        self.scale = d_model**-0.5 if config.scaled else 1.0
+        self.scale = config.scale * (d_model**-0.5 if config.scaled else 1.0)
+        self.softcap = config.softcap
         self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
         self.projection = None if tied else Linear(d_model, vocab_size, bias=False)
         bias = torch.zeros(vocab_size)
@@ -49,7 +50,8 @@ class LanguageModelHead(nn.Module):
         """Score every token of the vocabulary; a tied head gets the weight of the token embedding."""
         x = self._transform(x)
         out = linear(x, self._weight(tied_weight), self.bias)
-        return out if self.projection is None else self.projection.adapted(x, out, self.bias)
+        out = out if self.projection is None else self.projection.adapted(x, out, self.bias)
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def loss(
         self,
@@ -62,7 +64,7 @@ class LanguageModelHead(nn.Module):
         """`loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
         x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten())
         weight = self._weight(tied_weight)
-        if self.projection is not None and self.projection.adapters is not None:
+        if self.softcap is not None or (self.projection is not None and self.projection.adapters is not None):
             # Rows without a target follow those that have one (see `kernels.drop_ignored`).
             losses = self.token_losses(x[: len(targets)], targets, tied_weight, label_smoothing=label_smoothing)
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -136,11 +137,12 @@ class RotaryPosition(PositionalEncoding):
     """Queries and keys are rotated by their position: a score depends on their distance (RoFormer, Su et al. 2021)."""
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
-        """Angles ``position * frequency``, once for each half of a head."""
-        radians, sharpness = frequencies(self.config, self.size.head_dim, self.size.max_length, length)
-        angles = (positions.float()[..., None] * radians)[:, None]
-        angles = torch.cat((angles, angles), dim=-1)
-        tables = Angles(angles.cos() * sharpness, angles.sin() * sharpness)
+        """Angles ``position * frequency``, once for each half of a head, and 0 for pairs that are not rotated."""
+        rotated = int(self.size.head_dim * self.config.rotary_fraction)
+        radians, sharpness = frequencies(self.config, rotated, self.size.max_length, length)
+        angles, rest = (positions.float()[..., None] * radians)[:, None], (0, (self.size.head_dim - rotated) // 2)
+        cos, sin = F.pad(angles.cos() * sharpness, rest, value=1.0), F.pad(angles.sin() * sharpness, rest)
+        tables = Angles(torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1))
         return Rotation(tables, tables)
 
 

@@ -57,19 +57,29 @@ class Stack(nn.Module):
         layers = config.decoder_layers if causal else config.encoder_layers
         head_dim = attention.head_dim or config.d_model // attention.heads
         self.causal, self.cross = causal, cross
-        self.windows = [attention.window if layer >= attention.window_from else None for layer in range(layers)]
+        others = config.others(layers)
+        self.windows = [attention.window if other is None else other.window for other in others]
         self.kv_heads, self.head_dim = attention.kv_heads or attention.heads, head_dim
         self.context_length = config.context_length if config.position.kind in ("learned", "sinusoidal") else None
         self.skipped = config.embedding.padding if config.position.skip_padding else None
         self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)
-        self.position = positional_encoding(
-            config.position, PositionSize(config.d_model, attention.heads, head_dim, config.max_length, causal)
-        )
+        size = PositionSize(config.d_model, attention.heads, head_dim, config.max_length, causal)
+        self.position = positional_encoding(config.position, size)
+        other_position = config.other_layers and config.other_layers.position
+        self.other_position = positional_encoding(other_position, size) if other_position else None
+        self.has_other_position = [other is not None and other.position is not None for other in others]
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                attention, feed_forward, config.norm, config.d_model, layer=layer, cross=cross, dropout=config.dropout
+                attention,
+                (other and other.feed_forward) or feed_forward,
+                config.norm,
+                config.d_model,
+                layer=layer,
+                cross=cross,
+                dropout=config.dropout,
+                residual_scale=config.residual_scale,
             )
-            for layer in range(layers)
+            for layer, other in enumerate(others)
         )
         self.final_norm = norm(config.norm, config.d_model) if config.norm.has_final else nn.Identity()
 
@@ -171,19 +181,23 @@ class Stack(nn.Module):
         query_index: Tensor | None,
         dtype: torch.dtype,
     ) -> list[dict[str, Any]]:
-        """The inputs of each block: they differ by window, and in the last block if one token is needed."""
+        """The inputs of each block: they differ by window and positions, and in the last if one token is needed."""
         queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
         seen = {"padding_mask": padding_mask, "bias": self.position.bias(queries, keys), "documents": documents}
         masks = {w: attention_mask(queries, keys, causal=self.causal, window=w, **seen) for w in set(self.windows)}
         source = Mask(None if source_mask is None else source_mask[:, None, None, :])
-        rotation = self.position.rotation(encoded, lengths).to(dtype)
-        shared = {"source_mask": kernels.with_layouts(source, layout), "rotation": rotation}
+        encodings = (self.position, self.other_position) if self.other_position is not None else (self.position,)
+        rotations = [encoding.rotation(encoded, lengths).to(dtype) for encoding in encodings]
+        shared = {"source_mask": kernels.with_layouts(source, layout)}
         own = {window: kernels.with_layouts(mask, layout, key_layout) for window, mask in masks.items()}
-        inputs: list[dict[str, Any]] = [{"mask": own[window], **shared} for window in self.windows]
+        inputs: list[dict[str, Any]] = [
+            {"mask": own[window], "rotation": rotations[other], **shared}
+            for window, other in zip(self.windows, self.has_other_position, strict=True)
+        ]
         if query_index is not None:
             mask = kernels.select_query(masks[self.windows[-1]], query_index, keys.shape[1])
             row = layout.locate(query_index)
-            rest = {"source_mask": source, "rotation": rotation.select(row), "query_index": row}
+            rest = {"source_mask": source, "rotation": inputs[-1]["rotation"].select(row), "query_index": row}
             inputs[-1] = {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
         return inputs
 

@@ -158,7 +158,7 @@ def _fit(
 def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list[tuple[nn.Parameter, Tensor]]:
     """Parameters of the model, and the biases and modules trained whole that are put in their place."""
     own, prefix = base_parameters(model), prefix_of(model)
-    table = family_of(model).table(own)
+    table = family_of(model).table(model.config, own)
     pairs: list[tuple[nn.Parameter, Tensor]] = []
     for name, tensor in stored.others.items():
         row = table.get(prefix + name)

@@ -162,7 +162,7 @@ def _load(
     tokenizer, config = source.tokenizer(), config_of(source)
     if change is None:
         model = skeleton(config)
-        table = source.family.table(model.state_dict())
+        table = source.family.table(model.config, model.state_dict())
     else:
         model = skeleton(_without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
@@ -187,8 +187,8 @@ def _kept(trained: Transformer, model: Transformer, source: TensorSource) -> dic
     Raises UserError for weights that the model in the source does not have.
     """
     needed = {name for name in model.state_dict() if not name.startswith("head.")}
-    pooler = {name for name in needed if name.startswith("pooler.") and _stored(source, name)}
-    table = source.family.table({*trained.state_dict(), *pooler})
+    pooler = {name for name in needed if name.startswith("pooler.") and _stored(source, trained.config, name)}
+    table = source.family.table(trained.config, {*trained.state_dict(), *pooler})
     names = _match(table, source)
     kept = {theirs: row for theirs, row in table.items() if needed.issuperset(row.ours)}
     source.names = [names[theirs] for theirs in kept if theirs in names]
@@ -227,7 +227,9 @@ def config_of(source: TensorSource) -> ModelConfig:
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {count} weights.")
     config = _without_missing_pooler(config, source)
     if config.head.kind == "language_model":
-        head, table = (_stored(source, name) for name in ("head.projection.weight", "token_embedding.table.weight"))
+        head, table = (
+            _stored(source, config, name) for name in ("head.projection.weight", "token_embedding.table.weight")
+        )
         tied = config.embedding.tied or (head is None and source.family.ties_missing_head)
         if tied and head and table:
             tied = _equal(source.read(head), source.read(table))
@@ -236,15 +238,15 @@ def config_of(source: TensorSource) -> ModelConfig:
 
 
 def _without_missing_pooler(config: ModelConfig, source: TensorSource) -> ModelConfig:
-    has_pooler = _stored(source, "pooler.dense.weight") or _stored(source, "pooler.dense.bias")
+    has_pooler = _stored(source, config, "pooler.dense.weight") or _stored(source, config, "pooler.dense.bias")
     if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
         return config.replace(head={"pooler": None})
     return config
 
 
-def _stored(source: TensorSource, ours: str) -> str | None:
+def _stored(source: TensorSource, config: ModelConfig, ours: str) -> str | None:
     """The name in the source of one of our weights."""
-    return next((name for name in source.family.stored_names(ours) if name in source.names), None)
+    return next((name for name in source.family.stored_names(config, ours) if name in source.names), None)
 
 
 def _assign(

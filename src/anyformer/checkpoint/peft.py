@@ -128,7 +128,7 @@ def files(
         parts = zip((*ends, "magnitude_vector"), (matrices.a, matrices.b, matrices.magnitude), strict=True)
         tensors |= {f"{_PREFIX}{module}.lora_{end}": part for end, part in parts if part is not None}
     own, prefix = base_parameters(model), prefix_of(model)
-    for theirs, row in family_of(model).table(own).items():
+    for theirs, row in family_of(model).table(model.config, own).items():
         module, _, part = theirs.removeprefix(prefix).rpartition(".")
         bias = part == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
         if not row.alias and (config.saves(module) or bias):

@@ -76,7 +76,7 @@ def save(
     if bits is None:
         state = {
             theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours])
-            for theirs, line in family.table(state).items()
+            for theirs, line in family.table(config, state).items()
             if not line.alias
         }
     state = {name: tensor.contiguous().cpu() for name, tensor in state.items()}

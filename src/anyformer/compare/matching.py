@@ -102,7 +102,7 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
     shared = min(fitting, key=lambda count: abs(math.log(heads / count / groups)))
     kv_heads = None if attention.kv_heads is None or shared == heads else shared
     head_dim = None if d_model % heads == 0 else max(2, 2 * (d_model // heads // 2))
-    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0, window_from=0)
+    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0)
 
 
 def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:

@@ -152,7 +152,8 @@ class Family:
     """Fields of config.json that take more than the table."""
     read_head: Callable[[Raw, HeadKind], Values] = decoder_head
     write_head: Callable[[HeadConfig], dict[str, Any]] = write_classifier
-    rows: Sequence[Row] = ()
+    rows: Sequence[Row] | Callable[[ModelConfig], Sequence[Row]] = ()
+    """The table of weight names, or a function that makes it where operations depend on the config."""
     prefix: str = ""
     """Before the body's names in files of models with a head."""
     ignored: Sequence[str] = ()
@@ -189,16 +190,22 @@ class Family:
         """The fields of config.json that describe the architecture."""
         return {**write_fields(config, self.fields), **self.write_head(config.head), **self.written(config)}
 
-    def table(self, ours: Collection[str]) -> dict[str, Row]:
+    def table(self, config: ModelConfig, ours: Collection[str]) -> dict[str, Row]:
         """The row for every name on disk of a model with these weights; a family without rows keeps the names.
 
         Raises UserError for a weight that the family's format has no place for.
         """
-        return resolve(self.rows, ours) if self.rows else {name: row(name, name) for name in ours}
+        rows = self.rows_of(config)
+        return resolve(rows, ours) if rows else {name: row(name, name) for name in ours}
 
-    def stored_names(self, ours: str) -> list[str]:
+    def rows_of(self, config: ModelConfig) -> Sequence[Row]:
+        """The rows of the table for a config, before they are resolved."""
+        return self.rows(config) if callable(self.rows) else self.rows
+
+    def stored_names(self, config: ModelConfig, ours: str) -> list[str]:
         """The names on disk that one of our weights can have, with and without the prefix; aliases are none."""
-        names = [line.theirs for line in self.rows if ours in line.ours and not line.alias] if self.rows else [ours]
+        rows = self.rows_of(config)
+        names = [line.theirs for line in rows if ours in line.ours and not line.alias] if rows else [ours]
         return [form for name in names for form in (name, name.removeprefix(self.prefix))]
 
     def current_name(self, name: str) -> str:

@@ -5,10 +5,11 @@ They differ in biases, windows and norms on queries and keys.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from anyformer.config import HeadKind, ModelConfig
+from anyformer.config import HeadKind, ModelConfig, OtherLayers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Family, Fields, Raw, Values, classes, sizes, special_tokens
 from anyformer.families.rows import linear, linears, row, tied
@@ -76,25 +77,46 @@ def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
         return rope
     types: list[str] | None = raw.get("layer_types")
     if types is None:
-        first = min(raw.get("max_window_layers", 28), layers)
-    else:
-        first = types.index("sliding_attention") if "sliding_attention" in types else layers
-        if types[first:] != ["sliding_attention"] * (layers - first):
-            raise UserError(
-                "config.json: layer_types must have all sliding_attention layers above the full_attention ones."
-            )
-    return rope | ({"attention.window": window, "attention.window_from": first} if first < layers else {})
+        types = [LAYER_TYPES[layer >= raw.get("max_window_layers", 28)] for layer in range(layers)]
+    return rope | read_layer_types(types, layers, window)
+
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""Names of layers without and with a window in `layer_types`."""
+
+
+def read_layer_types(types: Sequence[str], layers: int, window: int, **fields: Any) -> Values:
+    """The layers that have a window, and whatever else they have of their own.
+
+    Raises UserError for a list of another length, or a type that is not known.
+    """
+    if len(types) != layers:
+        raise UserError(f"config.json: layer_types has {len(types)} entries for {layers} layers.")
+    if unknown := {*types}.difference(LAYER_TYPES):
+        known = " and ".join(LAYER_TYPES)
+        raise UserError(f"config.json: the layer type {quote(min(unknown))} is not supported ({known} are).")
+    others = OtherLayers.from_list([name == LAYER_TYPES[1] for name in types], window=window, **fields)
+    if others is not None and not fields and "." not in others.first + others.then:
+        return {"attention.window": window}
+    return {"other_layers": others}
+
+
+def write_layer_types(config: ModelConfig) -> list[str]:
+    """The inverse of `read_layer_types`."""
+    if config.other_layers is None:
+        return [LAYER_TYPES[config.attention.window is not None]] * config.decoder_layers
+    return [LAYER_TYPES[other is not None] for other in config.others(config.decoder_layers)]
 
 
 def _written_qwen(config: ModelConfig) -> dict[str, Any]:
-    window, layers = config.attention.window, config.decoder_layers
-    first = layers if window is None else config.attention.window_from
+    types = write_layer_types(config)
+    windows = [config.attention.window, config.other_layers and config.other_layers.window]
     return {
         **write_rope(config),
-        "sliding_window": window,
-        "use_sliding_window": window is not None,
-        "max_window_layers": first,
-        "layer_types": ["full_attention"] * first + ["sliding_attention"] * (layers - first),
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "use_sliding_window": LAYER_TYPES[1] in types,
+        "max_window_layers": [*types, LAYER_TYPES[1]].index(LAYER_TYPES[1]),
+        "layer_types": types,
     }
 
 
@@ -228,7 +250,7 @@ _QWEN3 = replace(
     model_type="qwen3",
     architectures=classes("Qwen3", "ForCausalLM"),
     fields={**_QWEN2.fields, **BIAS, "head_dim": ("attention.head_dim", 128)},
-    constants={**LLAMA.constants, "attention.qk_norm": True, "feed_forward.bias": False},
+    constants={**LLAMA.constants, "attention.qk_norm": "head", "feed_forward.bias": False},
     published={"qwen3-0.6b": _sizes(1024, 28, 16, 3072, num_key_value_heads=8, **_QWEN3_PRESET)},
 )
 FAMILIES = [LLAMA, _MISTRAL, _QWEN2, _QWEN3]

@@ -32,6 +32,7 @@ from anyformer.blocks.position import (
 )
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
+from anyformer.config import ModelConfig
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
@@ -41,6 +42,7 @@ from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
+from anyformer.schema import not_default
 
 LIBRARY = Library(
     "decode_step",
@@ -50,6 +52,11 @@ LIBRARY = Library(
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
+_UNKNOWN = (
+    *("other_layers.position", "other_layers.feed_forward", "residual_scale"),
+    *("attention.softcap", "decoder_attention.softcap", "head.softcap"),
+)
+"""Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
 _MAX_FLOAT_ROWS = 32
@@ -77,6 +84,7 @@ class CompiledDecoder:
         if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
             raise UnsupportedModelError("no plain language-model head")
         _check_modules(model, decoder, head)
+        _check_fields(model.config)
         self._kept: list[Any] = []
         self.model, self.decoder, self.dtype = model, decoder, model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
@@ -89,7 +97,7 @@ class CompiledDecoder:
             layers=ctypes.addressof(layers),
             num_layers=len(blocks),
             d_model=model.config.d_model,
-            pre_norm=int(blocks[0].pre_norm),
+            pre_norm=int(not blocks[0].post_norm),
             embedding=self._embedding(model.token_embedding, decoder),
             dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
             final_norm=self._norm(decoder.final_norm),
@@ -288,6 +296,16 @@ class CompiledDecoder:
                     setattr(views, name, structs.view(tensor))
             self._addresses[cache] = tensors, caches
         return caches
+
+
+def _check_fields(config: ModelConfig) -> None:
+    """Raise UnsupportedModelError for fields of the config that decode_step.cpp does not know."""
+    if unknown := not_default(config, _UNKNOWN):
+        raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
+    if config.norm.placement not in ("pre", "post"):
+        raise UnsupportedModelError(f"norms in the placement {config.norm.placement}")
+    if "width" in (config.attention.qk_norm, config.decoder_attention and config.decoder_attention.qk_norm):
+        raise UnsupportedModelError("norms over the queries of all heads")
 
 
 def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:

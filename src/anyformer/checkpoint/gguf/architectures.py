@@ -156,7 +156,7 @@ class Architecture:
         Every operation moves whole rows, so that it can be applied to quantized tensors as well. An alias with an
         operation of its own (T5's head) has to be written: other programs look for it.
         """
-        rows = [self._row(line, config) for line in self.family.rows if not line.alias]
+        rows = [self._row(line, config) for line in self.family.rows_of(config) if not line.alias]
         if self.head == "none":
             return [line for line in rows if line is not None]
         # llama.cpp multiplies by `output.weight` and nothing else, so where the head of a T5 1.0 is its token embedding

@@ -24,7 +24,22 @@ SUBLAYERS = ("attention", "cross-attention", "feed-forward")
 
 _LONGEST = 200
 """Characters of a statement: a file may call a block anything."""
-_NORMS = {"layer": "layer norm", "rms": "RMS norm", "rms_offset": "RMS, 1 + w"}
+_NORMS = {
+    "layer": "layer norm",
+    "layer_no_bias": "layer norm",
+    "rms": "RMS norm",
+    "rms_offset": "RMS, 1 + w",
+    "rms_plain": "RMS norm",
+}
+_PLACES = {
+    "pre": ("before",),
+    "post": ("after",),
+    "branch": ("output",),
+    "sandwich": ("before", "output"),
+    "parallel": ("before",),
+    "parallel_shared": ("before",),
+}
+"""Places of the norms of a block: before it, on its output, and after the sum."""
 _BIASES = {
     (True, True): "bias",
     (True, False): "bias: q, k, v",
@@ -80,11 +95,10 @@ def feed_forward_of(config: ModelConfig, stack: str) -> FeedForwardConfig:
 
 
 def windows(config: ModelConfig, stack: str) -> list[int | None]:
-    """The window of the stack's first layers and of the others, or of all; None: a token sees any distance."""
+    """The windows of the stack's layers, each once; None: a token sees any distance."""
     attention = attention_of(config, stack)
-    if attention.window is None or attention.window_from >= layers(config, stack):
-        return [None]
-    return [None, attention.window] if attention.window_from else [attention.window]
+    others = config.others(layers(config, stack))
+    return [*dict.fromkeys(attention.window if other is None else other.window for other in others)]
 
 
 def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
@@ -133,8 +147,8 @@ def time(config: ModelConfig, stack: str) -> str:
 def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, Fact]]:
     stacks = ("encoder_layers", "decoder_layers")
     yield block, Fact(block, stacks if block == "cross-attention" else (f"{stack}_layers",))
-    placement = {"pre": "before", "post": "after"}[config.norm.placement]
-    yield f"{block}.{placement}", Fact(_norm(config), ("norm.placement", "norm.kind"))
+    for place in _PLACES[config.norm.placement]:
+        yield f"{block}.{place}", Fact(_norm(config), ("norm.placement", "norm.kind"))
     described = _feed_forward(config, stack) if block == "feed-forward" else _attention(config, stack, block)
     yield from ((f"{block}.{place}", fact) for place, fact in described)
 
@@ -158,19 +172,21 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
     depth, scale_fields = (" / layer", ("scale", "scale_by_layer")) if attention.scale_by_layer else ("", ("scale",))
     implied = () if attention.scale is not None else width
     yield "scale", Fact(scale + depth, (*field(*scale_fields), *implied))
-    if attention.qk_norm:
+    if attention.qk_norm != "none":
         yield "qk_norm", Fact("QK norm", field("qk_norm"))
 
 
 def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]) -> Fact:
-    window = windows(config, stack)[-1]
+    found, others = windows(config, stack), config.other_layers
+    window = next((window for window in found if window is not None), None)
     if window is None:
         return Fact("causal mask" if stack == "decoder" else "full mask", ())
-    first = attention_of(config, stack).window_from
-    return Fact(
-        f"window {window:,}" + (f" from layer {first:,}" if first else ""),
-        field("window", *(("window_from",) if first else ())),
-    )
+    if others is None or len(found) == 1:
+        return Fact(f"window {window:,}", field("window"))
+    fields = ("other_layers.first", "other_layers.then", "other_layers.window")
+    if others.then == "o" and "o" not in others.first:
+        return Fact(f"window {window:,} from layer {len(others.first):,}", fields)
+    return Fact(f"window {window:,} in {others.first}{others.then}", fields)
 
 
 def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:

@@ -14,6 +14,7 @@ from anyformer.learn.eject.parts import (
     call,
     feed_forward_part,
     layers_name,
+    qk_norm_class,
     reads_tokens,
     sharpness,
     stack_part,
@@ -53,7 +54,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "config": config,
         "constants": constants(config, stacks, list(attentions), list(feed_forwards)),
         "norm": NORMS[config.norm.kind],
-        "qk_norm": any(stack.attention.qk_norm for stack in stacks),
+        "qk_norm": any(stack.attention.qk_norm != "none" for stack in stacks) and qk_norm_class(config) == "RMSNorm",
         "position_table": _position_table(config),
         "sharpness": sharpness(config),
         "embedded": _embedded(config),
@@ -168,9 +169,9 @@ def _yarn(config: ModelConfig, group: Group) -> dict[str, float | None]:
 
 
 def _scores(group: Group) -> dict[str, float | None]:
-    attention, has_window = group.attention, any(stack.window is not None for stack in group.stacks)
+    attention, stack = group.attention, group.stacks[0]
     return {
         f"{group.prefix}SCALE": None if attention.scale is None else float(attention.scale),
-        f"{group.prefix}WINDOW": attention.window if has_window else None,
-        f"{group.prefix}WINDOW_FROM": (attention.window_from or None) if has_window else None,
+        f"{group.prefix}WINDOW": stack.window,
+        f"{group.prefix}WINDOW_FROM": stack.window_from or None,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from anyformer.blocks.position import frequencies
-from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, OtherLayers
 
 WIDTH = 120
 """Characters in a line."""
@@ -35,16 +35,17 @@ class Stack:
     layers: int
     is_decoder: bool
     has_relative_positions: bool
+    others: OtherLayers | None
 
     @property
     def window(self) -> int | None:
         """Window of the layers that have one; None: none has."""
-        return self.attention.window if self.attention.window_from < self.layers else None
+        return self.attention.window if self.others is None else self.others.window
 
     @property
     def window_from(self) -> int:
         """The first layer that has the window, where others have none; 0: all or none."""
-        return 0 if self.window is None else self.attention.window_from
+        return 0 if self.others is None else len(self.others.first)
 
     @property
     def has_mask(self) -> bool:
@@ -84,11 +85,11 @@ def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
     attention, feed_forward = config.attention, config.feed_forward
     relative = config.position.kind == "relative"
-    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative)
+    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative, config.other_layers)
     if config.encoder_layers:
         attention = config.decoder_attention or attention
         feed_forward = config.decoder_feed_forward or feed_forward
-    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative)
+    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative, config.other_layers)
     return [stack for stack in (encoder, decoder) if stack.layers]
 
 
@@ -102,6 +103,11 @@ def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Grou
 def layers_name(stack: Stack, both: bool) -> str:
     """The constant of a stack's number of layers, alone or where there are both."""
     return f"{stack.name.upper()}_LAYERS" if both else "LAYERS"
+
+
+def qk_norm_class(config: ModelConfig) -> str:
+    """The class of norms on queries and keys."""
+    return "OffsetRMSNorm" if config.norm.kind == "rms_offset" else "RMSNorm"
 
 
 def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
@@ -135,6 +141,7 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         docstring = f"{formula} in heads that share keys and values (Ainslie et al. 2023)."
     return {
         "config": attention,
+        "qk_norm": qk_norm_class(config) if attention.qk_norm == "head" else None,
         "name": f"{group.name}Attention",
         "docstring": docstring,
         "prefix": prefix,

@@ -17,7 +17,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
 from anyformer.families.rows import TRANSPOSE
-from anyformer.learn import require_own_blocks
+from anyformer.learn import require_defaults, require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, NORMS, POSITIONS, architecture
 from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH
 from anyformer.model import skeleton
@@ -68,10 +68,28 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**values)
 
 
+_NOT_WRITTEN = (
+    *("residual_scale", "embedding.scale", "other_layers.position", "other_layers.feed_forward"),
+    *("attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
+)
+"""Fields of the config that the templates do not know."""
+
+
 def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     """Values of the templates for a model. Raises UserError for one that a file can't show."""
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
+    require_defaults(config, _NOT_WRITTEN, "no standalone file can be made of yet")
+    attention, others = config.attention, config.other_layers
+    has_pattern = others is not None and ("o" in others.first or others.then != "o" or attention.window is not None)
+    unknown = {
+        "norm.placement": config.norm.placement not in ("pre", "post"),
+        "attention.qk_norm": attention.qk_norm == "width",
+        "other_layers": has_pattern,
+    }
+    for name, is_unknown in unknown.items():
+        if is_unknown:
+            raise UserError(f"This {name} is none that a standalone file can be made of yet.")
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
@@ -167,7 +185,7 @@ def _sources(config: ModelConfig) -> str:
         "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
         "Raffel et al. 2020 (relative positions)": config.position.kind == "relative",
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
-        "Jiang et al. 2023 (window)": attention.window is not None,
+        "Jiang et al. 2023 (window)": attention.window is not None or config.other_layers is not None,
         "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
         "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
         "Devlin et al. 2019 (masked language model)": config.is_encoder_only and head.kind == "language_model",
@@ -189,7 +207,7 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
     if family is own.FAMILY:
         return {"names": [], "tensors": {}, "prefix": "", "transposed": False}
     names = skeleton(config).state_dict()
-    table = family.table(names)
+    table = family.table(config, names)
     modules: dict[str, str] = {}
     tensors: dict[str, str] = {}
     transposed = False
