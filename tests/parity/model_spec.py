@@ -21,7 +21,8 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), "encoder"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert", "modernbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus"), "seq2seq"),
 }
 
@@ -79,7 +80,9 @@ class ModelSpec:
     @property
     def is_dynamic(self) -> bool:
         """Whether the rotary angles depend on the length of the text."""
-        return (self.options.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+        parameters: dict[str, Any] = self.options.get("rope_parameters") or {}
+        kinds = (parameters, *(each for each in parameters.values() if isinstance(each, dict)))
+        return any(each.get("rope_type") == "dynamic" for each in kinds)
 
     def neighbors(self) -> list[ModelSpec]:
         """This one and three whose rounding differs: luck may spare one model, but hardly all."""

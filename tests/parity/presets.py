@@ -19,6 +19,9 @@ def shrunk(name: str) -> ModelConfig:
         changes["attention.head_dim"] = 6 if attention.head_dim * attention.heads == big.d_model else 8
     if attention.window is not None:
         changes["attention.window"] = 5
+    if big.other_layers is not None:
+        # A pattern that three layers show.
+        changes["other_layers"] = {"first": "", "then": "o.", "window": big.other_layers.window and 5}
     layers = {"encoder_layers": 2, "decoder_layers": 3}
     changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
     changes["special_tokens"] = SpecialTokens(

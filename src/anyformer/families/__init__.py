@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import bart, bert, gemma, gpt2, llama, opt, own, t5
+from anyformer.families import bart, bert, gemma, gpt2, llama, olmo, opt, own, smollm3, t5
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
@@ -20,6 +20,8 @@ FAMILIES: dict[str, Family] = {
         opt.FAMILY,
         *llama.FAMILIES,
         *gemma.FAMILIES,
+        *olmo.FAMILIES,
+        smollm3.FAMILY,
         *bert.FAMILIES,
         *t5.FAMILIES,
         *bart.FAMILIES,
@@ -124,6 +126,10 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
 
 def canonical(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
+    if (others := config.other_layers) is not None:
+        layers = max(config.encoder_layers, config.decoder_layers)
+        first = "".join(".o"[layer in others] for layer in range(layers))
+        config = replace(config, other_layers=replace(others, first=first, then="o"))
     return replace(
         complete(config),
         # Which row learns nothing from being read matters to training alone, unless positions skip that token.
