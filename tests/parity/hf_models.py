@@ -300,6 +300,33 @@ def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return ModelSpec("modernbert", architecture, options, draw(_SEEDS))
 
 
+_EXPERTS = {
+    "num_local_experts": st.integers(2, 5),
+    "num_experts_per_tok": st.integers(1, 2),
+    "router_aux_loss_coef": st.sampled_from((0.001, 0.02)),
+}
+
+
+def mixtral(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Mixtral: Mistral with experts."""
+    # Without a width of heads of its own, transformers has only rotary positions that aren't scaled.
+    more = {"sliding_window": st.none() | st.integers(1, 12), "head_dim": st.sampled_from((4, 6, 10))}
+    return rotary("mixtral", architecture, **more, **_EXPERTS)
+
+
+def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Qwen3-MoE: a window in all layers or none, experts whose weights sum to 1 or not."""
+    more = {
+        "use_sliding_window": st.booleans(),
+        "sliding_window": st.integers(1, 12),
+        "head_dim": st.sampled_from((4, 6, 10)),
+        "attention_bias": st.booleans(),
+        "moe_intermediate_size": _WIDTHS,
+        "norm_topk_prob": st.booleans(),
+    }
+    return rotary("qwen3_moe", architecture, **more, **_EXPERTS)
+
+
 @st.composite
 def bert(draw: st.DrawFn, architecture: str, family: str = "bert", pad: int = 0) -> ModelSpec:
     """BERT (or RoBERTa) with each of its heads."""
@@ -332,6 +359,37 @@ def roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
 def xlm_roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """XLM-R: RoBERTa."""
     return draw(bert(architecture, "xlm-roberta", pad=draw(st.sampled_from((1, 0, 3)))))
+
+
+@st.composite
+def electra(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ELECTRA: BERT whose embeddings may be narrow, and the head that tells replaced tokens."""
+    drawn = draw(bert(architecture, "electra", pad=draw(st.sampled_from((0, 3)))))
+    drawn.options["embedding_size"] = draw(st.sampled_from((9, 12, drawn.options["hidden_size"])))
+    return drawn
+
+
+@st.composite
+def albert(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ALBERT: layers that share their weights, all or some in a row."""
+    drawn = draw(bert(architecture, "albert", pad=draw(st.sampled_from((0, 3)))))
+    groups = draw(st.sampled_from((1, 1, 2)))
+    options = {
+        "embedding_size": draw(st.sampled_from((9, 12, drawn.options["hidden_size"]))),
+        "num_hidden_groups": groups,
+        "num_hidden_layers": groups * draw(st.integers(1, 3)),
+        "classifier_dropout_prob": draw(_RATES),
+    }
+    drawn.options.update(options)
+    return drawn
+
+
+@st.composite
+def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """MPNet: RoBERTa without segments, and a bias of distances."""
+    drawn = draw(bert(architecture, "mpnet", pad=1))
+    del drawn.options["type_vocab_size"]
+    return drawn
 
 
 @st.composite
@@ -457,6 +515,18 @@ def pegasus(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return ModelSpec("pegasus", architecture, options, draw(_SEEDS))
 
 
+@st.composite
+def m2m_100(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """M2M-100 and NLLB, whose positions skip padding."""
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        **_columns(draw),
+        "pad_token_id": draw(st.sampled_from((1, 0, 3))),
+        "eos_token_id": 2,
+    }
+    return ModelSpec("m2m_100", architecture, options, draw(_SEEDS))
+
+
 FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "gpt2": gpt2,
     "opt": opt,
@@ -471,9 +541,14 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "olmo3": olmo3,
     "smollm3": smollm3,
     "modernbert": modernbert,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
+    "electra": electra,
+    "albert": albert,
+    "mpnet": mpnet,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
@@ -481,12 +556,14 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "bart": bart,
     "mbart": mbart,
     "pegasus": pegasus,
+    "m2m_100": m2m_100,
 }
 """Draws a model of one of the family's architectures."""
 
 _ENCODER_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+_BARE_AND_CLASSIFIERS = ("Model", *_CLASSIFIERS)
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": "gpt2",
@@ -507,6 +584,8 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": "gemma3_text",
     "Gemma3TextModel": "gemma3_text",
     "Gemma3TextForSequenceClassification": "gemma3_text",
+    **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{
         f"{name}{head}": name.lower()
         for name in ("Gemma2", "SmolLM3", "Olmo2", "Olmo3")
@@ -521,6 +600,9 @@ ARCHITECTURES = {
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
+    **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
+    **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
+    **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",
@@ -534,6 +616,8 @@ ARCHITECTURES = {
     "MBartModel": "mbart",
     "PegasusForConditionalGeneration": "pegasus",
     "PegasusModel": "pegasus",
+    "M2M100ForConditionalGeneration": "m2m_100",
+    "M2M100Model": "m2m_100",
 }
 """Every class that can be loaded, and its family."""
 
@@ -544,7 +628,7 @@ SEQ2SEQ = [name for name, kind in _OTHERS.items() if kind == "seq2seq"]
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
-_ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3")
+_ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3", "mixtral", "qwen3_moe")
 ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _ROTARY]
 """Those with rotary positions."""
 

@@ -75,6 +75,7 @@ MODELS = [
     _model("mistral", "MistralForCausalLM", {**_ROTARY, "sliding_window": 7}, 3),
     _model("qwen2", "Qwen2ForCausalLM", _ROTARY, 4),
     _model("qwen3", "Qwen3ForCausalLM", {**_ROTARY, "head_dim": 10}, 5),
+    _model("mixtral", "MixtralForCausalLM", {**_ROTARY, "num_local_experts": 4, "router_aux_loss_coef": 0.02}, 16),
     _model("bert", "BertForMaskedLM", _ENCODER, 6),
     _model("roberta", "RobertaForMaskedLM", {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 64}, 7),
     _model("distilbert", "DistilBertForMaskedLM", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, 8),
@@ -141,6 +142,7 @@ def _curves(drawn: ModelSpec, rate: float, dtype: torch.dtype = torch.float32) -
     ours = ours_of(theirs).to(dtype)
     ours.train()
     theirs.train()
+    theirs.config.output_router_logits = True  # the loss of a mixture of experts has its balance loss then
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
     curves: tuple[list[float], list[float]] = ([], [])
     for step in range(STEPS):

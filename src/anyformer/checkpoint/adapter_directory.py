@@ -162,9 +162,9 @@ def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list
     pairs: list[tuple[nn.Parameter, Tensor]] = []
     for name, tensor in stored.others.items():
         row = table.get(prefix + name)
-        if row is None:
+        if row is None or row.part is not None:  # one of several experts that we have in one weight
             raise UserError(f"{path}: this model has no weight {cut(name)}: the adapter was made for another model.")
-        shape = row.operation.write([own[ours].to("meta") for ours in row.ours]).shape
+        shape = row.write({ours: own[ours].to("meta") for ours in row.ours}).shape
         check_dtype(path, name, tensor)
         if tensor.shape != shape:
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, which does not fit {list(shape)}.")

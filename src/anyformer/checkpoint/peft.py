@@ -133,7 +133,7 @@ def files(
         bias = part == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
         if not row.alias and (config.saves(module) or bias):
             layer = f"{module}.base_layer" if bias and module in adapted else module
-            tensors[f"{_PREFIX}{layer}.{part}"] = row.operation.write([own[ours].detach() for ours in row.ours])
+            tensors[f"{_PREFIX}{layer}.{part}"] = row.write({ours: own[ours].detach() for ours in row.ours})
     raw = _to_json(model, config, base)
     if config.target_modules == "all-linear":
         raw["target_modules"] = _shortest_names(adapted, targets(model))

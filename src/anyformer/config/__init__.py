@@ -13,6 +13,7 @@ imports no torch, so that the command line can show, compare and check configs a
 """
 
 from anyformer.config.block import AttentionConfig as AttentionConfig
+from anyformer.config.block import ExpertsConfig as ExpertsConfig
 from anyformer.config.block import FeedForwardConfig as FeedForwardConfig
 from anyformer.config.block import NormConfig as NormConfig
 from anyformer.config.block import OtherLayers as OtherLayers

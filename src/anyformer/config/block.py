@@ -55,6 +55,29 @@ class AttentionConfig(Checked, part="attention"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(Checked, part="feed_forward.experts"):
+    """A mixture of experts (Shazeer et al. 2017): several feed-forward networks, of which a router chooses some for
+    each token::
+
+        y = sum of p[e] * network[e](x) over the largest p,  p = softmax(router(x))
+    """
+
+    count: Annotated[int, Rule(lambda number: 2 <= number <= 10_000, "must lie in [2, 10,000]")]
+    """Networks, each as wide as `feed_forward.width`."""
+    used: Count
+    """Networks that each token is computed by."""
+    normalized: bool = True
+    """The weights of the chosen networks sum to 1 (Mixtral; without it OLMoE)."""
+    balance: Annotated[float, Rule(lambda number: 0 <= number <= 100, "must lie in [0, 100]")] = 0.0
+    """Factor of the load-balancing loss that is added in training (Fedus et al. 2021, equation 4)."""
+
+    @override
+    def _faults(self) -> Iterator[str]:
+        if self.used > self.count:
+            yield f"used: {self.used} of {self.count} experts can't be chosen"
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeedForwardConfig(Checked, part="feed_forward"):
     """The feed-forward block: ``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer 2020)."""
 
@@ -65,6 +88,13 @@ class FeedForwardConfig(Checked, part="feed_forward"):
     bias: bool = True
     dropout: Rate = 0.0
     """Dropout on the inner activations."""
+    experts: ExpertsConfig | None = None
+    """None: one network for all tokens."""
+
+    @override
+    def _faults(self) -> Iterator[str]:
+        if self.experts is not None and self.bias:
+            yield "bias: networks of a mixture of experts have none"
 
 
 @dataclass(frozen=True, kw_only=True)

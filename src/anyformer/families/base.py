@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from operator import attrgetter
+from functools import cached_property, reduce
 from typing import Any, TypeVar, cast
 
 from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig
@@ -224,12 +223,9 @@ class Family:
             )
         return self.architectures[name]
 
-    def architecture(self, config: ModelConfig) -> str:
-        """The class name for this config's head."""
-        for name, kind in self.architectures.items():
-            if kind == config.head.kind:
-                return name
-        raise UserError(f"Model type {self.model_type!r} has no architecture with the head {config.head.kind!r}.")
+    def architectures_of(self, kind: HeadKind) -> list[str]:
+        """The class names for a head, the usual one first."""
+        return [name for name, own in self.architectures.items() if own == kind]
 
 
 def read_fields(raw: Raw, fields: Fields) -> Values:
@@ -254,7 +250,8 @@ def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     written: dict[str, Any] = {}
     for theirs, (ours, _) in fields.items():
         name = ours.split()[0]
-        value: Any = attrgetter(name)(config)
+        # A part that the model lacks, such as experts, has no fields.
+        value: Any = reduce(lambda part, each: getattr(part, each, None), name.split("."), config)
         if name.endswith(".activation"):
             value = write_activation(value)
         elif name == "special_tokens.eos":

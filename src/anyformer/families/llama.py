@@ -171,7 +171,7 @@ _SMOLLM2 = {
 }
 # What `anyformer train` trains when nothing else is asked for: in two minutes on two cores, many steps of a small model
 # teach more than few of a wide one. It starts at 1 / sqrt(d_model); 0.02 is made for wide models.
-_NANO = {
+NANO = {
     "vocab_size": 2048,
     "max_position_embeddings": 128,
     "initializer_range": 0.09,
@@ -218,7 +218,7 @@ LLAMA = Family(
         "llama-2-7b": _sizes(4096, 32, 32, 11008, max_position_embeddings=4096, rms_norm_eps=1e-5),
         "tinyllama-1.1b": _sizes(2048, 22, 32, 5632, num_key_value_heads=4, rms_norm_eps=1e-5),
         "smollm2-135m": _sizes(576, 30, 9, 1536, **_SMOLLM2),
-        "llama-nano": _sizes(128, 4, 4, 384, **_NANO),
+        "llama-nano": _sizes(128, 4, 4, 384, **NANO),
     },
 )
 _MISTRAL = replace(

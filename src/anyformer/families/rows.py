@@ -47,6 +47,21 @@ ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0]
 """A vector stored as a matrix of one row."""
 
 
+def stacked(count: int) -> Operation:
+    """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side."""
+
+    def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
+        stacks = tensor.chunk(parts, dim=1) if len(tensor) == count and tensor.dim() == 3 else ()
+        return [stack.flatten(0, 1).contiguous() for stack in stacks]
+
+    def write(tensors: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
+
+    return Operation(read, write)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table."""
@@ -58,6 +73,16 @@ class Row:
     """A second name of a tensor that has a row of its own: read if that is missing, compared if not, never written."""
     requires: tuple[str, ...] = ()
     """The row applies only to models that have these weights of ours as well."""
+    part: tuple[int, int] | None = None
+    """Of ours it is one of several equal parts, one below another: its number and theirs. None: all of it."""
+
+    def write(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The tensor on disk, from our weights by name."""
+        tensors = [state[name] for name in self.ours]
+        if self.part is not None:
+            number, count = self.part
+            tensors = [tensor.unflatten(0, (count, -1))[number] for tensor in tensors]
+        return self.operation.write(tensors)
 
 
 def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, requires: str | None = None) -> Row:
@@ -84,6 +109,15 @@ def linears(theirs: str, ours: str, layers: Mapping[str, str]) -> list[Row]:
     return [line for name, our in layers.items() for line in linear(theirs + name, ours + our)]
 
 
+def experts(theirs: str, layers: Mapping[str, str], prefix: str, count: int) -> list[Row]:
+    """The rows of experts that have a matrix each on disk: ``{e}`` stands for an expert, ``{name}`` for a matrix."""
+    return [
+        Row(theirs.format(i="{i}", e=expert, name=name), (f"{prefix}{our}.weight",), part=(expert, count))
+        for name, our in layers.items()
+        for expert in range(count)
+    ]
+
+
 def tied(theirs: str) -> list[Row]:
     """A language-model head of its own, or a second name of the token table."""
     name = f"{theirs}.weight"
@@ -101,7 +135,7 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     Raises:
         UserError: one of our names has no row, so the family's format can't hold it.
     """
-    names, claimed = set(ours), set[str]()
+    names, claimed = set(ours), set[tuple[str, object]]()
     layers = 1 + max((int(n) for name in names for n in re.findall(r"\.blocks\.(\d+)\.", name)), default=-1)
     table: dict[str, Row] = {}
     for line in rows:
@@ -110,10 +144,12 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
             required = (name.replace("{i}", layer) for name in line.requires)
             if theirs in table or not names.issuperset((*held, *required)):
                 continue
-            if line.alias or claimed.isdisjoint(held):
+            parts = {(name, line.part) for name in held}
+            if line.alias or claimed.isdisjoint(parts):
                 table[theirs] = replace(line, theirs=theirs, ours=tuple(held), requires=())
-                claimed.update(() if line.alias else held)
+                claimed.update(() if line.alias else parts)
+    placed = {name for name, _ in claimed}
     for name in ours:
-        if name not in claimed:
+        if name not in placed:
             raise UserError(f"This model type has no place for the weight {name}.")
     return table
