@@ -6,6 +6,7 @@
 #pragma once
 #include <type_traits>
 
+#include "elementwise.h"
 #include "simd.h"
 #include "amx.h"
 
@@ -68,8 +69,13 @@ class PrefillAttention {
     typedef std::conditional_t<BF16, BFloat16, float> Element;
 
    public:
-    PrefillAttention(float* memory, const Query* queries, int64_t num_queries, int64_t head_dim, float scale)
-        : queries(queries), num_queries(num_queries), head_dim(head_dim), padded_dim(padded(head_dim)) {
+    PrefillAttention(float* memory, const Query* queries, int64_t num_queries, int64_t head_dim, float scale,
+                     float softcap)
+        : queries(queries),
+          num_queries(num_queries),
+          head_dim(head_dim),
+          padded_dim(padded(head_dim)),
+          softcap(softcap) {
         query_t = memory;
         out_t = query_t + QUERY_BLOCK * padded_dim;
         keys = out_t + QUERY_BLOCK * padded_dim;
@@ -133,6 +139,7 @@ class PrefillAttention {
 
     const Query* queries;
     const int64_t num_queries, head_dim, padded_dim;
+    const float softcap;
     float *query_t, *out_t, *keys, *values, *scores;
     alignas(64) int32_t first[WIDTH], end[WIDTH];
     FloatVec maxima[VECTORS], sums[VECTORS];
@@ -154,6 +161,8 @@ class PrefillAttention {
                 store(to + i, BF16 ? to_bf16_pairs(load_part(one, i), load_part(two, i)) : load_part(one, i));
         }
         compute_scores(padded_keys);
+        for (int64_t i = 0; softcap > 0.0f && i < padded_keys * WIDTH; i += LANES)
+            store(scores + i, soft_capped(load(scores + i), softcap));
         apply_mask(begin, num_keys, padded_keys, mask);
         FloatVec factor[VECTORS];
         softmax(padded_keys, factor);
