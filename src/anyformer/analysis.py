@@ -1,11 +1,9 @@
 """Costs of a model: parameters, arithmetic and memory of each of its parts."""
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
-from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.linear import GroupedLinear
 from anyformer.blocks.stack import Stack
@@ -51,7 +49,7 @@ def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
 
 
 def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
-    blocks = cast("list[TransformerBlock]", list(stack.blocks))
+    blocks = stack.layers
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
     norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
@@ -65,6 +63,7 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
         part("n-grams", 1, embedding.ngrams),
         # with the segment vectors and the norm of the embeddings, where there are any
         part("positions", 1, stack.position, embedding.segments, embedding.norm),
+        part("projection", 1, embedding.projection),
         part("attention", len(blocks), *attention, scores=4 * width * attended),
         part("cross-attention", len(blocks), *cross, scores=4 * width * context * len(cross)),
         part("feed-forward", len(blocks), *(block.feed_forward for block in blocks)),
@@ -73,7 +72,8 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
 
 
 def _parameters(*modules: nn.Module | None) -> int:
-    return sum(weight.numel() for module in modules if module is not None for weight in module.parameters())
+    own = {id(weight): weight for module in modules if module is not None for weight in module.parameters()}
+    return sum(weight.numel() for weight in own.values())
 
 
 def _matmul_flops(*modules: nn.Module | None) -> int:
@@ -135,7 +135,7 @@ def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, pre
         decoder = sum(flops for name, flops in costs.items() if name.startswith("decoder") and name != cross_attention)
         stack = skeleton(config).decoder
         assert stack is not None
-        blocks = [block.cross_attention for block in cast("list[TransformerBlock]", list(stack.blocks))]
+        blocks = [block.cross_attention for block in stack.layers]
         memory = sum(_matmul_flops(block.key, block.value) for block in blocks if block is not None)
         forward = (encoder + memory) * source + (decoder + of_source[cross_attention] - memory) * tokens
     return 3 * (rows * forward + head * (rows * tokens if predicted is None else predicted))

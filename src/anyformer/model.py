@@ -82,7 +82,8 @@ class Transformer(nn.Module):
         self.pooler = Pooler(head, d_model) if head.pooler or head.kind == "classification" else None
         self.head: LanguageModelHead | Classifier | None = None
         if head.kind == "language_model":
-            self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=config.embedding.tied)
+            tied, width = config.embedding.tied, config.embedding.width
+            self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=tied, width=width)
         elif head.kind in ("classification", "token_classification"):
             self.head = Classifier(head, d_model)
         if initialize:
@@ -202,7 +203,7 @@ class Transformer(nn.Module):
         """An empty cache for a batch of sequences of at most `capacity` tokens, on the model's device, in its dtype."""
         if self.decoder is None:
             raise ValueError("only a decoder reads token by token")
-        layers, kv_heads, head_dim = len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.head_dim
+        layers, kv_heads, head_dim = len(self.decoder.layers), self.decoder.kv_heads, self.decoder.head_dim
         sizes = {"layers": layers, "batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
         return KeyValueCache(**sizes, device=self.device, dtype=self.dtype)
 

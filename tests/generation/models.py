@@ -110,6 +110,13 @@ WRITERS = {
         embedding=EmbeddingConfig(scaled=True),
         head=HeadConfig(bias="fixed"),
     ),
+    # They write the token that is no position.
+    "skipping": config(position=PositionConfig(offset=5, skip_padding=True), embedding=EmbeddingConfig(padding=4)),
+    "skipping both": config(
+        **BOTH,
+        position=PositionConfig(kind="sinusoidal", layout="fairseq", offset=5, skip_padding=True),
+        embedding=EmbeddingConfig(scaled=True, padding=4),
+    ),
     "learned both": config(
         **BOTH,
         position=PositionConfig(kind="learned", offset=2),

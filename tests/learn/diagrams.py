@@ -41,7 +41,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "feed_forward.gated": (False, True),
     "feed_forward.bias": (False, True),
     "position.kind": ("none", "sinusoidal", "learned", "rotary", "relative"),
-    "position.layout": ("interleaved", "halves"),
+    "position.layout": ("interleaved", "halves", "fairseq"),
     "position.offset": (0, 3),
     "position.theta": (10_000.0, 1e6),
     "position.scaling": (None, {"kind": "linear", "factor": 2.0}),

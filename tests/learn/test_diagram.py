@@ -87,7 +87,9 @@ def test_each_block_is_there_with_its_count_and_its_cost(config: ModelConfig) ->
             assert (cost_text(costs[f"{stack} {part}"]) in words) if count else ("parameters" not in words)
             if count:
                 (layers,) = drawing.at(f"{stack}.layers")
-                assert layers.text == f"× {count} layer{'s' * (count > 1)}"
+                number = getattr(config, f"{stack}_layers")
+                words = f" layer{'s' * (number > 1)}" if number == count else f", {count} block{'s' * (count > 1)}"
+                assert layers.text == f"× {number}{words}"
     whole = PartCost("", 1, sum(cost.parameters for cost in costs.values()), 0)
     assert cost_text(whole).removesuffix(" parameters") in drawing.words("text")
 
@@ -102,10 +104,13 @@ def test_the_costs_that_are_drawn_are_all_that_there_are(config: ModelConfig) ->
         norms = costs.pop(f"{stack} norms", None)
         assert not added or f"added: {added}" in words
         assert norms is None or f"norms: {cost_text(norms)}" in words
+        projection = costs.pop(f"{stack} projection", None)
+        assert projection is None or f"projection: {cost_text(projection)}" in words
     tables = [config.vocab_size, *([config.source_vocab_size] if config.source_vocab_size else [])]
-    assert costs.pop("token embedding").parameters == sum(tables) * config.d_model
+    width = config.embedding.width or config.d_model
+    assert costs.pop("token embedding").parameters == sum(tables) * width
     for rows in tables:
-        assert cost_text(PartCost("", 1, rows * config.d_model, 0)) in words
+        assert cost_text(PartCost("", 1, rows * width, 0)) in words
     assert all(cost_text(cost) in words for cost in costs.values())
 
 
@@ -225,7 +230,7 @@ PLACES = {
     "gpt2:norm.placement=post": r"decoder\.(attention|feed-forward)\.(before|after)|decoder\.final_norm",
     "llama:attention.kv_heads=32": r"decoder\.attention\.kv_heads",
     "llama:attention.window=64": r"decoder\.attention\.mask",
-    "llama:attention.qk_norm=true": r"decoder\.attention\.qk_norm",
+    "llama:attention.qk_norm=head": r"decoder\.attention\.qk_norm",
     "llama:embedding.tied=false": r"head\.tied",
     "llama:feed_forward.gated=false": r"decoder\.feed-forward\.gated",
     "gpt2:position.kind=relative": r"decoder\.position|decoder\.attention\.(position|reach)",

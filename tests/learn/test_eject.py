@@ -120,9 +120,11 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
     both = layers[0] > 0 and layers[1] > 0
     padding = draw(st.sampled_from([None, 1]))
-    skips = kind == "learned" and padding is not None and layers[1] == 0 and draw(flag)
+    layout = draw(st.sampled_from(["interleaved", "halves", "fairseq"]))
+    can_skip = kind == "learned" or (kind, layout) == ("sinusoidal", "fairseq")
+    skips = can_skip and padding is not None and draw(flag)
     head = draw(st.sampled_from(["none", "language_model", "language_model", "classification", "token_classification"]))
-    writes = head == "language_model"
+    writes, several = head == "language_model", "multi_label_classification"
     config: dict[str, Any] = {
         "vocab_size": VOCAB,
         "d_model": heads * 8,
@@ -133,7 +135,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "feed_forward": feed_forward(),
         "position": {
             "kind": kind,
-            "layout": draw(st.sampled_from(["interleaved", "halves"])),
+            "layout": layout,
             "offset": draw(st.integers(1, 2)) if skips else draw(st.integers(0, 2)),
             "skip_padding": skips,
             "theta": draw(st.sampled_from([10_000.0, 500.0])),
@@ -159,7 +161,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         },
         "head": {
             "kind": head,
-            "transform": draw(st.sampled_from([None, "gelu"])) if writes else None,
+            "transform": draw(st.sampled_from([None, "gelu"])) if writes or head == "token_classification" else None,
+            "problem_type": draw(st.sampled_from([None, several])) if head == "token_classification" else None,
             "bias": draw(st.sampled_from(["none", "learned", "fixed"])) if writes else "none",
             "scaled": draw(flag) if writes else False,
             "pooling": draw(st.sampled_from(["first", "last"])) if layers[1] == 0 else "last",
@@ -179,6 +182,13 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         config["decoder_attention"] = draw(st.sampled_from([None, attention()]))
         config["decoder_feed_forward"] = draw(st.sampled_from([None, feed_forward()]))
         config["source_vocab_size"] = draw(st.sampled_from([None, SOURCE_VOCAB]))
+    if not layers[1]:
+        config["position"]["relative_bias"] = kind == "learned" and draw(flag)
+        config["distinct_layers"] = (
+            None if config["attention"]["scale_by_layer"] else draw(st.sampled_from([None, 1, 2]))
+        )
+        if config["head"]["transform"] is not None or not writes:
+            config["embedding"]["width"] = draw(st.sampled_from([None, 12]))
     return ModelConfig.from_dict(config)
 
 

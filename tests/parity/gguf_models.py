@@ -19,6 +19,10 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralForCausalLM", {"hidden_act": "silu"}),
     "qwen2": ("Qwen2ForCausalLM", {"hidden_act": "silu"}),
     "qwen3": ("Qwen3ForCausalLM", {"hidden_act": "silu", "attention_bias": False}),
+    "gemma": (
+        "GemmaForCausalLM",
+        {"hidden_act": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True},
+    ),
     "bert": ("BertModel", {"hidden_act": "gelu"}),
     "distilbert": ("DistilBertModel", {"activation": "gelu"}),
     "t5": ("T5ForConditionalGeneration", {"relative_attention_max_distance": 128, "num_decoder_layers": None}),

@@ -255,6 +255,37 @@ def xlm_roberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def electra(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ELECTRA: BERT whose embeddings may be narrow, and the head that tells replaced tokens."""
+    drawn = draw(bert(architecture, "electra", pad=draw(st.sampled_from((0, 3)))))
+    drawn.options["embedding_size"] = draw(st.sampled_from((9, 12, drawn.options["hidden_size"])))
+    return drawn
+
+
+@st.composite
+def albert(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ALBERT: layers that share their weights, all or some in a row."""
+    drawn = draw(bert(architecture, "albert", pad=draw(st.sampled_from((0, 3)))))
+    groups = draw(st.sampled_from((1, 1, 2)))
+    options = {
+        "embedding_size": draw(st.sampled_from((9, 12, drawn.options["hidden_size"]))),
+        "num_hidden_groups": groups,
+        "num_hidden_layers": groups * draw(st.integers(1, 3)),
+        "classifier_dropout_prob": draw(_RATES),
+    }
+    drawn.options.update(options)
+    return drawn
+
+
+@st.composite
+def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """MPNet: RoBERTa without segments, and a bias of distances."""
+    drawn = draw(bert(architecture, "mpnet", pad=1))
+    del drawn.options["type_vocab_size"]
+    return drawn
+
+
+@st.composite
 def distilbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """DistilBERT: BERT without segments and pooler."""
     heads = draw(st.integers(1, 4))
@@ -377,6 +408,18 @@ def pegasus(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return ModelSpec("pegasus", architecture, options, draw(_SEEDS))
 
 
+@st.composite
+def m2m_100(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """M2M-100 and NLLB, whose positions skip padding."""
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        **_columns(draw),
+        "pad_token_id": draw(st.sampled_from((1, 0, 3))),
+        "eos_token_id": 2,
+    }
+    return ModelSpec("m2m_100", architecture, options, draw(_SEEDS))
+
+
 FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "gpt2": gpt2,
     "opt": opt,
@@ -390,6 +433,9 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
+    "electra": electra,
+    "albert": albert,
+    "mpnet": mpnet,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
@@ -397,6 +443,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "bart": bart,
     "mbart": mbart,
     "pegasus": pegasus,
+    "m2m_100": m2m_100,
 }
 """Draws a model of one of the family's architectures."""
 
@@ -432,6 +479,9 @@ ARCHITECTURES = {
     **{f"Bert{head}": "bert" for head in _ENCODER_HEADS},
     **{f"Roberta{head}": "roberta" for head in _ENCODER_HEADS},
     **{f"XLMRoberta{head}": "xlm-roberta" for head in _ENCODER_HEADS},
+    **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
+    **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
+    **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",
@@ -445,6 +495,8 @@ ARCHITECTURES = {
     "MBartModel": "mbart",
     "PegasusForConditionalGeneration": "pegasus",
     "PegasusModel": "pegasus",
+    "M2M100ForConditionalGeneration": "m2m_100",
+    "M2M100Model": "m2m_100",
 }
 """Every class that can be loaded, and its family."""
 

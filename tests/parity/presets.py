@@ -21,11 +21,11 @@ def shrunk(name: str) -> ModelConfig:
         changes["attention.window"] = 5
     layers = {"encoder_layers": 2, "decoder_layers": 3}
     changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
+    # Positions that skip padding are counted from its id.
+    pad = 1 if big.position.skip_padding else 0
     changes["special_tokens"] = SpecialTokens(
-        bos=1, eos=(2,), pad=0, decoder_start=0 if big.is_encoder_decoder else None
+        bos=1 - pad, eos=(2,), pad=pad, decoder_start=0 if big.is_encoder_decoder else None
     )
     if big.embedding.padding is not None:
-        changes["embedding.padding"] = 0
-        if big.position.skip_padding:
-            changes["position.offset"] = 1
+        changes["embedding.padding"] = pad
     return big.replace(**changes)

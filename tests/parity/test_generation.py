@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 import anyformer as af
 from tests.parity import hf_models
-from tests.parity.conversion import ours_of
+from tests.parity.conversion import caches_rightly, ours_of
 from tests.parity.model_spec import ModelSpec, ragged
 from tests.parity.padding import draw_filler, draw_rows, pad
 
@@ -32,8 +32,7 @@ def _endless(drawn: ModelSpec) -> Any:
 
 
 def _their_greedy(theirs: Any, row: Tensor, **settings: Any) -> Tensor:
-    # transformers makes a T5 decoder's cache as deep as the encoder.
-    if getattr(theirs.config, "num_decoder_layers", 0) > theirs.config.num_hidden_layers:
+    if not caches_rightly(theirs):
         settings["use_cache"] = False
     ids = theirs.generate(row[None], attention_mask=torch.ones_like(row[None]), do_sample=False, **settings)[0]
     return ids[1:] if theirs.config.is_encoder_decoder else ids[len(row) :]

@@ -217,8 +217,8 @@ def _sentencepiece(kind: str, **options: Any) -> bytes:
     return model.getvalue()
 
 
-def _sentence_bpe() -> af.Tokenizer:
-    """LLaMA 2's kind: SentencePiece's scores as merges, bytes for what is unknown."""
+def _sentence_bpe(*, prefixed: bool = True) -> af.Tokenizer:
+    """LLaMA 2's kind: SentencePiece's scores as merges, bytes for what is unknown; Gemma's puts no space first."""
     options = {"vocab_size": 500, "byte_fallback": True, "normalization_rule_name": "identity"}
     content = _sentencepiece("bpe", remove_extra_whitespaces=False, **options)
     from sentencepiece import sentencepiece_model_pb2
@@ -236,6 +236,9 @@ def _sentence_bpe() -> af.Tokenizer:
     pairs = [(left, right) for *_, left, right in merges]
     backend = tokenizers.Tokenizer(models.BPE(ids, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if not prefixed:
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = [AddedToken(token, normalized=False, special=True) for token in ("<unk>", "<s>", "</s>")]
     backend.add_special_tokens(special)
@@ -257,6 +260,7 @@ TOKENIZERS = {
     **{cut.name: (lambda i=i: _byte_bpe(i), "llama") for i, cut in enumerate(PRETOKENIZERS) if not cut.composes},
     "ours, bytes": (lambda: af.Tokenizer.train(CORPUS, "bpe:400"), "llama"),
     "SentencePiece's BPE": (_sentence_bpe, "llama"),
+    "Gemma's BPE": (lambda: _sentence_bpe(prefixed=False), "llama"),
     "WordPiece": (lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked"), "bert"),
     "lower-case WordPiece": (
         lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked", lowercase=True),

@@ -1,7 +1,6 @@
 """The transformer block that every family is made of."""
 
 from collections.abc import Callable
-from functools import partial
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -99,17 +98,13 @@ class TransformerBlock(nn.Module):
         def attend(states: Tensor) -> Tensor:
             return self.attention(select(states, query_index), states, mask=mask, rotation=rotation, cache=cache)
 
-        cross = self.cross_attention
-        encoder_kv = None if cross is None else _encoder_kv(cross, encoder_states, cache)
         if self.is_parallel:
-            states = self.attention_norm(x)
-            attended, x = attend(states), select(x, query_index)
-            read = select(states, query_index) if self.shares_norm else self.feed_forward_norm(x)
-            return x + self._scaled(attended) + self._scaled(self.feed_forward(read))
+            return self._add_parallel(x, attend, query_index)
         x = self._add(x, attend, self.attention_norm, self.attention_output_norm, query_index)
-        if cross is not None:
-            attend_to_source = partial(cross, states=encoder_kv, mask=source_mask)
-            x = self._add(x, attend_to_source, self.cross_attention_norm, self.cross_attention_output_norm)
+        if (cross := self.cross_attention) is not None:
+            encoder_kv = _encoder_kv(cross, encoder_states, cache)
+            norms = self.cross_attention_norm, self.cross_attention_output_norm
+            x = self._add(x, lambda states: cross(states, encoder_kv, mask=source_mask), *norms)
         return self._add(x, self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm)
 
     def _add(
@@ -124,6 +119,15 @@ class TransformerBlock(nn.Module):
         states = x if self.post_norm else norm(x)
         x = select(x, query_index) + self._scaled(output_norm(f(states)))
         return norm(x) if self.post_norm else x
+
+    def _add_parallel(
+        self, x: Tensor, attend: Callable[[Tensor], Tensor], query_index: Tensor | None
+    ) -> Float[Tensor, "#batch queries d_model"]:
+        """``x + attend(norm1(x)) + feed_forward(norm2(x))``, where both norms may be one."""
+        states = self.attention_norm(x)
+        attended, x = attend(states), select(x, query_index)
+        states = select(states, query_index) if self.shares_norm else self.feed_forward_norm(x)
+        return x + self._scaled(attended) + self._scaled(self.feed_forward(states))
 
     def _scaled(self, x: Tensor) -> Tensor:
         """The output of a part of the block as it is added to the stream."""

@@ -4,7 +4,7 @@ A positional encoding acts in one of three ways::
 
     embed      a vector added to the token's embedding      sinusoidal, learned
     rotation   a rotation of every query and key            rotary
-    bias       a number added to every attention score      relative
+    bias       a number added to every attention score      relative, and learned where it is asked for
 
 A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSITIONS`.
 """
@@ -70,7 +70,8 @@ class Rotation(NamedTuple):
 class PositionSize(NamedTuple):
     """The sizes that positions depend on."""
 
-    d_model: int
+    width: int
+    """Width of the vectors that positions are added to."""
     heads: int
     """Query heads."""
     head_dim: int
@@ -81,14 +82,14 @@ class PositionSize(NamedTuple):
 
 
 class PositionalEncoding(nn.Module):
-    """No position at all; subclasses override one of the three methods."""
+    """No position at all; subclasses override the methods by which they act."""
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__()
         self.config = config
         self.size = size
 
-    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"] | None:
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"] | None:
         """Vectors added to the embeddings; position -1 marks a token that does not count."""
         return None
 
@@ -106,31 +107,28 @@ class PositionalEncoding(nn.Module):
 class SinusoidalPosition(PositionalEncoding):
     """``PE(pos, 2i) = sin(pos / 10000^(2i/d))``, ``PE(pos, 2i+1) = cos(same)`` (Vaswani et al. 2017, section 3.5).
 
-    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first.
+    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first. So does
+    fairseq, with ``10000^(i/(d/2 - 1))``, positions from `offset` on, and zeros for tokens that do not count.
     """
 
-    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
-        """Sines and cosines, computed in float64 since an angle can be thousands of radians."""
-        d_model = self.size.d_model
-        evens = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
-        angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / d_model)
-        sines, cosines = angles.sin(), angles.cos()[..., : d_model // 2]
-        if self.config.layout == "interleaved":
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """Sines and cosines, computed in float64 since an angle can be thousands of radians.
+
+        fairseq's are computed in float32, in the order of its operations: its models have learned them as they are.
+        """
+        width, layout = self.size.width, self.config.layout
+        if layout == "fairseq":
+            pairs = torch.arange(width // 2, device=positions.device).float()
+            frequencies = torch.exp(pairs * -(math.log(10_000.0) / (width // 2 - 1)))
+            angles = (positions + self.config.offset).float()[..., None] * frequencies
+        else:
+            evens = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64)
+            angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / width)
+        sines, cosines = angles.sin(), angles.cos()[..., : width // 2]
+        if layout == "interleaved":
             return torch.stack((sines, cosines), dim=-1).flatten(-2).float()
-        return torch.cat((sines, cosines), dim=-1).float()
-
-
-class LearnedPosition(PositionalEncoding):
-    """One learned vector for each position (GPT-2, BERT); `offset` rows of the table come before position 0."""
-
-    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
-        super().__init__(config, size)
-        padding = config.offset - 1 if config.skip_padding else None
-        self.table = Embedding(size.max_length + config.offset, size.d_model, padding_idx=padding)
-
-    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
-        """Look the positions up."""
-        return self.table((positions + self.config.offset).clamp(min=0))
+        vectors = torch.cat((sines, cosines), dim=-1).float()
+        return vectors * (positions >= 0)[..., None] if self.config.skip_padding else vectors
 
 
 class RotaryPosition(PositionalEncoding):
@@ -171,6 +169,29 @@ class RelativePosition(PositionalEncoding):
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The bias between every query and key."""
         return self.table(self.bucket(keys[:, None, :] - queries[:, :, None])).permute(0, 3, 1, 2)
+
+
+class LearnedPosition(PositionalEncoding):
+    """One learned vector for each position (GPT-2, BERT); `offset` rows of the table come before position 0.
+
+    MPNet adds the bias of relative positions to the scores as well (its code, MPNetEncoder).
+    """
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__(config, size)
+        padding = config.offset - 1 if config.skip_padding else None
+        self.table = Embedding(size.max_length + config.offset, size.width, padding_idx=padding)
+        self.relative = RelativePosition(config, size) if config.relative_bias else None
+
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """Look the positions up."""
+        return self.table((positions + self.config.offset).clamp(min=0))
+
+    def bias(
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
+    ) -> Float[Tensor, "batch heads queries keys"] | None:
+        """The bias of the distance, where there is one."""
+        return None if self.relative is None else self.relative.bias(queries, keys)
 
 
 POSITIONS: dict[str, type[PositionalEncoding]] = {

@@ -1,6 +1,6 @@
 """Transformer blocks in a row: an encoder or a decoder."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,7 +64,8 @@ class Stack(nn.Module):
         self.context_length = config.context_length if config.position.kind in ("learned", "sinusoidal") else None
         self.skipped = config.embedding.padding if config.position.skip_padding else None
         self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)
-        size = PositionSize(config.d_model, attention.heads, head_dim, config.max_length, causal)
+        width, distinct = config.embedding.width or config.d_model, min(layers, config.distinct_layers or layers)
+        size = PositionSize(width, attention.heads, head_dim, config.max_length, causal)
         self.position = positional_encoding(config.position, size)
         other_position = config.other_layers and config.other_layers.position
         self.other_position = positional_encoding(other_position, size) if other_position else None
@@ -80,13 +81,13 @@ class Stack(nn.Module):
                 dropout=config.dropout,
                 residual_scale=config.residual_scale,
             )
-            for layer, other in enumerate(others)
+            for layer, other in enumerate(others[:distinct])
         )
         self.final_norm = norm(config.norm, config.d_model) if config.norm.has_final else nn.Identity()
 
     def forward(
         self,
-        vectors: Float[Tensor, "batch time d_model"],
+        vectors: Float[Tensor, "batch time width"],
         tokens: Int[Tensor, "batch time"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
@@ -112,8 +113,8 @@ class Stack(nn.Module):
         positions = self._positions(tokens, mask, documents, segments, needed, cache)
         x = self._embed(vectors, tokens, segments, positions, cache)
         inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
-        caches = [None] * len(self.blocks) if cache is None else cache.layers
-        for block, block_inputs, layer_cache in zip(self.blocks, inputs, caches, strict=True):
+        caches = [None] * len(self.windows) if cache is None else cache.layers
+        for block, block_inputs, layer_cache in zip(self.layers, inputs, caches, strict=True):
             if hidden_states is not None:
                 hidden_states.append(positions.layout.scatter(x))
             x = block(x, encoder_states, cache=layer_cache, **block_inputs)
@@ -122,6 +123,12 @@ class Stack(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    @property
+    def layers(self) -> list[TransformerBlock]:
+        """The block of each layer: one that several layers share comes as often (Lan et al. 2020, section 3.1)."""
+        blocks, layers = cast("list[TransformerBlock]", [*self.blocks]), len(self.windows)
+        return [blocks[layer * len(blocks) // layers] for layer in range(layers)]
 
     def _positions(
         self,
@@ -138,10 +145,13 @@ class Stack(nn.Module):
             new = cache.extend(tokens, mask)
             self._require_length(cache.length)
             keys, gather = torch.arange(cache.length, device=tokens.device)[None], new.layout.gather
-            lengths = gather(new.lengths.expand(-1, tokens.shape[1]))
-            return Positions(new.positions, keys, gather(new.positions), lengths, new.padding_mask, new.layout)
+            encoded = self.encoded_positions(new.positions, cache)
+            lengths = new.lengths.expand_as(encoded)
+            return Positions(new.positions, keys, gather(encoded), gather(lengths), new.padding_mask, new.layout)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        counted = mask if self.skipped is None else tokens != self.skipped
+        counted = mask
+        if self.skipped is not None:
+            counted = tokens != self.skipped if mask is None else mask & (tokens != self.skipped)
         if documents is not None:
             encoded = positions_in_documents(documents, counted)
             lengths, layout = lengths_of_documents(documents, encoded), DENSE
@@ -157,6 +167,13 @@ class Stack(nn.Module):
             encoded, lengths = (layout.gather(part.expand_as(tokens)) for part in (encoded, lengths))
         return Positions(keys, keys, encoded, lengths, mask, layout, layout)
 
+    def encoded_positions(self, slots: Int[Tensor, "#batch new"], cache: KeyValueCache) -> Int[Tensor, "#batch new"]:
+        """The positions that are encoded of tokens in these slots of a cache; -1 for those that do not count."""
+        if self.skipped is None:
+            return slots
+        counted = cache.tokens[:, : cache.length] != self.skipped
+        return (counted.cumsum(dim=1) * counted - 1).gather(1, slots.expand(cache.batch, -1))
+
     def _embed(
         self,
         vectors: Tensor,
@@ -168,8 +185,7 @@ class Stack(nn.Module):
         """The residual stream before the first block."""
         gather, window = positions.layout.gather, None
         if self.embedding.ngrams is not None:
-            encoded = positions.layout.scatter(positions.encoded) if cache is None else positions.queries
-            read = tokens if cache is None else cache.tokens
+            encoded, read = positions.layout.scatter(positions.encoded), tokens if cache is None else cache.tokens
             window = ngram_window(read, positions.queries, encoded, self.embedding.ngrams.longest)
         encoding = self.position.embed(positions.encoded)
         return self.embedding(gather(vectors), encoding, gather(segments), gather(window))

@@ -223,7 +223,7 @@ def config_of(source: TensorSource) -> ModelConfig:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
     """
     config, count = source.config, len(source.names)
-    layers = config.encoder_layers + config.decoder_layers
+    layers = min(config.encoder_layers, config.distinct_layers or config.encoder_layers) + config.decoder_layers
     if layers > count:
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {count} weights.")
     if (experts := layers * sum(row.part is not None for row in source.family.rows_of(config))) > count:

@@ -28,7 +28,7 @@ D_MODEL, BLOCKS, HEADS = 128, 4, 4
 """The size of llama-nano, which learns something in minutes on two cores."""
 TOLERANCE = 0.05
 _LEAST_WIDTH, _WIDEST = 8, 16
-"""Inner width of a feed-forward block: at least, and at most as a multiple of d_model."""
+"""Inner width of a feed-forward block (and width of embeddings): at least, and at most as a multiple of d_model."""
 MEASURES = ("parameters", "flops", "none")
 
 Size = Callable[[ModelConfig], float]
@@ -69,6 +69,7 @@ def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[M
     spread = config.init.std / math.sqrt(shrink) if config.init.kind != "t5" else d_model**-0.5
     changes: dict[str, Any] = {
         "d_model": d_model,
+        "embedding.width": config.embedding.width and max(_LEAST_WIDTH, round(config.embedding.width * shrink)),
         "dropout": 0.0,
         "embedding.dropout": 0.0,
         "encoder_layers": layers[0],

@@ -21,6 +21,9 @@ class EmbeddingConfig(Checked, part="embedding"):
     """Multiply the token vectors by sqrt(d_model) (the 2017 paper, section 3.4)."""
     scale: Factor = 1.0
     """Factor on the token vectors (Granite's embedding_multiplier)."""
+    width: Count | None = None
+    """Width of all tables; a linear layer follows the norm, from it to d_model (ALBERT, ELECTRA small). None: d_model,
+    and no such layer."""
     segments: Size = 0
     """Number of segment (token type) vectors: BERT's sentence A and B."""
     norm: bool = False
@@ -84,21 +87,29 @@ class PositionConfig(Checked, part="position"):
 
     kind: str = "learned"
     """A name in `anyformer.blocks.position.POSITIONS`."""
-    layout: Literal["interleaved", "halves"] = "halves"
-    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian)."""
+    layout: Literal["interleaved", "halves", "fairseq"] = "halves"
+    """sinusoidal: sine and cosine alternate (the paper's text), or all sines come first (its code, Marian); fairseq:
+    they do, and the last wavelength is the 10,000th multiple of the first, not the one before it (M2M-100)."""
     offset: Size = 0
-    """learned: rows of the table before position 0 (2 in RoBERTa and BART)."""
+    """learned: rows of the table before position 0 (2 in RoBERTa and BART); fairseq: the number of position 0."""
     skip_padding: bool = False
-    """learned: tokens equal to `embedding.padding` do not count as positions (RoBERTa)."""
+    """learned, fairseq: tokens equal to `embedding.padding` do not count as positions (RoBERTa, M2M-100)."""
+    relative_bias: bool = False
+    """learned: add the bias of relative positions to the scores as well (MPNet)."""
     theta: Theta = 10_000.0
     """rotary: the base of the wavelengths."""
     scaling: RotaryScaling | None = None
     rotary_fraction: Annotated[float, Rule(lambda part: 0 < part <= 1, "lies above 0, up to 1")] = 1.0
     """rotary: the part of each head that is rotated: of the pairs (i, i + head_dim / 2) the first (GPT-NeoX, Phi)."""
     buckets: Annotated[int, Rule(lambda n: n >= 4 and n % 2 == 0, "is an even number of at least 4")] = 32
-    """relative: number of distances told apart."""
+    """relative, relative_bias: number of distances told apart."""
     max_distance: int = 128
-    """relative: distances from here on share one bucket."""
+    """relative, relative_bias: distances from here on share one bucket."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias for each distance is added to the scores."""
+        return self.kind == "relative" or self.relative_bias
 
     @override
     def _faults(self) -> Iterator[str]:
@@ -108,5 +119,8 @@ class PositionConfig(Checked, part="position"):
             yield f"scaling: only rotary positions are scaled, not {cut(self.kind)}"
         if self.rotary_fraction != 1.0 and self.kind != "rotary":
             yield f"rotary_fraction: only rotary positions have it, not {cut(self.kind)}"
-        if self.skip_padding and self.kind != "learned":
-            yield "skip_padding: only learned positions know it"
+        is_fairseq = (self.kind, self.layout) == ("sinusoidal", "fairseq")
+        if self.skip_padding and self.kind != "learned" and not is_fairseq:
+            yield "skip_padding: only learned positions and fairseq's sinusoids know it"
+        if self.relative_bias and self.kind != "learned":
+            yield "relative_bias: only learned positions have it beside their vectors"

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Annotated, Any, Self, cast
 
 from typing_extensions import override
@@ -36,6 +37,9 @@ class ModelConfig(Checked):
     """Encoder-decoders: the decoder's own blocks; None: as the encoder's."""
     other_layers: OtherLayers | None = None
     """Layers that differ in window, positions or feed-forward; None: all are alike."""
+    distinct_layers: Count | None = None
+    """Blocks of an encoder that have weights of their own, each of which makes up as many layers in a row (ALBERT: 1);
+    None: every layer has."""
     position: PositionConfig = field(default_factory=PositionConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
@@ -59,21 +63,33 @@ class ModelConfig(Checked):
                 yield f"{name}: only an encoder-decoder has it"
         yield from self._faulty_heads("attention", self.attention)
         yield from self._faulty_heads("decoder_attention", self.decoder_attention or self.attention)
-        if self.d_model % 2 and (self.position.kind, self.position.layout) == ("sinusoidal", "interleaved"):
-            yield "d_model: sines and cosines interleave only over an even width"
+        layout = self.position.layout if self.position.kind == "sinusoidal" else "halves"
+        if layout != "halves" and self.d_model % 2:
+            yield f"d_model: {layout} sines and cosines need an even width"
+        if layout == "fairseq" and self.d_model < 4:
+            yield "d_model: fairseq's sines have two wavelengths at least, so they need a width of 4"
         yield from self._faulty_other_layers()
         if self.norm.is_parallel and self.is_encoder_decoder:
             yield f"norm.placement: {self.norm.placement} is for models of one stack"
         padding = self.embedding.padding
         if padding is not None and not 0 <= padding < self.vocab_size:
             yield f"embedding.padding: token {padding} is outside the vocabulary of {self.vocab_size}"
-        if self.position.skip_padding and not self.is_encoder_only:
-            yield "position.skip_padding: only an encoder sees all its padding at once"
         if self.position.skip_padding and padding is None:
             yield "position.skip_padding: needs embedding.padding, the token to skip"
+        yield from self._faulty_encoder()
         is_pooled = self.head.kind == "classification" or self.head.pooler is not None
         if is_pooled and self.head.pooling == "first" and not self.is_encoder_only:
             yield "head.kind: only an encoder's first token sees the whole text: with a decoder, head.pooling is last"
+
+    def _faulty_encoder(self) -> Iterator[str]:
+        for name in ("distinct_layers", "embedding.width", "position.relative_bias"):
+            if attrgetter(name)(self) and not self.is_encoder_only:
+                yield f"{name}: only an encoder has it"
+        if self.distinct_layers is not None and (self.attention.scale_by_layer or self.other_layers is not None):
+            yield "distinct_layers: layers that share their weights are alike, without scale_by_layer or other_layers"
+        is_narrow = self.embedding.width not in (None, self.d_model)
+        if is_narrow and self.head.kind == "language_model" and self.embedding.tied and self.head.transform is None:
+            yield "embedding.width: a tied head needs head.transform, a layer from d_model to the width of the table"
 
     def _faulty_other_layers(self) -> Iterator[str]:
         others, layers = self.other_layers, self.encoder_layers + self.decoder_layers

@@ -24,7 +24,8 @@ class HeadConfig(Checked, part="head"):
     """none: hidden states only; language_model: logits over the vocabulary (next token, or the masked one);
     classification: one answer a sequence; token_classification: one a token."""
     transform: str | None = None
-    """language_model: an activation name; a dense layer, it and a norm come first (BERT)."""
+    """language_model: an activation name; a dense layer, it and a norm come first (BERT). token_classification: a dense
+    layer and it (ELECTRA's discriminator)."""
     bias: Literal["none", "learned", "fixed"] = "none"
     """language_model: a bias over the vocabulary; fixed: stored and added but not trained (Marian, BART)."""
     scaled: bool = False
@@ -45,7 +46,8 @@ class HeadConfig(Checked, part="head"):
     """A bias over the labels (Hugging Face's decoders that classify texts have none)."""
     problem_type: ProblemType | None = None
     """classification: one label is right, or any number of them, or each is a number; None: a regression if there is
-    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`)."""
+    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`). token_classification: one label, or
+    any number of them (ELECTRA's discriminator)."""
     dropout: Rate = 0.0
     """Dropout before the classifier."""
 
@@ -55,7 +57,8 @@ class HeadConfig(Checked, part="head"):
             yield f"label_names: {len(self.label_names)} names don't fit {self.labels} labels"
         if len({*self.label_names}) < len(self.label_names):
             yield f"label_names: {quote(mode(self.label_names))} is the name of more than one label"
-        if self.problem_type is not None and self.kind != "classification":
+        several = self.kind == "token_classification" and self.problem_type == "multi_label_classification"
+        if self.problem_type is not None and self.kind != "classification" and not several:
             yield f"problem_type: only a classification head has one, not {self.kind}"
         if self.problem_type == "single_label_classification" and self.labels == 1:
             yield "problem_type: of one label alone none can be chosen: take two labels, or regression"

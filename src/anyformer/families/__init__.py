@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import bart, bert, gemma, gpt2, llama, mixtral, opt, own, t5
+from anyformer.families import albert, bart, bert, electra, gemma, gpt2, llama, mixtral, mpnet, opt, own, t5
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
@@ -22,6 +22,9 @@ FAMILIES: dict[str, Family] = {
         *gemma.FAMILIES,
         *mixtral.FAMILIES,
         *bert.FAMILIES,
+        electra.FAMILY,
+        albert.FAMILY,
+        mpnet.FAMILY,
         *t5.FAMILIES,
         *bart.FAMILIES,
         own.FAMILY,
@@ -78,9 +81,10 @@ def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """
     preferred = FAMILIES.get(config.model_type, own.FAMILY)
     for family in (preferred, *FAMILIES.values()):
-        written = _try(family, config)
-        if written is not None:
-            return family, written
+        for name in family.architectures_of(config.head.kind):
+            written = _try(family, name, config)
+            if written is not None:
+                return family, written
     raise AssertionError("our own model type can express every config")
 
 
@@ -103,16 +107,18 @@ def with_head(
     if family is own.FAMILY:
         return config.replace(head=replace(head, pooling="first" if config.is_encoder_only else "last"))
     config = replace(config, head=replace(head, pooling="last"))
-    family.architecture(config)
-    read = family.read({**raw, **write_labels(head)}, kind)
+    named = family.architectures_of(kind)
+    if not named:
+        raise UserError(f"Model type {family.model_type!r} has no architecture with the head {kind!r}.")
+    read = family.read({**raw, "architectures": named[:1], **write_labels(head)}, kind)
     if read.decoder_layers == 0:
         config = config.replace(decoder_layers=0, decoder_attention=None, decoder_feed_forward=None)
     return replace(config, head=read.head)
 
 
-def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
+def _try(family: Family, architecture: str, config: ModelConfig) -> dict[str, Any] | None:
     try:
-        header = {"model_type": family.model_type, "architectures": [family.architecture(config)]}
+        header = {"model_type": family.model_type, "architectures": [architecture]}
         written = {**header, **family.write(config)}
         back = family.read(written, config.head.kind)
     except UserError:

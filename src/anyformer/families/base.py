@@ -223,12 +223,9 @@ class Family:
             )
         return self.architectures[name]
 
-    def architecture(self, config: ModelConfig) -> str:
-        """The class name for this config's head."""
-        for name, kind in self.architectures.items():
-            if kind == config.head.kind:
-                return name
-        raise UserError(f"Model type {self.model_type!r} has no architecture with the head {config.head.kind!r}.")
+    def architectures_of(self, kind: HeadKind) -> list[str]:
+        """The class names for a head, the usual one first."""
+        return [name for name, own in self.architectures.items() if own == kind]
 
 
 def read_fields(raw: Raw, fields: Fields) -> Values:

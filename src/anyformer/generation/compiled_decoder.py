@@ -276,9 +276,9 @@ class CompiledDecoder:
 
     def _embed(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """The input of the first block, [batch * new, d_model]."""
-        embedding, added = self.decoder.embedding, self.decoder.position.embed(positions)
-        ngrams = embedding.ngrams
-        recent = None if ngrams is None else ngram_window(cache.tokens, positions, positions, ngrams.longest)
+        embedding, encoded = self.decoder.embedding, self.decoder.encoded_positions(positions, cache)
+        ngrams, added = embedding.ngrams, self.decoder.position.embed(encoded)
+        recent = None if ngrams is None else ngram_window(cache.tokens, positions, encoded, ngrams.longest)
         return embedding(self.model.token_embedding(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
     def _layer_caches(self, cache: KeyValueCache) -> Any:
@@ -312,8 +312,6 @@ def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) 
     """Raise UnsupportedModelError for modules, hooks or methods that are not the library's."""
     if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
         raise UnsupportedModelError("a custom class")
-    if decoder.skipped is not None:
-        raise UnsupportedModelError("positions that skip padding")
     for module in [model, model.token_embedding, head, *decoder.modules()]:
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             raise UnsupportedModelError("hooks")

@@ -120,7 +120,7 @@ class Architecture:
         config = next(iter(self.family.presets.values()))
         keys = {
             "block_count": "encoder_layers" if config.encoder_layers else "decoder_layers",
-            f"attention.layer_norm_{'rms_' if config.norm.kind == 'rms' else ''}epsilon": "norm.eps",
+            f"attention.layer_norm_{'rms_' if config.norm.kind.startswith('rms') else ''}epsilon": "norm.eps",
             **_REQUIRED,
         }
         for key, name in _OPTIONAL.items():
@@ -179,8 +179,14 @@ class Architecture:
             operation = neighbors(attention.kv_heads or attention.heads if is_key else attention.heads)
         elif operation is TRANSPOSE:
             operation = SPLIT if len(layers) > 1 else COPY
+        elif layer.endswith("norm") and config.norm.kind == "rms_offset":
+            operation = ONE_MORE
         prefix = _PREFIXES.get(stack, "") if config.is_encoder_decoder else ""
         return Row(f"{prefix}{name}.{part}", line.ours, operation)
+
+
+ONE_MORE = Operation(lambda tensor, _: [tensor.float() - 1], lambda tensors: tensors[0].float() + 1)
+"""llama.cpp's RMSNorm multiplies by what is stored, Gemma's by 1 + weight."""
 
 
 def neighbors(heads: int) -> Operation:
@@ -248,6 +254,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("llama", ("llama", "mistral"), neighboring=True, ignored=_ROPE_BUFFERS),
         Architecture("qwen2", ("qwen2",), ignored=_ROPE_BUFFERS),
         Architecture("qwen3", ("qwen3",), ignored=_ROPE_BUFFERS),
+        Architecture(
+            "gemma",
+            ("gemma",),
+            # It has no biases, and its head is the token table.
+            inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
+        ),
         Architecture("gpt2", ("gpt2",), ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",)),
         Architecture(
             "bert",

@@ -104,7 +104,12 @@ def windows(config: ModelConfig, stack: str) -> list[int | None]:
 def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
     count = f"{stack}_layers"
     yield "", Fact(stack, (count,))
-    yield "layers", Fact(f"× {_many(layers(config, stack), 'layer')}", (count,))
+    shared = config.distinct_layers is not None and config.distinct_layers < layers(config, stack)
+    if shared:
+        blocks = _many(config.distinct_layers or 1, "block")
+        yield "layers", Fact(f"× {layers(config, stack):,}, {blocks}", (count, "distinct_layers"))
+    else:
+        yield "layers", Fact(f"× {_many(layers(config, stack), 'layer')}", (count,))
     yield from _input(config, stack)
     for block in SUBLAYERS:
         if block != "cross-attention" or (stack == "decoder" and config.is_encoder_decoder):
@@ -115,11 +120,14 @@ def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
 
 def _input(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
     embedding, width = config.embedding, f"{config.d_model:,}"
+    columns, sized = f"{embedding.width or config.d_model:,}", "embedding.width" if embedding.width else "d_model"
     own = stack == "encoder" and config.source_vocab_size is not None
     size = config.source_vocab_size if own else config.vocab_size
     yield "embedding", Fact("token embedding", ())
-    table = Fact(f"{size:,} × {width}", ("source_vocab_size" if own else "vocab_size", "d_model"))
+    table = Fact(f"{size:,} × {columns}", ("source_vocab_size" if own else "vocab_size", sized))
     yield "embedding.table", table
+    if embedding.width:
+        yield "embedding.projection", Fact(f"to {width} after the norm", ("embedding.width", "d_model"))
     if stack == "decoder" and config.is_encoder_decoder and config.source_vocab_size is None:
         yield "embedding.shared", Fact("the encoder's", ("encoder_layers", "source_vocab_size"))
     if embedding.scaled:
@@ -202,15 +210,17 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
 def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
     """Fact on positions: parameters of a kind of ours, the name of another."""
     position, fields, text = config.position, ["position.kind"], config.position.kind
-    if position.kind not in kinds:
+    if position.relative_bias and "relative" in kinds:
+        fields, text = ["position.relative_bias"], "relative"
+    elif position.kind not in kinds:
         return Fact(text, tuple(fields))
-    if position.kind == "learned":
+    if text == "learned":
         text += f", {config.max_length:,}" + (f" + {position.offset:,}" if position.offset else "")
         fields += ["max_length", "position.offset"]
-    elif position.kind == "rotary":
+    elif text == "rotary":
         text += f", θ {position.theta:,.12g}"
         fields.append("position.theta")
-    elif position.kind == "relative":
+    elif text == "relative":
         text += f", {_many(position.buckets, 'bucket')}"
         fields.append("position.buckets")
     return Fact(text, tuple(fields))
@@ -222,8 +232,9 @@ def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
     if position.scaling is not None:
         fields = ("position.kind", "position.scaling", "position.scaling.kind", "position.scaling.factor")
         yield "reach", Fact(f"{position.scaling.kind} × {position.scaling.factor:g}", fields)
-    elif position.kind == "relative":
-        yield "reach", Fact(f"up to {position.max_distance:,} apart", ("position.kind", "position.max_distance"))
+    elif position.has_bias:
+        fields = ("position.kind", "position.relative_bias", "position.max_distance")
+        yield "reach", Fact(f"up to {position.max_distance:,} apart", fields)
 
 
 def _acts(config: ModelConfig, *ways: str) -> bool:
@@ -231,6 +242,8 @@ def _acts(config: ModelConfig, *ways: str) -> bool:
     kind: Any = POSITIONS.get(config.position.kind)
     if kind is None:
         return "embed" in ways
+    if config.position.kind == "learned" and not config.position.relative_bias:
+        ways = tuple(way for way in ways if way != "bias")
     return any(getattr(kind, way) is not getattr(PositionalEncoding, way) for way in ways)
 
 
@@ -240,7 +253,10 @@ def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
     if head.kind != "none" or head.pooler is not None:
         yield "head", Fact(_HEADS[head.kind], (kind, "head.pooler"))
     if head.kind == "language_model":
-        yield "head.width", Fact(f"{width} → {config.vocab_size:,}", (kind, "d_model", "vocab_size"))
+        through, fields = "", (kind, "d_model", "vocab_size")
+        if config.embedding.width and head.transform is not None:
+            through, fields = f"{config.embedding.width:,} → ", (*fields, "embedding.width")
+        yield "head.width", Fact(f"{width} → {through}{config.vocab_size:,}", fields)
         tied = "tied to the token embedding" if config.embedding.tied else "a matrix of its own"
         yield "head.tied", Fact(tied, (kind, "embedding.tied"))
         if head.transform is not None:
@@ -254,6 +270,8 @@ def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
         yield "head.width", Fact(f"{width} → {head.labels:,}", (kind, "d_model", "head.labels"))
         if head.label_bias:
             yield "head.bias", Fact("bias", (kind, "head.label_bias"))
+        if head.transform is not None and head.kind == "token_classification":
+            yield "head.transform", Fact(f"dense and {head.transform} first", (kind, "head.transform"))
     if head.kind == "classification" or head.pooler is not None:
         yield "head.pooling", Fact(f"of the {head.pooling} token", (kind, "head.pooler", "head.pooling"))
     if head.pooler is not None:

@@ -12,6 +12,7 @@ from anyformer.learn.eject.parts import (
     alike,
     attention_part,
     call,
+    distinct_layers,
     feed_forward_part,
     layers_name,
     qk_norm_class,
@@ -65,6 +66,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "two_texts": cross and config.head.kind != "classification",
         "reads_tokens": reads_tokens(config),
         "head_class": head.kind == "language_model" and (head.transform or head.bias != "none" or head.scaled),
+        "table_width": _table_width(config),
         "transform": ACTIVATIONS.get(head.transform or ""),
         "pooler": ACTIVATIONS.get(head.pooler or ""),
         "init_docstring": INITIALIZERS[config.init.kind],
@@ -75,16 +77,24 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
 
 def _position_table(config: ModelConfig) -> str:
     rows = "MAX_LENGTH + POSITION_OFFSET" if config.position.offset else "MAX_LENGTH"
-    table = f"{rows}, D_MODEL" + (", padding_idx=POSITION_OFFSET - 1" if config.position.skip_padding else "")
-    return call("nn.ModuleDict", [f'{{"table": nn.Embedding({table})}}'], indent=8, before=16)
+    padding = ", padding_idx=POSITION_OFFSET - 1" if config.position.skip_padding else ""
+    modules = [f'"table": nn.Embedding({rows}, {_table_width(config)}{padding})']
+    bias = 'nn.ModuleDict({"table": nn.Embedding(BUCKETS, HEADS)})'
+    modules += [f'"relative": {bias}'] if config.position.relative_bias else []
+    return call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=16)
+
+
+def _table_width(config: ModelConfig) -> str:
+    return "D_MODEL" if config.embedding.width is None else "EMBEDDING_WIDTH"
 
 
 def _embedded(config: ModelConfig) -> str:
     """The modules of a stack's embedding; "" where there are none."""
     embedding = config.embedding
     modules = ['"ngrams": NgramEmbedding()'] if embedding.ngrams > 1 else []
-    modules += ['"segments": nn.Embedding(SEGMENTS, D_MODEL)'] if embedding.segments else []
-    modules += [f'"norm": {NORMS[config.norm.kind]}(D_MODEL)'] if embedding.norm else []
+    modules += [f'"segments": nn.Embedding(SEGMENTS, {_table_width(config)})'] if embedding.segments else []
+    modules += [f'"norm": {NORMS[config.norm.kind]}({_table_width(config)})'] if embedding.norm else []
+    modules += ['"projection": nn.Linear(EMBEDDING_WIDTH, D_MODEL)'] if embedding.width else []
     return call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=17) if modules else ""
 
 
@@ -101,6 +111,7 @@ def constants(
 ) -> list[tuple[str, str]]:
     """Names and values of the numbers that the code uses in Python's notation, sizes first."""
     position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
+    is_fairseq = (position.kind, position.layout) == ("sinusoidal", "fairseq")
     kind, scaling = position.kind, position.scaling if position.kind == "rotary" else None
     yarn = attentions if scaling is not None and scaling.kind == "yarn" else []
     factor = sharpness(config)
@@ -111,13 +122,15 @@ def constants(
         "VOCAB_SIZE": config.vocab_size,
         "SOURCE_VOCAB_SIZE": config.source_vocab_size,
         "D_MODEL": config.d_model,
+        "EMBEDDING_WIDTH": embedding.width,
         "MAX_LENGTH": config.max_length,
         **{layers_name(stack, config.is_encoder_decoder): stack.layers for stack in stacks},
+        "DISTINCT_LAYERS": distinct_layers(config),
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
         **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
-        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else None,
-        "BUCKETS": position.buckets if kind == "relative" else None,
-        "MAX_DISTANCE": position.max_distance if kind == "relative" else None,
+        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
+        "BUCKETS": position.buckets if position.has_bias else None,
+        "MAX_DISTANCE": position.max_distance if position.has_bias else None,
         "THETA": position.theta if kind == "rotary" else None,
         "ROPE_FACTOR": scaling and scaling.factor,
         "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind == "llama3" else None,

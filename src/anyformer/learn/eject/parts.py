@@ -84,7 +84,7 @@ class Group:
 def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
     attention, feed_forward = config.attention, config.feed_forward
-    relative = config.position.kind == "relative"
+    relative = config.position.has_bias
     encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative, config.other_layers)
     if config.encoder_layers:
         attention = config.decoder_attention or attention
@@ -191,7 +191,7 @@ def stack_part(
     position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
     cross, by_name = both and stack.is_decoder, attention["cross"]
     rotation = position.kind == "rotary"
-    slices = position.kind == "learned" and not position.skip_padding
+    slices = position.kind in ("learned", "sinusoidal") and not position.skip_padding
     heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
     order = "norms after" if config.norm.placement == "post" else "norms before"
     parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
@@ -207,7 +207,7 @@ def stack_part(
         "layers": layers_name(stack, both),
         "heads": f"{heads}HEADS",
         "arguments": _present("self", "x", reads_tokens(config) and "tokens", cross and "source"),
-        "needs_time": mask or rotation or position.kind == "sinusoidal" or slices,
+        "needs_time": mask or rotation or slices,
         "rotation": f"{heads.lower()}angles" if rotation else None,
         "mask": mask,
         "causal": stack.is_decoder,
@@ -220,6 +220,7 @@ def stack_part(
             rotation and "rotation",
         ),
         "scale_by_layer": stack.attention.scale_by_layer,
+        "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
         "attention": attention["name"],
         "feed_forward": feed_forward["name"],
@@ -232,6 +233,12 @@ def stack_part(
             rotation and ("rotation=rotation" if by_name else "rotation"),
         ),
     }
+
+
+def distinct_layers(config: ModelConfig) -> int | None:
+    """The number of blocks that more layers share; None: each layer has one."""
+    distinct = config.distinct_layers
+    return distinct if distinct is not None and distinct < config.encoder_layers else None
 
 
 def reads_tokens(config: ModelConfig) -> bool:

@@ -19,7 +19,7 @@ from anyformer.families import own, to_huggingface
 from anyformer.families.rows import TRANSPOSE
 from anyformer.learn import require_defaults, require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, NORMS, POSITIONS, architecture
-from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH
+from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH, distinct_layers
 from anyformer.model import skeleton
 from anyformer.spec import read_config
 
@@ -87,9 +87,9 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
         "attention.qk_norm": attention.qk_norm == "width",
         "other_layers": has_pattern,
     }
-    for name, is_unknown in unknown.items():
+    for field, is_unknown in unknown.items():
         if is_unknown:
-            raise UserError(f"This {name} is none that a standalone file can be made of yet.")
+            raise UserError(f"This {field} is none that a standalone file can be made of yet.")
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
@@ -117,6 +117,7 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
     kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if config.decoder_layers else "encoder"
     shapes = f"B texts of T tokens{', S in the source' if config.is_encoder_decoder else ''}; D = D_MODEL; H heads of K"
     larger = "ENCODER_" if config.encoder_layers >= config.decoder_layers else "DECODER_"
+    larger = larger if config.is_encoder_decoder else ""
     name = _plain(name)
     return {
         "title": f"{name}, {'an' if kind[0] == 'e' else 'a'} {kind}",
@@ -129,7 +130,7 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
         "shapes": f"{shapes} numbers; V tokens in the vocabulary.",
         **stored,
         "has_layers": any("{i}" in ours for ours, _ in stored["names"]),
-        "most_layers": f"{larger if config.is_encoder_decoder else ''}LAYERS",
+        "most_layers": "DISTINCT_LAYERS" if distinct_layers(config) else f"{larger}LAYERS",
         "model_type": _plain(config.model_type),
         "writes": writes,
         "learns": models_language,
@@ -183,7 +184,8 @@ def _sources(config: ModelConfig) -> str:
         "Ba et al. 2016 (LayerNorm)": config.norm.kind == "layer",
         "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind.startswith("rms"),
         "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
-        "Raffel et al. 2020 (relative positions)": config.position.kind == "relative",
+        "Raffel et al. 2020 (relative positions)": config.position.has_bias,
+        "Lan et al. 2020 (shared layers)": distinct_layers(config) is not None,
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
         "Jiang et al. 2023 (window)": attention.window is not None or config.other_layers is not None,
         "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
