@@ -207,6 +207,11 @@ def mixtral(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("mixtral", architecture, **more, **_EXPERTS)
 
 
+def olmoe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """OLMoE: norms over the whole width of queries and of keys."""
+    return rotary("olmoe", architecture, attention_bias=st.booleans(), norm_topk_prob=st.booleans(), **_EXPERTS)
+
+
 def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Qwen3-MoE: a window in all layers or none, experts whose weights sum to 1 or not."""
     more = {
@@ -430,6 +435,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "gemma": gemma,
     "mixtral": mixtral,
     "qwen3_moe": qwen3_moe,
+    "olmoe": olmoe,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
@@ -469,6 +475,7 @@ ARCHITECTURES = {
     "GemmaForCausalLM": "gemma",
     "GemmaModel": "gemma",
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
     **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{
         f"{name}{head}": name.lower()

@@ -25,7 +25,7 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
-    **dict.fromkeys(("mixtral", "qwen3_moe"), "decoder"),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }

@@ -10,9 +10,9 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Fields, Raw, Values, classes, sizes
+from anyformer.families.base import Fields, Raw, Values, classes, sizes, special_tokens
 from anyformer.families.llama import FAMILIES as LLAMAS
-from anyformer.families.llama import FIELDS, LLAMA, NANO, read_rope, write_rope
+from anyformer.families.llama import BIAS, FIELDS, LLAMA, NANO, read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear
 
 _BLOCK = "decoder.blocks.{i}.feed_forward."
@@ -138,4 +138,27 @@ QWEN3_MOE = replace(
         "qwen3-235b-a22b": _qwen_sizes(4096, 94, 64, 1536, **_QWEN3_PRESET),
     },
 )
-FAMILIES = [MIXTRAL, QWEN3_MOE]
+OLMOE = replace(
+    LLAMA,
+    model_type="olmoe",
+    architectures=classes("Olmoe", "ForCausalLM", ("Model",)),
+    fields={
+        **FIELDS,
+        **BIAS,
+        "vocab_size": ("vocab_size", 50304),
+        "hidden_size": ("d_model", 2048),
+        "num_hidden_layers": ("decoder_layers", 16),
+        "max_position_embeddings": ("max_length", 4096),
+        "num_attention_heads": ("attention.heads", 16),
+        "intermediate_size": ("feed_forward.width", 2048),
+        "rms_norm_eps": ("norm.eps", 1e-5),
+        "norm_topk_prob": ("feed_forward.experts.normalized", False),
+        **experts_fields("num_experts", 8, 64, 0.01),
+        **special_tokens(eos=50279, pad=1),
+    },
+    constants={**LLAMA.constants, "attention.qk_norm": "width", "feed_forward.bias": False},
+    derived=_derived,
+    rows=_ROWS,
+    published={"olmoe-1b-7b": {"intermediate_size": 1024}},
+)
+FAMILIES = [MIXTRAL, QWEN3_MOE, OLMOE]
