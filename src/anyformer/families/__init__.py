@@ -10,7 +10,27 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import albert, bart, bert, electra, gemma, gpt2, llama, mixtral, mpnet, opt, own, t5
+from anyformer.families import (
+    albert,
+    bart,
+    bert,
+    cohere,
+    electra,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mixtral,
+    mpnet,
+    nanochat,
+    opt,
+    own,
+    phi,
+    phi3,
+    t5,
+)
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
 FAMILIES: dict[str, Family] = {
@@ -21,6 +41,13 @@ FAMILIES: dict[str, Family] = {
         *llama.FAMILIES,
         *gemma.FAMILIES,
         *mixtral.FAMILIES,
+        gpt_neox.FAMILY,
+        phi.FAMILY,
+        phi3.FAMILY,
+        granite.FAMILY,
+        cohere.FAMILY,
+        falcon.FAMILY,
+        nanochat.FAMILY,
         *bert.FAMILIES,
         electra.FAMILY,
         albert.FAMILY,
