@@ -24,6 +24,8 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_act": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True},
     ),
     "bert": ("BertModel", {"hidden_act": "gelu"}),
+    "roberta": ("RobertaModel", {"hidden_act": "gelu"}),
+    "xlm-roberta": ("XLMRobertaModel", {"hidden_act": "gelu"}),
     "distilbert": ("DistilBertModel", {"activation": "gelu"}),
     "t5": ("T5ForConditionalGeneration", {"relative_attention_max_distance": 128, "num_decoder_layers": None}),
 }

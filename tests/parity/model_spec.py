@@ -22,6 +22,7 @@ CONTEXT = 64
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
     **dict.fromkeys(("mixtral", "qwen3_moe"), "decoder"),
+    **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
@@ -85,7 +86,7 @@ class ModelSpec:
     @property
     def is_dynamic(self) -> bool:
         """Whether the rotary angles depend on the length of the text."""
-        return (self.options.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+        return (self.options.get("rope_parameters") or {}).get("rope_type") in ("dynamic", "longrope")
 
     def neighbors(self) -> list[ModelSpec]:
         """This one and three whose rounding differs: luck may spare one model, but hardly all."""

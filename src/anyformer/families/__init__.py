@@ -10,8 +10,29 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import albert, bart, bert, electra, gemma, gpt2, llama, mixtral, mpnet, opt, own, t5
+from anyformer.families import (
+    albert,
+    bart,
+    bert,
+    cohere,
+    electra,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mixtral,
+    mpnet,
+    nanochat,
+    opt,
+    own,
+    phi,
+    phi3,
+    t5,
+)
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
+from anyformer.families.nearest import unsupported
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -21,6 +42,13 @@ FAMILIES: dict[str, Family] = {
         *llama.FAMILIES,
         *gemma.FAMILIES,
         *mixtral.FAMILIES,
+        gpt_neox.FAMILY,
+        phi.FAMILY,
+        phi3.FAMILY,
+        granite.FAMILY,
+        cohere.FAMILY,
+        falcon.FAMILY,
+        nanochat.FAMILY,
         *bert.FAMILIES,
         electra.FAMILY,
         albert.FAMILY,
@@ -30,6 +58,9 @@ FAMILIES: dict[str, Family] = {
         own.FAMILY,
     )
 }
+
+_NAMED = {name: family for name, family in FAMILIES.items() if family is not own.FAMILY}
+"""Families of Hugging Face's."""
 
 PRESETS: dict[str, ModelConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.presets.items()
@@ -65,6 +96,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+        if name not in FAMILIES and (error := unsupported(raw, _NAMED)):
+            raise error
         family = supported(FAMILIES, name, "The model type")
         return family.read(raw, family.head(raw))
     except UserError:
