@@ -403,6 +403,11 @@ class DecodeStep {
 
     void feed_forward(const FeedForward& f) {
         Inputs x = normed_inputs(f.norm, {&f.up, &f.gate});
+#if defined(USE_AMX)
+        if (f.gate.weights && x.unpacked_bf16 && x.needs_bf16(f.up.dtype) && x.needs_bf16(f.gate.dtype) &&
+            x.needs_bf16(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
+            return add(f.down, multiply_gated(f, x), f.norm);
+#endif
         int64_t width = padded(f.up.out_features);
         float* inner = queries;
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
@@ -419,6 +424,25 @@ class DecodeStep {
                                   [&](int64_t row, float*) { return inner + row * width; });
         add(f.down, h, f.norm);
     }
+
+#if defined(USE_AMX)
+    // The inputs of the last product of a gated feed-forward: they become tiles as soon as they are computed.
+    Inputs multiply_gated(const FeedForward& f, const Inputs& x) {
+        Inputs inner = x;
+        inner.width = padded(f.down.in_features);
+        inner.bfloat16 = reinterpret_cast<BFloat16*>(queries);
+        const Matrix* const matrices[] = {&f.up, &f.gate};
+        parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
+            for (int64_t i = 0; i < panels; i += AMX_PANELS)
+                multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
+                             [&](int64_t row, int64_t first, const FloatVec* y, int64_t) {
+                                 store(inner.bfloat16 + inner.tile_index(row, first),
+                                       y[0] * apply_activation(f.activation, y[1]));
+                             });
+        });
+        return inner;
+    }
+#endif
 
     void compute_logits() {
         int64_t d_model = decoder.d_model;

@@ -18,6 +18,7 @@ struct OutputPanel {
     int64_t first, count;
     FloatVec bias{};
 
+    OutputPanel() = default;
     OutputPanel(const Matrix& matrix, int64_t panel) : first(panel * LANES), count(matrix.out_features - first) {
         count = count < LANES ? count : LANES;
         if (matrix.bias) bias = count < LANES ? load(matrix.bias + first, count) : load(matrix.bias + first);
@@ -29,9 +30,9 @@ inline bool is_integer(Dtype dtype) { return dtype >= INT8; }
 // Input rows that are multiplied at a time: as many as there are registers for accumulators.
 constexpr int ROW_BLOCK = 8;
 
-// AMX multiplies AMX_ROWS input rows by AMX_PANELS panels at a time. From AMX_ROWS rows on it is worth unpacking
+// AMX multiplies AMX_ROWS input rows by AMX_PANELS panels of one of AMX_MATRICES matrices at a time. From AMX_ROWS rows on it is worth unpacking
 // weights to bfloat16.
-constexpr int64_t AMX_ROWS = 32, AMX_PANELS = 2;
+constexpr int64_t AMX_ROWS = 32, AMX_PANELS = 2, AMX_MATRICES = 2;
 inline bool uses_amx(int64_t rows) { return HAS_AMX && rows >= AMX_ROWS; }
 
 // Without AMX but with VNNI, from as many rows on it is worth unpacking 4-bit weights to 8 bits.
@@ -74,7 +75,7 @@ struct Inputs {
     // Of each thread.
     static int64_t thread_workspace_size(int64_t rows, int64_t in_features) {
         int64_t panel_size = LANES * padded(in_features);
-        return uses_amx(rows)             ? AMX_PANELS * panel_size * int64_t(sizeof(BFloat16))
+        return uses_amx(rows)             ? AMX_MATRICES * AMX_PANELS * panel_size * int64_t(sizeof(BFloat16))
                : uses_unpacked_int8(rows) ? panel_size
                                           : 0;
     }
