@@ -365,14 +365,16 @@ class DecodeStep {
 
     template <class T>
     void prefill(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
-        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, blocks = (all + QUERY_BLOCK - 1) / QUERY_BLOCK;
-        int64_t sequences = rows / new_tokens;
-        threads.parallel_for(blocks * sequences * a.kv_heads, [&](int64_t item) {
-            int64_t kv_head = item % a.kv_heads, sequence = item / a.kv_heads % sequences;
+        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, heads = rows / new_tokens * a.kv_heads;
+        // Many queries share packed keys, unless threads would have nothing to do.
+        int64_t panels = all * heads / (QUERY_BLOCK * 4 * threads.size);
+        int64_t length = QUERY_BLOCK * max(int64_t(1), min(panels, MAX_PANELS)), blocks = (all + length - 1) / length;
+        threads.parallel_for(blocks * heads, [&](int64_t item) {
+            int64_t kv_head = item % a.kv_heads, sequence = item % heads / a.kv_heads;
             // The last tokens first: they have most keys, and the longest items should not be the last.
-            int64_t begin = (blocks - 1 - item / a.kv_heads / sequences) * QUERY_BLOCK;
-            int64_t count = all - begin < QUERY_BLOCK ? all - begin : QUERY_BLOCK;
-            Query block[QUERY_BLOCK];
+            int64_t begin = (blocks - 1 - item / heads) * length;
+            int64_t count = min(all - begin, length);
+            Query block[MAX_QUERIES];
             for (int64_t i = 0; i < count; i++) {
                 int64_t row = sequence * new_tokens + (begin + i) / group;
                 block[i] = make_query(a, source, row, kv_head * group + (begin + i) % group);
