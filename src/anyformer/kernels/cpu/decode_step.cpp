@@ -84,7 +84,7 @@ class DecodeStep {
     }
 
     void run() {
-        AmxTiles registers(uses_amx(rows));
+        AmxTiles registers(uses_tiles(rows));
         if (batch.tokens) threads.parallel_for(rows, [&](int64_t row) { embed(batch.tokens[row], residual(row)); });
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             layer(decoder.layers[i], batch.caches[i], i + 1 == decoder.num_layers);
@@ -129,11 +129,12 @@ class DecodeStep {
     Inputs prepare_inputs(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices,
                           const Fill& fill) {
         Inputs inputs(inputs_memory, thread_memory, count, width);
-        bool float32 = false, bf16 = false, int8 = false;
+        bool float32 = false, bf16 = false, tiles = false, int8 = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
             float32 = float32 || inputs.needs_float32(matrix->dtype);
             bf16 = bf16 || inputs.needs_bf16(matrix->dtype);
+            tiles = tiles || inputs.needs_tiles(matrix->dtype);
             int8 = int8 || inputs.needs_int8(matrix->dtype);
         }
         auto prepare = [&](int64_t row) {
@@ -144,6 +145,7 @@ class DecodeStep {
             if (from == to)
                 for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
             if (bf16) inputs.to_bf16(row, from, inputs.width);
+            if (tiles) inputs.to_tiles(row, from, inputs.width);
             if (int8) inputs.quantize(row, from, inputs.width / GROUP);
         };
         if (single_row)
@@ -406,8 +408,8 @@ class DecodeStep {
     void feed_forward(const FeedForward& f) {
         Inputs x = normed_inputs(f.norm, {&f.up, &f.gate});
 #if defined(USE_AMX)
-        if (f.gate.weights && x.unpacked_bf16 && x.needs_bf16(f.up.dtype) && x.needs_bf16(f.gate.dtype) &&
-            x.needs_bf16(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
+        if (f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
+            x.needs_tiles(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
             return add(f.down, multiply_gated(f, x), f.norm);
 #endif
         int64_t width = padded(f.up.out_features);
@@ -432,13 +434,13 @@ class DecodeStep {
     Inputs multiply_gated(const FeedForward& f, const Inputs& x) {
         Inputs inner = x;
         inner.width = padded(f.down.in_features);
-        inner.bfloat16 = reinterpret_cast<BFloat16*>(queries);
+        inner.tiles = reinterpret_cast<BFloat16*>(queries);
         const Matrix* const matrices[] = {&f.up, &f.gate};
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
             for (int64_t i = 0; i < panels; i += AMX_PANELS)
                 multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
                              [&](int64_t row, int64_t first, const FloatVec* y, int64_t) {
-                                 store(inner.bfloat16 + inner.tile_index(row, first),
+                                 store(inner.tiles + inner.tile_index(row, first),
                                        y[0] * apply_activation(f.activation, y[1]));
                              });
         });

@@ -2,6 +2,7 @@
 #pragma once
 #include "packed_inputs.h"
 #include "int_matmul.h"
+#include "code_tiles.h"
 #include "threads.h"
 #include "tile_matmul.h"
 
@@ -170,7 +171,7 @@ inline void multiply_amx(const Matrix* const (&matrices)[MATRICES], int64_t pane
             unpack_to_bf16(*matrices[m], panel + i, x.unpacked_bf16 + m * size + i * depth * LANES);
             parts[m][i] = OutputPanel(*matrices[m], panel + i);
         }
-    const TilePanels inputs{Inputs::padded_rows(rows) / LANES, x.width * 2, reinterpret_cast<const char*>(x.bfloat16)};
+    const TilePanels inputs{Inputs::padded_rows(rows) / LANES, x.width * 2, reinterpret_cast<const char*>(x.tiles)};
     alignas(64) TileSums sums[2][MATRICES];
     auto write_vectors = [&](int64_t row, int64_t begin, int64_t end) {
         for (int64_t v = begin; v < end; v++) {
@@ -205,13 +206,17 @@ template <class Write>
 inline void multiply(const Matrix& matrix, int64_t panel, int64_t panels, const Inputs& x, int64_t rows,
                      const Write& write) {
 #if defined(USE_AMX)
-    if (x.unpacked_bf16 && x.needs_bf16(matrix.dtype)) {
+    if (x.unpacked_bf16 && x.needs_tiles(matrix.dtype)) {
         const Matrix* const matrices[] = {&matrix};
         for (int64_t i = 0; i < panels; i += AMX_PANELS)
             multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
                          [&](int64_t row, int64_t first, const FloatVec* y, int64_t count) {
                              write(row, first, *y, count);
                          });
+        return;
+    }
+    if (x.needs_tiles(matrix.dtype)) {
+        for (int64_t i = 0; i < panels; i++) multiply_code_tiles(matrix, panel + i, x, rows, write);
         return;
     }
 #endif
