@@ -129,12 +129,13 @@ class DecodeStep {
     Inputs prepare_inputs(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices,
                           const Fill& fill) {
         Inputs inputs(inputs_memory, thread_memory, count, width);
-        bool float32 = false, bf16 = false, tiles = false, int8 = false;
+        bool float32 = false, bf16 = false, int8 = false, tiles = false, minima = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
             float32 = float32 || inputs.needs_float32(matrix->dtype);
             bf16 = bf16 || inputs.needs_bf16(matrix->dtype);
             tiles = tiles || inputs.needs_tiles(matrix->dtype);
+            minima = minima || matrix->dtype == INT4;
             int8 = int8 || inputs.needs_int8(matrix->dtype);
         }
         auto prepare = [&](int64_t row) {
@@ -145,7 +146,7 @@ class DecodeStep {
             if (from == to)
                 for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
             if (bf16) inputs.to_bf16(row, from, inputs.width);
-            if (tiles) inputs.to_tiles(row, from, inputs.width);
+            if (tiles) inputs.to_tiles(row, from, inputs.width, minima);
             if (int8) inputs.quantize(row, from, inputs.width / GROUP);
         };
         if (single_row)
@@ -338,6 +339,8 @@ class DecodeStep {
                 source && batch.source_mask ? batch.source_mask + sequence * batch.source_length : nullptr};
     }
 
+    static constexpr int64_t PREFETCHED_VALUES = 32;
+
     template <class T>
     void decode(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
         int64_t group = a.heads / a.kv_heads;
@@ -346,14 +349,20 @@ class DecodeStep {
         threads.parallel_for(rows * a.kv_heads * splits, [&](int64_t item) {
             int64_t split = item % splits, kv_head = item / splits % a.kv_heads, row = item / splits / a.kv_heads;
             auto kv = key_value_head<T>(keys, values, source, sequence(row), kv_head);
+            // The first values: nothing else would ask for them before the attention weights are there.
+            const Query first = make_query(a, source, row, kv_head * group);
+            for (int64_t t = first.first; !single_row && t < min(first.end, first.first + PREFETCHED_VALUES); t++)
+                for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(T))
+                    __builtin_prefetch(kv.values + t * values.time_stride + i);
             for (int64_t i = split * group / splits; i < (split + 1) * group / splits; i++) {
                 Query query = make_query(a, source, row, kv_head * group + i);
-                float vector[512] = {};
-                memcpy(vector, query.vector, a.head_dim * sizeof(float));
                 auto with = [&](auto vectors) {
-                    attend<decltype(vectors)::value, T>(vector, float(a.scale), kv.keys, kv.values, keys.time_stride,
-                                                        values.time_stride, query.first, query.end, a.head_dim,
-                                                        query.bias, kv.mask, scratch, query.vector);
+                    constexpr int VECTORS = decltype(vectors)::value;
+                    float padded[VECTORS ? 1 : 512] = {};
+                    if (!VECTORS) memcpy(padded, query.vector, a.head_dim * sizeof(float));
+                    attend<VECTORS, T>(VECTORS ? query.vector : padded, float(a.scale), kv.keys, kv.values,
+                                       keys.time_stride, values.time_stride, query.first, query.end, a.head_dim,
+                                       query.bias, kv.mask, scratch, query.vector);
                 };
                 if (a.head_dim == 64)
                     with(std::integral_constant<int, 4>{});

@@ -249,6 +249,7 @@ inline void parallel_row_blocks(Threads& threads, int64_t rows, const Body& body
 // work. With many rows a single panel takes long, and threads should not wait for the last one.
 inline int64_t panels_per_item(int64_t panels, int64_t rows, int num_threads) {
     if (uses_unpacked_int8(rows)) return 1;
+    if (uses_tiles(rows)) return AMX_PANELS;
     int64_t length = panels / (num_threads * 8);
     length = length < AMX_PANELS ? AMX_PANELS : length > 16 ? 16 : length;
     return length / AMX_PANELS * AMX_PANELS;

@@ -132,8 +132,9 @@ struct Inputs {
         for (int64_t i = 0; i < count; i += LANES) store(bfloat16 + row * width + i, load(from + i));
     }
 
-    // Convert a row to tiles; count is a multiple of TILE_DEPTH.
-    void to_tiles([[maybe_unused]] int64_t row, [[maybe_unused]] const float* from, [[maybe_unused]] int64_t count) {
+    // Convert a row to tiles; count is a multiple of TILE_DEPTH. With minima the sums of groups are needed, too.
+    void to_tiles([[maybe_unused]] int64_t row, [[maybe_unused]] const float* from, [[maybe_unused]] int64_t count,
+                  [[maybe_unused]] bool with_minima) {
 #if defined(USE_AMX)
         for (int64_t i = 0; i < count; i += TILE_DEPTH) {
             __m512 low = bit_cast<__m512>(load(from + i)), high = bit_cast<__m512>(load(from + i + LANES));
@@ -143,6 +144,8 @@ struct Inputs {
                 // The second and third of four elements are swapped: two bytes of weights hold neighbors, and the same
                 // half of both bytes is looked up at once.
                 integers = _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(integers, 0xd8), 0xd8);
+            }
+            if (has_code_tiles && with_minima) {
                 const __m512bh ones = bit_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
                 sums[sum_index(row, i / GROUP)] =
                     reduce_add(bit_cast<FloatVec>(_mm512_dpbf16_ps(_mm512_setzero_ps(), elements, ones)));

@@ -34,7 +34,7 @@ EXPORTED void quantized_matmul(const Matrix* matrix, const float* x, int64_t row
         parallel_row_blocks(threads, rows, [&](int64_t row) {
             const float* from = x + row * matrix->in_features;
             if (inputs.needs_tiles(matrix->dtype))
-                inputs.to_tiles(row, from, matrix->in_features);
+                inputs.to_tiles(row, from, matrix->in_features, matrix->dtype == INT4);
             else
                 inputs.quantize(row, from, matrix->in_features / GROUP);
         });
