@@ -84,7 +84,7 @@ class DecodeStep {
     }
 
     void run() {
-        AmxTiles registers(uses_amx(rows));
+        AmxTiles registers(uses_tiles(rows));
         if (batch.tokens) threads.parallel_for(rows, [&](int64_t row) { embed(batch.tokens[row], residual(row)); });
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             layer(decoder.layers[i], batch.caches[i], i + 1 == decoder.num_layers);
@@ -132,11 +132,13 @@ class DecodeStep {
     Inputs prepare_inputs(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices,
                           const Fill& fill) {
         Inputs inputs(inputs_memory, thread_memory, count, width);
-        bool float32 = false, bf16 = false, int8 = false;
+        bool float32 = false, bf16 = false, int8 = false, tiles = false, minima = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
             float32 = float32 || inputs.needs_float32(matrix->dtype);
             bf16 = bf16 || inputs.needs_bf16(matrix->dtype);
+            tiles = tiles || inputs.needs_tiles(matrix->dtype);
+            minima = minima || matrix->dtype == INT4;
             int8 = int8 || inputs.needs_int8(matrix->dtype);
         }
         auto prepare = [&](int64_t row) {
@@ -147,6 +149,7 @@ class DecodeStep {
             if (from == to)
                 for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
             if (bf16) inputs.to_bf16(row, from, inputs.width);
+            if (tiles) inputs.to_tiles(row, from, inputs.width, minima);
             if (int8) inputs.quantize(row, from, inputs.width / GROUP);
         };
         if (single_row)
@@ -343,6 +346,8 @@ class DecodeStep {
                 source && batch.source_mask ? batch.source_mask + sequence * batch.source_length : nullptr};
     }
 
+    static constexpr int64_t PREFETCHED_VALUES = 32;
+
     template <class T>
     void decode(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
         int64_t group = a.heads / a.kv_heads;
@@ -351,14 +356,20 @@ class DecodeStep {
         threads.parallel_for(rows * a.kv_heads * splits, [&](int64_t item) {
             int64_t split = item % splits, kv_head = item / splits % a.kv_heads, row = item / splits / a.kv_heads;
             auto kv = key_value_head<T>(keys, values, source, sequence(row), kv_head);
+            // The first values: nothing else would ask for them before the attention weights are there.
+            const Query first = make_query(a, source, row, kv_head * group);
+            for (int64_t t = first.first; !single_row && t < min(first.end, first.first + PREFETCHED_VALUES); t++)
+                for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(T))
+                    __builtin_prefetch(kv.values + t * values.time_stride + i);
             for (int64_t i = split * group / splits; i < (split + 1) * group / splits; i++) {
                 Query query = make_query(a, source, row, kv_head * group + i);
-                float vector[512] = {};
-                memcpy(vector, query.vector, a.head_dim * sizeof(float));
                 auto with = [&](auto vectors) {
-                    attend<decltype(vectors)::value, T>(vector, float(a.scale), float(a.softcap), kv.keys, kv.values,
-                                                        keys.time_stride, values.time_stride, query.first, query.end, a.head_dim,
-                                                        query.bias, kv.mask, scratch, query.vector);
+                    constexpr int VECTORS = decltype(vectors)::value;
+                    float padded[VECTORS ? 1 : 512] = {};
+                    if (!VECTORS) memcpy(padded, query.vector, a.head_dim * sizeof(float));
+                    attend<VECTORS, T>(VECTORS ? query.vector : padded, float(a.scale), float(a.softcap), kv.keys,
+                                       kv.values, keys.time_stride, values.time_stride, query.first, query.end,
+                                       a.head_dim, query.bias, kv.mask, scratch, query.vector);
                 };
                 if (a.head_dim == 64)
                     with(std::integral_constant<int, 4>{});
@@ -374,14 +385,16 @@ class DecodeStep {
 
     template <class T>
     void prefill(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
-        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, blocks = (all + QUERY_BLOCK - 1) / QUERY_BLOCK;
-        int64_t sequences = rows / new_tokens;
-        threads.parallel_for(blocks * sequences * a.kv_heads, [&](int64_t item) {
-            int64_t kv_head = item % a.kv_heads, sequence = item / a.kv_heads % sequences;
+        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, heads = rows / new_tokens * a.kv_heads;
+        // Many queries share packed keys, unless threads would have nothing to do.
+        int64_t panels = all * heads / (QUERY_BLOCK * 4 * threads.size);
+        int64_t length = QUERY_BLOCK * max(int64_t(1), min(panels, MAX_PANELS)), blocks = (all + length - 1) / length;
+        threads.parallel_for(blocks * heads, [&](int64_t item) {
+            int64_t kv_head = item % a.kv_heads, sequence = item % heads / a.kv_heads;
             // The last tokens first: they have most keys, and the longest items should not be the last.
-            int64_t begin = (blocks - 1 - item / a.kv_heads / sequences) * QUERY_BLOCK;
-            int64_t count = all - begin < QUERY_BLOCK ? all - begin : QUERY_BLOCK;
-            Query block[QUERY_BLOCK];
+            int64_t begin = (blocks - 1 - item / heads) * length;
+            int64_t count = min(all - begin, length);
+            Query block[MAX_QUERIES];
             for (int64_t i = 0; i < count; i++) {
                 int64_t row = sequence * new_tokens + (begin + i) / group;
                 block[i] = make_query(a, source, row, kv_head * group + (begin + i) % group);
@@ -412,6 +425,11 @@ class DecodeStep {
 
     void feed_forward(const FeedForward& f) {
         Inputs x = normed_inputs(f.norms.before, {&f.up, &f.gate});
+#if defined(USE_AMX)
+        if (f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
+            x.needs_tiles(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
+            return add(f.down, multiply_gated(f, x), f.norms);
+#endif
         int64_t width = padded(f.up.out_features);
         float* inner = queries;
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
@@ -428,6 +446,25 @@ class DecodeStep {
                                   [&](int64_t row, float*) { return inner + row * width; });
         add(f.down, h, f.norms);
     }
+
+#if defined(USE_AMX)
+    // The inputs of the last product of a gated feed-forward: they become tiles as soon as they are computed.
+    Inputs multiply_gated(const FeedForward& f, const Inputs& x) {
+        Inputs inner = x;
+        inner.width = padded(f.down.in_features);
+        inner.tiles = reinterpret_cast<BFloat16*>(queries);
+        const Matrix* const matrices[] = {&f.up, &f.gate};
+        parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
+            for (int64_t i = 0; i < panels; i += AMX_PANELS)
+                multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
+                             [&](int64_t row, int64_t first, const FloatVec* y, int64_t) {
+                                 store(inner.tiles + inner.tile_index(row, first),
+                                       y[0] * apply_activation(f.activation, y[1]));
+                             });
+        });
+        return inner;
+    }
+#endif
 
     void compute_logits() {
         int64_t d_model = decoder.d_model;
