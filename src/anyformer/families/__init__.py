@@ -25,13 +25,16 @@ from anyformer.families import (
     mixtral,
     mpnet,
     nanochat,
+    olmo,
     opt,
     own,
     phi,
     phi3,
+    smollm3,
     t5,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
+from anyformer.families.nearest import unsupported
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -40,6 +43,8 @@ FAMILIES: dict[str, Family] = {
         opt.FAMILY,
         *llama.FAMILIES,
         *gemma.FAMILIES,
+        *olmo.FAMILIES,
+        smollm3.FAMILY,
         *mixtral.FAMILIES,
         gpt_neox.FAMILY,
         phi.FAMILY,
@@ -57,6 +62,9 @@ FAMILIES: dict[str, Family] = {
         own.FAMILY,
     )
 }
+
+_NAMED = {name: family for name, family in FAMILIES.items() if family is not own.FAMILY}
+"""Families of Hugging Face's."""
 
 PRESETS: dict[str, ModelConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.presets.items()
@@ -92,6 +100,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+        if name not in FAMILIES and (error := unsupported(raw, _NAMED)):
+            raise error
         family = supported(FAMILIES, name, "The model type")
         return family.read(raw, family.head(raw))
     except UserError:
@@ -158,6 +168,10 @@ def _try(family: Family, architecture: str, config: ModelConfig) -> dict[str, An
 
 def canonical(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
+    if (others := config.other_layers) is not None:
+        layers = max(config.encoder_layers, config.decoder_layers)
+        first = "".join(".o"[layer in others] for layer in range(layers))
+        config = replace(config, other_layers=replace(others, first=first, then="o"))
     return replace(
         complete(config),
         # Which row learns nothing from being read matters to training alone, unless positions skip that token.

@@ -146,7 +146,7 @@ def _changed_fields(part: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(part, field.name)
         if is_dataclass(value):
             yield from _changed_fields(value, f"{prefix}{field.name}.")
-        elif value != field.default and field.name != "label_names":
+        elif value != field.default and field.name not in ("label_names", "short_factor", "long_factor"):
             yield f"{prefix}{field.name}={value}"
 
 
