@@ -39,6 +39,8 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_act": "silu", "no_rope_layers": None, "no_rope_layer_interval": 4, **_NO_BIAS},
     ),
     "bert": ("BertModel", {"hidden_act": "gelu"}),
+    "roberta": ("RobertaModel", {"hidden_act": "gelu"}),
+    "xlm-roberta": ("XLMRobertaModel", {"hidden_act": "gelu"}),
     "distilbert": ("DistilBertModel", {"activation": "gelu"}),
     "t5": ("T5ForConditionalGeneration", {"relative_attention_max_distance": 128, "num_decoder_layers": None}),
 }

@@ -129,10 +129,12 @@ def rope(draw: st.DrawFn, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dic
 
 
 @st.composite
-def rotary(draw: st.DrawFn, family: str, architecture: str, **more: Any) -> ModelSpec:
+def rotary(
+    draw: st.DrawFn, family: str, architecture: str, kinds: tuple[str, ...] = ROPE_KINDS, **more: Any
+) -> ModelSpec:
     """What LLaMA and its descendants share."""
     heads = draw(st.sampled_from((1, 2, 4, 6)))
-    length, parameters = draw(rope())
+    length, parameters = draw(rope(kinds))
     options = {
         "vocab_size": draw(st.integers(20, 90)),
         "hidden_size": _width(draw, 2 * heads, fewest=2),
@@ -325,6 +327,177 @@ def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
         "norm_topk_prob": st.booleans(),
     }
     return rotary("qwen3_moe", architecture, **more, **_EXPERTS)
+
+
+@st.composite
+def _partial_rope(draw: st.DrawFn, head_dim: int, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dict[str, Any]]:
+    """Rotary parameters for some of the pairs of a head, and the number of positions to go with them."""
+    length, parameters = draw(rope(kinds))
+    fewest = 2 if parameters["rope_type"] == "dynamic" else 1  # of one pair alone Hugging Face divides by 0
+    rotated = st.integers(fewest, head_dim // 2).map(lambda pairs: 2 * pairs / head_dim)
+    fractions = rotated.filter(lambda part: int(head_dim * part) % 2 == 0)
+    return length, {**parameters, "partial_rotary_factor": draw(fractions)}
+
+
+@st.composite
+def gpt_neox(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """GPT-NeoX and Pythia: attention and feed-forward in parallel, or one after the other."""
+    heads = draw(st.integers(1, 4))
+    width = _width(draw, 2 * heads, fewest=2)
+    length, parameters = draw(_partial_rope(width // heads))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": width,
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "intermediate_size": draw(_WIDTHS),
+        "hidden_act": draw(st.sampled_from(ACTIVATIONS)),
+        "hidden_dropout": draw(_RATES),
+        "classifier_dropout": draw(_RATES),
+        "max_position_embeddings": length,
+        "rope_parameters": parameters,
+        "layer_norm_eps": draw(st.sampled_from((1e-5, 1e-3))),
+        "use_parallel_residual": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "initializer_range": draw(_STDS),
+        "pad_token_id": 3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_labels(draw, architecture),
+    }
+    return ModelSpec("gpt_neox", architecture, options, draw(_SEEDS))
+
+
+@st.composite
+def phi(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """Phi-1, 1.5 and 2."""
+    heads = draw(st.sampled_from((1, 2, 4)))
+    width = _width(draw, 2 * heads, fewest=2)
+    length, parameters = draw(_partial_rope(width // heads))
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": width,
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw(_divisors(heads)),
+        "intermediate_size": draw(_WIDTHS),
+        "hidden_act": draw(st.sampled_from(ACTIVATIONS)),
+        "resid_pdrop": draw(_RATES),
+        "embd_pdrop": draw(_RATES),
+        "max_position_embeddings": length,
+        "rope_parameters": parameters,
+        "layer_norm_eps": draw(st.sampled_from((1e-5, 1e-3))),
+        "tie_word_embeddings": draw(st.booleans()),
+        "initializer_range": draw(_STDS),
+        "pad_token_id": 3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_labels(draw, architecture),
+    }
+    return ModelSpec("phi", architecture, options, draw(_SEEDS))
+
+
+@st.composite
+def phi3(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """Phi-3 and 4: fused matrices, part of a head rotated, a window, LongRoPE."""
+    drawn = draw(rotary("phi3", architecture))
+    options = drawn.options
+    head_dim = options["hidden_size"] // options["num_attention_heads"]
+    length, parameters = draw(_partial_rope(head_dim, ("default",)))
+    if draw(st.booleans()):
+        original = draw(st.sampled_from((8, 16)))
+        count = int(head_dim * parameters["partial_rotary_factor"]) // 2
+        factors = st.lists(st.floats(1.0, 20.0, width=32), min_size=count, max_size=count)
+        length, options["original_max_position_embeddings"] = CONTEXT, original
+        parameters |= {
+            "rope_type": "longrope",
+            "short_factor": draw(factors),
+            "long_factor": draw(factors),
+            **draw(
+                st.fixed_dictionaries(
+                    {},
+                    optional={"factor": st.sampled_from((1.0, 4.0)), "attention_factor": st.sampled_from((1.0, 1.3))},
+                )
+            ),
+        }
+    options |= {
+        "max_position_embeddings": length,
+        "rope_parameters": parameters,
+        "sliding_window": draw(st.none() | st.integers(1, 12)),
+        "resid_pdrop": draw(_RATES),
+        "pad_token_id": 3,
+    }
+    return drawn
+
+
+def granite(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Granite: LLaMA with four multipliers."""
+    more = {
+        "attention_bias": st.booleans(),
+        "mlp_bias": st.booleans(),
+        "attention_multiplier": st.sampled_from((1.0, 0.5, 0.015625)),
+        "embedding_multiplier": st.sampled_from((1.0, 12.0)),
+        "residual_multiplier": st.sampled_from((1.0, 0.22)),
+        "logits_scaling": st.sampled_from((1.0, 8.0, 13.0)),
+    }
+    return rotary("granite", architecture, **more)
+
+
+def cohere(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Command R."""
+    more = {
+        "attention_bias": st.booleans(),
+        "layer_norm_eps": st.sampled_from((1e-5, 1e-3)),
+        "logit_scale": st.sampled_from((1.0, 0.0625, 0.8)),
+    }
+    return rotary("cohere", architecture, **more)
+
+
+@st.composite
+def falcon(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """Falcon 7B, with a key and a value for each head as well; 40B and 11B, with groups."""
+    heads = draw(st.sampled_from((1, 2, 4)))
+    length, parameters = draw(rope())
+    grouped = draw(st.booleans())
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": _width(draw, 2 * heads, fewest=2),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "ffn_hidden_size": draw(st.none() | _WIDTHS),
+        "activation": draw(st.sampled_from(ACTIVATIONS)),
+        "hidden_dropout": draw(_RATES),
+        "max_position_embeddings": length,
+        "rope_parameters": parameters,
+        "layer_norm_epsilon": draw(st.sampled_from((1e-5, 1e-3))),
+        "new_decoder_architecture": grouped,
+        "parallel_attn": grouped or draw(st.booleans()),
+        "multi_query": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "initializer_range": draw(_STDS),
+        "pad_token_id": 3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_labels(draw, architecture),
+    }
+    if grouped:
+        options |= {
+            "num_kv_heads": draw(_divisors(heads)),
+            "num_ln_in_parallel_attn": draw(st.sampled_from((None, 1, 2))),
+        }
+    return ModelSpec("falcon", architecture, options, draw(_SEEDS))
+
+
+def nanochat(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Nanochat."""
+    more = {
+        "attention_bias": st.booleans(),
+        "hidden_act": st.sampled_from(("relu2", "silu")),
+        "final_logit_softcapping": st.sampled_from((None, 15.0, 0.5)),
+    }
+    return rotary("nanochat", architecture, ROPE_KINDS[:4], **more)
 
 
 @st.composite
@@ -543,6 +716,13 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "modernbert": modernbert,
     "mixtral": mixtral,
     "qwen3_moe": qwen3_moe,
+    "gpt_neox": gpt_neox,
+    "phi": phi,
+    "phi3": phi3,
+    "granite": granite,
+    "cohere": cohere,
+    "falcon": falcon,
+    "nanochat": nanochat,
     "bert": bert,
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
@@ -586,6 +766,21 @@ ARCHITECTURES = {
     "Gemma3TextForSequenceClassification": "gemma3_text",
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "GPTNeoXModel": "gpt_neox",
+    **{f"GPTNeoX{head}": "gpt_neox" for head in _CLASSIFIERS},
+    "PhiForCausalLM": "phi",
+    "PhiModel": "phi",
+    "Phi3ForCausalLM": "phi3",
+    "Phi3Model": "phi3",
+    "GraniteForCausalLM": "granite",
+    "GraniteModel": "granite",
+    "CohereForCausalLM": "cohere",
+    "CohereModel": "cohere",
+    "FalconForCausalLM": "falcon",
+    "FalconModel": "falcon",
+    "NanoChatForCausalLM": "nanochat",
+    "NanoChatModel": "nanochat",
     **{
         f"{name}{head}": name.lower()
         for name in ("Gemma2", "SmolLM3", "Olmo2", "Olmo3")
@@ -593,7 +788,21 @@ ARCHITECTURES = {
     },
     **{
         f"{name}{head}": name.lower()
-        for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3", "T5", "MT5")
+        for name in (
+            "GPT2",
+            "Llama",
+            "Mistral",
+            "Qwen2",
+            "Qwen3",
+            "Gemma",
+            "Gemma2",
+            "SmolLM3",
+            "Phi",
+            "Phi3",
+            "Falcon",
+            "T5",
+            "MT5",
+        )
         for head in _CLASSIFIERS
     },
     "BartForSequenceClassification": "bart",
@@ -628,9 +837,23 @@ SEQ2SEQ = [name for name, kind in _OTHERS.items() if kind == "seq2seq"]
 _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGeneration")
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
-_ROTARY = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3", "mixtral", "qwen3_moe")
-ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _ROTARY]
-"""Those with rotary positions."""
+_OLDER = (
+    *("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"),
+    *("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon"),
+    *("gemma2", "olmo2", "smollm3"),
+)
+ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _OLDER]
+"""Those with rotary positions, of which older files have the parameters elsewhere."""
+
+
+@st.composite
+def growing(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """A model of this class whose rotary angles depend on the length of the text."""
+    if ARCHITECTURES[architecture] in ("gpt_neox", "phi", "phi3"):
+        return draw(models(architecture).filter(lambda drawn: drawn.is_dynamic))
+    drawn = draw(models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = draw(rope(("dynamic",)))
+    return drawn
 
 
 def models(architecture: str) -> st.SearchStrategy[ModelSpec]:

@@ -23,6 +23,7 @@ KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
     **dict.fromkeys(("mixtral", "qwen3_moe"), "decoder"),
+    **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(
         ("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert", "modernbert"), "encoder"
     ),
@@ -90,7 +91,7 @@ class ModelSpec:
         """Whether the rotary angles depend on the length of the text."""
         parameters: dict[str, Any] = self.options.get("rope_parameters") or {}
         kinds = (parameters, *(each for each in parameters.values() if isinstance(each, dict)))
-        return any(each.get("rope_type") == "dynamic" for each in kinds)
+        return any(each.get("rope_type") in ("dynamic", "longrope") for each in kinds)
 
     def neighbors(self) -> list[ModelSpec]:
         """This one and three whose rounding differs: luck may spare one model, but hardly all."""

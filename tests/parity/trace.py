@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from anyformer.families import FAMILIES, from_huggingface
+from anyformer.families import FAMILIES
 from anyformer.model import Transformer
 from tests.parity.conversion import TOLERANCE
 from tests.parity.model_spec import Inputs, ModelSpec, labels
@@ -123,7 +123,7 @@ def _gradient(weight: Tensor) -> Tensor:
 def their_gradients(model: PreTrainedModel) -> Trace:
     """By the names of files of models with a head; of two names for one weight the one that our tables write."""
     family = FAMILIES[model.config.model_type]
-    config = from_huggingface({**model.config.to_dict(), "architectures": [type(model).__name__]})
+    config = family.read(model.config.to_dict(), family.architectures[type(model).__name__])
     written = {line.theirs: line.ours for line in family.rows_of(config) if not line.alias}
     heads = tuple(name for name, _ in model.named_children())
     bare = f"{model.base_model_prefix}" not in heads
@@ -131,6 +131,7 @@ def their_gradients(model: PreTrainedModel) -> Trace:
     weights: dict[int, Tensor] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         if weight.requires_grad:
+            name = family.current_name(name)
             names.setdefault(id(weight), []).extend((name, family.prefix + name) if bare else (name,))
             weights[id(weight)] = weight
 

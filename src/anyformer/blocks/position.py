@@ -215,7 +215,7 @@ def frequencies(
 
     Args:
         max_length: Tokens that the model was trained on.
-        length: Tokens in each text, or in the document around each token, which only dynamic scaling looks at.
+        length: Tokens in each text, or in the document around each token, which dynamic scaling and LongRoPE look at.
 
     Returns:
         The frequencies, of shape [head_dim / 2] or, when they depend on the text, [batch, 1 or time, head_dim / 2];
@@ -229,6 +229,8 @@ def frequencies(
         overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
         base = config.theta * overshoot ** (head_dim / (head_dim - 2))
         return 1.0 / base[..., None] ** pairs, 1.0
+    if scaling.kind == "longrope":
+        return _longrope(config.theta**pairs, scaling, length)
     if scaling.kind == "linear":
         return plain / scaling.factor, 1.0
     assert scaling.original_length is not None  # RotaryScaling sees to it
@@ -245,6 +247,18 @@ def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling, original_leng
     rotations = original_length / (2 * math.pi / plain)
     keep = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - keep) * plain / scaling.factor + keep * plain
+
+
+def _longrope(
+    wavelengths: Float[Tensor, " half"], scaling: RotaryScaling, length: Int[Tensor, "batch #time"]
+) -> tuple[Float[Tensor, "batch #time half"], float]:
+    """Every frequency is divided by a number of its own, another one in long texts (Ding et al. 2024, section 3.3)."""
+    assert scaling.original_length is not None
+    divisors = (scaling.short_factor, scaling.long_factor)
+    short, long = (1.0 / (wavelengths.new_tensor(each) * wavelengths) for each in divisors)
+    stretched = math.log(max(scaling.factor, 1.0)) / math.log(scaling.original_length)
+    sharpness = math.sqrt(1 + stretched) if scaling.attention_factor is None else scaling.attention_factor
+    return torch.where((length > scaling.original_length)[..., None], long, short), sharpness
 
 
 def _yarn(

@@ -44,13 +44,14 @@ class RotaryScaling(Checked, part="position.scaling"):
 
     `linear` divides every frequency by `factor`; `dynamic` raises theta as the sequence outgrows `max_length`
     (NTK); `llama3` divides only the long wavelengths; `yarn` blends both and sharpens the attention
-    (Peng et al. 2023).
+    (Peng et al. 2023); `longrope` divides each frequency by a number of its own, another one in long texts
+    (Ding et al. 2024, section 3).
     """
 
-    kind: Literal["linear", "dynamic", "llama3", "yarn"]
+    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
     factor: Stretch
     original_length: Count | None = None
-    """The length of the first training (llama3, yarn)."""
+    """The length of the first training (llama3, yarn, longrope)."""
     low_frequency: Stretch = 1.0
     high_frequency: Stretch = 4.0
     """llama3: wavelengths beyond original_length / low_frequency are divided, those within / high_frequency kept."""
@@ -58,14 +59,23 @@ class RotaryScaling(Checked, part="position.scaling"):
     beta_slow: Stretch = 1.0
     """yarn: rotations over the original length between which the two are blended."""
     attention_factor: Stretch | None = None
-    """yarn: factor on cosines and sines; None: 0.1 ln(factor) + 1."""
+    """yarn, longrope: factor on cosines and sines; None: 0.1 ln(factor) + 1, or of longrope
+    sqrt(1 + ln(factor) / ln(original_length))."""
     truncate: bool = True
     """yarn: round the blending range outwards to whole dimensions."""
+    short_factor: tuple[Stretch, ...] = ()
+    long_factor: tuple[Stretch, ...] = ()
+    """longrope: the divisor of each pair's frequency in texts of up to original_length tokens, and in longer ones."""
 
     @override
     def _faults(self) -> Iterator[str]:
-        if self.kind in ("llama3", "yarn") and self.original_length is None:
+        if self.kind in ("llama3", "yarn", "longrope") and self.original_length is None:
             yield f"original_length: {self.kind} scaling needs it"
+        if self.kind == "longrope" and self.original_length == 1:
+            yield "original_length: longrope scaling needs at least 2"
+        if len(self.short_factor) != len(self.long_factor):
+            numbers = f"{len(self.short_factor)} numbers, and {len(self.long_factor)} in long_factor"
+            yield f"short_factor: {numbers}: each rotated pair has one of each"
         if self.kind == "llama3" and self.low_frequency >= self.high_frequency:
             yield f"low_frequency: {self.low_frequency} must be below high_frequency, {self.high_frequency}"
 

@@ -109,11 +109,13 @@ class ModelConfig(Checked):
             width = attention.head_dim or self.d_model // attention.heads
             if width % 2:
                 yield f"{name}.head_dim: rotary positions turn pairs, so it must be even, not {width}"
-            rotated = int(width * self.position.rotary_fraction)
+            rotated, scaling = int(width * self.position.rotary_fraction), self.position.scaling
             if rotated % 2 or not rotated:
                 yield f"position.rotary_fraction: pairs are rotated, and {rotated} of {width} numbers are no pairs"
-            if width <= 2 and self.position.scaling is not None and self.position.scaling.kind == "dynamic":
+            if rotated <= 2 and scaling is not None and scaling.kind == "dynamic":
                 yield f"{name}.head_dim: dynamic scaling needs heads wider than 2"
+            if scaling is not None and scaling.kind == "longrope" and 2 * len(scaling.short_factor) != rotated:
+                yield f"position.scaling.short_factor: {len(scaling.short_factor)} numbers for {rotated // 2} pairs"
 
     @property
     def is_decoder_only(self) -> bool:
@@ -139,6 +141,14 @@ class ModelConfig(Checked):
         if scaling is not None and scaling.kind in ("linear", "dynamic"):
             return int(self.max_length * scaling.factor)
         return self.max_length
+
+    @property
+    def settled_length(self) -> int | None:
+        """Longest text in tokens whose angles are those of a shorter one; None: any (they depend on no length)."""
+        scaling = self.position.scaling
+        if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+            return None
+        return self.max_length if scaling.kind == "dynamic" else scaling.original_length
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values; nested fields by dict, config or dotted name.

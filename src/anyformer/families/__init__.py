@@ -14,19 +14,27 @@ from anyformer.families import (
     albert,
     bart,
     bert,
+    cohere,
     electra,
+    falcon,
     gemma,
     gpt2,
+    gpt_neox,
+    granite,
     llama,
     mixtral,
     mpnet,
+    nanochat,
     olmo,
     opt,
     own,
+    phi,
+    phi3,
     smollm3,
     t5,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
+from anyformer.families.nearest import unsupported
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -38,6 +46,13 @@ FAMILIES: dict[str, Family] = {
         *olmo.FAMILIES,
         smollm3.FAMILY,
         *mixtral.FAMILIES,
+        gpt_neox.FAMILY,
+        phi.FAMILY,
+        phi3.FAMILY,
+        granite.FAMILY,
+        cohere.FAMILY,
+        falcon.FAMILY,
+        nanochat.FAMILY,
         *bert.FAMILIES,
         electra.FAMILY,
         albert.FAMILY,
@@ -47,6 +62,9 @@ FAMILIES: dict[str, Family] = {
         own.FAMILY,
     )
 }
+
+_NAMED = {name: family for name, family in FAMILIES.items() if family is not own.FAMILY}
+"""Families of Hugging Face's."""
 
 PRESETS: dict[str, ModelConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.presets.items()
@@ -82,6 +100,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+        if name not in FAMILIES and (error := unsupported(raw, _NAMED)):
+            raise error
         family = supported(FAMILIES, name, "The model type")
         return family.read(raw, family.head(raw))
     except UserError:

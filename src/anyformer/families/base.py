@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, TypeVar, cast
 
 from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families.rows import Row, resolve, row
+from anyformer.families.rows import Operation, Pairs, Row, resolve, rotary_order, row, split_heads
 from anyformer.schema import make
 
 Raw = Mapping[str, Any]
@@ -126,6 +126,13 @@ def write_classifier(head: HeadConfig) -> dict[str, Any]:
     """The fields of config.json that `decoder_head` and `seq2seq_head` read."""
     has_dropout = head.kind in CLASSIFIERS and head.label_bias
     return {**write_labels(head), **({"classifier_dropout": head.dropout} if has_dropout else {})}
+
+
+def head_operations(config: ModelConfig, pairs: Pairs = "halves") -> Callable[..., Operation]:
+    """The maker of operations on the heads of a model: `split_heads` with their width and the rows that turn."""
+    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
+    order = rotary_order(head_dim, int(head_dim * config.position.rotary_fraction), pairs)
+    return partial(split_heads, head_dim, order=order if config.position.kind == "rotary" else None)
 
 
 @dataclass(frozen=True)

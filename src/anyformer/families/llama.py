@@ -19,9 +19,10 @@ _ROPE = {
     "dynamic": {},
     "llama3": {"low_frequency": "low_freq_factor", "high_frequency": "high_freq_factor"},
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate"},
+    "longrope": {"short_factor": "short_factor", "long_factor": "long_factor"},
 }
 """Kinds of scaling: fields of RotaryScaling and their names in a config.json."""
-_ORIGINAL = "original_max_position_embeddings"
+ORIGINAL, _PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 
 
 def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -29,22 +30,28 @@ def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
     rope: Raw = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     theta = float(rope.get("rope_theta") or values["position.theta"] or 10_000.0)
+    position: Values = {"position.theta": theta}
+    if "position.rotary_fraction" in values:
+        position["position.rotary_fraction"] = rope.get(_PARTIAL) or values["position.rotary_fraction"]
     if kind == "default":
-        return {"position.theta": theta}
+        return position
     if kind not in _ROPE:
         raise UserError(
-            f"config.json: the rope scaling {quote(kind)} is not supported (linear, dynamic, llama3 and yarn are)."
+            f"config.json: the rope scaling {quote(kind)} is none of linear, dynamic, llama3, yarn and longrope."
         )
     scaling: dict[str, Any] = {"kind": kind, "factor": rope.get("factor")}
-    if kind in ("llama3", "yarn"):
-        scaling["original_length"] = raw.get(_ORIGINAL) or rope.get(_ORIGINAL) or values["max_length"]
+    if kind in ("llama3", "yarn", "longrope"):
+        scaling["original_length"] = raw.get(ORIGINAL) or rope.get(ORIGINAL) or values["max_length"]
         scaling["factor"] = scaling["factor"] or values["max_length"] / scaling["original_length"]
     if kind == "llama3":
         scaling |= {ours: rope[theirs] for ours, theirs in _ROPE[kind].items()}
     elif kind == "yarn":
         scaling |= {name: rope[name] for name in _ROPE[kind] if rope.get(name) is not None}
         scaling["attention_factor"] = _attention_factor(rope, scaling["factor"])
-    return {"position.theta": theta, "position.scaling": scaling}
+    elif kind == "longrope":
+        scaling |= {name: tuple(rope[name]) for name in _ROPE[kind]}
+        scaling["attention_factor"] = rope.get("attention_factor")
+    return {**position, "position.scaling": scaling}
 
 
 def _attention_factor(rope: Raw, factor: float) -> float | None:
@@ -58,15 +65,17 @@ def _attention_factor(rope: Raw, factor: float) -> float | None:
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """Rotary positions in both forms, so that older readers understand them as well."""
-    scaling, theta = config.position.scaling, config.position.theta
+    scaling, theta, fraction = config.position.scaling, config.position.theta, config.position.rotary_fraction
+    partial = {} if fraction == 1.0 else {_PARTIAL: fraction}
     if scaling is None:
-        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-    rope: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor}
-    optional: dict[str, float | None] = {_ORIGINAL: scaling.original_length}
-    if scaling.kind == "yarn":
+        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": theta, **partial}}
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor, **partial}
+    optional: dict[str, float | None] = {ORIGINAL: scaling.original_length}
+    if scaling.kind in ("yarn", "longrope"):
         optional["attention_factor"] = scaling.attention_factor
     rope |= {name: value for name, value in optional.items() if value is not None}
-    rope |= {theirs: getattr(scaling, ours) for ours, theirs in _ROPE[scaling.kind].items()}
+    ours = {theirs: getattr(scaling, name) for name, theirs in _ROPE[scaling.kind].items()}
+    rope |= {name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()}
     return {"rope_scaling": rope, "rope_parameters": rope}
 
 

@@ -11,13 +11,57 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
     # Presets and diffs need the tables but no tensors, and importing torch takes seconds.
     from torch import Tensor
+
+
+Pairs = Literal["halves", "neighbors", "swapped"]
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """The order of the rows of attention heads in one tensor on disk, of one of our tensors or of several.
+
+    ::
+
+        groups  counts           of n heads, k of them with keys and values
+           1    (n, k, k)        all queries, then keys, then values (Phi-3, Falcon-7B)
+           n    (1, 1, 1)        query, key and value of the first head, of the second ... (GPT-NeoX)
+           k    (n / k, 1, 1)    each group of queries with its key and its value (Falcon-40B)
+           1    (n,)             one of our tensors alone
+    """
+
+    head_dim: int
+    counts: tuple[int, ...]
+    """Heads of each of our tensors in a group: queries, keys and values, or of one tensor alone."""
+    groups: int = 1
+    order: tuple[int, ...] | None = None
+    """The row on disk of each row of ours in a head of queries or keys, see `rotary_order`; None: the same."""
+
+    def read(self, tensor: Tensor, _: int) -> Sequence[Tensor]:
+        """Our tensors in one on disk, [rows, ...]. Raises RuntimeError where it has no such rows."""
+        heads = tensor.reshape(self.groups, sum(self.counts), self.head_dim, *tensor.shape[1:])
+        parts = heads.split(self.counts, dim=1)
+        return [self._moved(part, self.order, index).flatten(0, 2).contiguous() for index, part in enumerate(parts)]
+
+    def write(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The inverse of `read`."""
+        inverse = None if self.order is None else sorted(range(self.head_dim), key=self.order.__getitem__)
+        return _join(
+            [
+                self._moved(part.reshape(self.groups, count, self.head_dim, *part.shape[1:]), inverse, index)
+                for index, (part, count) in enumerate(zip(tensors, self.counts, strict=True))
+            ],
+            dim=1,
+        ).flatten(0, 2)
+
+    def _moved(self, part: Tensor, order: Sequence[int] | None, index: int) -> Tensor:
+        return part if order is None or index == 2 else part[:, :, list(order)]
 
 
 @dataclass(frozen=True)
@@ -27,16 +71,18 @@ class Operation:
     read: Callable[[Tensor, int], Sequence[Tensor]]
     """From the tensor on disk and the number of our tensors that it holds."""
     write: Callable[[Sequence[Tensor]], Tensor]
+    heads: HeadLayout | None = None
+    """The heads whose rows it moves, if it does no more than that."""
 
 
 def _parts(tensor: Tensor, count: int) -> Sequence[Tensor]:
     return [part.contiguous() for part in tensor.chunk(count)]
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
+def _join(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     import torch
 
-    return torch.cat(list(tensors))
+    return torch.cat(list(tensors), dim)
 
 
 COPY = Operation(lambda tensor, _: [tensor], lambda tensors: tensors[0])
@@ -60,6 +106,33 @@ def stacked(count: int) -> Operation:
         return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
 
     return Operation(read, write)
+
+
+def split_heads(head_dim: int, *counts: int, groups: int = 1, order: Sequence[int] | None = None) -> Operation:
+    """The operation of a `HeadLayout`; a copy where one tensor keeps its order."""
+    order = None if order is None or list(order) == [*range(head_dim)] else tuple(order)
+    if order is None and len(counts) == 1:
+        return COPY
+    layout = HeadLayout(head_dim, counts, groups, order)
+    return Operation(layout.read, layout.write, layout)
+
+
+def rotary_order(head_dim: int, rotary_dim: int | None = None, pairs: Pairs = "halves") -> list[int]:
+    """The row on disk of each row of ours in a head whose first `rotary_dim` rows are turned in pairs.
+
+    Ours turns rows ``i`` and ``i + head_dim / 2``, by an angle of 0 those that stay as they are.
+
+    Args:
+        rotary_dim: None: all rows.
+        pairs: The pairs on disk: rows ``i`` and ``i + rotary_dim / 2``; ``2i`` and ``2i + 1``; or halves that turn the
+            other way.
+    """
+    turned, rest = [*range(rotary_dim or head_dim)], [*range(rotary_dim or head_dim, head_dim)]
+    half, free = len(turned) // 2, len(rest) // 2
+    first, second = (turned[::2], turned[1::2]) if pairs == "neighbors" else (turned[:half], turned[half:])
+    if pairs == "swapped":
+        first, second = second, first
+    return [*first, *rest[:free], *second, *rest[free:]]
 
 
 @dataclass(frozen=True)
@@ -96,11 +169,19 @@ def alias(theirs: str, ours: str) -> Row:
     return Row(theirs, (ours,), alias=True)
 
 
-def linear(theirs: str, ours: str, operation: Operation = COPY, requires: str | None = None) -> list[Row]:
-    """A layer's weight and, where it has one, its bias."""
+def linear(
+    theirs: str, ours: str | Sequence[str], operation: Operation = COPY, requires: str | None = None
+) -> list[Row]:
+    """A layer's weight and, where it has one, its bias, of which a matrix is transposed alone."""
+    layers = [ours] if isinstance(ours, str) else ours
     return [
-        row(f"{theirs}.weight", f"{ours}.weight", operation, requires),
-        row(f"{theirs}.bias", f"{ours}.bias", requires=requires),
+        row(f"{theirs}.weight", [f"{layer}.weight" for layer in layers], operation, requires),
+        row(
+            f"{theirs}.bias",
+            [f"{layer}.bias" for layer in layers],
+            COPY if operation is TRANSPOSE else operation,
+            requires,
+        ),
     ]
 
 

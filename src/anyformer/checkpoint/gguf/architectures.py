@@ -12,6 +12,8 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
+import torch.nn.functional as F
+
 from anyformer.checkpoint.gguf.contents import (
     Contents,
     layers,
@@ -186,12 +188,23 @@ class Architecture:
             operation = SPLIT if len(layers) > 1 else COPY
         elif layer.endswith("norm") and config.norm.kind == "rms_offset":
             operation = ONE_MORE
+        elif layer == "position.table" and config.position.skip_padding:
+            operation = _rows_from(config.position.offset)
         prefix = _PREFIXES.get(stack, "") if config.is_encoder_decoder else ""
         return Row(f"{prefix}{name}.{part}", line.ours, operation)
 
 
 ONE_MORE = Operation(lambda tensor, _: [tensor.float() - 1], lambda tensors: tensors[0].float() + 1)
 """llama.cpp's RMSNorm multiplies by what is stored, Gemma's by 1 + weight."""
+
+
+def _rows_from(first: int) -> Operation:
+    """A table of positions that begins with that of the first token, as llama.cpp has it."""
+
+    def read(tensor: "Tensor", _: int) -> Sequence["Tensor"]:
+        return [F.pad(tensor, (0, 0, first, 0))]
+
+    return Operation(read, lambda tensors: tensors[0][first:])
 
 
 def neighbors(heads: int) -> Operation:
@@ -347,7 +360,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("gpt2", ("gpt2",), ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",)),
         Architecture(
             "bert",
-            ("bert", "distilbert"),
+            ("bert", "distilbert", "roberta", "xlm-roberta"),
             names={"attention_norm": "blk.{i}.attn_output_norm", "feed_forward_norm": "blk.{i}.layer_output_norm"},
             more=lambda config: {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind)},
             adjust=_bert_adjust,
@@ -419,8 +432,11 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
 def _computed(config: ModelConfig) -> ModelConfig:
     """The config that llama.cpp computes by: without training's settings, token ids, and synonyms."""
     pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
+    # A text has no padding, and the file's table of positions begins with that of its first token.
+    position = {"offset": 0, "skip_padding": False} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
-    return canonical(config).replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
+    config = canonical(config.replace(position=position))
+    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

@@ -25,7 +25,6 @@ from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
 from anyformer.one_line import OneLine
 from anyformer.quantization import bits_of
-from anyformer.schema import not_default
 from anyformer.tokenizer import Tokenizer
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
@@ -133,10 +132,6 @@ def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, _Tensor]:
     }
 
 
-_UNKNOWN = ("residual_scale", "embedding.scale", "head.scale", "position.rotary_fraction", "other_layers.feed_forward")
-"""Fields of the config that no architecture written here has, unless they are at their defaults."""
-
-
 def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
     """The config that llama.cpp will compute; notes get what differs.
 
@@ -166,8 +161,6 @@ def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
 
 def _refuse(config: ModelConfig, kind: Architecture) -> None:
     """Refuse models that the format could express and llama.cpp does not compute."""
-    for name in not_default(config, _UNKNOWN):
-        raise UserError(f"GGUF's {kind.name} architecture has no place for {name}.")
     attention, scaling = config.attention, config.position.scaling
     width = attention.heads * (attention.head_dim or config.d_model // attention.heads)
     if kind.name in ("qwen2", "olmo2") and width != config.d_model:
