@@ -316,6 +316,11 @@ def mixtral(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("mixtral", architecture, **more, **_EXPERTS)
 
 
+def olmoe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """OLMoE: norms over the whole width of queries and of keys."""
+    return rotary("olmoe", architecture, attention_bias=st.booleans(), norm_topk_prob=st.booleans(), **_EXPERTS)
+
+
 def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Qwen3-MoE: a window in all layers or none, experts whose weights sum to 1 or not."""
     more = {
@@ -431,17 +436,23 @@ def phi3(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return drawn
 
 
-def granite(architecture: str) -> st.SearchStrategy[ModelSpec]:
+def granite(architecture: str, family: str = "granite", **fields: Any) -> st.SearchStrategy[ModelSpec]:
     """Granite: LLaMA with four multipliers."""
     more = {
+        **fields,
         "attention_bias": st.booleans(),
-        "mlp_bias": st.booleans(),
+        **({"mlp_bias": st.booleans()} if family == "granite" else {}),
         "attention_multiplier": st.sampled_from((1.0, 0.5, 0.015625)),
         "embedding_multiplier": st.sampled_from((1.0, 12.0)),
         "residual_multiplier": st.sampled_from((1.0, 0.22)),
         "logits_scaling": st.sampled_from((1.0, 8.0, 13.0)),
     }
-    return rotary("granite", architecture, **more)
+    return rotary(family, architecture, **more)
+
+
+def granitemoe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Granite's mixture of experts: one tensor for the matrices of all."""
+    return granite(architecture, "granitemoe", **_EXPERTS)
 
 
 def cohere(architecture: str) -> st.SearchStrategy[ModelSpec]:
@@ -716,6 +727,8 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "modernbert": modernbert,
     "mixtral": mixtral,
     "qwen3_moe": qwen3_moe,
+    "olmoe": olmoe,
+    "granitemoe": granitemoe,
     "gpt_neox": gpt_neox,
     "phi": phi,
     "phi3": phi3,
@@ -765,6 +778,8 @@ ARCHITECTURES = {
     "Gemma3TextModel": "gemma3_text",
     "Gemma3TextForSequenceClassification": "gemma3_text",
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
+    **{f"GraniteMoe{head}": "granitemoe" for head in ("ForCausalLM", "Model")},
     **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     "GPTNeoXForCausalLM": "gpt_neox",
     "GPTNeoXModel": "gpt_neox",
@@ -789,19 +804,8 @@ ARCHITECTURES = {
     **{
         f"{name}{head}": name.lower()
         for name in (
-            "GPT2",
-            "Llama",
-            "Mistral",
-            "Qwen2",
-            "Qwen3",
-            "Gemma",
-            "Gemma2",
-            "SmolLM3",
-            "Phi",
-            "Phi3",
-            "Falcon",
-            "T5",
-            "MT5",
+            *("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3"),
+            *("Phi", "Phi3", "Falcon", "T5", "MT5"),
         )
         for head in _CLASSIFIERS
     },
@@ -838,7 +842,7 @@ _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGener
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
 _OLDER = (
-    *("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"),
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3", "mixtral", "qwen3_moe"),
     *("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon"),
     *("gemma2", "olmo2", "smollm3"),
 )
