@@ -21,7 +21,7 @@ CONTEXT = 64
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
-    **dict.fromkeys(("mixtral", "qwen3_moe"), "decoder"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe"), "decoder"),
     **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
@@ -96,7 +96,7 @@ class ModelSpec:
         """The model, in eval mode, every weight random."""
         kind = getattr(transformers, self.architecture)
         model: PreTrainedModel = kind(kind.config_class(**self.options))
-        if getattr(model.config, "num_local_experts", None):
+        if any(getattr(model.config, name, None) for name in ("num_local_experts", "n_routed_experts")):
             model.set_experts_implementation("eager")  # torch's grouped product takes widths of 16 bytes only
         if self.untie_head:
             head: Any = model.lm_head
@@ -119,11 +119,15 @@ def _with_labels(model: nn.Module, args: Any, output: Any) -> Any:
     return output
 
 
+_DRAWN = ("final_logits_bias", "e_score_correction_bias")
+"""Buffers that are drawn as weights are."""
+
+
 def randomize(model: nn.Module, seed: int) -> None:
     """Draw every trained weight, norms and biases included, so that nothing hides by being zero or one."""
     generator = torch.Generator().manual_seed(seed)
     weights = dict(model.named_parameters())
-    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith("final_logits_bias")}
+    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith(_DRAWN)}
     with torch.no_grad():
         for name, weight in weights.items():
             if isinstance(weight, nn.Parameter) and not weight.requires_grad:

@@ -54,7 +54,7 @@ _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPos
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
 _UNKNOWN = (
     *("other_layers.position", "other_layers.feed_forward", "residual_scale"),
-    *("attention.softcap", "decoder_attention.softcap", "head.softcap"),
+    *("attention.latent", "attention.softcap", "decoder_attention.softcap", "head.softcap"),
 )
 """Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512

@@ -70,7 +70,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 _NOT_WRITTEN = (
     *("residual_scale", "embedding.scale", "other_layers.position", "other_layers.feed_forward"),
-    *("attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
+    *("attention.latent", "attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
 )
 """Fields of the config that the templates do not know."""
 
