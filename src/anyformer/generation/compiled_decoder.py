@@ -33,7 +33,7 @@ from anyformer.blocks.position import (
 )
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
-from anyformer.config import ModelConfig
+from anyformer.config import ExpertsConfig, ModelConfig
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
@@ -52,16 +52,9 @@ LIBRARY = Library(
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
-_MODULES = (
-    TransformerBlock,
-    MultiHeadAttention,
-    FeedForward,
-    Experts,
-    LanguageModelHead,
-    InputEmbedding,
-    TokenEmbedding,
-)
-_UNKNOWN = ("other_layers.feed_forward", "residual_scale")
+_MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, Experts)
+_MODULES += (LanguageModelHead, InputEmbedding, TokenEmbedding)
+_UNKNOWN = ("other_layers.feed_forward", "residual_scale", "attention.latent")
 """Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
@@ -144,7 +137,11 @@ class CompiledDecoder:
         experts = block.feed_forward if isinstance(block.feed_forward, Experts) else None
         if experts is None:
             return {"router": structs.Matrix(), "experts": 0, "used": 0, "normalized": 0}
-        sizes = {"experts": experts.count, "used": experts.used, "normalized": int(experts.normalized)}
+        config = experts.config
+        known = {name: getattr(config, name) for name in ("count", "used", "normalized", "balance")}
+        if config != ExpertsConfig(**known):
+            raise UnsupportedModelError("experts that are chosen in another way than by the softmax of all, or shared")
+        sizes = {"experts": config.count, "used": config.used, "normalized": int(config.normalized)}
         return {"router": self._matrix(experts.router), **sizes}
 
     def _attention(self, block: TransformerBlock, name: str, window: int | None = None, rotation: int = 0) -> Structure:
