@@ -22,7 +22,7 @@ from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import Embedding, Linear
-from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
+from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
     PositionalEncoding,
@@ -52,7 +52,7 @@ LIBRARY = Library(
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
-_UNKNOWN = ("other_layers.feed_forward", "residual_scale")
+_UNKNOWN = ("other_layers.feed_forward",)
 """Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
@@ -105,6 +105,8 @@ class CompiledDecoder:
             layers=ctypes.addressof(layers),
             num_layers=len(blocks),
             d_model=model.config.d_model,
+            is_parallel=int(model.config.norm.is_parallel),
+            residual_scale=model.config.residual_scale,
             embedding=self._embedding(model.token_embedding, decoder),
             embedding_scale=model.token_embedding.scale,
             dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
@@ -121,7 +123,8 @@ class CompiledDecoder:
     def _layer(self, block: TransformerBlock, window: int | None, rotation: int) -> Structure:
         if block.feed_forward.activation not in COMPILED:
             raise UnsupportedModelError("a custom activation")
-        norms, activation = self._norms(block, "feed_forward"), COMPILED[block.feed_forward.activation]
+        norms = self._norms(block, "attention" if block.shares_norm else "feed_forward")
+        activation = COMPILED[block.feed_forward.activation]
         return structs.Layer(
             attention=self._attention(block, "attention", window, rotation),
             cross_attention=self._attention(block, "cross_attention"),
@@ -190,6 +193,8 @@ class CompiledDecoder:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if type(module) is OffsetRMSNorm:
             return structs.Norm(structs.RMS_NORM, self._pointer(1.0 + module.weight.float()), None, module.eps)
+        if type(module) is PlainRMSNorm:
+            return structs.Norm(structs.RMS_NORM, self._pointer(torch.ones(module.width)), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return structs.Norm()
         raise UnsupportedModelError(f"a norm of class {type(module).__name__}")
@@ -328,8 +333,6 @@ def _check_fields(config: ModelConfig) -> None:
     """Raise UnsupportedModelError for fields of the config that decode_step.cpp does not know."""
     if unknown := not_default(config, _UNKNOWN):
         raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
-    if config.norm.is_parallel:
-        raise UnsupportedModelError(f"norms in the placement {config.norm.placement}")
 
 
 def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:
