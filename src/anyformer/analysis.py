@@ -52,7 +52,7 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
     blocks = stack.layers
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
-    norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
+    norms = [part for block in blocks for name, part in block.named_children() if name.endswith("_norm")]
     embedding, width = stack.embedding, attention[0].heads * stack.head_dim
     attended = sum(min(context, window or context) for window in stack.windows)
 

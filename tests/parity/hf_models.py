@@ -844,6 +844,7 @@ GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEA
 _OLDER = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3", "mixtral", "qwen3_moe"),
     *("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon"),
+    *("gemma2", "olmo2", "smollm3"),
 )
 ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _OLDER]
 """Those with rotary positions, of which older files have the parameters elsewhere."""

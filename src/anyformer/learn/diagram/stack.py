@@ -236,7 +236,8 @@ def _inputs(parent: Element, style: Style, stack: str) -> None:
     cost = cost_text(style.cost(f"{stack} positions"), style.cost(f"{stack} n-grams"))
     svg.text(parent, LEFT, 178, cost and f"added: {cost}", RIGHT - LEFT, size=SMALL, style="soft")
     projection = cost_text(style.cost(f"{stack} projection"))
-    svg.text(parent, LEFT, 190, projection and f"projection: {projection}", 240, size=SMALL, style="soft")
+    if projection:
+        svg.text(parent, LEFT, 190, f"projection: {projection}", 240, size=SMALL, style="soft")
     _norm(parent, style, f"{stack}.embedding_norm", STREAM, 165)
     write_fact(parent, style, f"{stack}.stream", STREAM - 10, 201, 230, classes="soft", anchor="end")
 
