@@ -52,7 +52,7 @@ LIBRARY = Library(
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
-_UNKNOWN = ("other_layers.feed_forward",)
+_UNKNOWN = ("other_layers.feed_forward", "attention.latent")
 """Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""

@@ -68,7 +68,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**values)
 
 
-_NOT_WRITTEN = (*("other_layers.position", "other_layers.feed_forward", "attention.softcap"),)
+_NOT_WRITTEN = ("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent")
 """Fields of the config that the templates do not know."""
 
 
