@@ -1,11 +1,11 @@
 """Costs of a model: parameters, arithmetic and memory of each of its parts."""
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
-from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.experts import Experts
+from anyformer.blocks.linear import GroupedLinear
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.model import skeleton
@@ -49,10 +49,10 @@ def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
 
 
 def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
-    blocks = cast("list[TransformerBlock]", list(stack.blocks))
+    blocks = stack.layers
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
-    norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
+    norms = [part for block in blocks for name, part in block.named_children() if name.endswith("_norm")]
     embedding, width = stack.embedding, attention[0].heads * stack.head_dim
     attended = sum(min(context, window or context) for window in stack.windows)
 
@@ -63,6 +63,7 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
         part("n-grams", 1, embedding.ngrams),
         # with the segment vectors and the norm of the embeddings, where there are any
         part("positions", 1, stack.position, embedding.segments, embedding.norm),
+        part("projection", 1, embedding.projection),
         part("attention", len(blocks), *attention, scores=4 * width * attended),
         part("cross-attention", len(blocks), *cross, scores=4 * width * context * len(cross)),
         part("feed-forward", len(blocks), *(block.feed_forward for block in blocks)),
@@ -71,13 +72,29 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
 
 
 def _parameters(*modules: nn.Module | None) -> int:
-    return sum(weight.numel() for module in modules if module is not None for weight in module.parameters())
+    own = {id(weight): weight for module in modules if module is not None for weight in module.parameters()}
+    return sum(weight.numel() for weight in own.values())
 
 
 def _matmul_flops(*modules: nn.Module | None) -> int:
     """Operations of all matrix multiplications in these modules, for one token."""
-    linear = [m for module in modules if module is not None for m in module.modules() if isinstance(m, nn.Linear)]
-    return sum(2 * layer.weight.numel() for layer in linear)
+    parts = [part for module in modules if module is not None for part in module.modules()]
+    linear = sum(2 * part.weight.numel() for part in parts if isinstance(part, nn.Linear))
+    return linear - 2 * sum(map(_unused, parts))
+
+
+def _unused(module: nn.Module) -> int:
+    """Weights of the experts that don't compute a token."""
+    if not isinstance(module, Experts):
+        return 0
+    stacks = (part.weight.numel() for part in module.modules() if isinstance(part, GroupedLinear))
+    return sum(stacks) * (module.count - module.used) // module.count
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """The weights that a token is computed with: all, but of a mixture of experts those that it doesn't go to."""
+    model = skeleton(config)
+    return _parameters(model) - sum(map(_unused, model.modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
@@ -118,7 +135,7 @@ def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, pre
         decoder = sum(flops for name, flops in costs.items() if name.startswith("decoder") and name != cross_attention)
         stack = skeleton(config).decoder
         assert stack is not None
-        blocks = [block.cross_attention for block in cast("list[TransformerBlock]", list(stack.blocks))]
+        blocks = [block.cross_attention for block in stack.layers]
         memory = sum(_matmul_flops(block.key, block.value) for block in blocks if block is not None)
         forward = (encoder + memory) * source + (decoder + of_source[cross_attention] - memory) * tokens
     return 3 * (rows * forward + head * (rows * tokens if predicted is None else predicted))

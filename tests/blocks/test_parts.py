@@ -65,6 +65,17 @@ def test_sinusoids_are_the_papers(layout: str) -> None:
             assert table[place, cosine].item() == pytest.approx(math.cos(angle), abs=1e-6)
 
 
+def test_sinusoids_are_fairseqs() -> None:
+    config = PositionConfig(kind="sinusoidal", layout="fairseq", offset=2, skip_padding=True)
+    vectors = SinusoidalPosition(config, SIZE).embed(torch.tensor([[0, -1, 1]]))[0]
+    for row, place in ((0, 2), (2, 3)):
+        for pair in range(6):
+            angle = place / 10000 ** (pair / 5)
+            assert vectors[row, pair].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert vectors[row, pair + 6].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    assert not vectors[1].any()
+
+
 @given(st.sampled_from([4, 8, 32]), st.integers(20, 200), st.booleans())
 @settings(max_examples=20)
 def test_relative_buckets(buckets: int, max_distance: int, causal: bool) -> None:

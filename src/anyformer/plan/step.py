@@ -1,6 +1,7 @@
 """Counting one training step: a few layers on tensors without memory, and a line through them for the others."""
 
 import gc
+import itertools
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
 
 _FIRST_STEP, _SECOND_STEP = range(1), range(1, 2)
-"""The steps that are counted: the second one finds what DTensor has learned, and transposes of quantized weights."""
+"""The steps that are counted: the second one finds the transposes of quantized weights."""
 _DRY_RUN = range(1, 12)
 """The heap grows for some steps."""
 _FEW_LAYERS = 2
@@ -68,23 +69,24 @@ def count_step(workload: Workload) -> StepCount:
     """
     # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
     config = workload.config
-    few = workload.shorten(_FEW_LAYERS + (config.engine == "fsdp"))
-    counted = _SECOND_STEP if config.engine == "fsdp" or config.is_quantized else _FIRST_STEP
+    # Of layers that share their weights there are as many as blocks, for those that follow add none.
+    layers = max(_FEW_LAYERS + (config.engine == "fsdp"), workload.model.distinct_layers or 0)
+    few = workload.shorten(layers)
+    counted = _SECOND_STEP if config.is_quantized else _FIRST_STEP
     numbers = take_steps(few, counted, Simulation())
-    per_layer: dict[str, Numbers] = {}
-    for stack in STACKS:
-        layers: int = getattr(few.model, stack)
-        if layers < getattr(workload.model, stack):
-            deeper = replace(few, model=few.model.replace(**{stack: layers + 1}))
-            more = take_steps(deeper, counted, Simulation())
-            per_layer[stack] = {name: _minus(sizes, numbers[name]) for name, sizes in more.items()}
+    missing = {stack: getattr(workload.model, stack) - layers for stack in STACKS}
+    per_layer: dict[int, Numbers] = {}
+    for count in {count for count in missing.values() if count > 0}:
+        # Stacks that lack as many layers get another one together.
+        deeper = {stack: layers + 1 for stack in STACKS if missing[stack] == count}
+        more = take_steps(replace(few, model=few.model.replace(**deeper)), counted, Simulation())
+        per_layer[count] = {name: _minus(sizes, numbers[name]) for name, sizes in more.items()}
 
     def shortened(most: int) -> StepCount:
         sums = {name: sizes.copy() for name, sizes in numbers.items()}
-        for stack, added in per_layer.items():
-            missing = min(most, getattr(workload.model, stack)) - getattr(few.model, stack)
+        for count, added in per_layer.items():
             for name, sizes in added.items():
-                sums[name].update({part: missing * size for part, size in sizes.items()})
+                sums[name].update({part: min(count, most - layers) * size for part, size in sizes.items()})
         sizes, resident, *peaks = sums.values()
         peak = max(peaks, key=Counter.total)
         return StepCount(
@@ -197,11 +199,27 @@ def _begin_phases(model: Transformer, simulation: Simulation) -> None:
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is None:
             continue
-        first, last = stack.blocks[0], stack.blocks[-1]
-        first.register_forward_pre_hook(partial(simulation.begin, f"{name}'s first layer"))
-        first.register_forward_hook(partial(_begin_backward, simulation, f"{name}'s first layer, backward"))
-        if last is not first:
-            last.register_forward_pre_hook(partial(simulation.begin, f"{name}'s last layer"))
+        layers = stack.layers
+        first, last = layers[0], layers[-1]
+        first.register_forward_pre_hook(
+            _every(layers.count(first), 0, partial(simulation.begin, f"{name}'s first layer"))
+        )
+        backward = partial(_begin_backward, simulation, f"{name}'s first layer, backward")
+        first.register_forward_hook(_every(layers.count(first), 0, backward))
+        if len(layers) > 1:
+            begin = partial(simulation.begin, f"{name}'s last layer")
+            last.register_forward_pre_hook(_every(layers.count(last), layers.count(last) - 1, begin))
+
+
+def _every(count: int, number: int, hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook for one of each so many calls: a block that several layers share is called as often in a pass."""
+    calls = itertools.count()
+
+    def called(*args: Any) -> None:
+        if next(calls) % count == number:
+            hook(*args)
+
+    return called
 
 
 def _begin_backward(simulation: Simulation, phase: str, module: nn.Module, args: Any, output: Tensor) -> None:

@@ -6,6 +6,7 @@
 #pragma once
 #include <type_traits>
 
+#include "elementwise.h"
 #include "simd.h"
 #include "amx.h"
 
@@ -81,8 +82,12 @@ class PrefillAttention {
     };
 
    public:
-    PrefillAttention(float* memory, const Query* queries, int64_t num_queries, int64_t head_dim, float scale)
-        : head_dim(head_dim), padded_dim(padded(head_dim)), num_panels((num_queries + WIDTH - 1) / WIDTH) {
+    PrefillAttention(float* memory, const Query* queries, int64_t num_queries, int64_t head_dim, float scale,
+                     float softcap)
+        : head_dim(head_dim),
+          padded_dim(padded(head_dim)),
+          num_panels((num_queries + WIDTH - 1) / WIDTH),
+          softcap(softcap) {
         keys = memory;
         values = keys + KEY_BLOCK * padded_dim;
         scores = values + KEY_BLOCK * padded_dim;
@@ -120,6 +125,7 @@ class PrefillAttention {
     static int64_t padded(int64_t head_dim) { return round_up(head_dim, BACKEND == AMX ? 32 : LANES); }
 
     const int64_t head_dim, padded_dim, num_panels;
+    const float softcap;
     float *keys, *values, *scores;
     Panel panels[MAX_PANELS];
 
@@ -186,6 +192,8 @@ class PrefillAttention {
 
     void process_block(Panel& panel, int64_t begin, int64_t num_keys, int64_t padded_keys, const uint8_t* mask) {
         compute_scores(panel, padded_keys);
+        for (int64_t i = 0; softcap > 0.0f && i < padded_keys * WIDTH; i += LANES)
+            store(scores + i, soft_capped(load(scores + i), softcap));
         apply_mask(panel, begin, num_keys, padded_keys, mask);
         FloatVec factor[VECTORS];
         softmax(panel, padded_keys, factor);
