@@ -14,7 +14,6 @@ from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, Ro
 from anyformer.families import ALIASES, PRESETS
 from anyformer.schema import ConfigError
 
-
 ENCODER: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 0}
 
 
