@@ -60,9 +60,16 @@ def small(config: ModelConfig) -> ModelConfig:
         changes["decoder_attention"] = attention(config.decoder_attention)
     if config.source_vocab_size is not None:
         changes["source_vocab_size"] = SOURCE_VOCAB
+    fraction = config.position.rotary_fraction
+    d_model = 24 if fraction == 1.0 else 40 if fraction == 0.4 else 32
+    scaling = config.position.scaling
+    if scaling is not None and scaling.kind == "longrope":
+        pairs = int(d_model // 4 * fraction) // 2
+        shortened = {name: getattr(scaling, name)[:pairs] for name in ("short_factor", "long_factor")}
+        changes["position.scaling"] = shortened | {"original_length": 8}
     return config.replace(
         vocab_size=VOCAB,
-        d_model=24,
+        d_model=d_model,
         encoder_layers=min(config.encoder_layers, 3),
         decoder_layers=min(config.decoder_layers, 2),
         max_length=32,
@@ -83,6 +90,7 @@ SCALINGS = [
     {"kind": "llama3", "factor": 8.0, "original_length": 16},
     {"kind": "yarn", "factor": 4.0, "original_length": 16},
     {"kind": "yarn", "factor": 4.0, "original_length": 8, "truncate": False, "attention_factor": 1.5},
+    {"kind": "longrope", "factor": 4.0, "original_length": 8},
 ]
 
 
@@ -183,6 +191,20 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         config["decoder_attention"] = draw(st.sampled_from([None, attention()]))
         config["decoder_feed_forward"] = draw(st.sampled_from([None, feed_forward()]))
         config["source_vocab_size"] = draw(st.sampled_from([None, SOURCE_VOCAB]))
+    else:
+        config["norm"]["placement"] = draw(st.sampled_from(["pre", "post", "parallel", "parallel_shared"]))
+        if kind == "rotary" and config["attention"]["head_dim"] is None:
+            config["position"]["rotary_fraction"] = draw(st.sampled_from([1.0, 0.5]))
+    scaling = config["position"]["scaling"]
+    if scaling is not None and scaling["kind"] == "longrope":
+        pairs = int((config["attention"]["head_dim"] or 8) * config["position"].get("rotary_fraction", 1.0)) // 2
+        config["decoder_attention"] = None
+        factors = {"short_factor": [1.0, 1.5, 2.0, 3.0][:pairs], "long_factor": [2.0, 4.0, 6.0, 8.0][:pairs]}
+        config["position"]["scaling"] = scaling | factors
+    config["residual_scale"] = draw(st.sampled_from([1.0, 0.3]))
+    config["embedding"]["scale"] = draw(st.sampled_from([1.0, 3.0]))
+    if writes:
+        config["head"] |= {"scale": draw(st.sampled_from([1.0, 0.2])), "softcap": draw(st.sampled_from([None, 5.0]))}
     if not layers[1]:
         config["position"]["relative_bias"] = kind == "learned" and draw(flag)
         config["distinct_layers"] = (

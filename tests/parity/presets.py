@@ -25,6 +25,9 @@ def shrunk(name: str) -> ModelConfig:
         pairs = int(d_model // heads * fraction) // 2
         factors = {name: getattr(big.position.scaling, name)[:pairs] for name in ("short_factor", "long_factor")}
         changes["position.scaling"] = factors
+    if big.other_layers is not None:
+        # A pattern that three layers show.
+        changes["other_layers"] = {"first": "", "then": "o.", "window": big.other_layers.window and 5}
     layers = {"encoder_layers": 2, "decoder_layers": 3}
     changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
     # Positions that skip padding are counted from its id.
