@@ -217,7 +217,8 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
 def config_of(source: TensorSource) -> ModelConfig:
     """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
 
-    A head that differs from the token table is its own, and a bare model without the weights of a pooler has none.
+    A head that differs from the token table is its own, a masked language model without any weight of its head is a
+    bare model (all-mpnet-base-v2), and a bare model without the weights of a pooler has none.
 
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
@@ -230,6 +231,8 @@ def config_of(source: TensorSource) -> ModelConfig:
         raise UserError(
             f"{source.path}: config.json speaks of {experts} matrices of experts, and there are {count} weights."
         )
+    if _lacks_transform(config, source):
+        config = with_head(config, "none")
     config = _without_missing_pooler(config, source)
     if config.head.kind == "language_model":
         head, table = (
@@ -240,6 +243,14 @@ def config_of(source: TensorSource) -> ModelConfig:
             tied = _equal(source.read(head), source.read(table))
         config = config.replace(embedding={"tied": tied})
     return config
+
+
+def _lacks_transform(config: ModelConfig, source: TensorSource) -> bool:
+    """Whether a head with a transform has none of its weights in the source."""
+    if config.head.kind != "language_model" or config.head.transform is None:
+        return False
+    names = ("head.transform.dense.weight", "head.transform.norm.weight", "head.bias", "head.projection.weight")
+    return not any(_stored(source, config, name) for name in names)
 
 
 def _without_missing_pooler(config: ModelConfig, source: TensorSource) -> ModelConfig:
