@@ -1,5 +1,6 @@
 """From a model directory or file to a model."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
+_log = logging.getLogger("anyformer")
 Weight = Tensor | QuantizedWeight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -362,6 +364,8 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
             f"{source.path}: the weight {cut(unknown[0])} is unknown to a {family.model_type} model of "
             f"{source.described_by}{_more(unknown)}."
         )
+    if family.left_aside and not table.keys() >= in_table.keys():
+        _log.warning(family.left_aside)
     return {full_name: name for full_name, name in in_table.items() if full_name in table}
 
 
