@@ -106,14 +106,15 @@ def test_a_changed_width_is_still_a_model_of_its_family(name: str, tmp_path: Pat
 def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
     """Families are asked in turn whether they can hold a config, and must decline what they can't without a fall."""
     base = PRESETS[name].replace(special_tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})
+    neither = {"rotary_fraction": 1.0, "relative_bias": False}
     changes: list[dict[str, Any]] = [
         {},
         {"norm.placement": "post"},
         {"norm.placement": "pre"},
         {"norm.kind": "rms"},
-        {"position": {"kind": "none", "skip_padding": False, "scaling": None}},
-        {"position": {"kind": "rotary", "skip_padding": False, "scaling": None}},
-        {"position": {"kind": "relative", "skip_padding": False, "scaling": None}},
+        {"position": {"kind": "none", "skip_padding": False, "scaling": None, **neither}},
+        {"position": {"kind": "rotary", "skip_padding": False, "scaling": None, **neither}},
+        {"position": {"kind": "relative", "skip_padding": False, "scaling": None, **neither}},
         {"feed_forward": {"gated": True, "activation": "relu_squared"}},
         {"feed_forward": {"gated": True, "activation": "tanh"}},
         {"attention": {"qk_norm": "head", "window": 3}},

@@ -47,18 +47,6 @@ GATED = FeedForwardConfig(width=24, activation="silu", gated=True, bias=False)
 
 CAPPED = AttentionConfig(heads=4, kv_heads=2, head_dim=6, qk_norm="head", softcap=5.0)
 UNCOMPILED = {
-    "sandwich": config(
-        position=ROTARY,
-        norm=NormConfig(kind="rms_offset", placement="sandwich"),
-        attention=CAPPED,
-        head=HeadConfig(softcap=5.0),
-        other_layers=OtherLayers(then="o.", window=4, position=PositionConfig(kind="rotary", theta=100.0)),
-    ),
-    "branch": config(
-        position=ROTARY,
-        norm=NormConfig(kind="rms", placement="branch"),
-        attention=AttentionConfig(heads=4, qk_norm="width"),
-    ),
     "parallel": config(
         position=PositionConfig(kind="rotary", rotary_fraction=0.5),
         norm=NormConfig(placement="parallel_shared"),
@@ -68,6 +56,21 @@ UNCOMPILED = {
 """Decoders that the compiled step leaves to torch."""
 WRITERS = {
     **UNCOMPILED,
+    "sandwich": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms_offset", placement="sandwich"),
+        attention=CAPPED,
+        embedding=EmbeddingConfig(scaled=True),
+        head=HeadConfig(softcap=5.0),
+        other_layers=OtherLayers(then="o.", window=4, position=PositionConfig(kind="rotary", theta=100.0)),
+    ),
+    "branch": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms", placement="branch"),
+        attention=AttentionConfig(heads=4, kv_heads=2, qk_norm="width"),
+        other_layers=OtherLayers(first=".", then="o", position=PositionConfig(kind="none")),
+    ),
+    "no bias": config(position=ROTARY, norm=NormConfig(kind="layer_no_bias")),
     "learned": config(embedding=EmbeddingConfig()),
     "rotary": config(position=ROTARY, norm=RMS, feed_forward=GATED),
     "grouped": config(

@@ -79,16 +79,10 @@ def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"norm.placement": "sandwich"},
-        {"norm.placement": "branch"},
         {"norm.placement": "parallel"},
         {"norm.placement": "parallel_shared"},
         {"norm.kind": "rms_plain"},
-        {"attention.softcap": 5.0},
-        {"attention.qk_norm": "width"},
-        {"head.softcap": 5.0},
         {"residual_scale": 0.5},
-        {"other_layers": {"then": "o.", "position": {"kind": "rotary", "theta": 100.0}}},
         {"other_layers": {"then": "o.", "feed_forward": {"width": 8}}},
     ],
     ids=str,

@@ -6,6 +6,7 @@ One function a family: what its published checkpoints vary, and a little more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -195,6 +196,112 @@ def gemma(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("gemma", architecture, head_dim=st.sampled_from((4, 6, 10)), attention_bias=st.booleans())
 
 
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def _layer_types(draw: st.DrawFn, layers: int) -> list[str] | None:
+    """The type of each layer, in any order, or the family's own."""
+    return draw(st.none() | st.lists(st.sampled_from(_LAYER_TYPES), min_size=layers, max_size=layers))
+
+
+def _layered_rope(draw: st.DrawFn, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Rotary parameters of layers with and without a window."""
+    others: dict[str, Any] = {"rope_type": "default", "rope_theta": draw(st.sampled_from((50.0, 10_000.0)))}
+    if draw(st.booleans()):
+        others |= {"rope_type": "linear", "factor": 2.0}
+    return dict(zip(_LAYER_TYPES, (parameters, others), strict=True))
+
+
+@st.composite
+def gemma2(draw: st.DrawFn, architecture: str, family: str = "gemma2") -> ModelSpec:
+    """Gemma 2: windows in some layers, norms around the branches, bounded scores and logits."""
+    drawn = draw(rotary(family, architecture, head_dim=st.sampled_from((4, 6, 10)), attention_bias=st.booleans()))
+    options = {
+        **drawn.options,
+        "hidden_activation": drawn.options["hidden_act"],
+        "query_pre_attn_scalar": draw(st.sampled_from((4, 6, 7, 144))),
+        "sliding_window": draw(st.integers(1, 12)),
+        "layer_types": _layer_types(draw, drawn.options["num_hidden_layers"]),
+        "attn_logit_softcapping": draw(st.sampled_from((None, 0.5, 50.0))),
+        "final_logit_softcapping": draw(st.sampled_from((None, 0.5, 30.0))),
+    }
+    return replace(drawn, options=options)
+
+
+@st.composite
+def gemma3(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """Gemma 3: norms on queries and keys, positions of their own in the layers with a window."""
+    drawn = draw(gemma2(architecture, "gemma3_text"))
+    options = {name: value for name, value in drawn.options.items() if name != "attn_logit_softcapping"}
+    options["rope_parameters"] = _layered_rope(draw, options["rope_parameters"])
+    return replace(drawn, options=options)
+
+
+def olmo2(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """OLMo 2: norms on the branches, and on all queries and keys together."""
+    return rotary("olmo2", architecture, attention_bias=st.booleans())
+
+
+@st.composite
+def olmo3(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """OLMo 3: OLMo 2 with windows, and scaled positions in the layers without."""
+    drawn = draw(rotary("olmo3", architecture, attention_bias=st.booleans(), sliding_window=st.integers(1, 12)))
+    options = {**drawn.options, "layer_types": _layer_types(draw, drawn.options["num_hidden_layers"])}
+    options["rope_parameters"] = _layered_rope(draw, options["rope_parameters"])
+    return replace(drawn, options=options)
+
+
+@st.composite
+def smollm3(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """SmolLM3: layers without positions, and now and then with a window."""
+    more = {
+        "attention_bias": st.booleans(),
+        "mlp_bias": st.booleans(),
+        "use_sliding_window": st.booleans(),
+        "sliding_window": st.integers(1, 12),
+        "no_rope_layer_interval": st.integers(1, 3),
+    }
+    drawn = draw(rotary("smollm3", architecture, **more))
+    layers = drawn.options["num_hidden_layers"]
+    flags = draw(st.none() | st.lists(st.integers(0, 1), min_size=layers, max_size=layers))
+    return replace(drawn, options={**drawn.options, "no_rope_layers": flags})
+
+
+@st.composite
+def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ModernBERT: no norm before the first attention, windows on both sides."""
+    heads, layers, (length, parameters) = draw(st.sampled_from((1, 2, 4))), draw(st.integers(1, 4)), draw(rope())
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": _width(draw, 2 * heads, fewest=2),
+        "intermediate_size": draw(_WIDTHS),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_activation": draw(st.sampled_from(ACTIVATIONS)),
+        "max_position_embeddings": length,
+        "norm_eps": draw(st.sampled_from((1e-5, 1e-3))),
+        "norm_bias": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "decoder_bias": draw(st.booleans()),
+        "classifier_bias": draw(st.booleans()),
+        "classifier_activation": draw(st.sampled_from(ACTIVATIONS)),
+        "classifier_pooling": draw(st.sampled_from(("cls", "mean"))),
+        "classifier_dropout": draw(_RATES),
+        "embedding_dropout": draw(_RATES),
+        "mlp_dropout": draw(_RATES),
+        "local_attention": draw(st.integers(0, 24)),
+        "layer_types": _layer_types(draw, layers),
+        "rope_parameters": _layered_rope(draw, parameters),
+        "tie_word_embeddings": draw(st.booleans()),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_labels(draw, architecture),
+    }
+    return ModelSpec("modernbert", architecture, options, draw(_SEEDS))
+
+
 _EXPERTS = {
     "num_local_experts": st.integers(2, 5),
     "num_experts_per_tok": st.integers(1, 2),
@@ -207,6 +314,11 @@ def mixtral(architecture: str) -> st.SearchStrategy[ModelSpec]:
     # Without a width of heads of its own, transformers has only rotary positions that aren't scaled.
     more = {"sliding_window": st.none() | st.integers(1, 12), "head_dim": st.sampled_from((4, 6, 10))}
     return rotary("mixtral", architecture, **more, **_EXPERTS)
+
+
+def olmoe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """OLMoE: norms over the whole width of queries and of keys."""
+    return rotary("olmoe", architecture, attention_bias=st.booleans(), norm_topk_prob=st.booleans(), **_EXPERTS)
 
 
 def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
@@ -283,12 +395,11 @@ def deepseek_v3(architecture: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @st.composite
-def _partial_rope(
-    draw: st.DrawFn, head_dim: int, kinds: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
-) -> tuple[int, dict[str, Any]]:
+def _partial_rope(draw: st.DrawFn, head_dim: int, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dict[str, Any]]:
     """Rotary parameters for some of the pairs of a head, and the number of positions to go with them."""
     length, parameters = draw(rope(kinds))
-    rotated = st.integers(1, head_dim // 2).map(lambda pairs: 2 * pairs / head_dim)
+    fewest = 2 if parameters["rope_type"] == "dynamic" else 1  # of one pair alone Hugging Face divides by 0
+    rotated = st.integers(fewest, head_dim // 2).map(lambda pairs: 2 * pairs / head_dim)
     fractions = rotated.filter(lambda part: int(head_dim * part) % 2 == 0)
     return length, {**parameters, "partial_rotary_factor": draw(fractions)}
 
@@ -385,17 +496,23 @@ def phi3(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return drawn
 
 
-def granite(architecture: str) -> st.SearchStrategy[ModelSpec]:
+def granite(architecture: str, family: str = "granite", **fields: Any) -> st.SearchStrategy[ModelSpec]:
     """Granite: LLaMA with four multipliers."""
     more = {
+        **fields,
         "attention_bias": st.booleans(),
-        "mlp_bias": st.booleans(),
+        **({"mlp_bias": st.booleans()} if family == "granite" else {}),
         "attention_multiplier": st.sampled_from((1.0, 0.5, 0.015625)),
         "embedding_multiplier": st.sampled_from((1.0, 12.0)),
         "residual_multiplier": st.sampled_from((1.0, 0.22)),
         "logits_scaling": st.sampled_from((1.0, 8.0, 13.0)),
     }
-    return rotary("granite", architecture, **more)
+    return rotary(family, architecture, **more)
+
+
+def granitemoe(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """Granite's mixture of experts: one tensor for the matrices of all."""
+    return granite(architecture, "granitemoe", **_EXPERTS)
 
 
 def cohere(architecture: str) -> st.SearchStrategy[ModelSpec]:
@@ -662,10 +779,18 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "smollm3": smollm3,
+    "modernbert": modernbert,
     "mixtral": mixtral,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "qwen3_moe": qwen3_moe,
+    "olmoe": olmoe,
+    "granitemoe": granitemoe,
     "gpt_neox": gpt_neox,
     "phi": phi,
     "phi3": phi3,
@@ -713,7 +838,12 @@ ARCHITECTURES = {
     "GemmaModel": "gemma",
     **{f"DeepseekV2{head}": "deepseek_v2" for head in ("ForCausalLM", "Model", "ForSequenceClassification")},
     **{f"DeepseekV3{head}": "deepseek_v3" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Gemma3TextModel": "gemma3_text",
+    "Gemma3TextForSequenceClassification": "gemma3_text",
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
+    **{f"GraniteMoe{head}": "granitemoe" for head in ("ForCausalLM", "Model")},
     **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     "GPTNeoXForCausalLM": "gpt_neox",
     "GPTNeoXModel": "gpt_neox",
@@ -732,7 +862,15 @@ ARCHITECTURES = {
     "NanoChatModel": "nanochat",
     **{
         f"{name}{head}": name.lower()
-        for name in ("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Phi", "Phi3", "Falcon", "T5", "MT5")
+        for name in ("Gemma2", "SmolLM3", "Olmo2", "Olmo3")
+        for head in ("ForCausalLM", "Model", "ForSequenceClassification")
+    },
+    **{
+        f"{name}{head}": name.lower()
+        for name in (
+            *("GPT2", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "SmolLM3"),
+            *("Phi", "Phi3", "Falcon", "T5", "MT5"),
+        )
         for head in _CLASSIFIERS
     },
     "BartForSequenceClassification": "bart",
@@ -768,11 +906,21 @@ _LANGUAGE_HEADS = ("LMHeadModel", "ForCausalLM", "MTModel", "ForConditionalGener
 GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEADS)]
 """Classes that write text."""
 _OLDER = (
-    *("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"),
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3", "mixtral", "qwen3_moe"),
     *("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon"),
 )
 ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _OLDER]
 """Those with rotary positions, of which older files have the parameters elsewhere."""
+
+
+@st.composite
+def growing(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """A model of this class whose rotary angles depend on the length of the text."""
+    if ARCHITECTURES[architecture] in ("gpt_neox", "phi", "phi3"):
+        return draw(models(architecture).filter(lambda drawn: drawn.is_dynamic))
+    drawn = draw(models(architecture))
+    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = draw(rope(("dynamic",)))
+    return drawn
 
 
 def models(architecture: str) -> st.SearchStrategy[ModelSpec]:

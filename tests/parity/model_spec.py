@@ -15,15 +15,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
+from transformers.integrations import moe
+
+# torch's product of all experts takes widths of 16 bytes only; without it there is one for each expert.
+moe._can_use_grouped_mm = lambda *_: False
 
 CONTEXT = 64
 """Positions of every drawn model whose positions are counted."""
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe"), "decoder"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "decoder"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "granitemoe"), "decoder"),
     **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
+    **dict.fromkeys(("modernbert",), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
 
@@ -86,7 +93,9 @@ class ModelSpec:
     @property
     def is_dynamic(self) -> bool:
         """Whether the rotary angles depend on the length of the text."""
-        return (self.options.get("rope_parameters") or {}).get("rope_type") in ("dynamic", "longrope")
+        parameters: dict[str, Any] = self.options.get("rope_parameters") or {}
+        kinds = (parameters, *(each for each in parameters.values() if isinstance(each, dict)))
+        return any(each.get("rope_type") in ("dynamic", "longrope") for each in kinds)
 
     def neighbors(self) -> list[ModelSpec]:
         """This one and three whose rounding differs: luck may spare one model, but hardly all."""
@@ -96,8 +105,6 @@ class ModelSpec:
         """The model, in eval mode, every weight random."""
         kind = getattr(transformers, self.architecture)
         model: PreTrainedModel = kind(kind.config_class(**self.options))
-        if any(getattr(model.config, name, None) for name in ("num_local_experts", "n_routed_experts")):
-            model.set_experts_implementation("eager")  # torch's grouped product takes widths of 16 bytes only
         if self.untie_head:
             head: Any = model.lm_head
             head.weight = nn.Parameter(torch.empty_like(head.weight))

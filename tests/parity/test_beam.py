@@ -166,8 +166,7 @@ def test_beam_search_equals_over_many_configs(architecture: str, data: st.DataOb
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
-    drawn = data.draw(hf_models.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope(("dynamic",)))
+    drawn = data.draw(hf_models.growing(architecture))
     theirs: Any = drawn.build()
     theirs.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=7, use_cache=False)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]

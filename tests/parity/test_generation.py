@@ -92,8 +92,7 @@ def test_greedy_stops_where_theirs_stops(architecture: str, data: st.DataObject)
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
-    drawn = data.draw(hf_models.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope(("dynamic",)))
+    drawn = data.draw(hf_models.growing(architecture))
     theirs = _endless(drawn)
     ours = ours_of(theirs)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]

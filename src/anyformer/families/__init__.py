@@ -26,10 +26,12 @@ from anyformer.families import (
     mixtral,
     mpnet,
     nanochat,
+    olmo,
     opt,
     own,
     phi,
     phi3,
+    smollm3,
     t5,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
@@ -42,6 +44,8 @@ FAMILIES: dict[str, Family] = {
         opt.FAMILY,
         *llama.FAMILIES,
         *gemma.FAMILIES,
+        *olmo.FAMILIES,
+        smollm3.FAMILY,
         *mixtral.FAMILIES,
         *deepseek.FAMILIES,
         gpt_neox.FAMILY,
@@ -166,6 +170,10 @@ def _try(family: Family, architecture: str, config: ModelConfig) -> dict[str, An
 
 def canonical(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
+    if (others := config.other_layers) is not None:
+        layers = max(config.encoder_layers, config.decoder_layers)
+        first = "".join(".o"[layer in others] for layer in range(layers))
+        config = replace(config, other_layers=replace(others, first=first, then="o"))
     return replace(
         complete(config),
         # Which row learns nothing from being read matters to training alone, unless positions skip that token.

@@ -5,14 +5,14 @@ They differ in biases, windows and norms on queries and keys.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig, OtherLayers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Family, Fields, Raw, Values, classes, sizes, special_tokens
-from anyformer.families.rows import linear, linears, row, tied
+from anyformer.families.rows import Row, linear, linears, row, tied
 
 _ROPE = {
     "linear": {},
@@ -129,7 +129,7 @@ def _written_qwen(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_LAYER = {
+LAYER = {
     "input_layernorm": "attention_norm",
     "self_attn.q_proj": "attention.query",
     "self_attn.k_proj": "attention.key",
@@ -142,6 +142,19 @@ _LAYER = {
     "mlp.up_proj": "feed_forward.up",
     "mlp.down_proj": "feed_forward.down",
 }
+
+
+def decoder_rows(layer: Mapping[str, str]) -> list[Row]:
+    """The table of a decoder that files call `model`, whose layers have these parts."""
+    return [
+        row("model.embed_tokens.weight", "token_embedding.table.weight"),
+        *linears("model.layers.{i}.", "decoder.blocks.{i}.", layer),
+        *linear("model.norm", "decoder.final_norm"),
+        *tied("lm_head"),
+        *linear("score", "head.labels"),
+    ]
+
+
 _LLAMA3 = {"vocab_size": 128256, "max_position_embeddings": 131072, "bos_token_id": 128000, "eos_token_id": 128001}
 
 
@@ -204,13 +217,7 @@ LLAMA = Family(
     constants={"feed_forward.gated": True, "position.kind": "rotary", "norm.kind": "rms"},
     derived=read_rope,
     written=write_rope,
-    rows=[
-        row("model.embed_tokens.weight", "token_embedding.table.weight"),
-        *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear("model.norm", "decoder.final_norm"),
-        *tied("lm_head"),
-        *linear("score", "head.labels"),
-    ],
+    rows=decoder_rows(LAYER),
     prefix="model.",
     ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     published={

@@ -1,5 +1,5 @@
 """Mixtures of experts on LLaMA's plan: Mixtral (Jiang et al. 2024, 2401.04088), section 2.1; Qwen3-MoE (2505.09388),
-section 2; OLMoE (Muennighoff et al. 2024, 2409.02060), section 2.
+section 2; OLMoE (Muennighoff et al. 2024, 2409.02060), section 2; Granite 3's (IBM 2024).
 
 They differ in the number and width of their experts, and in whether the weights of the chosen ones sum to 1.
 """
@@ -10,10 +10,11 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Fields, Raw, Values, classes, sizes
+from anyformer.families import granite
+from anyformer.families.base import Fields, Raw, Values, classes, sizes, special_tokens
+from anyformer.families.llama import BIAS, FIELDS, LLAMA, NANO, read_rope, write_rope
 from anyformer.families.llama import FAMILIES as LLAMAS
-from anyformer.families.llama import FIELDS, LLAMA, NANO, read_rope, write_rope
-from anyformer.families.rows import Row, experts, linear
+from anyformer.families.rows import Row, experts, linear, row, stacked
 
 _BLOCK = "decoder.blocks.{i}.feed_forward."
 _COUNTS = ("num_local_experts", "num_experts")
@@ -138,4 +139,67 @@ QWEN3_MOE = replace(
         "qwen3-235b-a22b": _qwen_sizes(4096, 94, 64, 1536, **_QWEN3_PRESET),
     },
 )
-FAMILIES = [MIXTRAL, QWEN3_MOE]
+OLMOE = replace(
+    LLAMA,
+    model_type="olmoe",
+    architectures=classes("Olmoe", "ForCausalLM", ("Model",)),
+    fields={
+        **FIELDS,
+        **BIAS,
+        "vocab_size": ("vocab_size", 50304),
+        "hidden_size": ("d_model", 2048),
+        "num_hidden_layers": ("decoder_layers", 16),
+        "max_position_embeddings": ("max_length", 4096),
+        "num_attention_heads": ("attention.heads", 16),
+        "intermediate_size": ("feed_forward.width", 2048),
+        "rms_norm_eps": ("norm.eps", 1e-5),
+        "norm_topk_prob": ("feed_forward.experts.normalized", False),
+        **experts_fields("num_experts", 8, 64, 0.01),
+        **special_tokens(eos=50279, pad=1),
+    },
+    constants={**LLAMA.constants, "attention.qk_norm": "width", "feed_forward.bias": False},
+    derived=_derived,
+    rows=_ROWS,
+    published={"olmoe-1b-7b": {"intermediate_size": 1024}},
+)
+_granite_sizes = sizes("hidden_size num_hidden_layers num_attention_heads num_local_experts")
+_GRANITE_PRESET = {
+    "vocab_size": 49155,
+    "max_position_embeddings": 4096,
+    "num_key_value_heads": 8,
+    "intermediate_size": 512,
+    "num_experts_per_tok": 8,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 6.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.015625,
+    "tie_word_embeddings": True,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+}
+
+
+def _granite_rows(config: ModelConfig) -> Sequence[Row]:
+    operation = stacked(0 if config.feed_forward.experts is None else config.feed_forward.experts.count)
+    moe = "model.layers.{i}.block_sparse_moe."
+    return [
+        *(line for line in LLAMA.rows_of(config) if ".mlp." not in line.theirs),
+        *linear(f"{moe}router.layer", f"{_BLOCK}router"),
+        row(f"{moe}input_linear.weight", (f"{_BLOCK}gate.weight", f"{_BLOCK}up.weight"), operation),
+        row(f"{moe}output_linear.weight", f"{_BLOCK}down.weight", operation),
+    ]
+
+
+GRANITE_MOE = replace(
+    granite.FAMILY,
+    model_type="granitemoe",
+    architectures=classes("GraniteMoe", "ForCausalLM", ("Model",)),
+    fields={**granite.FAMILY.fields, **experts_fields("num_local_experts", 2, 8, 0.001)},
+    constants={**granite.FAMILY.constants, "feed_forward.bias": False},
+    derived=lambda raw, values, head: {**granite.FAMILY.derived(raw, values, head), **_derived(raw, values, head)},
+    rows=_granite_rows,
+    published={
+        "granite-3.0-1b-a400m": _granite_sizes(1024, 24, 16, 32, **_GRANITE_PRESET),
+        "granite-3.0-3b-a800m": _granite_sizes(1536, 32, 24, 40, **_GRANITE_PRESET),
+    },
+)
+FAMILIES = [MIXTRAL, QWEN3_MOE, OLMOE, GRANITE_MOE]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anyformer.analysis import cache_bytes_per_token
+from anyformer.analysis import cache_bytes_per_token, part_costs
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, check_keywords
 from anyformer.one_line import OneLine
@@ -281,6 +281,8 @@ def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]
 
 
 def flops_formula(workload: Workload, count: StepCount) -> float:
-    """``6 N + 12 L d s`` a token."""
+    """``6 N + 12 L d s`` a token. Weights that several layers share are in N as often."""
     model, layers = workload.model, workload.model.encoder_layers + workload.model.decoder_layers
-    return 6 * count.parameters[0] + 12 * layers * model.d_model * workload.config.context
+    distinct = min(layers, model.distinct_layers or layers)
+    again = sum(part.parameters for part in part_costs(model, 1) if part.layers > 1) * (layers - distinct) // distinct
+    return 6 * (count.parameters[0] + again) + 12 * layers * model.d_model * workload.config.context

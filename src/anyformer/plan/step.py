@@ -69,7 +69,8 @@ def count_step(workload: Workload) -> StepCount:
     """
     # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
     config = workload.config
-    few = workload.shorten(_FEW_LAYERS + (config.engine == "fsdp"))
+    # Of layers that share their weights there are as many as blocks, for those that follow add none.
+    few = workload.shorten(max(_FEW_LAYERS + (config.engine == "fsdp"), workload.model.distinct_layers or 0))
     counted = _SECOND_STEP if config.engine == "fsdp" or config.is_quantized else _FIRST_STEP
     numbers = take_steps(few, counted, Simulation())
     per_layer: dict[str, Numbers] = {}

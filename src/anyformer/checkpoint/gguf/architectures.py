@@ -27,6 +27,7 @@ from anyformer.config import HeadKind, ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
 from anyformer.families.base import Family, Raw, complete, supported
+from anyformer.families.llama import LAYER_TYPES, write_layer_types
 from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve
 from anyformer.model import skeleton
 
@@ -62,6 +63,7 @@ _NAMES = {
     "attention.query_norm": "blk.{i}.attn_q_norm",
     "attention.key_norm": "blk.{i}.attn_k_norm",
     "attention.output": "blk.{i}.attn_output",
+    "attention_output_norm": "blk.{i}.post_attention_norm",
     "cross_attention_norm": "blk.{i}.cross_attn_norm",
     "cross_attention.query": "blk.{i}.cross_attn_q",
     "cross_attention.key": "blk.{i}.cross_attn_k",
@@ -71,6 +73,7 @@ _NAMES = {
     "feed_forward.gate": "blk.{i}.ffn_gate",
     "feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.down": "blk.{i}.ffn_down",
+    "feed_forward_output_norm": "blk.{i}.post_ffw_norm",
     "final_norm": "output_norm",
     "head.projection": "output",
 }
@@ -93,6 +96,8 @@ class Architecture:
     """The families whose models it can hold; files are read as the first."""
     neighboring: bool = False
     """Rotary positions turn neighboring pairs of rows of a head, not its two halves as in Hugging Face."""
+    has_windows: bool = False
+    """llama.cpp knows the windows of its layers."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
     """More keys that may be missing. Two keys may say the same."""
     names: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -260,6 +265,46 @@ def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     )
 
 
+_WINDOW, _PERIOD, _LOCAL_THETA = "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"
+
+
+def _windows(contents: Contents, period: int, window: int = 0) -> Raw:
+    """The window, and the layers that have it: all but the last of every `period`, unless the file says otherwise."""
+    window, pattern = contents.get(_WINDOW) or window, contents.get(_PERIOD)
+    if isinstance(pattern, list):
+        flags = [bool(flag) for flag in cast("list[Any]", pattern)]
+    else:
+        period = (pattern or period) if window else 1
+        flags = [(layer + 1) % period != 0 for layer in range(layers(contents))]
+    return {"sliding_window": window, "layer_types": [LAYER_TYPES[flag] for flag in flags]}
+
+
+def _write_windows(config: ModelConfig, period: int) -> Raw:
+    """The keys that `_windows` reads; those of the nearest model where no period gives the layers."""
+    types, window = write_layer_types(config), (config.other_layers and config.other_layers.window)
+    periods = (period, *range(2, len(types) + 2))
+    fitting = (n for n in periods if types == [LAYER_TYPES[(layer + 1) % n != 0] for layer in range(len(types))])
+    found = next(fitting, period)
+    return {_WINDOW: window or config.attention.window, _PERIOD: None if found == period else found}
+
+
+def _local_theta(config: ModelConfig) -> Raw:
+    other = config.other_layers and config.other_layers.position
+    return {_LOCAL_THETA: None if config.other_layers is None else (other or config.position).theta}
+
+
+def _gemma2(contents: Contents) -> Raw:
+    """What llama.cpp decides by itself: it has no biases, and knows the largest model by its layers."""
+    is_largest = layers(contents) in (46, 62)
+    heads, width = contents.get("attention.head_count"), contents.get("embedding_length")
+    scalar = width // heads if is_largest else contents.get("attention.key_length") or width // heads
+    return {"query_pre_attn_scalar": scalar, "attention_bias": False}
+
+
+def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
+    return config.replace(model_type="olmo2") if config.other_layers is None else config
+
+
 _ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
@@ -272,6 +317,45 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("gemma",),
             # It has no biases, and its head is the token table.
             inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
+        ),
+        Architecture(
+            "gemma2",
+            ("gemma2",),
+            has_windows=True,
+            keys={"attn_logit_softcapping": "attention.softcap", "final_logit_softcapping": "head.softcap"},
+            inferred=lambda contents: {**_gemma2(contents), **_windows(contents, 2, 4096), "tie_word_embeddings": True},
+            more=lambda config: _write_windows(config, 2),
+        ),
+        Architecture(
+            "gemma3",
+            ("gemma3_text",),
+            has_windows=True,
+            keys={"final_logit_softcapping": "head.softcap"},
+            inferred=lambda contents: {
+                **_gemma2(contents),
+                **_windows(contents, 6),
+                "rope_local_base_freq": contents.get(_LOCAL_THETA) or 10_000.0,
+            },
+            more=lambda config: {**_write_windows(config, 6), **_local_theta(config)},
+        ),
+        Architecture(
+            "olmo2",
+            ("olmo3", "olmo2"),
+            has_windows=True,
+            inferred=lambda contents: {
+                **_windows(contents, 4),
+                "attention_bias": False,
+                "tie_word_embeddings": False,
+            },
+            more=lambda config: _write_windows(config, 4),
+            adjust=_olmo_adjust,
+        ),
+        Architecture(
+            "smollm3",
+            ("smollm3",),
+            neighboring=True,
+            inferred=lambda contents: {"attention_bias": False, "mlp_bias": False},
+            ignored=_ROPE_BUFFERS,
         ),
         Architecture("gpt2", ("gpt2",), ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",)),
         Architecture(
@@ -314,16 +398,21 @@ def from_gguf(contents: Contents) -> ModelConfig:
     return config
 
 
+def architecture_of(config: ModelConfig) -> Architecture | None:
+    """The architecture for models of this type; None where there is none."""
+    model_type = to_huggingface(config)[0].model_type
+    return next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
+
+
 def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that can hold this model, and the metadata that describes it, without the tokenizer's.
 
     Raises:
         UserError: GGUF, or llama.cpp that computes by it, can't express the model; it names what stands in the way.
     """
-    model_type = to_huggingface(config)[0].model_type
-    kind = next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
+    kind = architecture_of(config)
     if kind is None:
-        raise UserError(f"GGUF has no architecture for a model of type {quote(model_type)}.")
+        raise UserError(f"GGUF has no architecture for a model of type {quote(to_huggingface(config)[0].model_type)}.")
     if config.head.kind != kind.head:
         raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {quote(config.head.kind)}.")
     metadata = kind.write(config)

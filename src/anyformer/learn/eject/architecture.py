@@ -11,10 +11,10 @@ from anyformer.learn.eject.parts import (
     Stack,
     alike,
     attention_part,
-    call,
     distinct_layers,
     feed_forward_part,
     layers_name,
+    module_dict,
     qk_norm_class,
     reads_tokens,
     sharpness,
@@ -79,9 +79,7 @@ def _position_table(config: ModelConfig) -> str:
     rows = "MAX_LENGTH + POSITION_OFFSET" if config.position.offset else "MAX_LENGTH"
     padding = ", padding_idx=POSITION_OFFSET - 1" if config.position.skip_padding else ""
     modules = [f'"table": nn.Embedding({rows}, {_table_width(config)}{padding})']
-    bias = 'nn.ModuleDict({"table": nn.Embedding(BUCKETS, HEADS)})'
-    modules += [f'"relative": {bias}'] if config.position.relative_bias else []
-    return call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=16)
+    return module_dict([*modules, *(['"relative": relative'] if config.position.relative_bias else [])], before=16)
 
 
 def _table_width(config: ModelConfig) -> str:
@@ -95,7 +93,7 @@ def _embedded(config: ModelConfig) -> str:
     modules += [f'"segments": nn.Embedding(SEGMENTS, {_table_width(config)})'] if embedding.segments else []
     modules += [f'"norm": {NORMS[config.norm.kind]}({_table_width(config)})'] if embedding.norm else []
     modules += ['"projection": nn.Linear(EMBEDDING_WIDTH, D_MODEL)'] if embedding.width else []
-    return call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=17) if modules else ""
+    return module_dict(modules, before=17) if modules else ""
 
 
 def _drawn_wide(config: ModelConfig) -> str:

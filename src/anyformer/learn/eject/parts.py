@@ -257,9 +257,17 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     if indent + before + len(line) <= WIDTH:
         return line
     inner, outer = " " * (indent + 4), " " * indent
-    if len(inner) + len(", ".join(operands)) <= WIDTH:
+    if len(operands) == 1 or len(inner) + len(", ".join(operands)) <= WIDTH:
         return f"{function}(\n{inner}{', '.join(operands)}\n{outer})"
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
+
+
+def module_dict(modules: Sequence[str], *, before: int) -> str:
+    """An `nn.ModuleDict` of these entries in a constructor, as formatters break it."""
+    entries = f"{{{', '.join(modules)}}}"
+    if 12 + len(entries) > WIDTH:
+        entries = "{\n" + "".join(f"{' ' * 16}{module},\n" for module in modules) + f"{' ' * 12}}}"
+    return call("nn.ModuleDict", [entries], indent=8, before=before)
 
 
 def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
