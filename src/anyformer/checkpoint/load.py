@@ -229,7 +229,9 @@ def config_of(source: TensorSource) -> ModelConfig:
     layers = min(config.encoder_layers, config.distinct_layers or config.encoder_layers) + config.decoder_layers
     if layers > count:
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {count} weights.")
-    if (experts := layers * sum(row.part is not None for row in source.family.rows_of(config))) > count:
+    networks = [(other and other.feed_forward) or config.feed_forward for other in config.others(layers)]
+    mixed = sum(network.experts is not None for network in networks)
+    if (experts := mixed * sum(row.part is not None for row in source.family.rows_of(config))) > count:
         raise UserError(
             f"{source.path}: config.json speaks of {experts} matrices of experts, and there are {count} weights."
         )
