@@ -23,7 +23,7 @@ from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import Embedding, GroupedLinear, Linear
-from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
+from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
     PositionalEncoding,
@@ -33,7 +33,7 @@ from anyformer.blocks.position import (
 )
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
-from anyformer.config import ExpertsConfig, ModelConfig
+from anyformer.config import ModelConfig
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
@@ -52,9 +52,19 @@ LIBRARY = Library(
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
-_MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, Experts)
-_MODULES += (LanguageModelHead, InputEmbedding, TokenEmbedding)
-_UNKNOWN = ("other_layers.feed_forward", "residual_scale", "attention.latent")
+_MODULES = (
+    TransformerBlock,
+    MultiHeadAttention,
+    FeedForward,
+    Experts,
+    LanguageModelHead,
+    InputEmbedding,
+    TokenEmbedding,
+)
+_UNKNOWN = (
+    *("other_layers.feed_forward", "attention.latent"),
+    *(f"feed_forward.experts.{name}" for name in ("scores", "scale", "shared", "groups", "used_groups", "correction")),
+)
 """Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
@@ -107,6 +117,8 @@ class CompiledDecoder:
             layers=ctypes.addressof(layers),
             num_layers=len(blocks),
             d_model=model.config.d_model,
+            is_parallel=int(model.config.norm.is_parallel),
+            residual_scale=model.config.residual_scale,
             embedding=self._embedding(model.token_embedding, decoder),
             embedding_scale=model.token_embedding.scale,
             dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
@@ -123,7 +135,8 @@ class CompiledDecoder:
     def _layer(self, block: TransformerBlock, window: int | None, rotation: int) -> Structure:
         if block.feed_forward.activation not in COMPILED:
             raise UnsupportedModelError("a custom activation")
-        norms, activation = self._norms(block, "feed_forward"), COMPILED[block.feed_forward.activation]
+        norms = self._norms(block, "attention" if block.shares_norm else "feed_forward")
+        activation = COMPILED[block.feed_forward.activation]
         return structs.Layer(
             attention=self._attention(block, "attention", window, rotation),
             cross_attention=self._attention(block, "cross_attention"),
@@ -138,9 +151,6 @@ class CompiledDecoder:
         if experts is None:
             return {"router": structs.Matrix(), "experts": 0, "used": 0, "normalized": 0}
         config = experts.config
-        known = {name: getattr(config, name) for name in ("count", "used", "normalized", "balance")}
-        if config != ExpertsConfig(**known):
-            raise UnsupportedModelError("experts that are chosen in another way than by the softmax of all, or shared")
         sizes = {"experts": config.count, "used": config.used, "normalized": int(config.normalized)}
         return {"router": self._matrix(experts.router), **sizes}
 
@@ -207,6 +217,8 @@ class CompiledDecoder:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if type(module) is OffsetRMSNorm:
             return structs.Norm(structs.RMS_NORM, self._pointer(1.0 + module.weight.float()), None, module.eps)
+        if type(module) is PlainRMSNorm:
+            return structs.Norm(structs.RMS_NORM, self._pointer(torch.ones(module.width)), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return structs.Norm()
         raise UnsupportedModelError(f"a norm of class {type(module).__name__}")
@@ -345,8 +357,8 @@ def _check_fields(config: ModelConfig) -> None:
     """Raise UnsupportedModelError for fields of the config that decode_step.cpp does not know."""
     if unknown := not_default(config, _UNKNOWN):
         raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
-    if config.norm.is_parallel:
-        raise UnsupportedModelError(f"norms in the placement {config.norm.placement}")
+    if config.norm.is_parallel and config.feed_forward.experts is not None:
+        raise UnsupportedModelError("experts beside attention")
 
 
 def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:

@@ -185,6 +185,7 @@ class DecodeStep {
 
     void add_vector(const Norms& norms, int64_t row, int64_t first, FloatVec y, int64_t count) const {
         if (norms.inner.kind != NO_NORM) return store(product(row) + first, y);
+        y = broadcast(float(decoder.residual_scale)) * y;
         float* to = residual(row) + first;
         if (count == LANES)
             store(to, load(to) + y);
@@ -198,7 +199,8 @@ class DecodeStep {
         threads.parallel_for(rows, [&](int64_t row) {
             float* x = residual(row);
             if (has_products) normalize_in_place(norms.inner, product(row), d_model);
-            for (int64_t i = 0; has_products && i < d_model; i++) x[i] += product(row)[i];
+            for (int64_t i = 0; has_products && i < d_model; i++)
+                x[i] += float(decoder.residual_scale) * product(row)[i];
             normalize_in_place(norms.outer, x, d_model);
         });
     }
@@ -216,9 +218,10 @@ class DecodeStep {
         // After the keys and values of the last layer only rows with logits matter.
         if (last) select_logit_rows(padded(layer.attention.query.out_features));
         if (!rows) return;
+        if (decoder.is_parallel) feed_forward(layer.feed_forward, keys);  // in the cache already
         run_attention(layer.attention, cache.keys, cache.values, false);
         if (layer.cross_attention.query.weights) cross_attention(layer.cross_attention, cache);
-        feed_forward(layer.feed_forward);
+        if (!decoder.is_parallel) feed_forward(layer.feed_forward, queries);
     }
 
     // Move the rows that logits are wanted of to the front, and drop the others.
@@ -436,16 +439,16 @@ class DecodeStep {
         });
     }
 
-    void feed_forward(const FeedForward& f) {
+    // `inner` is memory for its hidden layer.
+    void feed_forward(const FeedForward& f, float* inner) {
         if (f.router.weights) return f.used > ROW_BLOCK || !single_row ? experts_of_rows(f) : experts_of_row(f);
         Inputs x = normed_inputs(f.norms.before, {&f.up, &f.gate});
 #if defined(USE_AMX)
         if (f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
             x.needs_tiles(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
-            return add(f.down, multiply_gated(f, x), f.norms);
+            return add(f.down, multiply_gated(f, x, inner), f.norms);
 #endif
         int64_t width = padded(f.up.out_features);
-        float* inner = queries;
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
             multiply(f.up, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
                 store(inner + row * width + first, f.gate.weights ? y : apply_activation(f.activation, y));
@@ -463,10 +466,10 @@ class DecodeStep {
 
 #if defined(USE_AMX)
     // The inputs of the last product of a gated feed-forward: they become tiles as soon as they are computed.
-    Inputs multiply_gated(const FeedForward& f, const Inputs& x) {
+    Inputs multiply_gated(const FeedForward& f, const Inputs& x, float* memory) {
         Inputs inner = x;
         inner.width = padded(f.down.in_features);
-        inner.tiles = reinterpret_cast<BFloat16*>(queries);
+        inner.tiles = reinterpret_cast<BFloat16*>(memory);
         const Matrix* const matrices[] = {&f.up, &f.gate};
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
             for (int64_t i = 0; i < panels; i += AMX_PANELS)
