@@ -189,13 +189,17 @@ def _granite_rows(config: ModelConfig) -> Sequence[Row]:
     ]
 
 
+def _derived_granite(raw: Raw, values: Values, head: HeadKind) -> Values:
+    return {**granite.FAMILY.derived(raw, values, head), **_derived(raw, values, head)}
+
+
 GRANITE_MOE = replace(
     granite.FAMILY,
     model_type="granitemoe",
     architectures=classes("GraniteMoe", "ForCausalLM", ("Model",)),
     fields={**granite.FAMILY.fields, **experts_fields("num_local_experts", 2, 8, 0.001)},
     constants={**granite.FAMILY.constants, "feed_forward.bias": False},
-    derived=lambda raw, values, head: {**granite.FAMILY.derived(raw, values, head), **_derived(raw, values, head)},
+    derived=_derived_granite,
     rows=_granite_rows,
     published={
         "granite-3.0-1b-a400m": _granite_sizes(1024, 24, 16, 32, **_GRANITE_PRESET),

@@ -1,6 +1,6 @@
 """``x @ weight.T`` of rows that each have one of several matrices: one product for the rows of each matrix."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from anyformer.kernels.linear import Matmul, quantized_linear
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight
 
+_grouped_mm: Any = torch.ops.aten._grouped_mm
 _ALIGNMENT = 16
 """Bytes of which rows of torch's grouped product are multiples."""
 
@@ -84,29 +85,36 @@ def grouped_linear(
         return _grouped(as_rows(input, matmul_dtype(input)), weight, ends, matmul == "int8")
 
 
-@operation("grouped_linear", fake=lambda x, weight, ends, int8: x.new_empty(len(x), len(weight) // len(ends)))
+def _like_output(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
+    return x.new_empty(len(x), len(weight) // len(ends))
+
+
+@operation("grouped_linear", fake=_like_output)
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
     x, matrices = x.detach(), weight.detach().unflatten(0, (len(ends), -1))
     if _torch_groups(x, matrices):
-        return torch._grouped_mm(x, matrices.to(x.dtype).mT, offs=ends)  # pyright: ignore[reportPrivateUsage]
+        return _grouped_mm(x, matrices.to(x.dtype).mT, ends)
     out = x.new_empty(len(x), matrices.shape[1])
     for rows, matrix in zip(_slices(ends, len(x)), matrices, strict=True):
         _multiply(x[rows], matrix, out[rows], int8)
     return out
 
 
-@operation(
-    "grouped_linear_grad",
-    fake=lambda grad, x, weight, ends, int8, needed: (torch.empty_like(x), torch.empty_like(weight)),
-)
+def _like_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor, int8: bool, needed: list[bool]
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+@operation("grouped_linear_grad", fake=_like_gradients)
 def _grouped_grad(
     grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor, int8: bool, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight; one that isn't needed is empty."""
     grad, x, matrices = grad.contiguous(), x.detach(), weight.detach().unflatten(0, (len(ends), -1))
     if _torch_groups(x, matrices):
-        grad_x = torch._grouped_mm(grad, matrices.to(x.dtype), offs=ends)  # pyright: ignore[reportPrivateUsage]
-        grad_weight = torch._grouped_mm(grad.mT, x, offs=ends)  # pyright: ignore[reportPrivateUsage]
+        grad_x = _grouped_mm(grad, matrices.to(x.dtype), ends)
+        grad_weight = _grouped_mm(grad.mT, x, ends)
         return grad_x, grad_weight.to(weight.dtype).flatten(0, 1)
     grad_x = torch.empty_like(x) if needed[0] else x.new_empty(0)
     grad_weight = torch.empty_like(matrices) if needed[1] else weight.new_empty(0)

@@ -200,7 +200,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
-        grouped: Mapping[nn.Parameter, int] | None = None,
+        grouped: Mapping[Tensor, int] | None = None,
     ) -> None:
         for matrix in matrices:
             if matrix.dim() != 2:
