@@ -27,9 +27,9 @@ class PartCost:
 def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
     """The cost of each part of a model.
 
-    Matrix multiplications count 2 for each weight, attention 4 * heads * head_dim for each token that is attended to
-    (Chowdhery et al. 2022, appendix B); norms, softmax and lookups are left out, as is usual. Each token is taken to
-    attend to `context` tokens, or to its window.
+    Matrix multiplications count 2 for each weight, attention 2 * heads * head_dim for each key and each value that is
+    attended to (Chowdhery et al. 2022, appendix B); norms, softmax and lookups are left out, as is usual. Each token is
+    taken to attend to `context` tokens, or to its window.
 
     Args:
         config: The model. Nothing is allocated for it.
@@ -52,8 +52,8 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
     blocks = stack.layers
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
-    norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
-    embedding, width = stack.embedding, attention[0].heads * stack.head_dim
+    norms = [part for block in blocks for name, part in block.named_children() if name.endswith("_norm")]
+    embedding, widths = stack.embedding, attention[0].heads * (attention[0].head_dim + attention[0].value_dim)
     attended = sum(min(context, window or context) for window in stack.windows)
 
     def part(label: str, layers: int, *modules: nn.Module | None, scores: int = 0) -> PartCost:
@@ -64,8 +64,8 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
         # with the segment vectors and the norm of the embeddings, where there are any
         part("positions", 1, stack.position, embedding.segments, embedding.norm),
         part("projection", 1, embedding.projection),
-        part("attention", len(blocks), *attention, scores=4 * width * attended),
-        part("cross-attention", len(blocks), *cross, scores=4 * width * context * len(cross)),
+        part("attention", len(blocks), *attention, scores=2 * widths * attended),
+        part("cross-attention", len(blocks), *cross, scores=2 * widths * context * len(cross)),
         part("feed-forward", len(blocks), *(block.feed_forward for block in blocks)),
         part("norms", len(blocks), *norms, stack.final_norm),
     ]
@@ -91,17 +91,19 @@ def _unused(module: nn.Module) -> int:
     return sum(stacks) * (module.count - module.used) // module.count
 
 
-def active_parameters(config: ModelConfig) -> int:
-    """The weights that a token is computed with: all, but of a mixture of experts those that it doesn't go to."""
-    model = skeleton(config)
-    return _parameters(model) - sum(map(_unused, model.modules()))
+def unused_parameters(config: ModelConfig) -> int:
+    """The weights of a mixture of experts that a token does not go to, of all layers; others have none."""
+    return sum(map(_unused, skeleton(config).modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
     """Memory that the keys and values of one token take while a decoder generates; a window keeps it from growing."""
     attention = config.decoder_attention or config.attention
     head_dim = attention.head_dim or config.d_model // attention.heads
-    return 2 * config.decoder_layers * (attention.kv_heads or attention.heads) * head_dim * bytes_per_number
+    numbers = 2 * (attention.kv_heads or attention.heads) * head_dim
+    if attention.latent is not None:
+        numbers = attention.latent.rank + attention.latent.rotary_dim
+    return config.decoder_layers * numbers * bytes_per_number
 
 
 @dataclass(frozen=True)

@@ -203,9 +203,9 @@ class Transformer(nn.Module):
         """An empty cache for a batch of sequences of at most `capacity` tokens, on the model's device, in its dtype."""
         if self.decoder is None:
             raise ValueError("only a decoder reads token by token")
-        layers, kv_heads, head_dim = len(self.decoder.layers), self.decoder.kv_heads, self.decoder.head_dim
-        sizes = {"layers": layers, "batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
-        return KeyValueCache(**sizes, device=self.device, dtype=self.dtype)
+        heads, head_dim, value_dim = self.decoder.cached
+        sizes = {"layers": len(self.decoder.layers), "batch": batch, "capacity": capacity, "kv_heads": heads}
+        return KeyValueCache(**sizes, head_dim=head_dim, value_dim=value_dim, device=self.device, dtype=self.dtype)
 
     def _encoder_states(
         self,

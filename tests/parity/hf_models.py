@@ -300,6 +300,66 @@ def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @st.composite
+def deepseek(draw: st.DrawFn, family: str, architecture: str) -> ModelSpec:
+    """DeepSeek V2 and V3: queries with a latent or without, groups of experts, dense layers, YaRN's second factor."""
+    layers, groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(2, 3))
+    heads, used_groups = draw(st.integers(1, 3)), draw(st.integers(1, groups))
+    length, parameters = draw(rope(("default", "linear", "llama3", "yarn")))
+    if parameters["rope_type"] == "yarn":
+        parameters |= {
+            "mscale": draw(st.sampled_from((1.0, 0.707))),
+            "mscale_all_dim": draw(st.sampled_from((1.0, 0.7))),
+        }
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": _width(draw, heads, fewest=2),
+        "intermediate_size": draw(_WIDTHS),
+        "moe_intermediate_size": draw(_WIDTHS),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "q_lora_rank": draw(st.none() | st.integers(3, 9)),
+        # transformers reads pairs of a V2 as complex numbers, for which what is before them has to be even.
+        "kv_lora_rank": draw(st.sampled_from((4, 6, 8))),
+        "qk_rope_head_dim": draw(st.sampled_from((2, 4, 6))),
+        "qk_nope_head_dim": draw(st.sampled_from((2, 4, 6))),
+        "v_head_dim": draw(st.integers(1, 6)),
+        "attention_bias": draw(st.booleans()),
+        "n_routed_experts": groups * size,
+        "num_experts_per_tok": draw(st.integers(1, used_groups * size)),
+        "n_shared_experts": draw(st.integers(1, 2)),
+        "routed_scaling_factor": draw(st.sampled_from((1.0, 2.5))),
+        "first_k_dense_replace": draw(st.integers(0, layers)),
+        "n_group": groups,
+        "topk_group": used_groups,
+        "max_position_embeddings": length,
+        "rope_parameters": parameters,
+        "rms_norm_eps": draw(st.sampled_from((1e-6, 1e-3))),
+        "tie_word_embeddings": draw(st.booleans()),
+        "initializer_range": draw(_STDS),
+        "pad_token_id": draw(st.sampled_from((0, 3) if "SequenceClassification" in architecture else (None, 0, 3))),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_labels(draw, architecture),
+    }
+    if family == "deepseek_v2":
+        options["topk_method"] = draw(st.sampled_from(("greedy", "group_limited_greedy")))
+    else:
+        options["norm_topk_prob"] = draw(st.booleans())
+    return ModelSpec(family, architecture, options, draw(_SEEDS))
+
+
+def deepseek_v2(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """DeepSeek V2, whose Lite has no latent of queries."""
+    return deepseek("deepseek_v2", architecture)
+
+
+def deepseek_v3(architecture: str) -> st.SearchStrategy[ModelSpec]:
+    """DeepSeek V3."""
+    return deepseek("deepseek_v3", architecture)
+
+
+@st.composite
 def _partial_rope(draw: st.DrawFn, head_dim: int, kinds: tuple[str, ...] = ROPE_KINDS) -> tuple[int, dict[str, Any]]:
     """Rotary parameters for some of the pairs of a head, and the number of positions to go with them."""
     length, parameters = draw(rope(kinds))
@@ -690,6 +750,8 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "olmo3": olmo3,
     "smollm3": smollm3,
     "mixtral": mixtral,
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
     "qwen3_moe": qwen3_moe,
     "olmoe": olmoe,
     "granitemoe": granitemoe,
@@ -741,6 +803,8 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": "gemma3_text",
     "Gemma3TextModel": "gemma3_text",
     "Gemma3TextForSequenceClassification": "gemma3_text",
+    **{f"DeepseekV2{head}": "deepseek_v2" for head in ("ForCausalLM", "Model", "ForSequenceClassification")},
+    **{f"DeepseekV3{head}": "deepseek_v3" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
     **{f"GraniteMoe{head}": "granitemoe" for head in ("ForCausalLM", "Model")},

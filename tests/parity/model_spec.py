@@ -26,7 +26,7 @@ CONTEXT = 64
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
-    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "granitemoe"), "decoder"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe", "olmoe", "granitemoe"), "decoder"),
     **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
@@ -124,11 +124,15 @@ def _with_labels(model: nn.Module, args: Any, output: Any) -> Any:
     return output
 
 
+_DRAWN = ("final_logits_bias", "e_score_correction_bias")
+"""Buffers that are drawn as weights are."""
+
+
 def randomize(model: nn.Module, seed: int) -> None:
     """Draw every trained weight, norms and biases included, so that nothing hides by being zero or one."""
     generator = torch.Generator().manual_seed(seed)
     weights = dict(model.named_parameters())
-    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith("final_logits_bias")}
+    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith(_DRAWN)}
     with torch.no_grad():
         for name, weight in weights.items():
             if isinstance(weight, nn.Parameter) and not weight.requires_grad:

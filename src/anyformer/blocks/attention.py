@@ -34,7 +34,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
-        self.head_dim = config.head_dim or d_model // config.heads
+        self.head_dim = self.value_dim = config.head_dim or d_model // config.heads
         self.scale = self.head_dim**-0.5 if config.scale is None else config.scale
         self.scale /= layer + 1 if config.scale_by_layer else 1
         self.softcap = config.softcap

@@ -9,6 +9,7 @@ from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttentio
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
+from anyformer.blocks.latent_attention import LatentAttention
 from anyformer.blocks.linear import Dropout
 from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import select
@@ -62,7 +63,7 @@ class TransformerBlock(nn.Module):
         def new_output_norm() -> nn.Module:
             return new_norm("pre", "post", "parallel", "parallel_shared")
 
-        self.attention = new_attention()
+        self.attention = LatentAttention(attention, d_model) if attention.latent else new_attention()
         self.attention_norm = new_norm("branch")
         self.attention_output_norm = new_output_norm()
         self.cross_attention = new_attention() if cross else None

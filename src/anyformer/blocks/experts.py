@@ -1,6 +1,7 @@
 """The mixture of experts: a feed-forward block of several networks, some of which compute each token."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,37 +23,59 @@ class Routing(NamedTuple):
 
 
 class Experts(FeedForward):
-    """``sum_e w_e network_e(x)`` over the experts with the largest ``p = softmax(router(x))`` (Shazeer et al. 2017).
+    """``sum_e w_e network_e(x)`` over the experts with the largest ``p = softmax(router(x))`` (Shazeer et al. 2017), or
+    ``p = sigmoid(router(x))``.
 
     The weights w are those p, or p divided by their sum (`ExpertsConfig.normalized`; Jiang et al. 2024, section 2.1):
-    the softmax over the logits of the chosen experts. Each network is a `FeedForward`; the matrices of all lie one
-    below another. Only the chosen ones are computed: tokens are sorted by expert.
+    the softmax over the logits of the chosen experts. Experts may be chosen from the best groups alone, by p and a
+    correction, and beside others that compute every token (DeepSeek-AI 2024, 2412.19437, section 2.1.2). Each network
+    is a `FeedForward`; the matrices of all lie one below another. Only the chosen ones are computed: tokens are sorted
+    by expert.
 
     Attributes:
         routing: The latest choices in training, for `balance_loss`.
     """
 
     routing: Routing | None = None
+    correction: Tensor | None
 
     def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
         super().__init__(config, d_model)
         assert config.experts is not None
-        self.count, self.used, self.normalized = config.experts.count, config.experts.used, config.experts.normalized
-        self.balance = config.experts.balance
+        self.config = experts = config.experts
+        self.count, self.used, self.balance = experts.count, experts.used, experts.balance
         self.router = Linear(d_model, self.count, bias=False)
+        self.register_buffer("correction", torch.zeros(self.count) if experts.correction else None)
+        shared = replace(config, width=experts.shared * config.width, experts=None)
+        self.shared = FeedForward(shared, d_model) if experts.shared else None
 
     @override
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         tokens = x.flatten(0, -2)
-        probabilities = kernels.in_float32(self.router(tokens)).softmax(dim=-1)
-        weights, chosen = probabilities.topk(self.used, dim=-1)
-        if self.normalized:
+        logits = kernels.in_float32(self.router(tokens))
+        probabilities = logits.softmax(dim=-1) if self.config.scores == "softmax" else logits.sigmoid()
+        chosen = self._choose(probabilities)
+        weights = probabilities.gather(1, chosen)
+        if self.config.normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
+        weights = weights if self.config.scale == 1.0 else weights * self.config.scale
         if self.balance and self.training and torch.is_grad_enabled():
             self.routing = Routing(probabilities, chosen)
         groups = kernels.sort_by_group(chosen.flatten(), self.count)
         outputs = kernels.scatter_groups(self.network(kernels.gather_groups(tokens, groups), groups.ends), groups)
-        return (weights[..., None] * outputs.unflatten(0, weights.shape)).sum(dim=1).to(outputs.dtype).view_as(x)
+        out = (weights[..., None] * outputs.unflatten(0, weights.shape)).sum(dim=1).to(outputs.dtype).view_as(x)
+        return out if self.shared is None else out + self.shared(x)
+
+    def _choose(self, probabilities: Float[Tensor, "tokens experts"]) -> Int[Tensor, "tokens used"]:
+        """The experts of each token: the best of the best groups."""
+        scores = probabilities if self.correction is None else probabilities + self.correction
+        groups, used_groups = self.config.groups, self.config.used_groups
+        if used_groups < groups:
+            grouped = scores.unflatten(1, (groups, -1))
+            best = grouped.topk(self.config.group_best, dim=-1).values.sum(dim=-1).topk(used_groups, dim=-1).indices
+            left_out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
+            scores = grouped.masked_fill(left_out[..., None], -torch.inf).flatten(1)
+        return scores.topk(self.used, dim=-1).indices
 
 
 def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] | None = None) -> Float[Tensor, ""]:
@@ -71,6 +94,6 @@ def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] |
         weights = real.flatten().to(probabilities) if is_dense else torch.ones_like(probabilities[:, 0])
         each = weights.repeat_interleave(chosen.shape[1])
         chosen_sum = probabilities.new_zeros(probabilities.shape[1]).index_add(0, chosen.flatten(), each) + chosen_sum
-        probability_sum = weights @ probabilities + probability_sum
+        probability_sum = (weights[:, None] * probabilities).sum(dim=0) + probability_sum
         tokens = weights.sum() + tokens
-    return len(chosen_sum) * (chosen_sum / tokens) @ (probability_sum / tokens)
+    return len(chosen_sum) * ((chosen_sum / tokens) * (probability_sum / tokens)).sum()

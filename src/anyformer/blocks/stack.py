@@ -49,6 +49,9 @@ class Stack(nn.Module):
     Args:
         causal: Tokens see only what came before: a decoder.
         cross: Each block attends to the encoder's output as well.
+
+    Attributes:
+        cached: Heads of keys and values in a cache, the width of a key and that of a value.
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool, cross: bool) -> None:
@@ -60,7 +63,10 @@ class Stack(nn.Module):
         self.causal, self.cross = causal, cross
         others = config.others(layers)
         self.windows = [attention.window if other is None else other.window for other in others]
-        self.kv_heads, self.head_dim = attention.kv_heads or attention.heads, head_dim
+        self.head_dim, latent = head_dim, attention.latent
+        self.cached = (attention.kv_heads or attention.heads, head_dim, head_dim)
+        if latent is not None:
+            self.cached, head_dim = (1, latent.rank + latent.rotary_dim, 0), latent.rotary_dim
         self.context_length = config.context_length if config.position.kind in ("learned", "sinusoidal") else None
         self.skipped = config.embedding.padding if config.position.skip_padding else None
         self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)

@@ -7,11 +7,26 @@ from typing import Annotated, Any, Literal
 from typing_extensions import override
 
 from anyformer.config.inputs import PositionConfig
-from anyformer.config.types import Count, Rate, Softcap
+from anyformer.config.types import Count, Factor, Rate, Size, Softcap
 from anyformer.schema import Checked, Rule
 
 Window = Annotated[int, Rule(lambda number: number >= 1, "is at least 1, the token itself")]
 Pattern = Annotated[str, Rule(lambda text: {*text} <= {*"o."} and len(text) <= 10_000, 'is made of "o" and "."')]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig(Checked, part="attention.latent"):
+    """Multi-head latent attention (DeepSeek-AI 2024, 2405.04434, section 2.1): keys and values are made of a narrow
+    vector for each token, which is all that a cache holds."""
+
+    rank: Count
+    """Width of that vector (DeepSeek's kv_lora_rank)."""
+    rotary_dim: Annotated[int, Rule(lambda number: number > 0 and number % 2 == 0, "is even")]
+    """Numbers at the end of each head's query that are rotated; their key is one for all heads, and cached as well."""
+    value_dim: Count
+    """Width of a head's value; that of its query and key is `head_dim`."""
+    query_rank: Count | None = None
+    """Width of a vector of which the queries are made in the same way; None: they are made of the hidden state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +60,22 @@ class AttentionConfig(Checked, part="attention"):
     """An RMS norm on the queries and keys of each head (Qwen3), or of all heads together (OLMo 2)."""
     softcap: Softcap | None = None
     """Bound on the scores, ``softcap * tanh(scores / softcap)`` (Gemma 2, section 2)."""
+    latent: LatentConfig | None = None
+    """Keys and values made of a latent (DeepSeek); None: of the hidden state."""
     dropout: Rate = 0.0
     """Dropout on the attention weights."""
 
     @override
     def _faults(self) -> Iterator[str]:
+        if self.latent is not None:
+            yield from self._faulty_latent()
         if self.heads % (self.kv_heads or self.heads) != 0:
             yield f"kv_heads: {self.heads} query heads can't share {self.kv_heads} key/value heads evenly"
+
+    def _faulty_latent(self) -> Iterator[str]:
+        for name, plain in (("kv_heads", None), ("qk_norm", "none"), ("softcap", None), ("scale_by_layer", False)):
+            if getattr(self, name) != plain:
+                yield f"{name}: latent attention has none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +92,20 @@ class ExpertsConfig(Checked, part="feed_forward.experts"):
     """Networks that each token is computed by."""
     normalized: bool = True
     """The weights of the chosen networks sum to 1 (Mixtral; without it OLMoE)."""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes p of the router's logits (DeepSeek V3: each by itself)."""
+    scale: Factor = 1.0
+    """Factor on the weights of the chosen networks (DeepSeek's routed_scaling_factor)."""
+    shared: Size = 0
+    """Networks that compute every token beside those that are chosen, as one that is wider (DeepSeek)."""
+    groups: Count = 1
+    """Groups of neighboring networks (DeepSeek V2, section 2.2.2: those on one machine)."""
+    used_groups: Count = 1
+    """The groups that a token's networks are chosen from."""
+    group_best: Annotated[int, Rule(lambda number: number in (1, 2), "is 1 or 2")] = 1
+    """A group is as good as its best network (DeepSeek V2), or as its two best together (V3)."""
+    correction: bool = False
+    """A bias on p that is added for the choice alone, and set by how often each is chosen (DeepSeek V3, 2.1.2)."""
     balance: Annotated[float, Rule(lambda number: 0 <= number <= 100, "must lie in [0, 100]")] = 0.0
     """Factor of the load-balancing loss that is added in training (Fedus et al. 2021, equation 4)."""
 
@@ -75,6 +113,11 @@ class ExpertsConfig(Checked, part="feed_forward.experts"):
     def _faults(self) -> Iterator[str]:
         if self.used > self.count:
             yield f"used: {self.used} of {self.count} experts can't be chosen"
+        size = self.count // self.groups
+        if self.count % self.groups or size < self.group_best:
+            yield f"groups: {self.count} experts make no {self.groups} groups of {self.group_best} or more"
+        elif not self.used <= self.used_groups * size <= self.count:
+            yield f"used_groups: {self.used} experts can't be chosen from {self.used_groups} groups of {size}"
 
 
 @dataclass(frozen=True, kw_only=True)

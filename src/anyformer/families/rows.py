@@ -216,7 +216,7 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     Raises:
         UserError: one of our names has no row, so the family's format can't hold it.
     """
-    names, claimed = set(ours), set[tuple[str, object]]()
+    names, claimed, placed = set(ours), set[tuple[str, object]](), set[str]()
     layers = 1 + max((int(n) for name in names for n in re.findall(r"\.blocks\.(\d+)\.", name)), default=-1)
     table: dict[str, Row] = {}
     for line in rows:
@@ -225,11 +225,11 @@ def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
             required = (name.replace("{i}", layer) for name in line.requires)
             if theirs in table or not names.issuperset((*held, *required)):
                 continue
-            parts = {(name, line.part) for name in held}
-            if line.alias or claimed.isdisjoint(parts):
+            is_free = claimed.isdisjoint((name, part) for name in held for part in (line.part, None))
+            if line.alias or (is_free and (line.part is not None or placed.isdisjoint(held))):
                 table[theirs] = replace(line, theirs=theirs, ours=tuple(held), requires=())
-                claimed.update(() if line.alias else parts)
-    placed = {name for name, _ in claimed}
+                claimed.update(() if line.alias else ((name, line.part) for name in held))
+                placed.update(() if line.alias else held)
     for name in ours:
         if name not in placed:
             raise UserError(f"This model type has no place for the weight {name}.")

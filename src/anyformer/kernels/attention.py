@@ -23,13 +23,13 @@ _MAX_BIAS = 1 << 24
 def attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
     attn_mask: Bool[Tensor, "#batch #heads #queries keys"] | Float[Tensor, "#batch #heads #queries keys"] | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Tensor, "batch heads queries head_dim"]:
+) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``, as `torch.nn.functional.scaled_dot_product_attention`.
 
     Where there are fewer key/value heads than query heads, each is shared by a group of them. Compiled code is
@@ -117,12 +117,12 @@ AttentionMask = Mask | PackedMask
 def masked_attention(
     query: Float[Tensor, "#batch heads queries head_dim"],
     key: Float[Tensor, "#batch kv_heads keys head_dim"],
-    value: Float[Tensor, "#batch kv_heads keys head_dim"],
+    value: Float[Tensor, "#batch kv_heads keys value_dim"],
     mask: AttentionMask,
     dropout_p: float = 0.0,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Tensor, "#batch heads queries head_dim"]:
+) -> Float[Tensor, "#batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``: `kernels.attention`, packed as the queries are."""
     if isinstance(mask, Mask):
         return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale, softcap)

@@ -39,13 +39,13 @@ def attention_weights(
 def attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Tensor, "batch heads queries head_dim"]:
+) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``."""
     weights = attention_weights(query, key, attn_mask, is_causal, scale, softcap)
     return dropout(weights, dropout_p) @ repeat_kv(value, query)

@@ -166,8 +166,12 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
     head_dim = attention.head_dim or config.d_model // attention.heads
     width = field("head_dim") if attention.head_dim else (*field("heads", "head_dim"), "d_model")
     yield "heads", Fact(f"{_many(attention.heads, 'head')} × {head_dim:,}", (*field("heads"), *width))
-    kv_heads = attention.kv_heads or attention.heads
-    yield "kv_heads", Fact(_many(kv_heads, "KV head"), field("kv_heads", "heads"))
+    if attention.latent is None:
+        yield "kv_heads", Fact(_many(attention.kv_heads or attention.heads, "KV head"), field("kv_heads", "heads"))
+    else:
+        latent = attention.latent
+        text = f"latent {latent.rank:,} + {latent.rotary_dim:,}"
+        yield "kv_heads", Fact(text, ("attention.latent", "attention.latent.rank", "attention.latent.rotary_dim"))
     if block == "attention":
         yield "mask", _mask(config, stack, field)
         if _acts(config, "rotation", "bias"):
@@ -205,6 +209,9 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
     if feed_forward.gated:
         yield "gated", Fact("gated", field("gated"))
     yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
+    if (experts := feed_forward.experts) is not None:
+        fields = field("experts", "experts.count", "experts.used")
+        yield "router", Fact(f"router: {experts.used:,} of {experts.count:,} experts", fields)
 
 
 def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
