@@ -91,10 +91,9 @@ def _unused(module: nn.Module) -> int:
     return sum(stacks) * (module.count - module.used) // module.count
 
 
-def active_parameters(config: ModelConfig) -> int:
-    """The weights that a token is computed with: all, but of a mixture of experts those that it doesn't go to."""
-    model = skeleton(config)
-    return _parameters(model) - sum(map(_unused, model.modules()))
+def unused_parameters(config: ModelConfig) -> int:
+    """The weights of a mixture of experts that a token does not go to, of all layers; others have none."""
+    return sum(map(_unused, skeleton(config).modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:

@@ -76,7 +76,27 @@ def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, s
     compare(model, texts, side, 1e-5, select)
 
 
-@pytest.mark.parametrize("changes", [{"other_layers": {"then": "o.", "feed_forward": {"width": 8}}}], ids=str)
+_EXPERTS = {"count": 4, "used": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"other_layers": {"then": "o.", "feed_forward": {"width": 8}}},
+        *(
+            {"feed_forward": {"bias": False, "experts": {**_EXPERTS, **more}}}
+            for more in (
+                {"scores": "sigmoid"},
+                {"scale": 2.0},
+                {"shared": 1},
+                {"groups": 2},
+                {"correction": True},
+            )
+        ),
+        {"feed_forward": {"bias": False, "experts": _EXPERTS}, "norm": {"placement": "parallel"}},
+    ],
+    ids=str,
+)
 def test_fields_that_it_does_not_know_are_left_to_torch(changes: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError):
         CompiledDecoder(build(WRITERS["rotary"].replace(**changes)))

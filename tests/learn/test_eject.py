@@ -132,7 +132,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     can_skip = kind == "learned" or (kind, layout) == ("sinusoidal", "fairseq")
     skips = can_skip and padding is not None and draw(flag)
     head = draw(st.sampled_from(["none", "language_model", "language_model", "classification", "token_classification"]))
-    writes, several = head == "language_model", "multi_label_classification"
+    writes, labels = head == "language_model", draw(st.integers(1, 3))
+    binary = "multi_label_classification" if head == "token_classification" and labels == 1 and draw(flag) else None
     config: dict[str, Any] = {
         "vocab_size": VOCAB,
         "d_model": heads * 8,
@@ -170,12 +171,12 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "head": {
             "kind": head,
             "transform": draw(st.sampled_from([None, "gelu"])) if writes or head == "token_classification" else None,
-            "problem_type": draw(st.sampled_from([None, several])) if head == "token_classification" else None,
+            "problem_type": binary,
             "bias": draw(st.sampled_from(["none", "learned", "fixed"])) if writes else "none",
             "scaled": draw(flag) if writes else False,
             "pooling": draw(st.sampled_from(["first", "last"])) if layers[1] == 0 else "last",
             "pooler": draw(st.sampled_from([None, "tanh"])) if head in ("classification", "none") else None,
-            "labels": draw(st.integers(1, 3)),
+            "labels": labels,
             "label_bias": draw(flag),
             "dropout": draw(rate),
         },

@@ -94,6 +94,6 @@ def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] |
         weights = real.flatten().to(probabilities) if is_dense else torch.ones_like(probabilities[:, 0])
         each = weights.repeat_interleave(chosen.shape[1])
         chosen_sum = probabilities.new_zeros(probabilities.shape[1]).index_add(0, chosen.flatten(), each) + chosen_sum
-        probability_sum = weights @ probabilities + probability_sum
+        probability_sum = (weights[:, None] * probabilities).sum(dim=0) + probability_sum
         tokens = weights.sum() + tokens
-    return len(chosen_sum) * (chosen_sum / tokens) @ (probability_sum / tokens)
+    return len(chosen_sum) * ((chosen_sum / tokens) * (probability_sum / tokens)).sum()

@@ -114,9 +114,10 @@ def read_layer_types(types: Sequence[str], layers: int, window: int, **fields: A
 
 def write_layer_types(config: ModelConfig) -> list[str]:
     """The inverse of `read_layer_types`."""
+    layers = config.decoder_layers or config.encoder_layers
     if config.other_layers is None:
-        return [LAYER_TYPES[config.attention.window is not None]] * config.decoder_layers
-    return [LAYER_TYPES[other is not None] for other in config.others(config.decoder_layers)]
+        return [LAYER_TYPES[config.attention.window is not None]] * layers
+    return [LAYER_TYPES[other is not None] for other in config.others(layers)]
 
 
 def _written_qwen(config: ModelConfig) -> dict[str, Any]:

@@ -49,7 +49,10 @@ struct Attention {
 
 struct FeedForward {
     Norms norms;
-    Matrix up, gate, down;
+    Matrix up, gate, down;  // those of experts lie one below another
+    Matrix router;          // null weights: one network for all tokens
+    int64_t experts, used;  // `used` of so many experts compute a token
+    int64_t normalized;     // 1: the weights of those sum to 1
     Activation activation;
 };
 

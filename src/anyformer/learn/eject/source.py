@@ -68,7 +68,10 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**values)
 
 
-_NOT_WRITTEN = ("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent")
+_NOT_WRITTEN = (
+    *("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
+)
 """Fields of the config that the templates do not know."""
 
 

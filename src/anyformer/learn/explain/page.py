@@ -44,6 +44,7 @@ _KINDS = {
 _NOT_COMPUTED = (
     *("residual_scale", "embedding.scale", "other_layers.position", "other_layers.feed_forward"),
     *("attention.latent", "attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the page's engine does not know."""
 
