@@ -1,11 +1,11 @@
 """Costs of a model: parameters, arithmetic and memory of each of its parts."""
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
-from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.experts import Experts
+from anyformer.blocks.linear import GroupedLinear
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.model import skeleton
@@ -27,9 +27,9 @@ class PartCost:
 def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
     """The cost of each part of a model.
 
-    Matrix multiplications count 2 for each weight, attention 4 * heads * head_dim for each token that is attended to
-    (Chowdhery et al. 2022, appendix B); norms, softmax and lookups are left out, as is usual. Each token is taken to
-    attend to `context` tokens, or to its window.
+    Matrix multiplications count 2 for each weight, attention 2 * heads * head_dim for each key and each value that is
+    attended to (Chowdhery et al. 2022, appendix B); norms, softmax and lookups are left out, as is usual. Each token is
+    taken to attend to `context` tokens, or to its window.
 
     Args:
         config: The model. Nothing is allocated for it.
@@ -49,11 +49,11 @@ def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
 
 
 def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
-    blocks = cast("list[TransformerBlock]", list(stack.blocks))
+    blocks = stack.layers
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
-    norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
-    embedding, width = stack.embedding, attention[0].heads * stack.head_dim
+    norms = [part for block in blocks for name, part in block.named_children() if name.endswith("_norm")]
+    embedding, widths = stack.embedding, attention[0].heads * (attention[0].head_dim + attention[0].value_dim)
     attended = sum(min(context, window or context) for window in stack.windows)
 
     def part(label: str, layers: int, *modules: nn.Module | None, scores: int = 0) -> PartCost:
@@ -63,28 +63,47 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
         part("n-grams", 1, embedding.ngrams),
         # with the segment vectors and the norm of the embeddings, where there are any
         part("positions", 1, stack.position, embedding.segments, embedding.norm),
-        part("attention", len(blocks), *attention, scores=4 * width * attended),
-        part("cross-attention", len(blocks), *cross, scores=4 * width * context * len(cross)),
+        part("projection", 1, embedding.projection),
+        part("attention", len(blocks), *attention, scores=2 * widths * attended),
+        part("cross-attention", len(blocks), *cross, scores=2 * widths * context * len(cross)),
         part("feed-forward", len(blocks), *(block.feed_forward for block in blocks)),
         part("norms", len(blocks), *norms, stack.final_norm),
     ]
 
 
 def _parameters(*modules: nn.Module | None) -> int:
-    return sum(weight.numel() for module in modules if module is not None for weight in module.parameters())
+    own = {id(weight): weight for module in modules if module is not None for weight in module.parameters()}
+    return sum(weight.numel() for weight in own.values())
 
 
 def _matmul_flops(*modules: nn.Module | None) -> int:
     """Operations of all matrix multiplications in these modules, for one token."""
-    linear = [m for module in modules if module is not None for m in module.modules() if isinstance(m, nn.Linear)]
-    return sum(2 * layer.weight.numel() for layer in linear)
+    parts = [part for module in modules if module is not None for part in module.modules()]
+    linear = sum(2 * part.weight.numel() for part in parts if isinstance(part, nn.Linear))
+    return linear - 2 * sum(map(_unused, parts))
+
+
+def _unused(module: nn.Module) -> int:
+    """Weights of the experts that don't compute a token."""
+    if not isinstance(module, Experts):
+        return 0
+    stacks = (part.weight.numel() for part in module.modules() if isinstance(part, GroupedLinear))
+    return sum(stacks) * (module.count - module.used) // module.count
+
+
+def unused_parameters(config: ModelConfig) -> int:
+    """The weights of a mixture of experts that a token does not go to, of all layers; others have none."""
+    return sum(map(_unused, skeleton(config).modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
     """Memory that the keys and values of one token take while a decoder generates; a window keeps it from growing."""
     attention = config.decoder_attention or config.attention
     head_dim = attention.head_dim or config.d_model // attention.heads
-    return 2 * config.decoder_layers * (attention.kv_heads or attention.heads) * head_dim * bytes_per_number
+    numbers = 2 * (attention.kv_heads or attention.heads) * head_dim
+    if attention.latent is not None:
+        numbers = attention.latent.rank + attention.latent.rotary_dim
+    return config.decoder_layers * numbers * bytes_per_number
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,7 @@ def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, pre
         decoder = sum(flops for name, flops in costs.items() if name.startswith("decoder") and name != cross_attention)
         stack = skeleton(config).decoder
         assert stack is not None
-        blocks = [block.cross_attention for block in cast("list[TransformerBlock]", list(stack.blocks))]
+        blocks = [block.cross_attention for block in stack.layers]
         memory = sum(_matmul_flops(block.key, block.value) for block in blocks if block is not None)
         forward = (encoder + memory) * source + (decoder + of_source[cross_attention] - memory) * tokens
     return 3 * (rows * forward + head * (rows * tokens if predicted is None else predicted))

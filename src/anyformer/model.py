@@ -38,7 +38,7 @@ class ModelOutput(OneLine):
     """The last hidden states: after the final norm, before the head. Of every position, or of the last or the pooled
     one alone."""
     loss: Float[Tensor, ""] | None = None
-    """Mean loss in nats over the targets, where there are any."""
+    """Mean loss in nats over the targets, where there are any; in training with the load-balancing loss of experts."""
     pooled: Float[Tensor, "batch d_model"] | None = None
     """The pooler's output, where the model has one."""
     hidden_states: tuple[Float[Tensor, "batch time d_model"], ...] | None = None
@@ -82,7 +82,8 @@ class Transformer(nn.Module):
         self.pooler = Pooler(head, d_model) if head.pooler or head.kind == "classification" else None
         self.head: LanguageModelHead | Classifier | None = None
         if head.kind == "language_model":
-            self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=config.embedding.tied)
+            tied, width = config.embedding.tied, config.embedding.width
+            self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=tied, width=width)
         elif head.kind in ("classification", "token_classification"):
             self.head = Classifier(head, d_model)
         if initialize:
@@ -160,6 +161,10 @@ class Transformer(nn.Module):
         pooled = None if self.pooler is None else self.pooler(hidden, mask if query_index is None else None)
         scored = hidden[:, -1:] if last_only and return_logits else hidden
         logits, mean = self._score(scored, pooled, targets, return_logits, label_smoothing)
+        if mean is not None and is_language_model and self.training:
+            for part, real in ((self.encoder, source_mask if self.decoder else mask), (self.decoder, mask)):
+                balance = None if part is None else part.balance_loss(real)
+                mean = mean if balance is None else mean + balance
         kept = [tuple(each) if each else None for each in (states, source_states)]
         return ModelOutput(logits, hidden, mean, pooled, *kept)
 
@@ -198,9 +203,9 @@ class Transformer(nn.Module):
         """An empty cache for a batch of sequences of at most `capacity` tokens, on the model's device, in its dtype."""
         if self.decoder is None:
             raise ValueError("only a decoder reads token by token")
-        layers, kv_heads, head_dim = len(self.decoder.blocks), self.decoder.kv_heads, self.decoder.head_dim
-        sizes = {"layers": layers, "batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
-        return KeyValueCache(**sizes, device=self.device, dtype=self.dtype)
+        heads, head_dim, value_dim = self.decoder.cached
+        sizes = {"layers": len(self.decoder.layers), "batch": batch, "capacity": capacity, "kv_heads": heads}
+        return KeyValueCache(**sizes, head_dim=head_dim, value_dim=value_dim, device=self.device, dtype=self.dtype)
 
     def _encoder_states(
         self,

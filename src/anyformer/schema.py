@@ -8,7 +8,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -282,6 +282,24 @@ def hints(kind: Any) -> dict[str, Any]:
     """The type of each field of a dataclass, with its annotations."""
     types = get_type_hints(kind, include_extras=True)
     return {each.name: types[each.name] for each in dataclasses.fields(kind)}
+
+
+def not_default(config: Any, names: Iterable[str]) -> list[str]:
+    """The fields among these, by dotted name, that have another value than their default; those of no part have not."""
+    changed: list[str] = []
+    for name in names:
+        owner: Any = config
+        *path, last = name.split(".")
+        for part in path:
+            owner = None if owner is None else getattr(owner, part)
+        if owner is not None and getattr(owner, last) != _defaults(type(owner))[last]:
+            changed.append(name)
+    return changed
+
+
+@cache
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {each.name: each.default for each in dataclasses.fields(kind)}
 
 
 def differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:

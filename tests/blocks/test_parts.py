@@ -15,7 +15,7 @@ from anyformer.blocks.position import POSITIONS, PositionSize, RelativePosition,
 from anyformer.config import FeedForwardConfig, PositionConfig
 from anyformer.schema import ConfigError
 
-SIZE = PositionSize(d_model=12, heads=3, head_dim=4, max_length=64, causal=False)
+SIZE = PositionSize(width=12, heads=3, head_dim=4, max_length=64, causal=False)
 
 
 @given(st.integers(1, 33), st.integers(0, 2**32), st.floats(1e-12, 1e-2))
@@ -63,6 +63,17 @@ def test_sinusoids_are_the_papers(layout: str) -> None:
             sine, cosine = (2 * pair, 2 * pair + 1) if layout == "interleaved" else (pair, pair + 6)
             assert table[place, sine].item() == pytest.approx(math.sin(angle), abs=1e-6)
             assert table[place, cosine].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_sinusoids_are_fairseqs() -> None:
+    config = PositionConfig(kind="sinusoidal", layout="fairseq", offset=2, skip_padding=True)
+    vectors = SinusoidalPosition(config, SIZE).embed(torch.tensor([[0, -1, 1]]))[0]
+    for row, place in ((0, 2), (2, 3)):
+        for pair in range(6):
+            angle = place / 10000 ** (pair / 5)
+            assert vectors[row, pair].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert vectors[row, pair + 6].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    assert not vectors[1].any()
 
 
 @given(st.sampled_from([4, 8, 32]), st.integers(20, 200), st.booleans())

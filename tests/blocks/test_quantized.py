@@ -196,7 +196,7 @@ def _in_codes(rounded: QuantizedWeight) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(
     st.integers(1, 5),
-    st.sampled_from([(), (1,), (3,), (2, 3), (37,), (0,)]),
+    st.sampled_from([(), (1,), (3,), (2, 3), (9,), (2, 12), (37,), (0,)]),
     st.sampled_from([32, 45, 1000]),
     st.booleans(),
     st.integers(0, 99),
@@ -224,13 +224,16 @@ def test_layers_multiply_like_their_matrix(
     out = layer(x)
     assert out.dtype == dtype
     assert out.shape == (*batch, rows)
-    seen, matrix = x.float(), weight.dequantize(torch.float32)
-    if compiled and 0 < QUANTIZED.get(wait=True).amx_min_rows() <= x[..., 0].numel():
+    seen, matrix, count = x.float(), weight.dequantize(torch.float32), x[..., 0].numel()
+    library = QUANTIZED.get(wait=True) if compiled else None
+    if library and 0 < library.amx_min_rows() <= count:
         seen, matrix = (part.bfloat16().float() for part in (seen, matrix))
-    elif compiled:
+    elif library and weight.bits == 4 and 0 < library.code_tiles_min_rows() <= count:
+        seen = x.bfloat16().float()
+    elif library:
         seen = _in_8_bits(x)
     bound = 1e-5 if dtype == torch.float32 else 2e-2
-    if compiled and weight.bits == 4 and 0 < QUANTIZED.get(wait=True).int8_min_rows() <= x[..., 0].numel():
+    if library and weight.bits == 4 and 0 < library.int8_min_rows() <= count:
         matrix, bound = _in_codes(weight.unpacked()), max(bound, 1e-3)  # where a half is met, a code may be another
     expected = nn.functional.linear(seen, matrix, ordinary.bias)
     assert float((out.float() - expected).norm()) <= bound * float(expected.norm())

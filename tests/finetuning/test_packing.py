@@ -37,7 +37,8 @@ def decoders(draw: st.DrawFn) -> ModelConfig:
     """Decoders that differ in whatever knows of positions."""
     window = draw(st.none() | st.integers(1, 6))
     attention: dict[str, Any] = {"heads": 2, "kv_heads": draw(st.sampled_from([1, 2])), "head_dim": 8}
-    attention |= {"window": window, "window_from": draw(st.integers(0, 1)) if window else 0}
+    others = window and draw(st.sampled_from([None, {"first": ".", "window": window}]))
+    attention["window"] = None if others else window
     try:
         config = af.preset(
             draw(st.sampled_from(["llama-nano", "gpt2-nano", "qwen3"])),
@@ -46,6 +47,7 @@ def decoders(draw: st.DrawFn) -> ModelConfig:
             decoder_layers=2,
             max_length=2 * LONGEST,
             attention=attention,
+            other_layers=others,
             feed_forward={"width": 24},
             special_tokens={"bos": None, "eos": (), "pad": None},
         )

@@ -15,6 +15,7 @@ from anyformer.config import (
     HeadConfig,
     ModelConfig,
     NormConfig,
+    OtherLayers,
     PositionConfig,
     RotaryScaling,
     SpecialTokens,
@@ -44,18 +45,61 @@ BOTH = {"encoder_layers": 1, "decoder_layers": 2}
 ROTARY, RMS = PositionConfig(kind="rotary"), NormConfig(kind="rms", eps=1e-6)
 GATED = FeedForwardConfig(width=24, activation="silu", gated=True, bias=False)
 
+CAPPED = AttentionConfig(heads=4, kv_heads=2, head_dim=6, qk_norm="head", softcap=5.0)
+UNCOMPILED = {
+    "other feed-forward": config(
+        position=ROTARY,
+        norm=RMS,
+        other_layers=OtherLayers(first="o", then=".", feed_forward=FeedForwardConfig(width=40)),
+    ),
+}
+"""Decoders that the compiled step leaves to torch."""
 WRITERS = {
+    **UNCOMPILED,
+    "parallel": config(
+        position=PositionConfig(kind="rotary", rotary_fraction=0.5),
+        norm=NormConfig(placement="parallel_shared"),
+        residual_scale=0.3,
+    ),
+    "parallel, two norms": config(
+        position=ROTARY, norm=NormConfig(kind="layer_no_bias", placement="parallel"), feed_forward=GATED
+    ),
+    "plain norms": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms_plain", eps=1e-6),
+        attention=AttentionConfig(heads=4, qk_norm="head"),
+        embedding=EmbeddingConfig(norm=True, tied=False),
+        head=HeadConfig(softcap=5.0, scale=0.5),
+        residual_scale=0.3,
+    ),
+    "sandwich": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms_offset", placement="sandwich"),
+        attention=CAPPED,
+        embedding=EmbeddingConfig(scaled=True),
+        head=HeadConfig(softcap=5.0),
+        other_layers=OtherLayers(then="o.", window=4, position=PositionConfig(kind="rotary", theta=100.0)),
+    ),
+    "branch": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms", placement="branch"),
+        attention=AttentionConfig(heads=4, kv_heads=2, qk_norm="width"),
+        other_layers=OtherLayers(first=".", then="o", position=PositionConfig(kind="none")),
+    ),
+    "no bias": config(position=ROTARY, norm=NormConfig(kind="layer_no_bias")),
     "learned": config(embedding=EmbeddingConfig()),
     "rotary": config(position=ROTARY, norm=RMS, feed_forward=GATED),
     "grouped": config(
-        position=ROTARY, norm=RMS, attention=AttentionConfig(heads=4, kv_heads=2, head_dim=6, bias=False, qk_norm=True)
+        position=ROTARY,
+        norm=RMS,
+        attention=AttentionConfig(heads=4, kv_heads=2, head_dim=6, bias=False, qk_norm="head"),
     ),
     "windowed": config(
         position=ROTARY,
         norm=NormConfig(kind="rms_offset", eps=1e-6),
         attention=AttentionConfig(heads=4, kv_heads=1, window=3),
     ),
-    "half windowed": config(position=ROTARY, norm=RMS, attention=AttentionConfig(heads=2, window=4, window_from=1)),
+    "half windowed": config(position=ROTARY, norm=RMS, other_layers=OtherLayers(first=".", window=4)),
     "sinusoidal": config(
         position=PositionConfig(kind="sinusoidal", layout="interleaved"), norm=NormConfig(placement="post")
     ),
@@ -85,6 +129,13 @@ WRITERS = {
         embedding=EmbeddingConfig(scaled=True),
         head=HeadConfig(bias="fixed"),
     ),
+    # They write the token that is no position.
+    "skipping": config(position=PositionConfig(offset=5, skip_padding=True), embedding=EmbeddingConfig(padding=4)),
+    "skipping both": config(
+        **BOTH,
+        position=PositionConfig(kind="sinusoidal", layout="fairseq", offset=5, skip_padding=True),
+        embedding=EmbeddingConfig(scaled=True, padding=4),
+    ),
     "learned both": config(
         **BOTH,
         position=PositionConfig(kind="learned", offset=2),
@@ -94,6 +145,7 @@ WRITERS = {
         source_vocab_size=31,
     ),
 }
+COMPILED = [name for name in WRITERS if name not in UNCOMPILED]
 DECODERS = [name for name, made in WRITERS.items() if made.is_decoder_only]
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation import cached_decoder, compiled_decoder
 from anyformer.generation.cached_decoder import DecoderStep
-from anyformer.generation.compiled_decoder import CompiledDecoder
+from anyformer.generation.compiled_decoder import CompiledDecoder, UnsupportedModelError
 from anyformer.kernels.cpu import structs
 from anyformer.model import Transformer
 from anyformer.quantization import quantize
-from tests.generation.models import VOCAB, WRITERS, batch, build, rows
+from tests.generation.models import COMPILED, VOCAB, WRITERS, batch, build, rows
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
 NEW = [1, 2, 9, 1, 3]
@@ -66,13 +67,39 @@ def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: fl
                     cache.select(kept)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", COMPILED)
 @settings(max_examples=6)
 @given(texts=rows(), side=st.just("left"), select=st.booleans())
 def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, select: bool) -> None:
     model = build(WRITERS[name])
     CompiledDecoder(model)  # the table has words for it
     compare(model, texts, side, 1e-5, select)
+
+
+_EXPERTS = {"count": 4, "used": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"other_layers": {"then": "o.", "feed_forward": {"width": 8}}},
+        *(
+            {"feed_forward": {"bias": False, "experts": {**_EXPERTS, **more}}}
+            for more in (
+                {"scores": "sigmoid"},
+                {"scale": 2.0},
+                {"shared": 1},
+                {"groups": 2},
+                {"correction": True},
+            )
+        ),
+        {"feed_forward": {"bias": False, "experts": _EXPERTS}, "norm": {"placement": "parallel"}},
+    ],
+    ids=str,
+)
+def test_fields_that_it_does_not_know_are_left_to_torch(changes: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModelError):
+        CompiledDecoder(build(WRITERS["rotary"].replace(**changes)))
 
 
 @pytest.mark.parametrize("name", ["grouped", "relative both", "learned both"])
@@ -82,7 +109,7 @@ def test_bfloat16_stays_within_its_rounding(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", COMPILED)
 @settings(max_examples=3)
 @given(texts=rows(texts=12), select=st.booleans())
 def test_integers_stay_within_the_rounding_of_their_inputs(
@@ -98,7 +125,7 @@ def test_integers_stay_within_the_rounding_of_their_inputs(
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int4"])
-@pytest.mark.parametrize("name", [name for name, made in WRITERS.items() if not made.encoder_layers])
+@pytest.mark.parametrize("name", [name for name in COMPILED if not WRITERS[name].encoder_layers])
 @settings(max_examples=4)
 @given(lengths=st.lists(st.integers(1, 130), min_size=1, max_size=3), last_only=st.booleans(), left=st.booleans())
 def test_prompts_in_pieces_equal_the_model(

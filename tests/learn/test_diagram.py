@@ -87,7 +87,9 @@ def test_each_block_is_there_with_its_count_and_its_cost(config: ModelConfig) ->
             assert (cost_text(costs[f"{stack} {part}"]) in words) if count else ("parameters" not in words)
             if count:
                 (layers,) = drawing.at(f"{stack}.layers")
-                assert layers.text == f"× {count} layer{'s' * (count > 1)}"
+                number = getattr(config, f"{stack}_layers")
+                words = f" layer{'s' * (number > 1)}" if number == count else f", {count} block{'s' * (count > 1)}"
+                assert layers.text == f"× {number}{words}"
     whole = PartCost("", 1, sum(cost.parameters for cost in costs.values()), 0)
     assert cost_text(whole).removesuffix(" parameters") in drawing.words("text")
 
@@ -102,10 +104,13 @@ def test_the_costs_that_are_drawn_are_all_that_there_are(config: ModelConfig) ->
         norms = costs.pop(f"{stack} norms", None)
         assert not added or f"added: {added}" in words
         assert norms is None or f"norms: {cost_text(norms)}" in words
+        projection = costs.pop(f"{stack} projection", None)
+        assert projection is None or f"projection: {cost_text(projection)}" in words
     tables = [config.vocab_size, *([config.source_vocab_size] if config.source_vocab_size else [])]
-    assert costs.pop("token embedding").parameters == sum(tables) * config.d_model
+    width = config.embedding.width or config.d_model
+    assert costs.pop("token embedding").parameters == sum(tables) * width
     for rows in tables:
-        assert cost_text(PartCost("", 1, rows * config.d_model, 0)) in words
+        assert cost_text(PartCost("", 1, rows * width, 0)) in words
     assert all(cost_text(cost) in words for cost in costs.values())
 
 
@@ -225,7 +230,7 @@ PLACES = {
     "gpt2:norm.placement=post": r"decoder\.(attention|feed-forward)\.(before|after)|decoder\.final_norm",
     "llama:attention.kv_heads=32": r"decoder\.attention\.kv_heads",
     "llama:attention.window=64": r"decoder\.attention\.mask",
-    "llama:attention.qk_norm=true": r"decoder\.attention\.qk_norm",
+    "llama:attention.qk_norm=head": r"decoder\.attention\.qk_norm",
     "llama:embedding.tied=false": r"head\.tied",
     "llama:feed_forward.gated=false": r"decoder\.feed-forward\.gated",
     "gpt2:position.kind=relative": r"decoder\.position|decoder\.attention\.(position|reach)",
@@ -290,11 +295,12 @@ def test_windows_of_later_layers() -> None:
     config = shrunk("qwen2.5-0.5b")
     for changes, kinds, text in (
         ({}, ["causal"], "causal mask"),
-        ({"window": 3}, ["window"], "window 3"),
-        ({"window": 3, "window_from": 2}, ["causal", "window"], "window 3 from layer 2"),
-        ({"window": 3, "window_from": 3}, ["causal"], "causal mask"),
+        ({"attention": {"window": 3}}, ["window"], "window 3"),
+        ({"other_layers": {"first": "..", "window": 3}}, ["causal", "window"], "window 3 from layer 2"),
+        ({"other_layers": {"then": "o.", "window": 3}}, ["window", "causal"], "window 3 in o."),
+        ({"other_layers": {"then": "...o", "window": 3}}, ["causal"], "causal mask"),
     ):
-        (panel,) = panels([("", config.replace(attention=changes))])
+        (panel,) = panels([("", config.replace(**changes))])
         assert panel.masks("decoder") == kinds
         assert panel.facts["decoder.attention.mask"].text == text
 
@@ -368,7 +374,7 @@ def test_pictures_in_one_page_do_not_clash(tmp_path: Path) -> None:
 )
 def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     pair = [("gpt2", af.preset("gpt2")), ("a " + "name " * 40, af.preset("t5").replace(norm={"kind": "W" * 90}))]
-    qwen = af.preset("qwen3").replace(attention={"window": 4096, "window_from": 20}, position={"theta": 1e12})
+    qwen = af.preset("qwen3").replace(other_layers={"first": "." * 20, "window": 4096}, position={"theta": 1e12})
     roberta = af.preset("roberta")
     pictures = [draw(panels(pair), identifier="a"), draw(panels([("q", qwen), ("r", roberta)]), identifier="b")]
     body = "".join(f'<div style="overflow-x:auto" tabindex="0">{picture}</div>' for picture in pictures)

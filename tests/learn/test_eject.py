@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks import norm
 from anyformer.blocks.feed_forward import ACTIVATIONS
-from anyformer.blocks.norm import NORMS
 from anyformer.cli.main import main
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import PRESETS
 from anyformer.learn.eject import architecture_diff, eject
-from anyformer.learn.eject.architecture import literal
+from anyformer.learn.eject.architecture import NORMS, literal
 from anyformer.schema import ConfigError
 from tests.training.conftest import TINY
 
@@ -60,9 +60,16 @@ def small(config: ModelConfig) -> ModelConfig:
         changes["decoder_attention"] = attention(config.decoder_attention)
     if config.source_vocab_size is not None:
         changes["source_vocab_size"] = SOURCE_VOCAB
+    fraction = config.position.rotary_fraction
+    d_model = 24 if fraction == 1.0 else 40 if fraction == 0.4 else 32
+    scaling = config.position.scaling
+    if scaling is not None and scaling.kind == "longrope":
+        pairs = int(d_model // 4 * fraction) // 2
+        shortened = {name: getattr(scaling, name)[:pairs] for name in ("short_factor", "long_factor")}
+        changes["position.scaling"] = shortened | {"original_length": 8}
     return config.replace(
         vocab_size=VOCAB,
-        d_model=24,
+        d_model=d_model,
         encoder_layers=min(config.encoder_layers, 3),
         decoder_layers=min(config.decoder_layers, 2),
         max_length=32,
@@ -83,6 +90,7 @@ SCALINGS = [
     {"kind": "llama3", "factor": 8.0, "original_length": 16},
     {"kind": "yarn", "factor": 4.0, "original_length": 16},
     {"kind": "yarn", "factor": 4.0, "original_length": 8, "truncate": False, "attention_factor": 1.5},
+    {"kind": "longrope", "factor": 4.0, "original_length": 8},
 ]
 
 
@@ -105,8 +113,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
             "scale": draw(st.sampled_from([None, 1.0, 0.3])),
             "scale_by_layer": draw(flag),
             "window": draw(st.sampled_from([None, None, 3])),
-            "window_from": draw(st.integers(0, 2)),
-            "qk_norm": draw(flag),
+            "qk_norm": draw(st.sampled_from(["none", "head"])),
             "dropout": draw(rate),
         }
 
@@ -121,9 +128,12 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
     both = layers[0] > 0 and layers[1] > 0
     padding = draw(st.sampled_from([None, 1]))
-    skips = kind == "learned" and padding is not None and layers[1] == 0 and draw(flag)
+    layout = draw(st.sampled_from(["interleaved", "halves", "fairseq"]))
+    can_skip = kind == "learned" or (kind, layout) == ("sinusoidal", "fairseq")
+    skips = can_skip and padding is not None and draw(flag)
     head = draw(st.sampled_from(["none", "language_model", "language_model", "classification", "token_classification"]))
-    writes = head == "language_model"
+    writes, labels = head == "language_model", draw(st.integers(1, 3))
+    binary = "multi_label_classification" if head == "token_classification" and labels == 1 and draw(flag) else None
     config: dict[str, Any] = {
         "vocab_size": VOCAB,
         "d_model": heads * 8,
@@ -134,7 +144,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "feed_forward": feed_forward(),
         "position": {
             "kind": kind,
-            "layout": draw(st.sampled_from(["interleaved", "halves"])),
+            "layout": layout,
             "offset": draw(st.integers(1, 2)) if skips else draw(st.integers(0, 2)),
             "skip_padding": skips,
             "theta": draw(st.sampled_from([10_000.0, 500.0])),
@@ -160,12 +170,13 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         },
         "head": {
             "kind": head,
-            "transform": draw(st.sampled_from([None, "gelu"])) if writes else None,
+            "transform": draw(st.sampled_from([None, "gelu"])) if writes or head == "token_classification" else None,
+            "problem_type": binary,
             "bias": draw(st.sampled_from(["none", "learned", "fixed"])) if writes else "none",
             "scaled": draw(flag) if writes else False,
             "pooling": draw(st.sampled_from(["first", "last"])) if layers[1] == 0 else "last",
             "pooler": draw(st.sampled_from([None, "tanh"])) if head in ("classification", "none") else None,
-            "labels": draw(st.integers(1, 3)),
+            "labels": labels,
             "label_bias": draw(flag),
             "dropout": draw(rate),
         },
@@ -180,6 +191,27 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         config["decoder_attention"] = draw(st.sampled_from([None, attention()]))
         config["decoder_feed_forward"] = draw(st.sampled_from([None, feed_forward()]))
         config["source_vocab_size"] = draw(st.sampled_from([None, SOURCE_VOCAB]))
+    else:
+        config["norm"]["placement"] = draw(st.sampled_from(["pre", "post", "parallel", "parallel_shared"]))
+        if kind == "rotary" and config["attention"]["head_dim"] is None:
+            config["position"]["rotary_fraction"] = draw(st.sampled_from([1.0, 0.5]))
+    scaling = config["position"]["scaling"]
+    if scaling is not None and scaling["kind"] == "longrope":
+        pairs = int((config["attention"]["head_dim"] or 8) * config["position"].get("rotary_fraction", 1.0)) // 2
+        config["decoder_attention"] = None
+        factors = {"short_factor": [1.0, 1.5, 2.0, 3.0][:pairs], "long_factor": [2.0, 4.0, 6.0, 8.0][:pairs]}
+        config["position"]["scaling"] = scaling | factors
+    config["residual_scale"] = draw(st.sampled_from([1.0, 0.3]))
+    config["embedding"]["scale"] = draw(st.sampled_from([1.0, 3.0]))
+    if writes:
+        config["head"] |= {"scale": draw(st.sampled_from([1.0, 0.2])), "softcap": draw(st.sampled_from([None, 5.0]))}
+    if not layers[1]:
+        config["position"]["relative_bias"] = kind == "learned" and draw(flag)
+        config["distinct_layers"] = (
+            None if config["attention"]["scale_by_layer"] else draw(st.sampled_from([None, 1, 2]))
+        )
+        if config["head"]["transform"] is not None or not writes:
+            config["embedding"]["width"] = draw(st.sampled_from([None, 12]))
     return ModelConfig.from_dict(config)
 
 
@@ -405,7 +437,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "there is no folder" in refused("gpt2", "-o", str(tmp_path / "nowhere" / "x.py"))
     assert "compares two models: 1 was given" in refused("--diff", "gpt2")
     assert "compares two models: 2 were given" in refused("gpt2", "llama")
-    monkeypatch.setitem(NORMS, "mine", Mine)
+    monkeypatch.setitem(norm.NORMS, "mine", Mine)
     assert "norm.kind is 'mine', a block of your own" in refused("gpt2:norm.kind=mine")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,16 @@ def ours_of(theirs: PreTrainedModel, edit: Callable[[Path], None] = lambda _: No
         model, tokenizer = af.load(folder)
     assert tokenizer is None
     return model.eval()
+
+
+def caches_rightly(theirs: Any) -> bool:
+    """Whether transformers computes the same with a cache as without one.
+
+    It makes a T5 decoder's cache as deep as the encoder, and with one counts an M2M-100's padding as positions.
+    """
+    config = theirs.config
+    depth = getattr(config, "num_decoder_layers", 0) <= config.num_hidden_layers
+    return depth and config.model_type != "m2m_100"
 
 
 def assert_close(

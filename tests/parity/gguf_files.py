@@ -25,6 +25,7 @@ _ARCHITECTURES = {
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "GemmaForCausalLM": "gemma",
     "BertModel": "bert",
     "DistilBertModel": "bert",
     "T5ForConditionalGeneration": "t5",
@@ -50,7 +51,9 @@ def models(draw: st.DrawFn, architecture: str) -> ModelSpec:
             options |= {"feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu")))}
         case _:
             options |= {"hidden_act": "silu"}
-            if drawn.family == "mistral":
+            if drawn.family == "gemma":
+                options |= {"hidden_act": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True}
+            elif drawn.family == "mistral":
                 options |= {"sliding_window": None}
             else:
                 options |= {"use_sliding_window": False}
@@ -95,6 +98,8 @@ def _moved(theirs: str, tensor: np.ndarray, name: str, config: Any) -> np.ndarra
         # llama.cpp turns neighbors, Hugging Face halves.
         halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(tensor.shape)
+    if name == "gemma" and theirs.endswith("norm.weight"):
+        return tensor + 1  # what llama.cpp multiplies by
     return tensor
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.parity import hf_models
 from tests.parity.model_spec import ModelSpec
 
+_NO_BIAS = {"attention_bias": False, "mlp_bias": False}
 EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel",
@@ -19,7 +20,36 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralForCausalLM", {"hidden_act": "silu"}),
     "qwen2": ("Qwen2ForCausalLM", {"hidden_act": "silu"}),
     "qwen3": ("Qwen3ForCausalLM", {"hidden_act": "silu", "attention_bias": False}),
+    "gemma": (
+        "GemmaForCausalLM",
+        {"hidden_act": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True},
+    ),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True},
+    ),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "final_logit_softcapping": None},
+    ),
+    "olmo2": ("Olmo2ForCausalLM", {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}),
+    "olmo3": ("Olmo3ForCausalLM", {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"hidden_act": "silu", "no_rope_layers": None, "no_rope_layer_interval": 4, **_NO_BIAS},
+    ),
+    "gpt_neox": ("GPTNeoXForCausalLM", {"hidden_act": "gelu", "tie_word_embeddings": False, "attention_bias": True}),
+    "phi": ("PhiForCausalLM", {"hidden_act": "gelu_new", "tie_word_embeddings": False}),
+    "phi3": ("Phi3ForCausalLM", {"hidden_act": "silu"}),
+    "granite": ("GraniteForCausalLM", {"hidden_act": "silu"}),
+    "cohere": ("CohereForCausalLM", {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": True}),
+    "falcon": (
+        "FalconForCausalLM",
+        {"activation": "gelu", "bias": False, "parallel_attn": True, "num_ln_in_parallel_attn": 1},
+    ),
     "bert": ("BertModel", {"hidden_act": "gelu"}),
+    "roberta": ("RobertaModel", {"hidden_act": "gelu"}),
+    "xlm-roberta": ("XLMRobertaModel", {"hidden_act": "gelu"}),
     "distilbert": ("DistilBertModel", {"activation": "gelu"}),
     "t5": ("T5ForConditionalGeneration", {"relative_attention_max_distance": 128, "num_decoder_layers": None}),
 }
@@ -31,6 +61,17 @@ def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
     """A model of which llama.cpp can compute nearly everything that is drawn."""
     architecture, fixed = EXPRESSIBLE[family]
     drawn = draw(hf_models.FAMILIES[family](architecture))
+    if family in ("gemma2", "gemma3_text"):
+        # llama.cpp bounds every Gemma 2, and its scale is that of the width of a head.
+        caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0} if family == "gemma2" else {}
+        fixed = {**fixed, **caps, "query_pre_attn_scalar": drawn.options["head_dim"]}
+    if family in ("gemma3_text", "olmo3"):
+        length, rope = draw(hf_models.rope(("default", "linear")))
+        local = {"rope_type": "default", "rope_theta": rope["rope_theta"] if family == "olmo3" else 50.0}
+        ropes = {"full_attention": rope, "sliding_attention": local}
+        fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": ropes}
     if family == "t5":
         fixed = {**fixed, "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu")))}
+    if "layer_types" in drawn.options and draw(st.booleans()):
+        fixed = {**fixed, "layer_types": None}
     return replace(drawn, options={**drawn.options, **fixed})

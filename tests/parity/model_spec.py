@@ -15,14 +15,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
+from transformers.integrations import moe
+
+# torch's product of all experts takes widths of 16 bytes only; without it there is one for each expert.
+moe._can_use_grouped_mm = lambda *_: False
 
 CONTEXT = 64
 """Positions of every drawn model whose positions are counted."""
 
 KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), "encoder"),
-    **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus"), "seq2seq"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe", "olmoe", "granitemoe"), "decoder"),
+    **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
+    **dict.fromkeys(("modernbert",), "encoder"),
+    **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
 
 
@@ -64,7 +72,12 @@ class ModelSpec:
     @property
     def has_language_head(self) -> bool:
         """Whether the logits are scores of tokens."""
-        return self.has_head and "Classification" not in self.architecture
+        return self.has_head and not self.finds_replaced and "Classification" not in self.architecture
+
+    @property
+    def finds_replaced(self) -> bool:
+        """Whether it says of each token if it was replaced: ELECTRA's discriminator."""
+        return self.architecture == "ElectraForPreTraining"
 
     def as_text(self, ids: Tensor) -> Tensor:
         """The ids, [time], as a text whose end Hugging Face's classifiers find: they look for ids, we have the mask."""
@@ -79,7 +92,9 @@ class ModelSpec:
     @property
     def is_dynamic(self) -> bool:
         """Whether the rotary angles depend on the length of the text."""
-        return (self.options.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+        parameters: dict[str, Any] = self.options.get("rope_parameters") or {}
+        kinds = (parameters, *(each for each in parameters.values() if isinstance(each, dict)))
+        return any(each.get("rope_type") in ("dynamic", "longrope") for each in kinds)
 
     def neighbors(self) -> list[ModelSpec]:
         """This one and three whose rounding differs: luck may spare one model, but hardly all."""
@@ -99,14 +114,26 @@ class ModelSpec:
                 for weight in filter(lambda weight: weight.requires_grad, model.parameters()):
                     towards = torch.randn(weight.shape, generator=generator).sign() * torch.inf
                     weight.copy_(weight.nextafter(towards))
+        if self.finds_replaced:
+            model.register_forward_hook(_with_labels)
         return model.eval()
+
+
+def _with_labels(model: nn.Module, args: Any, output: Any) -> Any:
+    """The output with logits [batch, time, labels] of the one label that Hugging Face leaves out of the shape."""
+    output["logits"] = output.logits[..., None]
+    return output
+
+
+_DRAWN = ("final_logits_bias", "e_score_correction_bias")
+"""Buffers that are drawn as weights are."""
 
 
 def randomize(model: nn.Module, seed: int) -> None:
     """Draw every trained weight, norms and biases included, so that nothing hides by being zero or one."""
     generator = torch.Generator().manual_seed(seed)
     weights = dict(model.named_parameters())
-    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith("final_logits_bias")}
+    weights |= {name: buffer for name, buffer in model.named_buffers() if name.endswith(_DRAWN)}
     with torch.no_grad():
         for name, weight in weights.items():
             if isinstance(weight, nn.Parameter) and not weight.requires_grad:
@@ -218,7 +245,7 @@ def _targets(drawn: ModelSpec, tokens: Tensor, mask: Tensor | None, generator: t
         targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
     else:
         targets = torch.randint(classes, tokens.shape, generator=generator)
-    ignored = torch.rand(tokens.shape, generator=generator) < 0.2
+    ignored = torch.rand(tokens.shape, generator=generator) < (0.0 if drawn.finds_replaced else 0.2)
     ignored[:, 0] = False
     if mask is not None:
         ignored |= ~mask

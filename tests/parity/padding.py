@@ -23,6 +23,6 @@ def draw_rows(data: st.DataObject, vocab: int, count: int, longest: int) -> list
 def draw_filler(data: st.DataObject, drawn: ModelSpec, vocab: int) -> Tensor:
     """What stands where nothing is: any token, unless the model tells padding by it."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    if drawn.family.endswith("roberta"):
+    if drawn.family.endswith(("roberta", "mpnet", "m2m_100")):
         return torch.full((CONTEXT,), drawn.options["pad_token_id"])
     return torch.randint(vocab, (CONTEXT,), generator=generator)

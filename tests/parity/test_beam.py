@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 import anyformer as af
 from anyformer.generation import beam_search_ids
 from tests.parity import hf_models
-from tests.parity.conversion import ours_of
+from tests.parity.conversion import caches_rightly, ours_of
 from tests.parity.float64 import Float64, build_wide
 from tests.parity.model_spec import ModelSpec, ragged
 from tests.parity.padding import draw_filler, draw_rows, pad
@@ -38,8 +38,6 @@ def _comparable(drawn: ModelSpec) -> bool:
 
 def _theirs(theirs: Any, row: Tensor, search: af.GenerationConfig, new: int) -> tuple[list[list[int]], Tensor]:
     """The new tokens of all beams, best first, their padding cut off, and their scores."""
-    # transformers makes a T5 decoder's cache as deep as the encoder.
-    cached = getattr(theirs.config, "num_decoder_layers", 0) <= theirs.config.num_hidden_layers
     out = theirs.generate(
         row[None],
         attention_mask=torch.ones_like(row[None]),
@@ -49,7 +47,7 @@ def _theirs(theirs: Any, row: Tensor, search: af.GenerationConfig, new: int) -> 
         early_stopping=search.early_stopping,
         max_new_tokens=new,
         do_sample=False,
-        use_cache=cached,
+        use_cache=caches_rightly(theirs),
         return_dict_in_generate=True,
         output_scores=True,
     )
@@ -168,8 +166,7 @@ def test_beam_search_equals_over_many_configs(architecture: str, data: st.DataOb
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
-    drawn = data.draw(hf_models.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope(("dynamic",)))
+    drawn = data.draw(hf_models.growing(architecture))
     theirs: Any = drawn.build()
     theirs.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=7, use_cache=False)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]

@@ -19,7 +19,7 @@ def _draw(data: st.DataObject, architecture: str) -> tuple[ModelSpec, Transforme
     drawn = data.draw(hf_models.models(architecture))
     if drawn.is_dynamic:
         # Beyond the original length every state depends on how long the text is, the earlier ones included.
-        drawn.options["max_position_embeddings"] = CONTEXT
+        drawn.options["max_position_embeddings"] = drawn.options["original_max_position_embeddings"] = CONTEXT
     return drawn, ours_of(drawn.build())
 
 

@@ -89,7 +89,9 @@ def _as_transformers_4(folder: Path) -> None:
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters", None)
     if rope is not None:
-        config["rope_theta"] = rope.pop("rope_theta")
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+        for name in names.keys() & rope.keys():
+            config[names[name] if config["model_type"] == "gpt_neox" else name] = rope.pop(name)
         scaled = rope["rope_type"] != "default"
         if scaled and rope["rope_type"] in ("linear", "dynamic"):
             rope["type"] = rope.pop("rope_type")

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 import anyformer as af
 from tests.parity import hf_models
-from tests.parity.conversion import ours_of
+from tests.parity.conversion import caches_rightly, ours_of
 from tests.parity.model_spec import ModelSpec, ragged
 from tests.parity.padding import draw_filler, draw_rows, pad
 
@@ -32,8 +32,7 @@ def _endless(drawn: ModelSpec) -> Any:
 
 
 def _their_greedy(theirs: Any, row: Tensor, **settings: Any) -> Tensor:
-    # transformers makes a T5 decoder's cache as deep as the encoder.
-    if getattr(theirs.config, "num_decoder_layers", 0) > theirs.config.num_hidden_layers:
+    if not caches_rightly(theirs):
         settings["use_cache"] = False
     ids = theirs.generate(row[None], attention_mask=torch.ones_like(row[None]), do_sample=False, **settings)[0]
     return ids[1:] if theirs.config.is_encoder_decoder else ids[len(row) :]
@@ -93,8 +92,7 @@ def test_greedy_stops_where_theirs_stops(architecture: str, data: st.DataObject)
 @given(data=st.data())
 def test_dynamic_scaling(architecture: str, data: st.DataObject) -> None:
     """Angles that depend on the length: Hugging Face is right without its cache only, which keeps stale keys."""
-    drawn = data.draw(hf_models.models(architecture))
-    drawn.options["max_position_embeddings"], drawn.options["rope_parameters"] = data.draw(hf_models.rope(("dynamic",)))
+    drawn = data.draw(hf_models.growing(architecture))
     theirs = _endless(drawn)
     ours = ours_of(theirs)
     row = draw_rows(data, drawn.options["vocab_size"], 1, 12)[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import importlib.util
 import io
+import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -217,8 +220,8 @@ def _sentencepiece(kind: str, **options: Any) -> bytes:
     return model.getvalue()
 
 
-def _sentence_bpe() -> af.Tokenizer:
-    """LLaMA 2's kind: SentencePiece's scores as merges, bytes for what is unknown."""
+def _sentence_bpe(*, prefixed: bool = True) -> af.Tokenizer:
+    """LLaMA 2's kind: SentencePiece's scores as merges, bytes for what is unknown; Gemma's puts no space first."""
     options = {"vocab_size": 500, "byte_fallback": True, "normalization_rule_name": "identity"}
     content = _sentencepiece("bpe", remove_extra_whitespaces=False, **options)
     from sentencepiece import sentencepiece_model_pb2
@@ -236,6 +239,9 @@ def _sentence_bpe() -> af.Tokenizer:
     pairs = [(left, right) for *_, left, right in merges]
     backend = tokenizers.Tokenizer(models.BPE(ids, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if not prefixed:
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = [AddedToken(token, normalized=False, special=True) for token in ("<unk>", "<s>", "</s>")]
     backend.add_special_tokens(special)
@@ -253,16 +259,41 @@ def _t5() -> af.Tokenizer:
         return af.Tokenizer.load(folder)
 
 
+def _xlm_roberta() -> af.Tokenizer:
+    """XLM-R's kind: T5's with a token before a text, and fairseq's four tokens before the pieces."""
+    t5 = json.loads(_t5().backend.to_str())
+    pieces = [piece for piece in t5["model"]["vocab"] if piece[0] not in ("<pad>", "</s>", "<unk>")]
+    pieces = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")] + [tuple(piece) for piece in pieces]
+    charsmap = t5["normalizer"]["precompiled_charsmap"]
+    theirs = transformers.XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)])
+    theirs.backend_tokenizer.normalizer = normalizers.Precompiled(base64.b64decode(charsmap))
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return af.Tokenizer.load(folder)
+
+
+def _roberta() -> af.Tokenizer:
+    """RoBERTa's kind: GPT-2's with a token at each end."""
+    backend = _byte_bpe(0).backend
+    backend.add_special_tokens([AddedToken("</s>", normalized=False, special=True)])
+    ends = [(token, backend.token_to_id(token)) for token in ("<|endoftext|>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A </s>", special_tokens=ends)
+    return af.Tokenizer(backend, {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>"})
+
+
 TOKENIZERS = {
     **{cut.name: (lambda i=i: _byte_bpe(i), "llama") for i, cut in enumerate(PRETOKENIZERS) if not cut.composes},
     "ours, bytes": (lambda: af.Tokenizer.train(CORPUS, "bpe:400"), "llama"),
     "SentencePiece's BPE": (_sentence_bpe, "llama"),
+    "Gemma's BPE": (lambda: _sentence_bpe(prefixed=False), "llama"),
     "WordPiece": (lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked"), "bert"),
     "lower-case WordPiece": (
         lambda: af.Tokenizer.train(CORPUS, "wordpiece:300", special="masked", lowercase=True),
         "bert",
     ),
     "T5's unigram": (_t5, "t5"),
+    "XLM-R's unigram": (_xlm_roberta, "bert"),
+    "RoBERTa's bytes": (_roberta, "bert"),
 }
 _UNNAMED = ("tekken", "falcon", "default")
 

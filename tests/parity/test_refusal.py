@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from anyformer.errors import UserError
 from tests.parity import hf_models
@@ -65,11 +67,12 @@ def test_misshapen_weight(architecture: str, data: st.DataObject) -> None:
     assert name in str(caught.value)
 
 
-def _needed(drawn: ModelSpec, theirs: torch.nn.Module) -> list[str]:
+def _needed(drawn: ModelSpec, theirs: PreTrainedModel) -> list[str]:
     """Weights that a file must have: not computed sinusoids, nor an untied T5 head (without one it is tied)."""
+    stored = revert_weight_conversion(theirs, dict(theirs.named_parameters()))
     return [
         name
-        for name, weight in theirs.named_parameters()
+        for name, weight in stored.items()
         if (weight.requires_grad or drawn.family not in ("marian", "pegasus"))
         and not (drawn.untie_head and "lm_head" in name)
     ]

@@ -75,8 +75,12 @@ MODELS = [
     _model("mistral", "MistralForCausalLM", {**_ROTARY, "sliding_window": 7}, 3),
     _model("qwen2", "Qwen2ForCausalLM", _ROTARY, 4),
     _model("qwen3", "Qwen3ForCausalLM", {**_ROTARY, "head_dim": 10}, 5),
+    _model("mixtral", "MixtralForCausalLM", {**_ROTARY, "num_local_experts": 4, "router_aux_loss_coef": 0.02}, 16),
     _model("bert", "BertForMaskedLM", _ENCODER, 6),
     _model("roberta", "RobertaForMaskedLM", {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 64}, 7),
+    _model("electra", "ElectraForMaskedLM", {**_ENCODER, "embedding_size": 24}, 21),
+    _model("albert", "AlbertForMaskedLM", {**_ENCODER, "embedding_size": 16}, 17),
+    _model("mpnet", "MPNetForMaskedLM", {**_ENCODER, "max_position_embeddings": 64}, 18),
     _model("distilbert", "DistilBertForMaskedLM", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, 8),
     _model("t5", "T5ForConditionalGeneration", _T5, 9),
     _model("t5-v1.1", "T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}, 10, untie=True),
@@ -141,6 +145,7 @@ def _curves(drawn: ModelSpec, rate: float, dtype: torch.dtype = torch.float32) -
     ours = ours_of(theirs).to(dtype)
     ours.train()
     theirs.train()
+    theirs.config.output_router_logits = True  # the loss of a mixture of experts has its balance loss then
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
     curves: tuple[list[float], list[float]] = ([], [])
     for step in range(STEPS):

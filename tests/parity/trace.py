@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from anyformer.families import FAMILIES
-from anyformer.families.rows import resolve
 from anyformer.model import Transformer
 from tests.parity.conversion import TOLERANCE
 from tests.parity.model_spec import Inputs, ModelSpec, labels
@@ -123,13 +123,15 @@ def _gradient(weight: Tensor) -> Tensor:
 def their_gradients(model: PreTrainedModel) -> Trace:
     """By the names of files of models with a head; of two names for one weight the one that our tables write."""
     family = FAMILIES[model.config.model_type]
-    written = {line.theirs: line.ours for line in family.rows if not line.alias}
+    config = family.read(model.config.to_dict(), family.architectures[type(model).__name__])
+    written = {line.theirs: line.ours for line in family.rows_of(config) if not line.alias}
     heads = tuple(name for name, _ in model.named_children())
     bare = f"{model.base_model_prefix}" not in heads
     names: dict[int, list[str]] = {}
     weights: dict[int, Tensor] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         if weight.requires_grad:
+            name = family.current_name(name)
             names.setdefault(id(weight), []).extend((name, family.prefix + name) if bare else (name,))
             weights[id(weight)] = weight
 
@@ -141,14 +143,17 @@ def their_gradients(model: PreTrainedModel) -> Trace:
     chosen = {
         key: many[-1] if all(rank(name)[0] for name in many) else min(many, key=rank) for key, many in names.items()
     }
-    return {GRADIENT + chosen[key]: _gradient(weight) for key, weight in weights.items()}
+    gradients = {chosen[key]: _gradient(weight) for key, weight in weights.items()}
+    # Stacks of experts are one weight there, and several in files.
+    return {GRADIENT + name: part for name, part in revert_weight_conversion(model, gradients).items()}
 
 
 def our_gradients(model: Transformer) -> Trace:
     weights = dict(model.named_parameters())
-    table = resolve(FAMILIES[model.config.model_type].rows, list(model.state_dict()))
+    table = FAMILIES[model.config.model_type].table(model.config, list(model.state_dict()))
+    gradients = {name: _gradient(weight) for name, weight in weights.items()}
     return {
-        GRADIENT + theirs: line.operation.write([_gradient(weights[name]) for name in line.ours])
+        GRADIENT + theirs: line.write(gradients)
         for theirs, line in table.items()
         if not line.alias and all(name in weights for name in line.ours)
     }

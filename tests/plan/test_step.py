@@ -91,6 +91,7 @@ def test_so_they_are_with_other_settings(
     assert sum(counted.parts.values()) - sum(counted.resident.values()) == pytest.approx(peak, rel=0.02)
 
 
+ALBERT = "albert:d_model=24,attention.heads=2,feed_forward.width=40,embedding.width=12,distinct_layers=3"
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"dtype": "bfloat16", "lora": 2},
@@ -106,7 +107,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 @settings(max_examples=5, deadline=None)
 @given(
     st.tuples(st.sampled_from(["gpt2-nano", "llama-nano"]), st.sampled_from(SETTINGS))
-    | st.tuples(st.sampled_from(["bert-tiny", "transformer-tiny"]), st.just(SETTINGS[0])),
+    | st.tuples(st.sampled_from(["bert-tiny", "transformer-tiny", ALBERT]), st.just(SETTINGS[0])),
     st.integers(4, 7),
     st.integers(0, 1),
 )

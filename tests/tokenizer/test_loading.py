@@ -8,11 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer, has_tokenizer
 from anyformer.tokenizer.library import translated
 from tests.tokenizer.hugging_face import CORPUS, SAMPLES, assert_same, automatic
+
+
+@pytest.mark.parametrize("name", ["NllbTokenizer", "MBart50Tokenizer", "MBartTokenizer"])
+def test_the_source_has_a_language(name: str, tmp_path: Path):
+    """Which one is said in tokenizer_config.json, whatever language tokenizer.json was written for."""
+    kind = getattr(transformers, name)
+    if name == "NllbTokenizer":
+        pieces = {token: id_ for id_, token in enumerate(("<s>", "<pad>", "</s>", "<unk>", "▁", "a", "▁a"))}
+        theirs = kind(vocab=pieces, merges=[("▁", "a")])
+    else:
+        theirs = kind(vocab=[(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>", "▁", "a", "▁a")])
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    changes = [{"src_lang": None}, {"src_lang": "de_DE"}, {"src_lang": "fr_XX"}]
+    if name == "NllbTokenizer":
+        changes = [{"src_lang": None}, {"src_lang": "deu_Latn"}, {"src_lang": "fra_Latn", "legacy_behaviour": True}]
+    for changed in changes:
+        path.write_text(json.dumps(config | changed))
+        expected = kind.from_pretrained(tmp_path)
+        ours = Tokenizer.load(tmp_path)
+        assert ours.encode("a aa") == expected("a aa")["input_ids"]
+        assert ours.encode("a", second="aa") == expected("a", "aa")["input_ids"]
+    path.write_text(json.dumps(config | {"src_lang": "klingon"}))
+    with pytest.raises(UserError, match=r"the language 'klingon' \(src_lang\) is not in the vocabulary"):
+        Tokenizer.load(tmp_path)
 
 
 def test_no_tokenizer_is_none(tmp_path: Path):

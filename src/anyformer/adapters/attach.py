@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from anyformer.adapters.config import LoraConfig
 from anyformer.adapters.modules import Matrices, Target, adapters, is_output_layer, targets, whole_modules
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.errors import UserError, nearest
@@ -29,7 +30,9 @@ def selected(model: Transformer, config: LoraConfig) -> dict[str, Target]:
         ends = sorted({name.rpartition(".")[2] for name, target in layers.items() if not target.is_embedding})
         names = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
         hint = nearest(names[0], ends) if names else f"choose from {', '.join(ends)}"
-        raise UserError(f"No layer of this model is called {' or '.join(map(repr, names))} ({hint}).")
+        has_experts = any(isinstance(module, Experts) for module in model.modules())
+        note = " Experts and their routers get no adapter: those of attention do." if has_experts else ""
+        raise UserError(f"No layer of this model is called {' or '.join(map(repr, names))} ({hint}).{note}")
     return chosen
 
 

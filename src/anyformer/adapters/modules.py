@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import Classifier
 from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter, dense
 from anyformer.families import FAMILIES, own, to_huggingface
@@ -113,14 +114,18 @@ def prefix_of(model: Transformer) -> str:
 
 
 def targets(model: Transformer) -> dict[str, Target]:
-    """Every linear layer and embedding of a model, by its dotted name in Hugging Face's class."""
+    """Every linear layer and embedding of a model, by its dotted name in Hugging Face's class.
+
+    Experts and their routers are none: there each has one weight for all of its matrices, and is no linear layer.
+    """
     modules, prefix = dict(model.named_modules()), prefix_of(model)
+    experts = {part for module in modules.values() if isinstance(module, Experts) for part in module.children()}
     layers: dict[str, Target] = {}
     for theirs, row in _table(model).items():
         if row.alias or not theirs.endswith(".weight"):
             continue
         parts = [modules.get(name.removesuffix(".weight")) for name in row.ours]
-        held = [part for part in parts if isinstance(part, Linear | Embedding)]
+        held = [part for part in parts if isinstance(part, Linear | Embedding) and part not in experts]
         if len(held) == len(row.ours):
             layers[theirs.removesuffix(".weight").removeprefix(prefix)] = Target(held, row)
     return layers
@@ -129,7 +134,7 @@ def targets(model: Transformer) -> dict[str, Target]:
 def _table(model: Transformer) -> dict[str, Row]:
     """The row of each weight on disk, with quantized ones under the names that they have in floating point."""
     names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
-    return family_of(model).table({name for name in names if ".weight." not in name})
+    return family_of(model).table(model.config, {name for name in names if ".weight." not in name})
 
 
 def whole_modules(model: Transformer) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding
 from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler
 from anyformer.blocks.mask import Mask, attention_mask
-from anyformer.blocks.norm import NORMS, LayerNorm, OffsetRMSNorm, RMSNorm
+from anyformer.blocks.norm import NORMS, LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     POSITIONS,
     LearnedPosition,
@@ -40,6 +40,7 @@ __all__ = [
     "Mask",
     "MultiHeadAttention",
     "OffsetRMSNorm",
+    "PlainRMSNorm",
     "Pooler",
     "PositionSize",
     "PositionalEncoding",

@@ -1,11 +1,15 @@
 """The transformer block that every family is made of."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
+from anyformer.blocks.latent_attention import LatentAttention
 from anyformer.blocks.linear import Dropout
 from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import select
@@ -23,10 +27,13 @@ class TransformerBlock(nn.Module):
         x ──┬─ norm ─ attention ─── + ──▶      x ──┬─ attention ─── + ─ norm ──▶
             └────────────────────── ┘              └─────────────── ┘
 
+    `NormConfig` has the other placements.
+
     Args:
         layer: The number of this block in its stack.
         cross: Whether it attends to an encoder as well.
         dropout: Dropout on what is added to the stream.
+        residual_scale: Factor on what is added to the stream.
     """
 
     def __init__(
@@ -39,19 +46,32 @@ class TransformerBlock(nn.Module):
         layer: int = 0,
         cross: bool = False,
         dropout: float = 0.0,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.pre_norm = norm_config.placement == "pre"
+        placement = norm_config.placement
+        self.post_norm = placement == "post"
+        self.is_parallel, self.shares_norm = norm_config.is_parallel, placement == "parallel_shared"
+        self.residual_scale = residual_scale
 
         def new_attention() -> MultiHeadAttention:
-            return MultiHeadAttention(attention, d_model, layer=layer, norm_eps=norm_config.eps)
+            return MultiHeadAttention(attention, d_model, layer=layer, norm_config=norm_config)
 
-        self.attention = new_attention()
-        self.attention_norm = norm(norm_config, d_model)
+        def new_norm(*absent_in: str) -> nn.Module:
+            return nn.Identity() if placement in absent_in else norm(norm_config, d_model)
+
+        def new_output_norm() -> nn.Module:
+            return new_norm("pre", "post", "parallel", "parallel_shared")
+
+        self.attention = LatentAttention(attention, d_model) if attention.latent else new_attention()
+        self.attention_norm = new_norm("branch")
+        self.attention_output_norm = new_output_norm()
         self.cross_attention = new_attention() if cross else None
-        self.cross_attention_norm = norm(norm_config, d_model) if cross else None
-        self.feed_forward = FeedForward(feed_forward, d_model)
-        self.feed_forward_norm = norm(norm_config, d_model)
+        self.cross_attention_norm = new_norm("branch") if cross else nn.Identity()
+        self.cross_attention_output_norm = new_output_norm() if cross else nn.Identity()
+        self.feed_forward = (Experts if feed_forward.experts else FeedForward)(feed_forward, d_model)
+        self.feed_forward_norm = new_norm("branch", "parallel_shared")
+        self.feed_forward_output_norm = new_output_norm()
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -75,19 +95,45 @@ class TransformerBlock(nn.Module):
             query_index: The one token of each sequence whose output is needed, in `mask` and `rotation` as well: of
                 the others only keys and values are computed. None: all are needed.
         """
-        cross, cross_norm = self.cross_attention, self.cross_attention_norm
-        encoder_kv = None if cross is None else _encoder_kv(cross, encoder_states, cache)
-        states = self.attention_norm(x) if self.pre_norm else x
-        attended = self.attention(select(states, query_index), states, mask=mask, rotation=rotation, cache=cache)
-        x = select(x, query_index) + self.dropout(attended)
-        if self.pre_norm:
-            if cross is not None and cross_norm is not None:
-                x = x + self.dropout(cross(cross_norm(x), encoder_kv, mask=source_mask))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x)
-        if cross is not None and cross_norm is not None:
-            x = cross_norm(x + self.dropout(cross(x, encoder_kv, mask=source_mask)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+        def attend(states: Tensor) -> Tensor:
+            return self.attention(select(states, query_index), states, mask=mask, rotation=rotation, cache=cache)
+
+        if self.is_parallel:
+            return self._add_parallel(x, attend, query_index)
+        x = self._add(x, attend, self.attention_norm, self.attention_output_norm, query_index)
+        if (cross := self.cross_attention) is not None:
+            encoder_kv = _encoder_kv(cross, encoder_states, cache)
+            norms = self.cross_attention_norm, self.cross_attention_output_norm
+            x = self._add(x, lambda states: cross(states, encoder_kv, mask=source_mask), *norms)
+        return self._add(x, self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm)
+
+    def _add(
+        self,
+        x: Float[Tensor, "#batch time d_model"],
+        f: Callable[[Tensor], Tensor],
+        norm: nn.Module,
+        output_norm: nn.Module,
+        query_index: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "#batch queries d_model"]:
+        """``x + output_norm(f(norm(x)))``, or ``norm(x + f(x))`` where the norm comes after the sum."""
+        states = x if self.post_norm else norm(x)
+        x = select(x, query_index) + self._scaled(output_norm(f(states)))
+        return norm(x) if self.post_norm else x
+
+    def _add_parallel(
+        self, x: Tensor, attend: Callable[[Tensor], Tensor], query_index: Tensor | None
+    ) -> Float[Tensor, "#batch queries d_model"]:
+        """``x + attend(norm1(x)) + feed_forward(norm2(x))``, where both norms may be one."""
+        states = self.attention_norm(x)
+        attended, x = attend(states), select(x, query_index)
+        states = select(states, query_index) if self.shares_norm else self.feed_forward_norm(x)
+        return x + self._scaled(attended) + self._scaled(self.feed_forward(states))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """The output of a part of the block as it is added to the stream."""
+        x = self.dropout(x)
+        return x if self.residual_scale == 1.0 else x * self.residual_scale
 
 
 def _encoder_kv(attention: MultiHeadAttention, encoder_states: Tensor | None, cache: LayerCache | None) -> KeysValues:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks.linear import Dropout, Embedding
+from anyformer.blocks.linear import Dropout, Embedding, Linear
 from anyformer.blocks.norm import norm
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.config import EmbeddingConfig, NormConfig
@@ -61,38 +61,43 @@ def ngram_window(
 
 
 class TokenEmbedding(nn.Module):
-    """A table with one vector a token, times sqrt(d_model) if asked for (Vaswani et al. 2017, section 3.4)."""
+    """A table with one vector a token, times a factor or sqrt(d_model) (Vaswani et al. 2017, section 3.4)."""
 
     def __init__(self, config: EmbeddingConfig, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        self.table = Embedding(vocab_size, d_model, padding_idx=config.padding)
-        self.scale = d_model**0.5 if config.scaled else 1.0
+        self.table = Embedding(vocab_size, config.width or d_model, padding_idx=config.padding)
+        self.scale = config.scale * (d_model**0.5 if config.scaled else 1.0)
 
     @property
     def weight(self) -> Tensor | QuantizedMatrix:
         """The table as a matrix, which a tied head multiplies by."""
         return self.table.weight
 
-    def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
+    def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         """Look the tokens up."""
         vectors = self.table(tokens)
         return vectors if self.scale == 1.0 else vectors * self.scale
 
 
 class InputEmbedding(nn.Module):
-    """``dropout(norm(token + ngrams + segment + position))``, of which a config may leave out all but the first."""
+    """``dropout(norm(token + ngrams + segment + position))``, of which a config may leave out all but the first.
+
+    Of narrow vectors, ``projection(...)`` of it makes those of the residual stream (Lan et al. 2020, section 3.1).
+    """
 
     def __init__(self, config: EmbeddingConfig, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()
-        self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, d_model) if config.ngrams > 1 else None
-        self.segments = Embedding(config.segments, d_model) if config.segments else None
-        self.norm = norm(norm_config, d_model) if config.norm else None
+        width = config.width or d_model
+        self.ngrams = NgramEmbedding(config.ngrams, config.ngram_rows, width) if config.ngrams > 1 else None
+        self.segments = Embedding(config.segments, width) if config.segments else None
+        self.norm = norm(norm_config, width) if config.norm else None
         self.dropout = Dropout(config.dropout)
+        self.projection = Linear(width, d_model) if config.width else None
 
     def forward(
         self,
-        vectors: Float[Tensor, "batch time d_model"],
-        positions: Float[Tensor, "#batch time d_model"] | None = None,
+        vectors: Float[Tensor, "batch time width"],
+        positions: Float[Tensor, "#batch time width"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
         ngram_window: Int[Tensor, "batch time ngrams"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
@@ -106,4 +111,5 @@ class InputEmbedding(nn.Module):
             vectors = vectors + positions.to(vectors.dtype)
         if self.norm is not None:
             vectors = self.norm(vectors)
-        return self.dropout(vectors)
+        vectors = self.dropout(vectors)
+        return vectors if self.projection is None else self.projection(vectors)

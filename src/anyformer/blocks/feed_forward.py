@@ -1,6 +1,7 @@
 """The feed-forward block: the same small network for every token."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer import kernels
-from anyformer.blocks.linear import Dropout, Linear
+from anyformer.blocks.linear import Dropout, GroupedLinear, Linear
 from anyformer.config import FeedForwardConfig
 from anyformer.schema import lookup
 
@@ -31,13 +32,20 @@ class FeedForward(nn.Module):
     def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
         super().__init__()
         self.activation = lookup(ACTIVATIONS, config.activation, "feed_forward.activation")
-        self.up = Linear(d_model, config.width, bias=config.bias)
-        self.gate = Linear(d_model, config.width, bias=config.bias) if config.gated else None
-        self.down = Linear(config.width, d_model, bias=config.bias)
+        linear = Linear if config.experts is None else partial(GroupedLinear, config.experts.count)
+        self.up = linear(d_model, config.width, bias=config.bias)
+        self.gate = linear(d_model, config.width, bias=config.bias) if config.gated else None
+        self.down = linear(config.width, d_model, bias=config.bias)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Transform each vector by itself."""
+        return self.network(x)
+
+    def network(self, x: Float[Tensor, "*batch d_model"], *ends: Tensor) -> Float[Tensor, "*batch d_model"]:
+        """The network itself; `ends` tells where the rows of each expert end (see `kernels.grouped_linear`)."""
         if self.gate is None:
-            return self.down(self.dropout(kernels.activation(self.up(x), self.activation)))
-        return self.down(self.dropout(kernels.activation(self.gate(x), self.activation, multiplier=self.up(x))))
+            inner = kernels.activation(self.up(x, *ends), self.activation)
+        else:
+            inner = kernels.activation(self.gate(x, *ends), self.activation, multiplier=self.up(x, *ends))
+        return self.down(self.dropout(inner), *ends)

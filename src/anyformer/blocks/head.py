@@ -20,21 +20,34 @@ _MAX_LOGITS = 1 << 25
 
 
 class LanguageModelHead(nn.Module):
-    """Logits over the vocabulary: ``scale * transform(x) @ weight.T + bias``.
+    """Logits over the vocabulary: ``scale * transform(x) @ weight.T + bias``, bounded by a softcap where there is one.
 
     A tied head's weight is that of the token embedding, given at each call (Press & Wolf 2017).
+
+    Args:
+        width: Of the token embedding, which a transform makes its vectors as wide as; None: d_model.
     """
 
     matmul: kernels.Matmul = "float"
     """As of `Linear`."""
 
     def __init__(
-        self, config: HeadConfig, norm_config: NormConfig, d_model: int, vocab_size: int, *, tied: bool
+        self,
+        config: HeadConfig,
+        norm_config: NormConfig,
+        d_model: int,
+        vocab_size: int,
+        *,
+        tied: bool,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        self.scale = d_model**-0.5 if config.scaled else 1.0
-        self.transform = Transform(config.transform, norm_config, d_model) if config.transform else None
-        self.projection = None if tied else Linear(d_model, vocab_size, bias=False)
+        width = width or d_model
+        self.scale = config.scale * (d_model**-0.5 if config.scaled else 1.0)
+        self.softcap = config.softcap
+        self.transform = Transform(config.transform, norm_config, d_model, width) if config.transform else None
+        inputs = d_model if self.transform is None else width
+        self.projection = None if tied else Linear(inputs, vocab_size, bias=False)
         bias = torch.zeros(vocab_size)
         if config.bias == "learned":
             self.bias: Tensor | None = nn.Parameter(bias)
@@ -44,25 +57,26 @@ class LanguageModelHead(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "*batch d_model"],
-        tied_weight: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
+        tied_weight: Float[Tensor, "vocab width"] | QuantizedMatrix | None = None,
     ) -> Float[Tensor, "*batch vocab"]:
         """Score every token of the vocabulary; a tied head gets the weight of the token embedding."""
         x = self._transform(x)
         out = linear(x, self._weight(tied_weight), self.bias)
-        return out if self.projection is None else self.projection.adapted(x, out, self.bias)
+        out = out if self.projection is None else self.projection.adapted(x, out, self.bias)
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def loss(
         self,
         x: Float[Tensor, "*batch d_model"],
         targets: Int[Tensor, "*batch"],
-        tied_weight: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
+        tied_weight: Float[Tensor, "vocab width"] | QuantizedMatrix | None = None,
         *,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """`loss` of the logits, without ever holding all of them (see `kernels.linear_cross_entropy`)."""
         x, targets = kernels.drop_ignored(x.flatten(0, -2), targets.flatten())
         weight = self._weight(tied_weight)
-        if self.projection is not None and self.projection.adapters is not None:
+        if self.softcap is not None or (self.projection is not None and self.projection.adapters is not None):
             # Rows without a target follow those that have one (see `kernels.drop_ignored`).
             losses = self.token_losses(x[: len(targets)], targets, tied_weight, label_smoothing=label_smoothing)
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
@@ -81,7 +95,7 @@ class LanguageModelHead(nn.Module):
         self,
         x: Float[Tensor, "tokens d_model"],
         targets: Int[Tensor, " tokens"],
-        tied_weight: Float[Tensor, "vocab d_model"] | QuantizedMatrix | None = None,
+        tied_weight: Float[Tensor, "vocab width"] | QuantizedMatrix | None = None,
         *,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, " tokens"]:
@@ -109,15 +123,18 @@ class LanguageModelHead(nn.Module):
 
 
 class Transform(nn.Module):
-    """``norm(act(dense(x)))``: the last step before BERT's masked-token logits (its code, get_masked_lm_output)."""
+    """``norm(act(dense(x)))``: the last step before BERT's masked-token logits (its code, get_masked_lm_output).
 
-    def __init__(self, name: str, norm_config: NormConfig, d_model: int) -> None:
+    Without the norm it is that of ELECTRA's discriminator (Clark et al. 2020; its code, _get_discriminator_output).
+    """
+
+    def __init__(self, name: str, norm_config: NormConfig | None, d_model: int, width: int) -> None:
         super().__init__()
-        self.dense = Linear(d_model, d_model)
+        self.dense = Linear(d_model, width)
         self.activation = lookup(ACTIVATIONS, name, "head.transform")
-        self.norm = norm(norm_config, d_model)
+        self.norm = nn.Identity() if norm_config is None else norm(norm_config, width)
 
-    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch width"]:
         """Transform each vector by itself."""
         return self.norm(self.activation(self.dense(x)))
 
@@ -148,12 +165,14 @@ class Classifier(nn.Module):
 
     def __init__(self, config: HeadConfig, d_model: int) -> None:
         super().__init__()
+        has_transform = config.kind == "token_classification" and config.transform is not None
+        self.transform = Transform(config.transform or "", None, d_model, d_model) if has_transform else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.labels = Linear(d_model, config.labels, bias=config.label_bias)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch labels"]:
         """Score every label."""
-        return self.labels(self.dropout(x))
+        return self.labels(self.dropout(self.transform(x)))
 
 
 def loss(

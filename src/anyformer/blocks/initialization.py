@@ -13,6 +13,7 @@ from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
+from anyformer.blocks.latent_attention import LatentAttention
 from anyformer.blocks.position import RelativePosition
 from anyformer.config import ModelConfig
 from anyformer.schema import lookup
@@ -23,8 +24,8 @@ def normal(module: nn.Module, config: ModelConfig) -> None:
     std = config.init.std
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
-    if config.init.scale_residual and isinstance(module, MultiHeadAttention | FeedForward):
-        writes_to_stream = module.output if isinstance(module, MultiHeadAttention) else module.down
+    if config.init.scale_residual and isinstance(module, MultiHeadAttention | LatentAttention | FeedForward):
+        writes_to_stream = module.down if isinstance(module, FeedForward) else module.output
         layers = config.encoder_layers + config.decoder_layers
         nn.init.normal_(writes_to_stream.weight, std=std / (2 * layers) ** 0.5)
 

@@ -25,7 +25,7 @@ class KeysValues(NamedTuple):
     """Keys and values of one attention layer."""
 
     keys: Float[Tensor, "batch kv_heads time head_dim"]
-    values: Float[Tensor, "batch kv_heads time head_dim"]
+    values: Float[Tensor, "batch kv_heads time value_dim"]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "KeysValues":
         """The keys and values after a function of each."""
@@ -93,7 +93,9 @@ class LayerCache:
         self.cross, self.source_index, self._expanded = cross, source_index, None
 
     def update(
-        self, keys: Float[Tensor, "#batch kv_heads new head_dim"], values: Float[Tensor, "#batch kv_heads new head_dim"]
+        self,
+        keys: Float[Tensor, "#batch kv_heads new head_dim"],
+        values: Float[Tensor, "#batch kv_heads new value_dim"],
     ) -> KeysValues:
         """Write the new keys and values where the cache has made room for them, and return all of them.
 
@@ -147,6 +149,7 @@ class KeyValueCache:
 
     Args:
         capacity: Longest sequence in tokens; the memory for it is allocated at once.
+        head_dim: Width of each key and value, or of keys alone where `value_dim` is given (0 for latents).
 
     Attributes:
         tokens: ids of the tokens read, [batch, capacity].
@@ -163,12 +166,15 @@ class KeyValueCache:
         kv_heads: int,
         capacity: int,
         head_dim: int,
+        value_dim: int | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shape = (batch, kv_heads, capacity, head_dim)
-        empty = partial(torch.empty, shape, device=device, dtype=dtype)
-        self.layers = [LayerCache(empty(), empty()) for _ in range(layers)]
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        shapes = [
+            (batch, kv_heads, capacity, width) for width in (head_dim, head_dim if value_dim is None else value_dim)
+        ]
+        self.layers = [LayerCache(*map(empty, shapes)) for _ in range(layers)]
         self.capacity, self.length = capacity, 0
         self.batch = self._rows = batch
         self.source_mask: Bool[Tensor, "batch source"] | None = None

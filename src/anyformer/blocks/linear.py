@@ -164,6 +164,27 @@ class Linear(nn.Linear):
             super().reset_parameters()
 
 
+class GroupedLinear(Linear):
+    """Linear layers side by side, of which each row goes through one: ``x @ weight[group].T``.
+
+    Attributes:
+        groups: The number of layers.
+        weight: Their matrices, one below another: [groups * out_features, in_features].
+    """
+
+    def __init__(self, groups: int, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, groups * out_features, bias)
+        self.groups = groups
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "rows inputs"], ends: Int[Tensor, " groups"]
+    ) -> Float[Tensor, "rows outputs"]:
+        """Transform rows that are sorted by group; `ends` says where each group ends."""
+        if isinstance(self.weight, QuantizedMatrix):
+            return kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
+        return kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
+
+
 class Embedding(nn.Embedding):
     """A row of the weight for each id, as `nn.Embedding`; the weight may be quantized, and have adapters."""
 

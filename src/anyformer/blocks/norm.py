@@ -1,7 +1,9 @@
 """Normalization of one token's vector: a class made from (width, eps), and an entry in `NORMS`, for each kind."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn, ones, zeros
 
@@ -40,10 +42,24 @@ class OffsetRMSNorm(nn.Module):
         return kernels.rms_norm(x, self.weight, self.eps, offset=1.0)
 
 
+class PlainRMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps)``, with nothing to learn (nanochat)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Normalize over the last dimension."""
+        return F.rms_norm(x, (self.width,), eps=self.eps)
+
+
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "layer": LayerNorm,
+    "layer_no_bias": partial(LayerNorm, bias=False),
     "rms": RMSNorm,
     "rms_offset": OffsetRMSNorm,
+    "rms_plain": PlainRMSNorm,
 }
 
 

@@ -4,7 +4,7 @@ A positional encoding acts in one of three ways::
 
     embed      a vector added to the token's embedding      sinusoidal, learned
     rotation   a rotation of every query and key            rotary
-    bias       a number added to every attention score      relative
+    bias       a number added to every attention score      relative, and learned where it is asked for
 
 A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSITIONS`.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -69,7 +70,8 @@ class Rotation(NamedTuple):
 class PositionSize(NamedTuple):
     """The sizes that positions depend on."""
 
-    d_model: int
+    width: int
+    """Width of the vectors that positions are added to."""
     heads: int
     """Query heads."""
     head_dim: int
@@ -80,14 +82,14 @@ class PositionSize(NamedTuple):
 
 
 class PositionalEncoding(nn.Module):
-    """No position at all; subclasses override one of the three methods."""
+    """No position at all; subclasses override the methods by which they act."""
 
     def __init__(self, config: PositionConfig, size: PositionSize) -> None:
         super().__init__()
         self.config = config
         self.size = size
 
-    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"] | None:
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"] | None:
         """Vectors added to the embeddings; position -1 marks a token that does not count."""
         return None
 
@@ -105,42 +107,40 @@ class PositionalEncoding(nn.Module):
 class SinusoidalPosition(PositionalEncoding):
     """``PE(pos, 2i) = sin(pos / 10000^(2i/d))``, ``PE(pos, 2i+1) = cos(same)`` (Vaswani et al. 2017, section 3.5).
 
-    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first.
+    The paper's text interleaves sines and cosines; its code (tensor2tensor) and Marian put all sines first. So does
+    fairseq, with ``10000^(i/(d/2 - 1))``, positions from `offset` on, and zeros for tokens that do not count.
     """
 
-    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
-        """Sines and cosines, computed in float64 since an angle can be thousands of radians."""
-        d_model = self.size.d_model
-        evens = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
-        angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / d_model)
-        sines, cosines = angles.sin(), angles.cos()[..., : d_model // 2]
-        if self.config.layout == "interleaved":
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """Sines and cosines, computed in float64 since an angle can be thousands of radians.
+
+        fairseq's are computed in float32, in the order of its operations: its models have learned them as they are.
+        """
+        width, layout = self.size.width, self.config.layout
+        if layout == "fairseq":
+            pairs = torch.arange(width // 2, device=positions.device).float()
+            frequencies = torch.exp(pairs * -(math.log(10_000.0) / (width // 2 - 1)))
+            angles = (positions + self.config.offset).float()[..., None] * frequencies
+        else:
+            evens = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64)
+            angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / width)
+        sines, cosines = angles.sin(), angles.cos()[..., : width // 2]
+        if layout == "interleaved":
             return torch.stack((sines, cosines), dim=-1).flatten(-2).float()
-        return torch.cat((sines, cosines), dim=-1).float()
-
-
-class LearnedPosition(PositionalEncoding):
-    """One learned vector for each position (GPT-2, BERT); `offset` rows of the table come before position 0."""
-
-    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
-        super().__init__(config, size)
-        padding = config.offset - 1 if config.skip_padding else None
-        self.table = Embedding(size.max_length + config.offset, size.d_model, padding_idx=padding)
-
-    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
-        """Look the positions up."""
-        return self.table((positions + self.config.offset).clamp(min=0))
+        vectors = torch.cat((sines, cosines), dim=-1).float()
+        return vectors * (positions >= 0)[..., None] if self.config.skip_padding else vectors
 
 
 class RotaryPosition(PositionalEncoding):
     """Queries and keys are rotated by their position: a score depends on their distance (RoFormer, Su et al. 2021)."""
 
     def rotation(self, positions: Int[Tensor, "batch time"], length: Int[Tensor, "batch #time"]) -> Rotation:
-        """Angles ``position * frequency``, once for each half of a head."""
-        radians, sharpness = frequencies(self.config, self.size.head_dim, self.size.max_length, length)
-        angles = (positions.float()[..., None] * radians)[:, None]
-        angles = torch.cat((angles, angles), dim=-1)
-        tables = Angles(angles.cos() * sharpness, angles.sin() * sharpness)
+        """Angles ``position * frequency``, once for each half of a head, and 0 for pairs that are not rotated."""
+        rotated = int(self.size.head_dim * self.config.rotary_fraction)
+        radians, sharpness = frequencies(self.config, rotated, self.size.max_length, length)
+        angles, rest = (positions.float()[..., None] * radians)[:, None], (0, (self.size.head_dim - rotated) // 2)
+        cos, sin = F.pad(angles.cos() * sharpness, rest, value=1.0), F.pad(angles.sin() * sharpness, rest)
+        tables = Angles(torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1))
         return Rotation(tables, tables)
 
 
@@ -171,6 +171,29 @@ class RelativePosition(PositionalEncoding):
         return self.table(self.bucket(keys[:, None, :] - queries[:, :, None])).permute(0, 3, 1, 2)
 
 
+class LearnedPosition(PositionalEncoding):
+    """One learned vector for each position (GPT-2, BERT); `offset` rows of the table come before position 0.
+
+    MPNet adds the bias of relative positions to the scores as well (its code, MPNetEncoder).
+    """
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__(config, size)
+        padding = config.offset - 1 if config.skip_padding else None
+        self.table = Embedding(size.max_length + config.offset, size.width, padding_idx=padding)
+        self.relative = RelativePosition(config, size) if config.relative_bias else None
+
+    def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """Look the positions up."""
+        return self.table((positions + self.config.offset).clamp(min=0))
+
+    def bias(
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
+    ) -> Float[Tensor, "batch heads queries keys"] | None:
+        """The bias of the distance, where there is one."""
+        return None if self.relative is None else self.relative.bias(queries, keys)
+
+
 POSITIONS: dict[str, type[PositionalEncoding]] = {
     "none": PositionalEncoding,
     "sinusoidal": SinusoidalPosition,
@@ -192,7 +215,7 @@ def frequencies(
 
     Args:
         max_length: Tokens that the model was trained on.
-        length: Tokens in each text, or in the document around each token, which only dynamic scaling looks at.
+        length: Tokens in each text, or in the document around each token, which dynamic scaling and LongRoPE look at.
 
     Returns:
         The frequencies, of shape [head_dim / 2] or, when they depend on the text, [batch, 1 or time, head_dim / 2];
@@ -206,6 +229,8 @@ def frequencies(
         overshoot = scaling.factor * length.clamp(min=max_length) / max_length - (scaling.factor - 1)
         base = config.theta * overshoot ** (head_dim / (head_dim - 2))
         return 1.0 / base[..., None] ** pairs, 1.0
+    if scaling.kind == "longrope":
+        return _longrope(config.theta**pairs, scaling, length)
     if scaling.kind == "linear":
         return plain / scaling.factor, 1.0
     assert scaling.original_length is not None  # RotaryScaling sees to it
@@ -222,6 +247,18 @@ def _llama3(plain: Float[Tensor, " half"], scaling: RotaryScaling, original_leng
     rotations = original_length / (2 * math.pi / plain)
     keep = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - keep) * plain / scaling.factor + keep * plain
+
+
+def _longrope(
+    wavelengths: Float[Tensor, " half"], scaling: RotaryScaling, length: Int[Tensor, "batch #time"]
+) -> tuple[Float[Tensor, "batch #time half"], float]:
+    """Every frequency is divided by a number of its own, another one in long texts (Ding et al. 2024, section 3.3)."""
+    assert scaling.original_length is not None
+    divisors = (scaling.short_factor, scaling.long_factor)
+    short, long = (1.0 / (wavelengths.new_tensor(each) * wavelengths) for each in divisors)
+    stretched = math.log(max(scaling.factor, 1.0)) / math.log(scaling.original_length)
+    sharpness = math.sqrt(1 + stretched) if scaling.attention_factor is None else scaling.attention_factor
+    return torch.where((length > scaling.original_length)[..., None], long, short), sharpness
 
 
 def _yarn(

@@ -1,6 +1,6 @@
 """Transformer blocks in a row: an encoder or a decoder."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from anyformer import kernels
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding, ngram_window
+from anyformer.blocks.experts import Experts, balance_loss
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import any_dropout
 from anyformer.blocks.mask import attention_mask
@@ -48,6 +49,9 @@ class Stack(nn.Module):
     Args:
         causal: Tokens see only what came before: a decoder.
         cross: Each block attends to the encoder's output as well.
+
+    Attributes:
+        cached: Heads of keys and values in a cache, the width of a key and that of a value.
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool, cross: bool) -> None:
@@ -57,25 +61,39 @@ class Stack(nn.Module):
         layers = config.decoder_layers if causal else config.encoder_layers
         head_dim = attention.head_dim or config.d_model // attention.heads
         self.causal, self.cross = causal, cross
-        self.windows = [attention.window if layer >= attention.window_from else None for layer in range(layers)]
-        self.kv_heads, self.head_dim = attention.kv_heads or attention.heads, head_dim
+        others = config.others(layers)
+        self.windows = [attention.window if other is None else other.window for other in others]
+        self.head_dim, latent = head_dim, attention.latent
+        self.cached = (attention.kv_heads or attention.heads, head_dim, head_dim)
+        if latent is not None:
+            self.cached, head_dim = (1, latent.rank + latent.rotary_dim, 0), latent.rotary_dim
         self.context_length = config.context_length if config.position.kind in ("learned", "sinusoidal") else None
         self.skipped = config.embedding.padding if config.position.skip_padding else None
         self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)
-        self.position = positional_encoding(
-            config.position, PositionSize(config.d_model, attention.heads, head_dim, config.max_length, causal)
-        )
+        width, distinct = config.embedding.width or config.d_model, min(layers, config.distinct_layers or layers)
+        size = PositionSize(width, attention.heads, head_dim, config.max_length, causal)
+        self.position = positional_encoding(config.position, size)
+        other_position = config.other_layers and config.other_layers.position
+        self.other_position = positional_encoding(other_position, size) if other_position else None
+        self.has_other_position = [other is not None and other.position is not None for other in others]
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                attention, feed_forward, config.norm, config.d_model, layer=layer, cross=cross, dropout=config.dropout
+                attention,
+                (other and other.feed_forward) or feed_forward,
+                config.norm,
+                config.d_model,
+                layer=layer,
+                cross=cross,
+                dropout=config.dropout,
+                residual_scale=config.residual_scale,
             )
-            for layer in range(layers)
+            for layer, other in enumerate(others[:distinct])
         )
         self.final_norm = norm(config.norm, config.d_model) if config.norm.has_final else nn.Identity()
 
     def forward(
         self,
-        vectors: Float[Tensor, "batch time d_model"],
+        vectors: Float[Tensor, "batch time width"],
         tokens: Int[Tensor, "batch time"],
         *,
         mask: Bool[Tensor, "batch time"] | None = None,
@@ -101,8 +119,8 @@ class Stack(nn.Module):
         positions = self._positions(tokens, mask, documents, segments, needed, cache)
         x = self._embed(vectors, tokens, segments, positions, cache)
         inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
-        caches = [None] * len(self.blocks) if cache is None else cache.layers
-        for block, block_inputs, layer_cache in zip(self.blocks, inputs, caches, strict=True):
+        caches = [None] * len(self.windows) if cache is None else cache.layers
+        for block, block_inputs, layer_cache in zip(self.layers, inputs, caches, strict=True):
             if hidden_states is not None:
                 hidden_states.append(positions.layout.scatter(x))
             x = block(x, encoder_states, cache=layer_cache, **block_inputs)
@@ -111,6 +129,12 @@ class Stack(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    @property
+    def layers(self) -> list[TransformerBlock]:
+        """The block of each layer: one that several layers share comes as often (Lan et al. 2020, section 3.1)."""
+        blocks, layers = cast("list[TransformerBlock]", [*self.blocks]), len(self.windows)
+        return [blocks[layer * len(blocks) // layers] for layer in range(layers)]
 
     def _positions(
         self,
@@ -127,17 +151,20 @@ class Stack(nn.Module):
             new = cache.extend(tokens, mask)
             self._require_length(cache.length)
             keys, gather = torch.arange(cache.length, device=tokens.device)[None], new.layout.gather
-            lengths = gather(new.lengths.expand(-1, tokens.shape[1]))
-            return Positions(new.positions, keys, gather(new.positions), lengths, new.padding_mask, new.layout)
+            encoded = self.encoded_positions(new.positions, cache)
+            lengths = new.lengths.expand_as(encoded)
+            return Positions(new.positions, keys, gather(encoded), gather(lengths), new.padding_mask, new.layout)
         keys = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        counted = mask if self.skipped is None else tokens != self.skipped
+        counted = mask
+        if self.skipped is not None:
+            counted = tokens != self.skipped if mask is None else mask & (tokens != self.skipped)
         if documents is not None:
             encoded = positions_in_documents(documents, counted)
             lengths, layout = lengths_of_documents(documents, encoded), DENSE
         else:
             encoded = keys if counted is None else counted.cumsum(dim=1) * counted - 1
             lengths = encoded.amax(dim=1, keepdim=True) + 1
-            share_prefixes = not self.cross and segments is None and not any_dropout(self)
+            share_prefixes = not self.cross and segments is None and not any_dropout(self) and not self._balances()
             layout = kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
         # Reading a tensor makes an accelerator wait, and most sequences are short enough with all their padding.
         if self.context_length is not None and encoded.shape[1] > self.context_length:
@@ -145,6 +172,13 @@ class Stack(nn.Module):
         if layout.indices is not None:
             encoded, lengths = (layout.gather(part.expand_as(tokens)) for part in (encoded, lengths))
         return Positions(keys, keys, encoded, lengths, mask, layout, layout)
+
+    def encoded_positions(self, slots: Int[Tensor, "#batch new"], cache: KeyValueCache) -> Int[Tensor, "#batch new"]:
+        """The positions that are encoded of tokens in these slots of a cache; -1 for those that do not count."""
+        if self.skipped is None:
+            return slots
+        counted = cache.tokens[:, : cache.length] != self.skipped
+        return (counted.cumsum(dim=1) * counted - 1).gather(1, slots.expand(cache.batch, -1))
 
     def _embed(
         self,
@@ -157,8 +191,7 @@ class Stack(nn.Module):
         """The residual stream before the first block."""
         gather, window = positions.layout.gather, None
         if self.embedding.ngrams is not None:
-            encoded = positions.layout.scatter(positions.encoded) if cache is None else positions.queries
-            read = tokens if cache is None else cache.tokens
+            encoded, read = positions.layout.scatter(positions.encoded), tokens if cache is None else cache.tokens
             window = ngram_window(read, positions.queries, encoded, self.embedding.ngrams.longest)
         encoding = self.position.embed(positions.encoded)
         return self.embedding(gather(vectors), encoding, gather(segments), gather(window))
@@ -171,21 +204,38 @@ class Stack(nn.Module):
         query_index: Tensor | None,
         dtype: torch.dtype,
     ) -> list[dict[str, Any]]:
-        """The inputs of each block: they differ by window, and in the last block if one token is needed."""
+        """The inputs of each block: they differ by window and positions, and in the last if one token is needed."""
         queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
         seen = {"padding_mask": padding_mask, "bias": self.position.bias(queries, keys), "documents": documents}
         masks = {w: attention_mask(queries, keys, causal=self.causal, window=w, **seen) for w in set(self.windows)}
         source = Mask(None if source_mask is None else source_mask[:, None, None, :])
-        rotation = self.position.rotation(encoded, lengths).to(dtype)
-        shared = {"source_mask": kernels.with_layouts(source, layout), "rotation": rotation}
+        encodings = (self.position, self.other_position) if self.other_position is not None else (self.position,)
+        rotations = [encoding.rotation(encoded, lengths).to(dtype) for encoding in encodings]
+        shared = {"source_mask": kernels.with_layouts(source, layout)}
         own = {window: kernels.with_layouts(mask, layout, key_layout) for window, mask in masks.items()}
-        inputs: list[dict[str, Any]] = [{"mask": own[window], **shared} for window in self.windows]
+        inputs: list[dict[str, Any]] = [
+            {"mask": own[window], "rotation": rotations[other], **shared}
+            for window, other in zip(self.windows, self.has_other_position, strict=True)
+        ]
         if query_index is not None:
             mask = kernels.select_query(masks[self.windows[-1]], query_index, keys.shape[1])
             row = layout.locate(query_index)
-            rest = {"source_mask": source, "rotation": rotation.select(row), "query_index": row}
+            rest = {"source_mask": source, "rotation": inputs[-1]["rotation"].select(row), "query_index": row}
             inputs[-1] = {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
         return inputs
+
+    def balance_loss(self, mask: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""] | None:
+        """The load-balancing loss of the latest batch with its factor; None: nothing is to be balanced."""
+        experts = self._balances()
+        routings = [part.routing for part in experts if part.routing is not None]
+        for part in experts:
+            part.routing = None
+        return experts[0].balance * balance_loss(routings, mask) if routings else None
+
+    def _balances(self) -> list[Experts]:
+        """The mixtures of experts whose choices are balanced, by all tokens of a batch."""
+        parts = [block.feed_forward for block in self.blocks]
+        return [part for part in parts if self.training and isinstance(part, Experts) and part.balance]
 
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:

@@ -158,13 +158,13 @@ def _fit(
 def _replacements(model: Transformer, path: Path, stored: StoredAdapter) -> list[tuple[nn.Parameter, Tensor]]:
     """Parameters of the model, and the biases and modules trained whole that are put in their place."""
     own, prefix = base_parameters(model), prefix_of(model)
-    table = family_of(model).table(own)
+    table = family_of(model).table(model.config, own)
     pairs: list[tuple[nn.Parameter, Tensor]] = []
     for name, tensor in stored.others.items():
         row = table.get(prefix + name)
-        if row is None:
+        if row is None or row.part is not None:  # one of several experts that we have in one weight
             raise UserError(f"{path}: this model has no weight {cut(name)}: the adapter was made for another model.")
-        shape = row.operation.write([own[ours].to("meta") for ours in row.ours]).shape
+        shape = row.write({ours: own[ours].to("meta") for ours in row.ours}).shape
         check_dtype(path, name, tensor)
         if tensor.shape != shape:
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, which does not fit {list(shape)}.")

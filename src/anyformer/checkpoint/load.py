@@ -1,6 +1,8 @@
 """From a model directory or file to a model."""
 
+import logging
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -33,6 +35,7 @@ from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
+_log = logging.getLogger("anyformer")
 Weight = Tensor | QuantizedWeight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -162,7 +165,7 @@ def _load(
     tokenizer, config = source.tokenizer(), config_of(source)
     if change is None:
         model = skeleton(config)
-        table = source.family.table(model.state_dict())
+        table = source.family.table(model.config, model.state_dict())
     else:
         model = skeleton(_without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
@@ -187,8 +190,8 @@ def _kept(trained: Transformer, model: Transformer, source: TensorSource) -> dic
     Raises UserError for weights that the model in the source does not have.
     """
     needed = {name for name in model.state_dict() if not name.startswith("head.")}
-    pooler = {name for name in needed if name.startswith("pooler.") and _stored(source, name)}
-    table = source.family.table({*trained.state_dict(), *pooler})
+    pooler = {name for name in needed if name.startswith("pooler.") and _stored(source, trained.config, name)}
+    table = source.family.table(trained.config, {*trained.state_dict(), *pooler})
     names = _match(table, source)
     kept = {theirs: row for theirs, row in table.items() if needed.issuperset(row.ours)}
     source.names = [names[theirs] for theirs in kept if theirs in names]
@@ -216,18 +219,29 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
 def config_of(source: TensorSource) -> ModelConfig:
     """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
 
-    A head that differs from the token table is its own, and a bare model without the weights of a pooler has none.
+    A head that differs from the token table is its own, a masked language model without any weight of its head is a
+    bare model (all-mpnet-base-v2), and a bare model without the weights of a pooler has none.
 
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
     """
     config, count = source.config, len(source.names)
-    layers = config.encoder_layers + config.decoder_layers
+    layers = min(config.encoder_layers, config.distinct_layers or config.encoder_layers) + config.decoder_layers
     if layers > count:
         raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {count} weights.")
+    networks = [(other and other.feed_forward) or config.feed_forward for other in config.others(layers)]
+    mixed = sum(network.experts is not None for network in networks)
+    if (experts := mixed * sum(row.part is not None for row in source.family.rows_of(config))) > count:
+        raise UserError(
+            f"{source.path}: config.json speaks of {experts} matrices of experts, and there are {count} weights."
+        )
+    if _lacks_transform(config, source):
+        config = with_head(config, "none")
     config = _without_missing_pooler(config, source)
     if config.head.kind == "language_model":
-        head, table = (_stored(source, name) for name in ("head.projection.weight", "token_embedding.table.weight"))
+        head, table = (
+            _stored(source, config, name) for name in ("head.projection.weight", "token_embedding.table.weight")
+        )
         tied = config.embedding.tied or (head is None and source.family.ties_missing_head)
         if tied and head and table:
             tied = _equal(source.read(head), source.read(table))
@@ -235,16 +249,24 @@ def config_of(source: TensorSource) -> ModelConfig:
     return config
 
 
+def _lacks_transform(config: ModelConfig, source: TensorSource) -> bool:
+    """Whether a head with a transform has none of its weights in the source."""
+    if config.head.kind != "language_model" or config.head.transform is None:
+        return False
+    names = ("head.transform.dense.weight", "head.transform.norm.weight", "head.bias", "head.projection.weight")
+    return not any(_stored(source, config, name) for name in names)
+
+
 def _without_missing_pooler(config: ModelConfig, source: TensorSource) -> ModelConfig:
-    has_pooler = _stored(source, "pooler.dense.weight") or _stored(source, "pooler.dense.bias")
+    has_pooler = _stored(source, config, "pooler.dense.weight") or _stored(source, config, "pooler.dense.bias")
     if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
         return config.replace(head={"pooler": None})
     return config
 
 
-def _stored(source: TensorSource, ours: str) -> str | None:
+def _stored(source: TensorSource, config: ModelConfig, ours: str) -> str | None:
     """The name in the source of one of our weights."""
-    return next((name for name in source.family.stored_names(ours) if name in source.names), None)
+    return next((name for name in source.family.stored_names(config, ours) if name in source.names), None)
 
 
 def _assign(
@@ -265,18 +287,29 @@ def _assign(
     bits = {} if kind is None else bits_per_module(model, kind)
     weights: dict[str, Any] = {}
     dtypes: set[torch.dtype] = set()
-    for theirs, row in sorted(table.items(), key=lambda item: item[1].alias):
+    if missing := [theirs for theirs, row in table.items() if row.part is not None and theirs not in names]:
+        raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
+    experts: defaultdict[str, list[Tensor]] = defaultdict(list)
+    # The experts of a layer one after another, so that the parts of one weight are in memory twice.
+    for theirs, row in sorted(table.items(), key=lambda item: (item[1].alias, item[1].ours if item[1].part else ())):
         if theirs not in names:
             continue
         stored = source.read(names[theirs])
         if isinstance(stored, Tensor):
             check_dtype(source.path, f"the weight {theirs}", stored)
         parts = _apply(row.operation, stored, len(row.ours))
-        if [part.shape for part in parts] != [shapes[ours] for ours in row.ours]:
+        wanted = [shapes[ours] if row.part is None else _part_shape(shapes[ours], row.part[1]) for ours in row.ours]
+        if [part.shape for part in parts] != wanted:
             raise UserError(
                 f"{source.path}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                f"{source.described_by}: {row.ours[0]} wants {list(shapes[row.ours[0]])}."
+                f"{source.described_by}: {row.ours[0]} wants {list(wanted[0])}."
             )
+        if row.part is not None:
+            collected = experts[row.ours[0]]
+            collected += cast("Sequence[Tensor]", parts)
+            if len(collected) < row.part[1]:
+                continue
+            parts = [torch.cat(experts.pop(row.ours[0]))]
         for ours, part in zip(row.ours, parts, strict=True):
             weight = part if isinstance(source, QuantizedSource) else _converted(ours, part, bits)
             if row.alias and ours in weights:
@@ -304,6 +337,11 @@ def _assign(
         model.requires_grad_(False)
 
 
+def _part_shape(shape: torch.Size, count: int) -> torch.Size:
+    """The shape of one of so many matrices that lie one below another."""
+    return torch.Size((shape[0] // count, *shape[1:]))
+
+
 def _converted(name: str, weight: Weight, bits: Mapping[str, int]) -> Weight:
     """A weight in the bits of its module, or in floating point; a file's own integers of as few bits are kept."""
     most = bits.get(name.removesuffix(".weight"))
@@ -328,6 +366,8 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
             f"{source.path}: the weight {cut(unknown[0])} is unknown to a {family.model_type} model of "
             f"{source.described_by}{_more(unknown)}."
         )
+    if family.left_aside and not table.keys() >= in_table.keys():
+        _log.warning(family.left_aside)
     return {full_name: name for full_name, name in in_table.items() if full_name in table}
 
 

@@ -128,12 +128,12 @@ def files(
         parts = zip((*ends, "magnitude_vector"), (matrices.a, matrices.b, matrices.magnitude), strict=True)
         tensors |= {f"{_PREFIX}{module}.lora_{end}": part for end, part in parts if part is not None}
     own, prefix = base_parameters(model), prefix_of(model)
-    for theirs, row in family_of(model).table(own).items():
+    for theirs, row in family_of(model).table(model.config, own).items():
         module, _, part = theirs.removeprefix(prefix).rpartition(".")
         bias = part == "bias" and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
         if not row.alias and (config.saves(module) or bias):
             layer = f"{module}.base_layer" if bias and module in adapted else module
-            tensors[f"{_PREFIX}{layer}.{part}"] = row.operation.write([own[ours].detach() for ours in row.ours])
+            tensors[f"{_PREFIX}{layer}.{part}"] = row.write({ours: own[ours].detach() for ours in row.ours})
     raw = _to_json(model, config, base)
     if config.target_modules == "all-linear":
         raw["target_modules"] = _shortest_names(adapted, targets(model))

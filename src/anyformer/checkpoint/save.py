@@ -75,8 +75,8 @@ def save(
     state, prefix = model.state_dict(), family.prefix if config.head.kind == "none" else ""
     if bits is None:
         state = {
-            theirs.removeprefix(prefix): line.operation.write([state[name] for name in line.ours])
-            for theirs, line in family.table(state).items()
+            theirs.removeprefix(prefix): line.write(state)
+            for theirs, line in family.table(config, state).items()
             if not line.alias
         }
     state = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
@@ -97,11 +97,15 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     dtype = str(model.dtype).removeprefix("torch.")
     loaded = from_huggingface(origin) if origin else None
     # A head that is not tied shows in the weights alone, and pooling in other files.
-    if loaded and loaded == config.replace(embedding={"tied": loaded.embedding.tied}, pooling=loaded.pooling):
+    is_same = loaded and loaded == config.replace(embedding={"tied": loaded.embedding.tied}, pooling=loaded.pooling)
+    # Of a model of texts and images only the text model is there.
+    if loaded and is_same and FAMILIES[origin["model_type"]].text_model is None:
         # BartConfig of transformers counts three labels where it finds no names, and leaves out those of two.
-        labels = {} if "id2label" in origin else write_labels(config.head)
+        family = FAMILIES[origin["model_type"]]
+        missing = write_labels(config.head).keys() if "id2label" not in origin else ()
+        labels = {name: value for name, value in family.write_head(config.head).items() if name in missing}
         dtype_name = "torch_dtype" if "torch_dtype" in origin else "dtype"
-        return FAMILIES[origin["model_type"]], {**labels, **origin, dtype_name: dtype}
+        return family, {**labels, **origin, dtype_name: dtype}
     family, written = to_huggingface(config)
     kept = origin if origin.get("model_type") == family.model_type else {}
     return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}

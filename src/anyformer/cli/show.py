@@ -42,15 +42,15 @@ def run(argv: list[str]) -> int:
 
 
 def _print(config: ModelConfig, options: ShowOptions) -> None:
-    from anyformer.analysis import cache_bytes_per_token, part_costs
+    from anyformer.analysis import cache_bytes_per_token, part_costs, unused_parameters
     from anyformer.console import Console, table
 
     context = options.context or config.max_length
     costs = part_costs(config, context)
     parameters, flops = sum(part.parameters for part in costs), sum(part.flops for part in costs)
-    cache = cache_bytes_per_token(config)
+    cache, active = cache_bytes_per_token(config), parameters - unused_parameters(config)
     if options.json:
-        totals = {"parameters": parameters, "flops_per_token": flops}
+        totals = {"parameters": parameters, "active_parameters": active, "flops_per_token": flops}
         totals |= {"cache_bytes_per_token": cache, "context": context}
         write(json.dumps({"config": config.to_dict(), "parts": [asdict(part) for part in costs], **totals}, indent=2))
         return
@@ -68,6 +68,8 @@ def _print(config: ModelConfig, options: ShowOptions) -> None:
     parts.add_row("total", "", f"{parameters:,}", "", f"{flops:,}", style="bold")
     console.print("", parts, "", sep="\n")
     console.print(f"FLOPs of a forward pass, each token looking back on {context} tokens")
+    if active < parameters:
+        console.print(f"experts: a token is computed with {active:,} of the parameters ({active / parameters:.1%})")
     console.print(f"weights: {byte_size(parameters * 4)} in float32, {byte_size(parameters * 2)} in bfloat16")
     if cache:
         whole = byte_size(cache * context)

@@ -28,7 +28,7 @@ D_MODEL, BLOCKS, HEADS = 128, 4, 4
 """The size of llama-nano, which learns something in minutes on two cores."""
 TOLERANCE = 0.05
 _LEAST_WIDTH, _WIDEST = 8, 16
-"""Inner width of a feed-forward block: at least, and at most as a multiple of d_model."""
+"""Inner width of a feed-forward block (and width of embeddings): at least, and at most as a multiple of d_model."""
 MEASURES = ("parameters", "flops", "none")
 
 Size = Callable[[ModelConfig], float]
@@ -69,6 +69,7 @@ def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[M
     spread = config.init.std / math.sqrt(shrink) if config.init.kind != "t5" else d_model**-0.5
     changes: dict[str, Any] = {
         "d_model": d_model,
+        "embedding.width": config.embedding.width and max(_LEAST_WIDTH, round(config.embedding.width * shrink)),
         "dropout": 0.0,
         "embedding.dropout": 0.0,
         "encoder_layers": layers[0],
@@ -102,7 +103,7 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
     shared = min(fitting, key=lambda count: abs(math.log(heads / count / groups)))
     kv_heads = None if attention.kv_heads is None or shared == heads else shared
     head_dim = None if d_model % heads == 0 else max(2, 2 * (d_model // heads // 2))
-    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0, window_from=0)
+    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0)
 
 
 def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:

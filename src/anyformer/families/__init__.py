@@ -10,8 +10,32 @@ from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families import bart, bert, gemma, gpt2, llama, opt, own, t5
+from anyformer.families import (
+    albert,
+    bart,
+    bert,
+    cohere,
+    deepseek,
+    electra,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mixtral,
+    mpnet,
+    nanochat,
+    olmo,
+    opt,
+    own,
+    phi,
+    phi3,
+    smollm3,
+    t5,
+)
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
+from anyformer.families.nearest import unsupported
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -20,20 +44,42 @@ FAMILIES: dict[str, Family] = {
         opt.FAMILY,
         *llama.FAMILIES,
         *gemma.FAMILIES,
+        *olmo.FAMILIES,
+        smollm3.FAMILY,
+        *mixtral.FAMILIES,
+        *deepseek.FAMILIES,
+        gpt_neox.FAMILY,
+        phi.FAMILY,
+        phi3.FAMILY,
+        granite.FAMILY,
+        cohere.FAMILY,
+        falcon.FAMILY,
+        nanochat.FAMILY,
         *bert.FAMILIES,
+        electra.FAMILY,
+        albert.FAMILY,
+        mpnet.FAMILY,
         *t5.FAMILIES,
         *bart.FAMILIES,
         own.FAMILY,
     )
 }
 
+_NAMED = {name: family for name, family in FAMILIES.items() if family is not own.FAMILY}
+"""Families of Hugging Face's."""
+
 PRESETS: dict[str, ModelConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.presets.items()
 }
 
 ALIASES = {
-    **{name: next(iter(family.presets)) for name, family in FAMILIES.items() if name not in (*PRESETS, own.METHOD)},
+    **{
+        name: next(iter(family.presets))
+        for name, family in FAMILIES.items()
+        if family.presets and name not in (*PRESETS, own.METHOD)
+    },
     "transformer": "transformer-base",
+    "gemma3": "gemma-3-270m",
 }
 
 TaskHead = Literal["none", "classification", "token_classification"]
@@ -61,6 +107,8 @@ def from_huggingface(raw: Raw) -> ModelConfig:
         name = raw.get("model_type")
         if name is None:
             raise UserError("config.json has no model_type, so it does not say which family the model is of.")
+        if name not in FAMILIES and (error := unsupported(raw, _NAMED)):
+            raise error
         family = supported(FAMILIES, name, "The model type")
         return family.read(raw, family.head(raw))
     except UserError:
@@ -77,9 +125,10 @@ def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """
     preferred = FAMILIES.get(config.model_type, own.FAMILY)
     for family in (preferred, *FAMILIES.values()):
-        written = _try(family, config)
-        if written is not None:
-            return family, written
+        for name in family.architectures_of(config.head.kind):
+            written = _try(family, name, config)
+            if written is not None:
+                return family, written
     raise AssertionError("our own model type can express every config")
 
 
@@ -102,16 +151,18 @@ def with_head(
     if family is own.FAMILY:
         return config.replace(head=replace(head, pooling="first" if config.is_encoder_only else "last"))
     config = replace(config, head=replace(head, pooling="last"))
-    family.architecture(config)
-    read = family.read({**raw, **write_labels(head)}, kind)
+    named = family.architectures_of(kind)
+    if not named:
+        raise UserError(f"Model type {family.model_type!r} has no architecture with the head {kind!r}.")
+    read = family.read({**raw, "architectures": named[:1], **write_labels(head)}, kind)
     if read.decoder_layers == 0:
         config = config.replace(decoder_layers=0, decoder_attention=None, decoder_feed_forward=None)
     return replace(config, head=read.head)
 
 
-def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
+def _try(family: Family, architecture: str, config: ModelConfig) -> dict[str, Any] | None:
     try:
-        header = {"model_type": family.model_type, "architectures": [family.architecture(config)]}
+        header = {"model_type": family.model_type, "architectures": [architecture]}
         written = {**header, **family.write(config)}
         back = family.read(written, config.head.kind)
     except UserError:
@@ -124,6 +175,10 @@ def _try(family: Family, config: ModelConfig) -> dict[str, Any] | None:
 
 def canonical(config: ModelConfig) -> ModelConfig:
     """The config without what files of a family need not say, and with every default written out."""
+    if (others := config.other_layers) is not None:
+        layers = max(config.encoder_layers, config.decoder_layers)
+        first = "".join(".o"[layer in others] for layer in range(layers))
+        config = replace(config, other_layers=replace(others, first=first, then="o"))
     return replace(
         complete(config),
         # Which row learns nothing from being read matters to training alone, unless positions skip that token.

@@ -1,14 +1,17 @@
 """The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, BART (Lewis et al. 2020, 1910.13461), mBART
-(Liu et al. 2020, 2001.08210), Pegasus (Zhang et al. 2020, 1912.08777).
+(Liu et al. 2020, 2001.08210), Pegasus (Zhang et al. 2020, 1912.08777), M2M-100 (Fan et al. 2020, 2010.11125) and NLLB
+(NLLB Team 2022, 2207.04672).
 
 All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead of interleaved; BART learns its
-positions and normalizes the embeddings; mBART is BART and Pegasus is Marian with the norms first.
+positions and normalizes the embeddings; mBART is BART and Pegasus is Marian with the norms first; M2M-100 is Pegasus
+with fairseq's sinusoids, for which padding is no position.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
+from anyformer.errors import UserError
 from anyformer.families.base import Family, Raw, Values, classes, none_if_default, seq2seq_head, special_tokens
 from anyformer.families.rows import ROW, Row, alias, linear, linears, row, tied
 
@@ -141,6 +144,7 @@ _MBART = replace(
         "mbart-large-50": {"vocab_size": 250_054, "scale_embedding": True, "activation_function": "relu"},
     },
 )
+_NLLB = {"vocab_size": 256_206}
 _RELU = {"activation_function": "relu", "scale_embedding": True}
 _PEGASUS = replace(
     _BART,
@@ -155,6 +159,44 @@ _PEGASUS = replace(
         "pegasus-large": _sizes(
             1024, 16, 16, 4096, vocab_size=96_103, attention_dropout=0.1, activation_dropout=0.1, **_RELU
         )
+    },
+)
+
+
+def _derived_m2m(raw: Raw, values: Values, head: HeadKind) -> Values:
+    pad = values["special_tokens.pad"]
+    if pad is None:
+        raise UserError("config.json: M2M-100 counts its positions from pad_token_id, which is missing.")
+    return {**_derived(raw, values, head), "position.offset": pad + 1}
+
+
+def _written_m2m(config: ModelConfig) -> dict[str, Any]:
+    # Hugging Face's default is to leave out layers at random in training.
+    return {**_written(config), "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+
+
+_M2M = replace(
+    _PEGASUS,
+    model_type="m2m_100",
+    architectures=classes("M2M100", "ForConditionalGeneration", ("Model",)),
+    fields={
+        **_BART.fields,
+        "vocab_size": ("vocab_size", 128_112),
+        "attention_dropout": ("attention.dropout", 0.1),
+        "activation_function": ("feed_forward.activation", "relu"),
+        "scale_embedding": ("embedding.scaled", True),
+    },
+    constants={"position": {"kind": "sinusoidal", "layout": "fairseq", "skip_padding": True}},
+    derived=_derived_m2m,
+    written=_written_m2m,
+    read_head=seq2seq_head,
+    ignored=(r"(model\.)?(encoder|decoder)\.(embed_positions\.weights?|version)",),
+    published={
+        "m2m100_418m": {},
+        "m2m100_1.2b": _sizes(1024, 24, 16, 8192),
+        "nllb-200-distilled-600m": _NLLB,
+        "nllb-200-1.3b": _sizes(1024, 24, 16, 8192, **_NLLB),
+        "nllb-200-3.3b": _sizes(2048, 24, 16, 8192, **_NLLB),
     },
 )
 
@@ -192,4 +234,4 @@ _MARIAN = replace(
     # halves (as in the paper's code) it is a Marian model to the letter.
     adjusted={f"transformer-{size}": {"position.layout": "interleaved"} for size in ("base", "big")},
 )
-FAMILIES = [_MARIAN, _BART, _MBART, _PEGASUS]
+FAMILIES = [_MARIAN, _BART, _MBART, _PEGASUS, _M2M]

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from operator import attrgetter
+from functools import cached_property, partial, reduce
 from typing import Any, TypeVar, cast
 
 from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families.rows import Row, resolve, row
+from anyformer.families.rows import Operation, Pairs, Row, resolve, rotary_order, row, split_heads
 from anyformer.schema import make
 
 Raw = Mapping[str, Any]
@@ -129,6 +128,13 @@ def write_classifier(head: HeadConfig) -> dict[str, Any]:
     return {**write_labels(head), **({"classifier_dropout": head.dropout} if has_dropout else {})}
 
 
+def head_operations(config: ModelConfig, pairs: Pairs = "halves") -> Callable[..., Operation]:
+    """The maker of operations on the heads of a model: `split_heads` with their width and the rows that turn."""
+    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
+    order = rotary_order(head_dim, int(head_dim * config.position.rotary_fraction), pairs)
+    return partial(split_heads, head_dim, order=order if config.position.kind == "rotary" else None)
+
+
 @dataclass(frozen=True)
 class Family:
     """One `model_type` of Hugging Face's.
@@ -152,11 +158,16 @@ class Family:
     """Fields of config.json that take more than the table."""
     read_head: Callable[[Raw, HeadKind], Values] = decoder_head
     write_head: Callable[[HeadConfig], dict[str, Any]] = write_classifier
-    rows: Sequence[Row] = ()
+    rows: Sequence[Row] | Callable[[ModelConfig], Sequence[Row]] = ()
+    """The table of weight names, or a function that makes it where operations depend on the config."""
     prefix: str = ""
     """Before the body's names in files of models with a head."""
     ignored: Sequence[str] = ()
     """Regular expressions of names on disk that can be left aside: buffers, and heads nobody asked for."""
+    text_model: "Family | None" = None
+    """The family of `text_config` in config.json, the part that is read, and as which such a model is written."""
+    left_aside: str = ""
+    """A sentence for people about what files hold beside the weights that are read, where some are `ignored`."""
     renamed: Sequence[tuple[str, str]] = ()
     """Regular expressions of names on disk that older files have, and what each is called now."""
     ties_missing_head: bool = False
@@ -181,6 +192,11 @@ class Family:
 
     def read(self, raw: Raw, head: HeadKind) -> ModelConfig:
         """The model that a config.json describes, with the head that its architecture has."""
+        if self.text_model is not None:
+            text = raw.get("text_config")
+            if not isinstance(text, Mapping):
+                raise UserError("config.json has no text_config, which describes the text model.")
+            return self.text_model.read({**raw, **cast("Raw", text)}, head)
         refuse(raw, **self.refused)
         values = {**read_fields(raw, self.fields), **self.constants, **self.read_head(raw, head)}
         return make_config({**values, **self.derived(raw, values, head)}, self.model_type)
@@ -189,16 +205,22 @@ class Family:
         """The fields of config.json that describe the architecture."""
         return {**write_fields(config, self.fields), **self.write_head(config.head), **self.written(config)}
 
-    def table(self, ours: Collection[str]) -> dict[str, Row]:
+    def table(self, config: ModelConfig, ours: Collection[str]) -> dict[str, Row]:
         """The row for every name on disk of a model with these weights; a family without rows keeps the names.
 
         Raises UserError for a weight that the family's format has no place for.
         """
-        return resolve(self.rows, ours) if self.rows else {name: row(name, name) for name in ours}
+        rows = self.rows_of(config)
+        return resolve(rows, ours) if rows else {name: row(name, name) for name in ours}
 
-    def stored_names(self, ours: str) -> list[str]:
+    def rows_of(self, config: ModelConfig) -> Sequence[Row]:
+        """The rows of the table for a config, before they are resolved."""
+        return self.rows(config) if callable(self.rows) else self.rows
+
+    def stored_names(self, config: ModelConfig, ours: str) -> list[str]:
         """The names on disk that one of our weights can have, with and without the prefix; aliases are none."""
-        names = [line.theirs for line in self.rows if ours in line.ours and not line.alias] if self.rows else [ours]
+        rows = self.rows_of(config)
+        names = [line.theirs for line in rows if ours in line.ours and not line.alias] if rows else [ours]
         return [form for name in names for form in (name, name.removeprefix(self.prefix))]
 
     def current_name(self, name: str) -> str:
@@ -217,12 +239,9 @@ class Family:
             )
         return self.architectures[name]
 
-    def architecture(self, config: ModelConfig) -> str:
-        """The class name for this config's head."""
-        for name, kind in self.architectures.items():
-            if kind == config.head.kind:
-                return name
-        raise UserError(f"Model type {self.model_type!r} has no architecture with the head {config.head.kind!r}.")
+    def architectures_of(self, kind: HeadKind) -> list[str]:
+        """The class names for a head, the usual one first."""
+        return [name for name, own in self.architectures.items() if own == kind]
 
 
 def read_fields(raw: Raw, fields: Fields) -> Values:
@@ -247,7 +266,8 @@ def write_fields(config: ModelConfig, fields: Fields) -> dict[str, Any]:
     written: dict[str, Any] = {}
     for theirs, (ours, _) in fields.items():
         name = ours.split()[0]
-        value: Any = attrgetter(name)(config)
+        # A part that the model lacks, such as experts, has no fields.
+        value: Any = reduce(lambda part, each: getattr(part, each, None), name.split("."), config)
         if name.endswith(".activation"):
             value = write_activation(value)
         elif name == "special_tokens.eos":

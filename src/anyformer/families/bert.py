@@ -24,7 +24,7 @@ from anyformer.families.base import (
 from anyformer.families.rows import Row, alias, linear, linears, row, tied
 
 
-def _derived(raw: Raw, values: Values, kind: HeadKind, pooler: str | None = "tanh") -> Values:
+def derived(raw: Raw, values: Values, kind: HeadKind, pooler: str | None = "tanh") -> Values:
     """The head's layers. A classifier without a rate of its own has the model's."""
     if kind == "language_model":
         return {"head.transform": values["feed_forward.activation"], "head.bias": "learned"}
@@ -39,7 +39,7 @@ def _derived_roberta(raw: Raw, values: Values, kind: HeadKind) -> Values:
         raise UserError("config.json: RoBERTa counts its positions from pad_token_id, which is missing.")
     transform = {"head.transform": "gelu"} if kind == "language_model" else {}
     offset = {"position.offset": pad + 1, "max_length": values["max_length"] - (pad + 1)}
-    return {**_derived(raw, values, kind), **transform, **offset}
+    return {**derived(raw, values, kind), **transform, **offset}
 
 
 def _written_roberta(config: ModelConfig) -> dict[str, Any]:
@@ -50,10 +50,11 @@ def _derived_distilbert(raw: Raw, values: Values, kind: HeadKind) -> Values:
     # The classifier of texts has a layer before it, which a bare model lacks, and that of tokens no rate of its own.
     of_texts = kind == "classification"
     rate = {"classifier_dropout": raw.get("seq_classif_dropout", 0.2) if of_texts else None}
-    return _derived(rate, values, kind, "relu" if of_texts else None)
+    return derived(rate, values, kind, "relu" if of_texts else None)
 
 
-def _write_head(head: HeadConfig) -> dict[str, Any]:
+def write_head(head: HeadConfig) -> dict[str, Any]:
+    """The fields of config.json with the labels and dropout of a classifier."""
     return {**write_labels(head), "classifier_dropout": head.dropout if head.kind in CLASSIFIERS else None}
 
 
@@ -62,7 +63,7 @@ def _write_distilbert_head(head: HeadConfig) -> dict[str, Any]:
     return {**write_labels(head), **dropout}
 
 
-_LAYER = {
+LAYER = {
     "attention.self.query": "attention.query",
     "attention.self.key": "attention.key",
     "attention.self.value": "attention.value",
@@ -84,7 +85,8 @@ _DISTILBERT_LAYER = {
 }
 
 
-def _body(prefix: str, layer: str, layers: dict[str, str]) -> list[Row]:
+def body(prefix: str, layer: str, layers: dict[str, str]) -> list[Row]:
+    """The rows of an encoder whose embeddings have BERT's names, and its layers other ones."""
     return [
         row(f"{prefix}embeddings.word_embeddings.weight", "token_embedding.table.weight"),
         row(f"{prefix}embeddings.position_embeddings.weight", "encoder.position.table.weight"),
@@ -94,7 +96,8 @@ def _body(prefix: str, layer: str, layers: dict[str, str]) -> list[Row]:
     ]
 
 
-def _masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
+def masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
+    """The rows of a head of a masked language model with a transform, by what comes before "weight" and "bias"."""
     return [
         *linear(transform, "head.transform.dense"),
         *linear(norm, "head.transform.norm"),
@@ -106,7 +109,7 @@ def _masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
 
 _sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 _CLS = "cls.predictions"
-_BERT = Family(
+BERT = Family(
     model_type="bert",
     architectures=classes("Bert", "ForMaskedLM"),
     fields={
@@ -127,13 +130,13 @@ _BERT = Family(
     },
     constants={"norm.placement": "post", "embedding.norm": True, "init.kind": "truncated_normal"},
     refused={"is_decoder": True, "add_cross_attention": True},
-    derived=_derived,
+    derived=derived,
     read_head=plain_head,
-    write_head=_write_head,
+    write_head=write_head,
     rows=[
-        *_body("bert.", "encoder.layer", _LAYER),
+        *body("bert.", "encoder.layer", LAYER),
         *linear("bert.pooler.dense", "pooler.dense"),
-        *_masked_lm(f"{_CLS}.transform.dense", f"{_CLS}.transform.LayerNorm", _CLS, f"{_CLS}.decoder"),
+        *masked_lm(f"{_CLS}.transform.dense", f"{_CLS}.transform.LayerNorm", _CLS, f"{_CLS}.decoder"),
         *linear("classifier", "head.labels"),
     ],
     prefix="bert.",
@@ -153,16 +156,16 @@ _BERT = Family(
 )
 _ROBERTA_PRESET = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _ROBERTA = replace(
-    _BERT,
+    BERT,
     model_type="roberta",
     architectures=classes("Roberta", "ForMaskedLM"),
-    fields={**_BERT.fields, "vocab_size": ("vocab_size", 50265), **special_tokens(pad=1, bos=0, eos=2)},
-    constants={**_BERT.constants, "position.skip_padding": True, "init.kind": "normal"},
+    fields={**BERT.fields, "vocab_size": ("vocab_size", 50265), **special_tokens(pad=1, bos=0, eos=2)},
+    constants={**BERT.constants, "position.skip_padding": True, "init.kind": "normal"},
     derived=_derived_roberta,
     written=_written_roberta,
     rows=[
-        *_body("roberta.", "encoder.layer", _LAYER),
-        *_masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder"),
+        *body("roberta.", "encoder.layer", LAYER),
+        *masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder"),
         # The pooler of a bare RoBERTa and the dense layer of its classifier are one thing to us and two names to them.
         *linear("classifier.dense", "pooler.dense", requires="head.labels.weight"),
         *linear("classifier.out_proj", "head.labels", requires="pooler.dense.weight"),
@@ -184,7 +187,7 @@ _XLM_ROBERTA = replace(
     },
 )
 _DISTILBERT = replace(
-    _BERT,
+    BERT,
     model_type="distilbert",
     architectures=classes("DistilBert", "ForMaskedLM"),
     fields={
@@ -201,16 +204,16 @@ _DISTILBERT = replace(
         "initializer_range": ("init.std", 0.02),
         **special_tokens(pad=0),
     },
-    constants={**_BERT.constants, "norm.eps": 1e-12, "init.kind": "normal"},
+    constants={**BERT.constants, "norm.eps": 1e-12, "init.kind": "normal"},
     derived=_derived_distilbert,
     write_head=_write_distilbert_head,
     rows=[
-        *_body("distilbert.", "transformer.layer", _DISTILBERT_LAYER),
+        *body("distilbert.", "transformer.layer", _DISTILBERT_LAYER),
         *linear("pre_classifier", "pooler.dense"),
         *linear("classifier", "head.labels"),
-        *_masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector"),
+        *masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector"),
     ],
     prefix="distilbert.",
     published={"distilbert-base": {}},
 )
-FAMILIES = [_BERT, _ROBERTA, _XLM_ROBERTA, _DISTILBERT]
+FAMILIES = [BERT, _ROBERTA, _XLM_ROBERTA, _DISTILBERT]

@@ -1,10 +1,28 @@
-"""Gemma (Gemma Team 2024, 2403.08295): LLaMA with GELU, wide heads, scaled embeddings and norms of 1 + weight."""
+"""Gemma (Gemma Team 2024, 2403.08295): LLaMA with GELU, wide heads, scaled embeddings and norms of 1 + weight;
+Gemma 2 (2408.00118), section 2: a window in every other layer, norms after the branches, bounded scores and logits;
+Gemma 3 (2503.19786), section 2: norms of queries and keys in the place of the bounds, five layers with a window for one
+without; EmbeddingGemma (2509.20354): Gemma 3 as an encoder.
+"""
 
 from dataclasses import replace
+from typing import Any
 
-from anyformer.config import HeadKind
-from anyformer.families.base import Raw, Values, classes, sizes, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, LLAMA, read_rope
+from anyformer.config import HeadKind, ModelConfig
+from anyformer.families.base import Raw, Values, classes, none_if_default, sizes, special_tokens
+from anyformer.families.layered_rope import read_layers, write_ropes
+from anyformer.families.llama import (
+    BIAS,
+    FIELDS,
+    LAYER,
+    LAYER_TYPES,
+    LLAMA,
+    decoder_rows,
+    read_layer_types,
+    read_rope,
+    write_layer_types,
+    write_rope,
+)
+from anyformer.families.rows import linear, linears
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -13,6 +31,61 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     return {**read_rope(raw, values, head), **legacy}
 
 
+def _scale(raw: Raw, values: Values) -> Values:
+    head_dim = values["attention.head_dim"] or values["d_model"] / values["attention.heads"]
+    return {"attention.scale": none_if_default(raw.get("query_pre_attn_scalar", 256) ** -0.5, head_dim**-0.5)}
+
+
+def _derived2(raw: Raw, values: Values, head: HeadKind) -> Values:
+    layers = values["decoder_layers"]
+    types = raw.get("layer_types") or [LAYER_TYPES[layer % 2 == 0] for layer in range(layers)]
+    window = raw.get("sliding_window", 4096)
+    return {**read_rope(raw, values, head), **_scale(raw, values), **read_layer_types(types, layers, window)}
+
+
+def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
+    layers, window = values["decoder_layers"], raw.get("sliding_window", 4096)
+    period = raw.get("sliding_window_pattern", 6)
+    types = raw.get("layer_types") or [LAYER_TYPES[(layer + 1) % period != 0] for layer in range(layers)]
+    stacks: Values = {}
+    if raw.get("use_bidirectional_attention"):
+        stacks = {"encoder_layers": layers, "decoder_layers": 0}
+        window = None if window is None else window // 2 + 1  # both sides are counted there, and one here
+    thetas = raw.get("rope_theta", 1_000_000.0), raw.get("rope_local_base_freq", 10_000.0)
+    return {**_scale(raw, values), **read_layers(raw, values, head, types, window, thetas), **stacks}
+
+
+def _written2(config: ModelConfig) -> dict[str, Any]:
+    return {**write_rope(config), **_written_layers(config)}
+
+
+def _written3(config: ModelConfig) -> dict[str, Any]:
+    layers = _written_layers(config)
+    if config.is_encoder_only:
+        layers |= {
+            "num_hidden_layers": config.encoder_layers,
+            "use_bidirectional_attention": True,
+            "sliding_window": 2 * (layers["sliding_window"] - 1),
+        }
+    return {**write_ropes(config), **layers}
+
+
+def _written_layers(config: ModelConfig) -> dict[str, Any]:
+    attention, other = config.attention, config.other_layers
+    head_dim = attention.head_dim or config.d_model // attention.heads
+    return {
+        "query_pre_attn_scalar": head_dim if attention.scale is None else round(attention.scale**-2),
+        "sliding_window": (other and other.window) or attention.window or config.max_length,
+        "layer_types": write_layer_types(config),
+    }
+
+
+_LAYER = {
+    **LAYER,
+    "post_attention_layernorm": "attention_output_norm",
+    "pre_feedforward_layernorm": "feed_forward_norm",
+    "post_feedforward_layernorm": "feed_forward_output_norm",
+}
 _sizes = sizes("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size")
 _GEMMA = replace(
     LLAMA,
@@ -38,4 +111,82 @@ _GEMMA = replace(
     derived=_derived,
     published={"gemma-2b": _sizes(2048, 18, 8, 1, 16384), "gemma-7b": {}},
 )
-FAMILIES = [_GEMMA]
+_FIELDS2 = {name: field for name, field in _GEMMA.fields.items() if name != "hidden_act"}
+_GEMMA2 = replace(
+    _GEMMA,
+    model_type="gemma2",
+    architectures=classes("Gemma2", "ForCausalLM"),
+    fields={
+        **_FIELDS2,
+        "hidden_size": ("d_model", 2304),
+        "num_hidden_layers": ("decoder_layers", 26),
+        "num_attention_heads": ("attention.heads", 8),
+        "num_key_value_heads": ("attention.kv_heads", 4),
+        "attn_logit_softcapping": ("attention.softcap", 50.0),
+        "intermediate_size": ("feed_forward.width", 9216),
+        "hidden_activation": ("feed_forward.activation", "gelu_pytorch_tanh"),
+        "final_logit_softcapping": ("head.softcap", 30.0),
+    },
+    constants={**_GEMMA.constants, "norm.placement": "sandwich"},
+    derived=_derived2,
+    written=_written2,
+    rows=decoder_rows(_LAYER),
+    published={
+        "gemma-2-2b": {},
+        "gemma-2-9b": _sizes(3584, 42, 16, 8, 14336),
+        "gemma-2-27b": _sizes(4608, 46, 32, 16, 36864, head_dim=128, query_pre_attn_scalar=144),
+    },
+)
+_FIELDS3 = {name: field for name, field in _GEMMA2.fields.items() if name != "attn_logit_softcapping"}
+_ROWS3 = [
+    *decoder_rows(_LAYER),
+    # EmbeddingGemma.
+    *linears("model.layers.{i}.", "encoder.blocks.{i}.", _LAYER),
+    *linear("model.norm", "encoder.final_norm"),
+]
+_GEMMA3_SIZE = {"vocab_size": 262_144, "sliding_window": 512, "max_position_embeddings": 32768}
+_LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 1024}
+_GEMMA3_TEXT = replace(
+    _GEMMA2,
+    model_type="gemma3_text",
+    architectures={
+        "Gemma3ForCausalLM": "language_model",
+        "Gemma3TextModel": "none",
+        "Gemma3TextForSequenceClassification": "classification",
+    },
+    fields={
+        **_FIELDS3,
+        "vocab_size": ("vocab_size", 262_208),
+        "max_position_embeddings": ("max_length", 131_072),
+        "final_logit_softcapping": ("head.softcap", None),
+    },
+    constants={**_GEMMA2.constants, "attention.qk_norm": "head"},
+    refused={},
+    derived=_derived3,
+    written=_written3,
+    rows=_ROWS3,
+    published={
+        "gemma-3-270m": _sizes(640, 18, 4, 1, 2048, **_GEMMA3_SIZE),
+        "gemma-3-1b": _sizes(1152, 26, 4, 1, 6912, **_GEMMA3_SIZE),
+        "gemma-3-4b": _sizes(2560, 34, 8, 4, 10240, **_LINEAR),
+        "gemma-3-12b": _sizes(3840, 48, 16, 8, 15360, **_LINEAR),
+        "gemma-3-27b": _sizes(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
+    },
+)
+_GEMMA3 = replace(
+    _GEMMA3_TEXT,
+    model_type="gemma3",
+    architectures={
+        "Gemma3ForConditionalGeneration": "language_model",
+        "Gemma3Model": "none",
+        "Gemma3ForSequenceClassification": "classification",
+    },
+    rows=[replace(line, theirs=line.theirs.replace("model.", "model.language_model.")) for line in _ROWS3],
+    prefix="model.",
+    ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    left_aside="The vision tower is left aside: of a Gemma 3 that reads images the text model is read.",
+    text_model=_GEMMA3_TEXT,
+    renamed=((r"^language_model\.model\.", "model.language_model."), (r"^language_model\.lm_head\.", "lm_head.")),
+    published={},
+)
+FAMILIES = [_GEMMA, _GEMMA2, _GEMMA3_TEXT, _GEMMA3]

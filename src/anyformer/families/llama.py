@@ -5,22 +5,24 @@ They differ in biases, windows and norms on queries and keys.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from anyformer.config import HeadKind, ModelConfig
+from anyformer.config import HeadKind, ModelConfig, OtherLayers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Family, Fields, Raw, Values, classes, sizes, special_tokens
-from anyformer.families.rows import linear, linears, row, tied
+from anyformer.families.rows import Row, linear, linears, row, tied
 
 _ROPE = {
     "linear": {},
     "dynamic": {},
     "llama3": {"low_frequency": "low_freq_factor", "high_frequency": "high_freq_factor"},
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate"},
+    "longrope": {"short_factor": "short_factor", "long_factor": "long_factor"},
 }
 """Kinds of scaling: fields of RotaryScaling and their names in a config.json."""
-_ORIGINAL = "original_max_position_embeddings"
+ORIGINAL, _PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 
 
 def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -28,22 +30,30 @@ def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
     rope: Raw = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     theta = float(rope.get("rope_theta") or values["position.theta"] or 10_000.0)
+    position: Values = {"position.theta": theta}
+    if "position.rotary_fraction" in values:
+        position["position.rotary_fraction"] = rope.get(_PARTIAL) or values["position.rotary_fraction"]
     if kind == "default":
-        return {"position.theta": theta}
+        return position
     if kind not in _ROPE:
         raise UserError(
-            f"config.json: the rope scaling {quote(kind)} is not supported (linear, dynamic, llama3 and yarn are)."
+            f"config.json: the rope scaling {quote(kind)} is none of linear, dynamic, llama3, yarn and longrope."
         )
     scaling: dict[str, Any] = {"kind": kind, "factor": rope.get("factor")}
-    if kind in ("llama3", "yarn"):
-        scaling["original_length"] = raw.get(_ORIGINAL) or rope.get(_ORIGINAL) or values["max_length"]
+    if kind in ("llama3", "yarn", "longrope"):
+        scaling["original_length"] = raw.get(ORIGINAL) or rope.get(ORIGINAL) or values["max_length"]
         scaling["factor"] = scaling["factor"] or values["max_length"] / scaling["original_length"]
     if kind == "llama3":
         scaling |= {ours: rope[theirs] for ours, theirs in _ROPE[kind].items()}
     elif kind == "yarn":
         scaling |= {name: rope[name] for name in _ROPE[kind] if rope.get(name) is not None}
         scaling["attention_factor"] = _attention_factor(rope, scaling["factor"])
-    return {"position.theta": theta, "position.scaling": scaling}
+    elif kind == "longrope":
+        if missing := [name for name in _ROPE[kind] if not rope.get(name)]:
+            raise UserError(f"config.json: longrope scaling has no {missing[0]}.")
+        scaling |= {name: tuple(rope[name]) for name in _ROPE[kind]}
+        scaling["attention_factor"] = rope.get("attention_factor")
+    return {**position, "position.scaling": scaling}
 
 
 def _attention_factor(rope: Raw, factor: float) -> float | None:
@@ -57,15 +67,17 @@ def _attention_factor(rope: Raw, factor: float) -> float | None:
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """Rotary positions in both forms, so that older readers understand them as well."""
-    scaling, theta = config.position.scaling, config.position.theta
+    scaling, theta, fraction = config.position.scaling, config.position.theta, config.position.rotary_fraction
+    partial = {} if fraction == 1.0 else {_PARTIAL: fraction}
     if scaling is None:
-        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
-    rope: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor}
-    optional: dict[str, float | None] = {_ORIGINAL: scaling.original_length}
-    if scaling.kind == "yarn":
+        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": theta, **partial}}
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor, **partial}
+    optional: dict[str, float | None] = {ORIGINAL: scaling.original_length}
+    if scaling.kind in ("yarn", "longrope"):
         optional["attention_factor"] = scaling.attention_factor
     rope |= {name: value for name, value in optional.items() if value is not None}
-    rope |= {theirs: getattr(scaling, ours) for ours, theirs in _ROPE[scaling.kind].items()}
+    ours = {theirs: getattr(scaling, name) for name, theirs in _ROPE[scaling.kind].items()}
+    rope |= {name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()}
     return {"rope_scaling": rope, "rope_parameters": rope}
 
 
@@ -76,29 +88,51 @@ def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
         return rope
     types: list[str] | None = raw.get("layer_types")
     if types is None:
-        first = min(raw.get("max_window_layers", 28), layers)
-    else:
-        first = types.index("sliding_attention") if "sliding_attention" in types else layers
-        if types[first:] != ["sliding_attention"] * (layers - first):
-            raise UserError(
-                "config.json: layer_types must have all sliding_attention layers above the full_attention ones."
-            )
-    return rope | ({"attention.window": window, "attention.window_from": first} if first < layers else {})
+        types = [LAYER_TYPES[layer >= raw.get("max_window_layers", 28)] for layer in range(layers)]
+    return rope | read_layer_types(types, layers, window)
+
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""Names of layers without and with a window in `layer_types`."""
+
+
+def read_layer_types(types: Sequence[str], layers: int, window: int, **fields: Any) -> Values:
+    """The layers that have a window, and whatever else they have of their own.
+
+    Raises UserError for a list of another length, or a type that is not known.
+    """
+    if len(types) != layers:
+        raise UserError(f"config.json: layer_types has {len(types)} entries for {layers} layers.")
+    if unknown := {*types}.difference(LAYER_TYPES):
+        known = " and ".join(LAYER_TYPES)
+        raise UserError(f"config.json: the layer type {quote(min(unknown))} is not supported ({known} are).")
+    others = OtherLayers.from_list([name == LAYER_TYPES[1] for name in types], window=window, **fields)
+    if others is not None and not fields and "." not in others.first + others.then:
+        return {"attention.window": window}
+    return {"other_layers": others}
+
+
+def write_layer_types(config: ModelConfig) -> list[str]:
+    """The inverse of `read_layer_types`."""
+    layers = config.decoder_layers or config.encoder_layers
+    if config.other_layers is None:
+        return [LAYER_TYPES[config.attention.window is not None]] * layers
+    return [LAYER_TYPES[other is not None] for other in config.others(layers)]
 
 
 def _written_qwen(config: ModelConfig) -> dict[str, Any]:
-    window, layers = config.attention.window, config.decoder_layers
-    first = layers if window is None else config.attention.window_from
+    types = write_layer_types(config)
+    windows = [config.attention.window, config.other_layers and config.other_layers.window]
     return {
         **write_rope(config),
-        "sliding_window": window,
-        "use_sliding_window": window is not None,
-        "max_window_layers": first,
-        "layer_types": ["full_attention"] * first + ["sliding_attention"] * (layers - first),
+        "sliding_window": next((window for window in windows if window is not None), None),
+        "use_sliding_window": LAYER_TYPES[1] in types,
+        "max_window_layers": [*types, LAYER_TYPES[1]].index(LAYER_TYPES[1]),
+        "layer_types": types,
     }
 
 
-_LAYER = {
+LAYER = {
     "input_layernorm": "attention_norm",
     "self_attn.q_proj": "attention.query",
     "self_attn.k_proj": "attention.key",
@@ -111,6 +145,19 @@ _LAYER = {
     "mlp.up_proj": "feed_forward.up",
     "mlp.down_proj": "feed_forward.down",
 }
+
+
+def decoder_rows(layer: Mapping[str, str]) -> list[Row]:
+    """The table of a decoder that files call `model`, whose layers have these parts."""
+    return [
+        row("model.embed_tokens.weight", "token_embedding.table.weight"),
+        *linears("model.layers.{i}.", "decoder.blocks.{i}.", layer),
+        *linear("model.norm", "decoder.final_norm"),
+        *tied("lm_head"),
+        *linear("score", "head.labels"),
+    ]
+
+
 _LLAMA3 = {"vocab_size": 128256, "max_position_embeddings": 131072, "bos_token_id": 128000, "eos_token_id": 128001}
 
 
@@ -136,7 +183,7 @@ _SMOLLM2 = {
 }
 # What `anyformer train` trains when nothing else is asked for: in two minutes on two cores, many steps of a small model
 # teach more than few of a wide one. It starts at 1 / sqrt(d_model); 0.02 is made for wide models.
-_NANO = {
+NANO = {
     "vocab_size": 2048,
     "max_position_embeddings": 128,
     "initializer_range": 0.09,
@@ -173,13 +220,7 @@ LLAMA = Family(
     constants={"feed_forward.gated": True, "position.kind": "rotary", "norm.kind": "rms"},
     derived=read_rope,
     written=write_rope,
-    rows=[
-        row("model.embed_tokens.weight", "token_embedding.table.weight"),
-        *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear("model.norm", "decoder.final_norm"),
-        *tied("lm_head"),
-        *linear("score", "head.labels"),
-    ],
+    rows=decoder_rows(LAYER),
     prefix="model.",
     ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     published={
@@ -189,7 +230,7 @@ LLAMA = Family(
         "llama-2-7b": _sizes(4096, 32, 32, 11008, max_position_embeddings=4096, rms_norm_eps=1e-5),
         "tinyllama-1.1b": _sizes(2048, 22, 32, 5632, num_key_value_heads=4, rms_norm_eps=1e-5),
         "smollm2-135m": _sizes(576, 30, 9, 1536, **_SMOLLM2),
-        "llama-nano": _sizes(128, 4, 4, 384, **_NANO),
+        "llama-nano": _sizes(128, 4, 4, 384, **NANO),
     },
 )
 _MISTRAL = replace(
@@ -228,7 +269,7 @@ _QWEN3 = replace(
     model_type="qwen3",
     architectures=classes("Qwen3", "ForCausalLM"),
     fields={**_QWEN2.fields, **BIAS, "head_dim": ("attention.head_dim", 128)},
-    constants={**LLAMA.constants, "attention.qk_norm": True, "feed_forward.bias": False},
+    constants={**LLAMA.constants, "attention.qk_norm": "head", "feed_forward.bias": False},
     published={"qwen3-0.6b": _sizes(1024, 28, 16, 3072, num_key_value_heads=8, **_QWEN3_PRESET)},
 )
 FAMILIES = [LLAMA, _MISTRAL, _QWEN2, _QWEN3]

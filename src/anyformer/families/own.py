@@ -54,7 +54,7 @@ _MODERN_NANO = {
     "d_model": 256,
     "decoder_layers": 4,
     "max_length": 256,
-    "attention": {"heads": 4, "bias": False, "output_bias": False, "qk_norm": True},
+    "attention": {"heads": 4, "bias": False, "output_bias": False, "qk_norm": "head"},
     "feed_forward": {"width": 1024, "activation": "relu_squared", "bias": False},
     "position.kind": "rotary",
     "norm": {"kind": "rms", "eps": 1e-6},

@@ -5,11 +5,11 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
 from operator import is_not
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding, ngram_window
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.linear import Embedding, Linear
-from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
+from anyformer.blocks.linear import Embedding, GroupedLinear, Linear
+from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
     PositionalEncoding,
@@ -32,6 +33,7 @@ from anyformer.blocks.position import (
 )
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
+from anyformer.config import ModelConfig
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
@@ -41,6 +43,7 @@ from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
+from anyformer.schema import not_default
 
 LIBRARY = Library(
     "decode_step",
@@ -49,7 +52,20 @@ LIBRARY = Library(
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
-_MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
+_MODULES = (
+    TransformerBlock,
+    MultiHeadAttention,
+    FeedForward,
+    Experts,
+    LanguageModelHead,
+    InputEmbedding,
+    TokenEmbedding,
+)
+_UNKNOWN = (
+    *("other_layers.feed_forward", "attention.latent"),
+    *(f"feed_forward.experts.{name}" for name in ("scores", "scale", "shared", "groups", "used_groups", "correction")),
+)
+"""Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
 _MAX_FLOAT_ROWS = 32
@@ -65,6 +81,17 @@ class UnsupportedModelError(Exception):
     """The compiled step cannot run the model."""
 
 
+class _PositionTables(NamedTuple):
+    """Positions up to a capacity."""
+
+    capacity: int = 0
+    rotations: Any = None
+    """Those of the model, and those of its other layers."""
+    bias: Tensor | None = None
+    kept: Sequence[Tensor] = ()
+    """Tables that `rotations` points to."""
+
+
 class CompiledDecoder:
     """A model's decoder as a table of pointers, whose targets it keeps alive.
 
@@ -77,11 +104,12 @@ class CompiledDecoder:
         if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
             raise UnsupportedModelError("no plain language-model head")
         _check_modules(model, decoder, head)
+        _check_fields(model.config)
         self._kept: list[Any] = []
         self.model, self.decoder, self.dtype = model, decoder, model.dtype
         blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
         self.has_cross_attention = any(block.cross_attention is not None for block in blocks)
-        layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, decoder.windows))
+        layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, decoder.windows, decoder.has_other_position))
         self._kept.append(layers)
         last = self._matrix(head.projection or model.token_embedding.table, head.bias)
         self.vocab_size = last.out_features
@@ -89,34 +117,62 @@ class CompiledDecoder:
             layers=ctypes.addressof(layers),
             num_layers=len(blocks),
             d_model=model.config.d_model,
-            pre_norm=int(blocks[0].pre_norm),
+            is_parallel=int(model.config.norm.is_parallel),
+            residual_scale=model.config.residual_scale,
             embedding=self._embedding(model.token_embedding, decoder),
+            embedding_scale=model.token_embedding.scale,
             dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
             final_norm=self._norm(decoder.final_norm),
             head_scale=head.scale,
+            softcap=head.softcap or 0.0,
             head=last,
         )
-        self._tables: tuple[int, Tensor | None, Tensor | None, Tensor | None] = (0, None, None, None)
+        self._tables = _PositionTables()
         self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], Any]] = WeakKeyDictionary()
         self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
-    def _layer(self, block: TransformerBlock, window: int | None) -> Structure:
+    def _layer(self, block: TransformerBlock, window: int | None, rotation: int) -> Structure:
         if block.feed_forward.activation not in COMPILED:
             raise UnsupportedModelError("a custom activation")
-        norm, activation = self._norm(block.feed_forward_norm), COMPILED[block.feed_forward.activation]
+        norms = self._norms(block, "attention" if block.shares_norm else "feed_forward")
+        activation = COMPILED[block.feed_forward.activation]
         return structs.Layer(
-            attention=self._attention(block.attention, block.attention_norm, window),
-            cross_attention=self._attention(block.cross_attention, block.cross_attention_norm, None),
-            feed_forward=self._part(structs.FeedForward, block.feed_forward, norm=norm, activation=activation),
+            attention=self._attention(block, "attention", window, rotation),
+            cross_attention=self._attention(block, "cross_attention"),
+            feed_forward=self._part(
+                structs.FeedForward, block.feed_forward, norms=norms, activation=activation, **self._router(block)
+            ),
         )
 
-    def _attention(self, attention: MultiHeadAttention | None, norm: nn.Module | None, window: int | None) -> Structure:
+    def _router(self, block: TransformerBlock) -> dict[str, Any]:
+        """The fields that tell which experts compute a token."""
+        experts = block.feed_forward if isinstance(block.feed_forward, Experts) else None
+        if experts is None:
+            return {"router": structs.Matrix(), "experts": 0, "used": 0, "normalized": 0}
+        sizes = {"experts": experts.count, "used": experts.used, "normalized": int(experts.normalized)}
+        return {"router": self._matrix(experts.router), **sizes}
+
+    def _attention(self, block: TransformerBlock, name: str, window: int | None = None, rotation: int = 0) -> Structure:
+        attention: MultiHeadAttention | None = getattr(block, name)
         if attention is None:
             return structs.Attention()
         if attention.head_dim > _MAX_HEAD_DIM:
             raise UnsupportedModelError("a larger head_dim than there is room for")
-        return self._part(structs.Attention, attention, norm=self._norm(norm), window=window or 0)
+        return self._part(
+            structs.Attention,
+            attention,
+            norms=self._norms(block, name),
+            has_wide_norm=int(attention.qk_norm == "width"),
+            window=window or 0,
+            rotation=rotation,
+            softcap=attention.softcap or 0.0,
+        )
+
+    def _norms(self, block: TransformerBlock, name: str) -> Structure:
+        """The norms around a part of a block."""
+        norm, inner = (self._norm(getattr(block, f"{name}_{kind}")) for kind in ("norm", "output_norm"))
+        return structs.Norms(**{"outer" if block.post_norm else "before": norm}, inner=inner)
 
     def _part(self, structure: Any, module: nn.Module, **fields: Any) -> Structure:
         """The structure of a module, with these fields; all others are attributes of the module."""
@@ -131,7 +187,7 @@ class CompiledDecoder:
         """The weight of a linear layer or of an embedding, with the bias given or its own."""
         if module is None:
             return structs.Matrix()
-        if type(module) not in (Linear, Embedding):
+        if type(module) not in (Linear, GroupedLinear, Embedding):
             raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
         if cast("Linear", module).adapters is not None:
             raise UnsupportedModelError("adapters")
@@ -146,6 +202,7 @@ class CompiledDecoder:
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
             sizes = {"out_features": outputs, "in_features": inputs, "dtype": structs.DTYPES[weight.dtype]}
             matrix = structs.make(structs.Matrix, weights=weight, **sizes)
+        outputs //= module.groups if isinstance(module, GroupedLinear) else 1
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
         matrix.bias = self._pointer(getattr(module, "bias", None) if bias is None else bias)
@@ -159,6 +216,8 @@ class CompiledDecoder:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if type(module) is OffsetRMSNorm:
             return structs.Norm(structs.RMS_NORM, self._pointer(1.0 + module.weight.float()), None, module.eps)
+        if type(module) is PlainRMSNorm:
+            return structs.Norm(structs.RMS_NORM, self._pointer(torch.ones(module.width)), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return structs.Norm()
         raise UnsupportedModelError(f"a norm of class {type(module).__name__}")
@@ -174,7 +233,7 @@ class CompiledDecoder:
         """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
         weight, embedding = tokens.table.weight, decoder.embedding
         parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
-        is_plain = tokens.scale == 1.0 and all(part is None for part in parts)
+        is_plain = all(part is None for part in parts)
         is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
         is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
         return self._matrix(tokens.table if is_plain else None)
@@ -210,7 +269,7 @@ class CompiledDecoder:
         logit_rows = None
         if num_logits < new:
             logit_rows = torch.arange(rows).view(batch, new)[:, new - num_logits :].contiguous()
-        cos, sin, bias = self._position_tables(cache.capacity)
+        rotations, bias = self._position_tables(cache.capacity)
         layer, source_mask = cache.layers[0], cache.source_mask
         if source_mask is not None:
             source_mask = source_mask.to(torch.uint8).contiguous()
@@ -229,8 +288,7 @@ class CompiledDecoder:
             tokens=address(tokens) if is_embedded else None,
             hidden_states=address(hidden_states),
             positions=address(positions),
-            cos=address(cos),
-            sin=address(sin),
+            rotations=ctypes.addressof(rotations),
             bias=address(bias),
             num_distances=0 if bias is None else bias.shape[1],
             caches=ctypes.addressof(self._layer_caches(cache)),
@@ -251,26 +309,30 @@ class CompiledDecoder:
             threads.end(batch)
         return logits
 
-    def _position_tables(self, capacity: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _position_tables(self, capacity: int) -> tuple[Any, Tensor | None]:
         """Cosines and sines [capacity, head_dim] of every position, and the bias [heads, capacity] of every distance.
 
         They are computed by the model, in its dtype.
         """
-        if self._tables[0] < capacity:
-            positions, position = torch.arange(capacity)[None], self.decoder.position
-            cos = sin = None
-            if (angles := position.rotation(positions, torch.tensor([[1]])).keys) is not None:
-                cos, sin = (table.to(self.dtype).float().flatten(0, -2).contiguous() for table in angles)
-            if (bias := position.bias(positions[:, -1:], positions)) is not None:
+        if self._tables.capacity < capacity:
+            positions, own, other = torch.arange(capacity)[None], self.decoder.position, self.decoder.other_position
+            encodings = (own,) if other is None else (own, other)
+            rotations, kept = (structs.Rotation * len(encodings))(), list[Tensor]()
+            for rotation, encoding in zip(rotations, encodings, strict=True):
+                if (angles := encoding.rotation(positions, torch.tensor([[1]])).keys) is not None:
+                    tables = [table.to(self.dtype).float().flatten(0, -2).contiguous() for table in angles]
+                    rotation.cos, rotation.sin = map(address, tables)
+                    kept += tables
+            if (bias := own.bias(positions[:, -1:], positions)) is not None:
                 bias = bias[0, :, 0].flip(-1).float().contiguous()
-            self._tables = (capacity, cos, sin, bias)
-        return self._tables[1:]
+            self._tables = _PositionTables(capacity, rotations, bias, kept)
+        return self._tables.rotations, self._tables.bias
 
     def _embed(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """The input of the first block, [batch * new, d_model]."""
-        embedding, added = self.decoder.embedding, self.decoder.position.embed(positions)
-        ngrams = embedding.ngrams
-        recent = None if ngrams is None else ngram_window(cache.tokens, positions, positions, ngrams.longest)
+        embedding, encoded = self.decoder.embedding, self.decoder.encoded_positions(positions, cache)
+        ngrams, added = embedding.ngrams, self.decoder.position.embed(encoded)
+        recent = None if ngrams is None else ngram_window(cache.tokens, positions, encoded, ngrams.longest)
         return embedding(self.model.token_embedding(tokens), added, None, recent).flatten(0, 1).float().contiguous()
 
     def _layer_caches(self, cache: KeyValueCache) -> Any:
@@ -290,12 +352,18 @@ class CompiledDecoder:
         return caches
 
 
+def _check_fields(config: ModelConfig) -> None:
+    """Raise UnsupportedModelError for fields of the config that decode_step.cpp does not know."""
+    if unknown := not_default(config, _UNKNOWN):
+        raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
+    if config.norm.is_parallel and config.feed_forward.experts is not None:
+        raise UnsupportedModelError("experts beside attention")
+
+
 def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:
     """Raise UnsupportedModelError for modules, hooks or methods that are not the library's."""
     if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
         raise UnsupportedModelError("a custom class")
-    if decoder.skipped is not None:
-        raise UnsupportedModelError("positions that skip padding")
     for module in [model, model.token_embedding, head, *decoder.modules()]:
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             raise UnsupportedModelError("hooks")

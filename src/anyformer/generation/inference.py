@@ -114,14 +114,13 @@ def check_length(text: str, length: int, model: Transformer) -> None:
 
 def cache_limit(model: Transformer) -> int | None:
     """The longest text in tokens whose keys and values can be kept; None: any."""
-    scaling = model.config.position.scaling
-    return model.config.max_length if scaling is not None and scaling.kind == "dynamic" else model.config.context_length
+    return model.config.settled_length or model.config.context_length
 
 
 def cache_is_stale(model: Transformer, length: int) -> bool:
     """Whether the latest tokens change what earlier ones mean, as with dynamic scaling beyond the trained length."""
-    scaling = model.config.position.scaling
-    return scaling is not None and scaling.kind == "dynamic" and length > model.config.max_length
+    settled = model.config.settled_length
+    return settled is not None and length > settled
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:

@@ -17,6 +17,14 @@ from anyformer.kernels.attention import (
 from anyformer.kernels.autocast import in_float32
 from anyformer.kernels.cross_entropy import drop_ignored, in_parts, linear_cross_entropy, quantized_linear_cross_entropy
 from anyformer.kernels.dropout import dropout
+from anyformer.kernels.grouped_linear import (
+    Groups,
+    gather_groups,
+    grouped_linear,
+    quantized_grouped_linear,
+    scatter_groups,
+    sort_by_group,
+)
 from anyformer.kernels.layout import DENSE, Layout, choose_layout
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
 from anyformer.kernels.rms_norm import rms_norm
@@ -24,6 +32,7 @@ from anyformer.kernels.rms_norm import rms_norm
 __all__ = [
     "DENSE",
     "AttentionMask",
+    "Groups",
     "Layout",
     "Mask",
     "Matmul",
@@ -33,7 +42,9 @@ __all__ = [
     "choose_layout",
     "drop_ignored",
     "dropout",
+    "gather_groups",
     "gelu_tanh",
+    "grouped_linear",
     "in_float32",
     "in_parts",
     "linear",
@@ -41,10 +52,13 @@ __all__ = [
     "masked_attention",
     "masked_attention_weights",
     "prepacked_linear",
+    "quantized_grouped_linear",
     "quantized_linear",
     "quantized_linear_cross_entropy",
     "relu_squared",
     "rms_norm",
+    "scatter_groups",
     "select_query",
+    "sort_by_group",
     "with_layouts",
 ]

@@ -23,12 +23,13 @@ _MAX_BIAS = 1 << 24
 def attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
     attn_mask: Bool[Tensor, "#batch #heads #queries keys"] | Float[Tensor, "#batch #heads #queries keys"] | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads queries head_dim"]:
+    softcap: float | None = None,
+) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``, as `torch.nn.functional.scaled_dot_product_attention`.
 
     Where there are fewer key/value heads than query heads, each is shared by a group of them. Compiled code is
@@ -39,7 +40,10 @@ def attention(
         dropout_p: Probability of dropping a weight.
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
         scale: Of the scores; None: ``1 / sqrt(head_dim)``.
+        softcap: Bound on the scores, ``softcap * tanh(scores / softcap)``, which no fused kernel here has.
     """
+    if softcap is not None:
+        return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, softcap)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     dtype = matmul_dtype(query)
     if _shapes_agree(query, key, value, attn_mask, is_causal) and _is_compiled(query, attn_mask, dtype, dropout_p):
@@ -113,17 +117,18 @@ AttentionMask = Mask | PackedMask
 def masked_attention(
     query: Float[Tensor, "#batch heads queries head_dim"],
     key: Float[Tensor, "#batch kv_heads keys head_dim"],
-    value: Float[Tensor, "#batch kv_heads keys head_dim"],
+    value: Float[Tensor, "#batch kv_heads keys value_dim"],
     mask: AttentionMask,
     dropout_p: float = 0.0,
     scale: float | None = None,
-) -> Float[Tensor, "#batch heads queries head_dim"]:
+    softcap: float | None = None,
+) -> Float[Tensor, "#batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``: `kernels.attention`, packed as the queries are."""
     if isinstance(mask, Mask):
-        return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale)
+        return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale, softcap)
     (scores, causal), queries, keys = mask
     operands = queries.scatter_heads(query), keys.scatter_heads(key), keys.scatter_heads(value)
-    out = attention(*operands, scores, dropout_p, causal, scale)
+    out = attention(*operands, scores, dropout_p, causal, scale, softcap)
     return queries.gather(out.transpose(1, 2)).transpose(1, 2)
 
 
@@ -132,11 +137,12 @@ def masked_attention_weights(
     key: Float[Tensor, "#batch kv_heads keys head_dim"],
     mask: AttentionMask,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """``softmax(scale q k^T + mask)`` of all tokens of the batch; every row sums to 1."""
     if isinstance(mask, PackedMask):
         query, key, mask = mask.queries.scatter_heads(query), mask.keys.scatter_heads(key), mask.mask
-    return reference.attention_weights(query, key, mask.scores, mask.causal, scale)
+    return reference.attention_weights(query, key, mask.scores, mask.causal, scale, softcap)
 
 
 def with_layouts(mask: Mask, queries: Layout, keys: Layout = DENSE) -> AttentionMask:

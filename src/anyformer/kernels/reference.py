@@ -17,10 +17,16 @@ def attention_weights(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """``softmax(scale q k^T + mask)`` (Vaswani et al. 2017, equation 1); every row sums to 1."""
+    """``softmax(scale q k^T + mask)`` (Vaswani et al. 2017, equation 1); every row sums to 1.
+
+    A softcap bounds the scores before the mask: ``softcap * tanh(scores / softcap)`` (Gemma 2, section 2).
+    """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query * scale) @ repeat_kv(key, query).transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if is_causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
@@ -33,14 +39,15 @@ def attention_weights(
 def attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
-    value: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads queries head_dim"]:
+    softcap: float | None = None,
+) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``."""
-    weights = attention_weights(query, key, attn_mask, is_causal, scale)
+    weights = attention_weights(query, key, attn_mask, is_causal, scale, softcap)
     return dropout(weights, dropout_p) @ repeat_kv(value, query)
 
 

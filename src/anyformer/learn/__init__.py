@@ -1,9 +1,18 @@
 """Looking inside: diagrams, maps of attention, an architecture as one file, a page in which a model runs."""
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, nearest, quote
+from anyformer.schema import not_default
+
+
+def require_defaults(config: ModelConfig, names: Iterable[str], why: str) -> None:
+    """Raise UserError for a field among these that is not at its default: ``head.softcap is 30.0, which ...``."""
+    for name in not_default(config, names):
+        value = attrgetter(name)(config)
+        raise UserError(f"{name} is {quote(value)}, which {why}.")
 
 
 def require_own_blocks(config: ModelConfig, kinds: Mapping[str, Iterable[str]], why: str) -> None:

@@ -1,6 +1,7 @@
 """Counting one training step: a few layers on tensors without memory, and a line through them for the others."""
 
 import gc
+import itertools
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def count_step(workload: Workload) -> StepCount:
     """
     # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
     config = workload.config
-    layers = _FEW_LAYERS + (config.engine == "fsdp")
+    # Of layers that share their weights there are as many as blocks, for those that follow add none.
+    layers = max(_FEW_LAYERS + (config.engine == "fsdp"), workload.model.distinct_layers or 0)
     few = workload.shorten(layers)
     counted = _SECOND_STEP if config.is_quantized else _FIRST_STEP
     numbers = take_steps(few, counted, Simulation())
@@ -197,11 +199,27 @@ def _begin_phases(model: Transformer, simulation: Simulation) -> None:
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is None:
             continue
-        first, last = stack.blocks[0], stack.blocks[-1]
-        first.register_forward_pre_hook(partial(simulation.begin, f"{name}'s first layer"))
-        first.register_forward_hook(partial(_begin_backward, simulation, f"{name}'s first layer, backward"))
-        if last is not first:
-            last.register_forward_pre_hook(partial(simulation.begin, f"{name}'s last layer"))
+        layers = stack.layers
+        first, last = layers[0], layers[-1]
+        first.register_forward_pre_hook(
+            _every(layers.count(first), 0, partial(simulation.begin, f"{name}'s first layer"))
+        )
+        backward = partial(_begin_backward, simulation, f"{name}'s first layer, backward")
+        first.register_forward_hook(_every(layers.count(first), 0, backward))
+        if len(layers) > 1:
+            begin = partial(simulation.begin, f"{name}'s last layer")
+            last.register_forward_pre_hook(_every(layers.count(last), layers.count(last) - 1, begin))
+
+
+def _every(count: int, number: int, hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook for one of each so many calls: a block that several layers share is called as often in a pass."""
+    calls = itertools.count()
+
+    def called(*args: Any) -> None:
+        if next(calls) % count == number:
+            hook(*args)
+
+    return called
 
 
 def _begin_backward(simulation: Simulation, phase: str, module: nn.Module, args: Any, output: Tensor) -> None:

@@ -65,8 +65,8 @@ class Workload:
     def shorten(self, layers: int) -> "Workload":
         """The workload with at most so many layers in each stack."""
         fewer: dict[str, Any] = {name: min(getattr(self.model, name), layers) for name in STACKS}
-        if 0 < self.model.attention.window_from < self.model.decoder_layers:
-            fewer["attention"] = {"window_from": 1}
+        if self.model.other_layers is not None and self.model.other_layers.first:
+            fewer["other_layers"] = {"first": self.model.other_layers.first[0]}
         return replace(self, model=self.model.replace(**fewer))
 
     def batch(self) -> Batch:

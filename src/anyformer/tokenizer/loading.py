@@ -5,13 +5,13 @@ Of directories from before `tokenizer.json` the pipeline is built from the vocab
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer import limits
-from anyformer.errors import UserError, cut
+from anyformer.errors import UserError, cut, quote
 from anyformer.tokenizer import files, sentencepiece, special
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.library import bert_normalizer, byte_words, surround, surround_sentences, translated
@@ -47,6 +47,7 @@ def _read(path: Path, directory: Path) -> Tokenizer:
         if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in special.GENERIC_CLASSES:
             # it and its like win over tokenizer.json, as in BERT's own class
             backend.normalizer = bert_normalizer(config)
+        _surround_with_language(backend, config)
         return Tokenizer(backend, config, {**companions, files.TOKENIZER: content})
     if all((directory / name).is_file() for name in sentencepiece.PAIR):
         return sentencepiece.MarianTokenizer(directory, config, companions)
@@ -63,6 +64,29 @@ def _read(path: Path, directory: Path) -> Tokenizer:
         f"There is no tokenizer in {path}: none of tokenizer.json, vocab.txt, vocab.json with "
         "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
     )
+
+
+_LANGUAGES = {
+    "NllbTokenizer": ("eng_Latn", True),
+    "MBart50Tokenizer": ("en_XX", True),
+    "MBartTokenizer": ("en_XX", False),
+}
+"""Tokenizers of translation: the language of a source unless `src_lang` names one, and whether its token is first."""
+
+
+def _surround_with_language(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Put the token of the source's language before a text, or after its end: the class wins over tokenizer.json."""
+    usual, is_first = _LANGUAGES.get(str(config.get("tokenizer_class")).removesuffix("Fast"), (None, False))
+    language, end = config.get("src_lang") or usual, str(config.get("eos_token") or "</s>")
+    ids = {token: backend.token_to_id(str(token)) for token in (language, end)}
+    if usual is None or ids[end] is None:
+        return
+    if ids[language] is None:
+        raise UserError(f"tokenizer_config.json: the language {quote(language)} (src_lang) is not in the vocabulary.")
+    before, after = ([language], [end]) if is_first and not config.get("legacy_behaviour") else ([], [end, language])
+    single, pair = ([*before, *texts, *after] for texts in (["$A"], ["$A", "$B"]))
+    tokens = cast("Any", list(ids.items()))
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
 
 def _word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.linear import GroupedLinear
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.training.config import OPTIMIZERS
 from anyformer.training.dtensor import copy_like, distribute_like, full_tensor
@@ -66,7 +67,8 @@ def make_optimizer(
     if name == "adamw":
         return adamw
     matrices = [parameter for parameter in trained if id(parameter) in inside]
-    return Muon(matrices, adamw, learning_rate, weight_decay=weight_decay, dtype=dtype)
+    grouped = {part.weight: part.groups for part in model.modules() if isinstance(part, GroupedLinear)}
+    return Muon(matrices, adamw, learning_rate, weight_decay=weight_decay, dtype=dtype, grouped=grouped)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -180,6 +182,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: of the matrices, decoupled.
         momentum: share of the old momentum that is kept; the update looks ahead (Nesterov).
         dtype: the format of the matrix products.
+        grouped: how many matrices, each with an update of its own, lie one below another in some of the parameters.
 
     Raises:
         ValueError: one of the matrices isn't one.
@@ -197,6 +200,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
+        grouped: Mapping[nn.Parameter, int] | None = None,
     ) -> None:
         for matrix in matrices:
             if matrix.dim() != 2:
@@ -205,7 +209,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([own, *rest.param_groups], {})
         self._rest = rest
         self._step_supports_amp_scaling = getattr(rest, "_step_supports_amp_scaling", False)
-        self.dtype = dtype
+        self.dtype, self._grouped = dtype, dict(grouped or {})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -215,7 +219,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         own, *others = self.param_groups
-        for stack in _stacks([matrix for matrix in own["params"] if matrix.grad is not None]):
+        for stack in self._stacks([matrix for matrix in own["params"] if matrix.grad is not None]):
             self._update(stack, own)
         # One state and one set of groups, wherever they were loaded from.
         self._rest.param_groups, self._rest.state = others, self.state
@@ -225,15 +229,33 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         ahead = [full_tensor(self._ahead(matrix, group["momentum"])) for matrix in matrices]
-        wide = torch.stack([matrix if _is_wide(matrix) else matrix.T for matrix in ahead])
-        for matrix, update in zip(matrices, orthogonalise(wide, self.dtype), strict=True):
-            mine = distribute_like(update if _is_wide(matrix) else update.T, matrix)
+        parts = [
+            gradient.unflatten(0, (self._count(matrix), -1)) for matrix, gradient in zip(matrices, ahead, strict=True)
+        ]
+        updates = orthogonalise(torch.cat([part if _is_wide(part) else part.mT for part in parts]), self.dtype)
+        for matrix, part, update in zip(matrices, parts, updates.split([len(part) for part in parts]), strict=True):
+            mine = distribute_like((update if _is_wide(part) else update.mT).flatten(0, 1), matrix)
             decay = group["lr"] * group["weight_decay"]
             if self.found_inf is not None:
                 taken = 1 - self.found_inf
                 mine, decay = mine * taken, decay * taken
             matrix.mul_(1 - decay)
-            matrix.add_(mine, alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
+            matrix.add_(mine, alpha=-0.2 * group["lr"] * math.sqrt(max(part.shape[1:])))
+
+    def _count(self, parameter: nn.Parameter) -> int:
+        """Matrices that lie one below another in a parameter."""
+        return self._grouped.get(parameter, 1)
+
+    def _stacks(self, matrices: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+        """Parameters whose matrices have one shape, lying or standing, a few at a time."""
+        alike: defaultdict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        for matrix in matrices:
+            count = self._count(matrix)
+            alike[(*sorted((matrix.shape[0] // count, matrix.shape[1])), count)].append(matrix)
+        for sizes, members in alike.items():
+            count = max(1, _STACK // math.prod(sizes))
+            for first in range(0, len(members), count):
+                yield members[first : first + count]
 
     def _ahead(self, matrix: nn.Parameter, share: float) -> Tensor:
         """Nesterov's gradient, mixed with the momentum after it."""
@@ -249,18 +271,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _is_wide(matrix: Tensor) -> bool:
-    return matrix.shape[0] <= matrix.shape[1]
-
-
-def _stacks(matrices: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Matrices of one shape, lying or standing, a few at a time."""
-    alike: defaultdict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
-    for matrix in matrices:
-        alike[tuple(sorted(matrix.shape))].append(matrix)
-    for (rows, columns), members in alike.items():
-        count = max(1, _STACK // (rows * columns))
-        for first in range(0, len(members), count):
-            yield members[first : first + count]
+    return matrix.shape[-2] <= matrix.shape[-1]
 
 
 def orthogonalise(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from anyformer.blocks.experts import Experts
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.errors import UserError
@@ -116,6 +117,8 @@ def verify(
         weights["attn_implementation"] = "eager"  # instead of a kernel of the hub
     with contextlib.redirect_stderr(io.StringIO()), _theirs(path):  # a progress bar
         theirs = kind.from_pretrained(directory, dtype=torch.float32, **weights, **options).eval()
+    if Experts in map(type, model.modules()) and hasattr(theirs, "set_experts_implementation"):
+        theirs.set_experts_implementation("eager")  # torch's product of all experts takes some widths only
     checks: list[Check] = []
     if tokenizer is not None:
         with _theirs(path):
@@ -255,9 +258,19 @@ def verify_gguf(path: Path, original: Transformer, tokenizer: Tokenizer | None) 
         ours = normalize(embed(model, tokenizer, SAMPLES[:1])[0], dim=0)
         checks.append(compare_tensors("embedding", [vector], [ours], tolerance))
     # A file of F32 has the very weights; those of other formats are rounded.
-    weights = original.state_dict()
-    same = formats != {"F32"} or all(torch.equal(part, weights[name]) for name, part in model.state_dict().items())
-    return [*checks, replace(cost, equal=same)]
+    return [*checks, replace(cost, equal=formats != {"F32"} or _same_weights(model, original))]
+
+
+def _same_weights(model: Transformer, original: Transformer) -> bool:
+    """Whether the weights of a model of a file in F32 are those of the original, or multiply by the same numbers.
+
+    Norms of 1 + weight are stored as that sum, which has not all bits of the weight.
+    """
+    weights, is_offset = original.state_dict(), model.config.norm.kind == "rms_offset"
+    offsets = {name: 1.0 if is_offset and name.endswith("norm.weight") else 0.0 for name in model.state_dict()}
+    # A file's table of positions has no rows before that of the first token.
+    pairs = ((part, weights[name][-len(part) :], offsets[name]) for name, part in model.state_dict().items())
+    return all(torch.equal(part + offset, weight + offset) for part, weight, offset in pairs)
 
 
 def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "biases": (
         "llama-nano",
-        {"attention": {"qk_norm": True, "bias": True, "output_bias": True}},
+        {"attention": {"qk_norm": "head", "bias": True, "output_bias": True}},
         "no biases in a qwen3",
     ),
     "another YaRN": (

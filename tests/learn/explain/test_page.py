@@ -38,6 +38,7 @@ FAMILIES = {
     "bert-base": ("wordpiece:120", "masked"),
     "t5-small": ("unigram:90", "span_corruption"),
     "transformer-base": ("char", "seq2seq"),
+    "m2m100_418m": ("char", "seq2seq"),
 }
 READ = """(session, text, source) => {
   const written = [];

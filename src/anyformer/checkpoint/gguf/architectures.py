@@ -12,6 +12,8 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
+import torch.nn.functional as F
+
 from anyformer.checkpoint.gguf.contents import (
     Contents,
     layers,
@@ -25,7 +27,8 @@ from anyformer.config import HeadKind, ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
 from anyformer.families.base import Family, Raw, complete, supported
-from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve
+from anyformer.families.llama import LAYER_TYPES, write_layer_types
+from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve, split_heads
 from anyformer.model import skeleton
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ _NAMES = {
     "attention.query_norm": "blk.{i}.attn_q_norm",
     "attention.key_norm": "blk.{i}.attn_k_norm",
     "attention.output": "blk.{i}.attn_output",
+    "attention_output_norm": "blk.{i}.post_attention_norm",
     "cross_attention_norm": "blk.{i}.cross_attn_norm",
     "cross_attention.query": "blk.{i}.cross_attn_q",
     "cross_attention.key": "blk.{i}.cross_attn_k",
@@ -67,8 +71,10 @@ _NAMES = {
     "cross_attention.output": "blk.{i}.cross_attn_o",
     "feed_forward_norm": "blk.{i}.ffn_norm",
     "feed_forward.gate": "blk.{i}.ffn_gate",
+    "feed_forward.gate feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.down": "blk.{i}.ffn_down",
+    "feed_forward_output_norm": "blk.{i}.post_ffw_norm",
     "final_norm": "output_norm",
     "head.projection": "output",
 }
@@ -91,6 +97,8 @@ class Architecture:
     """The families whose models it can hold; files are read as the first."""
     neighboring: bool = False
     """Rotary positions turn neighboring pairs of rows of a head, not its two halves as in Hugging Face."""
+    has_windows: bool = False
+    """llama.cpp knows the windows of its layers."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
     """More keys that may be missing. Two keys may say the same."""
     names: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -120,7 +128,7 @@ class Architecture:
         config = next(iter(self.family.presets.values()))
         keys = {
             "block_count": "encoder_layers" if config.encoder_layers else "decoder_layers",
-            f"attention.layer_norm_{'rms_' if config.norm.kind == 'rms' else ''}epsilon": "norm.eps",
+            f"attention.layer_norm_{'rms_' if config.norm.kind.startswith('rms') else ''}epsilon": "norm.eps",
             **_REQUIRED,
         }
         for key, name in _OPTIONAL.items():
@@ -140,7 +148,8 @@ class Architecture:
         for key, name in self.all_keys.items():
             if key not in _OPTIONAL and key not in self.keys and fields[name] not in raw:
                 raise UserError(f"The key {self.name}.{key} is missing.")
-        raw |= {fields[name]: value for name, value in _inferred(contents).items() if name in fields}
+        inferred = _inferred(contents, is_partial="position.rotary_fraction" in fields)
+        raw |= {fields[name]: value for name, value in inferred.items() if name in fields}
         return {**raw, **read_rope_scaling(contents), **self.inferred(contents), **token_ids(contents)}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
@@ -156,7 +165,7 @@ class Architecture:
         Every operation moves whole rows, so that it can be applied to quantized tensors as well. An alias with an
         operation of its own (T5's head) has to be written: other programs look for it.
         """
-        rows = [self._row(line, config) for line in self.family.rows if not line.alias]
+        rows = [self._row(line, config) for line in self.family.rows_of(config) if not line.alias]
         if self.head == "none":
             return [line for line in rows if line is not None]
         # llama.cpp multiplies by `output.weight` and nothing else, so where the head of a T5 1.0 is its token embedding
@@ -177,10 +186,31 @@ class Architecture:
             attention = config.attention
             is_key = layer == "attention.key"
             operation = neighbors(attention.kv_heads or attention.heads if is_key else attention.heads)
+        elif (heads := operation.heads) is not None and len(layers) > 1:
+            # All queries, then all keys, then all values.
+            counts = (heads.groups * count for count in heads.counts)
+            operation = split_heads(heads.head_dim, *counts, order=heads.order)
         elif operation is TRANSPOSE:
             operation = SPLIT if len(layers) > 1 else COPY
+        elif layer.endswith("norm") and config.norm.kind == "rms_offset":
+            operation = ONE_MORE
+        elif layer == "position.table" and config.position.skip_padding:
+            operation = _rows_from(config.position.offset)
         prefix = _PREFIXES.get(stack, "") if config.is_encoder_decoder else ""
         return Row(f"{prefix}{name}.{part}", line.ours, operation)
+
+
+ONE_MORE = Operation(lambda tensor, _: [tensor.float() - 1], lambda tensors: tensors[0].float() + 1)
+"""llama.cpp's RMSNorm multiplies by what is stored, Gemma's by 1 + weight."""
+
+
+def _rows_from(first: int) -> Operation:
+    """A table of positions that begins with that of the first token, as llama.cpp has it."""
+
+    def read(tensor: "Tensor", _: int) -> Sequence["Tensor"]:
+        return [F.pad(tensor, (0, 0, first, 0))]
+
+    return Operation(read, lambda tensors: tensors[0][first:])
 
 
 def neighbors(heads: int) -> Operation:
@@ -207,13 +237,13 @@ def _number(key: str, value: Any) -> int | float:
     return value
 
 
-def _inferred(contents: Contents) -> dict[str, Any]:
-    """Fields of ModelConfig that follow from which tensors there are."""
+def _inferred(contents: Contents, *, is_partial: bool) -> dict[str, Any]:
+    """Fields of ModelConfig that follow from which tensors there are, and how much of a head turns, if it is a part."""
     if "token_embd.weight" not in contents.shapes:
         raise UserError("The tensor token_embd.weight is missing.")
     if contents.get("expert_count"):
         raise UserError("The model is a mixture of experts, which is not supported.")
-    names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    names = ["attention.key_length", "attention.value_length", *(() if is_partial else ("rope.dimension_count",))]
     widths = {key: contents.get(key) for key in names if contents.get(key) is not None}
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{key} {width}" for key, width in widths.items())
@@ -224,7 +254,40 @@ def _inferred(contents: Contents) -> dict[str, Any]:
         "embedding.segments": contents.shapes.get("token_types.weight", (0,))[0],
         "attention.bias": "blk.0.attn_q.bias" in contents.shapes,
         "feed_forward.bias": "blk.0.ffn_up.bias" in contents.shapes,
+        **({"position.rotary_fraction": _rotary_fraction(contents)} if is_partial else {}),
     }
+
+
+def _rotary_fraction(contents: Contents) -> float:
+    width = contents.get("embedding_length") // contents.get("attention.head_count")
+    return (contents.get("rope.dimension_count") or width) / width
+
+
+def _write_rotary(config: ModelConfig) -> Raw:
+    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
+    return {"rope.dimension_count": int(head_dim * config.position.rotary_fraction)}
+
+
+def _granite(contents: Contents) -> Raw:
+    width = contents.get("embedding_length") // contents.get("attention.head_count")
+    return {
+        "logits_scaling": contents.get("logit_scale") or 1.0,
+        "attention_multiplier": contents.get("attention.scale")
+        or (contents.get("rope.dimension_count") or width) ** -0.5,
+    }
+
+
+def _write_granite(config: ModelConfig) -> Raw:
+    raw = FAMILIES["granite"].write(config)
+    return {"logit_scale": float(raw["logits_scaling"]), "attention.scale": float(raw["attention_multiplier"])}
+
+
+def _falcon(contents: Contents) -> Raw:
+    """llama.cpp knows its parallel blocks alone, without biases."""
+    heads, kv_heads = contents.get("attention.head_count"), contents.get("attention.head_count_kv") or 1
+    grouped = kv_heads not in (1, heads)
+    fixed = {"parallel_attn": True, "num_ln_in_parallel_attn": 1, "bias": False}
+    return {**fixed, "new_decoder_architecture": grouped, "multi_query": kv_heads == 1, "num_kv_heads": kv_heads}
 
 
 _POOLING = {"mean": 1, "first": 2, "last": 3}
@@ -241,6 +304,46 @@ def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     )
 
 
+_WINDOW, _PERIOD, _LOCAL_THETA = "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"
+
+
+def _windows(contents: Contents, period: int, window: int = 0) -> Raw:
+    """The window, and the layers that have it: all but the last of every `period`, unless the file says otherwise."""
+    window, pattern = contents.get(_WINDOW) or window, contents.get(_PERIOD)
+    if isinstance(pattern, list):
+        flags = [bool(flag) for flag in cast("list[Any]", pattern)]
+    else:
+        period = (pattern or period) if window else 1
+        flags = [(layer + 1) % period != 0 for layer in range(layers(contents))]
+    return {"sliding_window": window, "layer_types": [LAYER_TYPES[flag] for flag in flags]}
+
+
+def _write_windows(config: ModelConfig, period: int) -> Raw:
+    """The keys that `_windows` reads; those of the nearest model where no period gives the layers."""
+    types, window = write_layer_types(config), (config.other_layers and config.other_layers.window)
+    periods = (period, *range(2, len(types) + 2))
+    fitting = (n for n in periods if types == [LAYER_TYPES[(layer + 1) % n != 0] for layer in range(len(types))])
+    found = next(fitting, period)
+    return {_WINDOW: window or config.attention.window, _PERIOD: None if found == period else found}
+
+
+def _local_theta(config: ModelConfig) -> Raw:
+    other = config.other_layers and config.other_layers.position
+    return {_LOCAL_THETA: None if config.other_layers is None else (other or config.position).theta}
+
+
+def _gemma2(contents: Contents) -> Raw:
+    """What llama.cpp decides by itself: it has no biases, and knows the largest model by its layers."""
+    is_largest = layers(contents) in (46, 62)
+    heads, width = contents.get("attention.head_count"), contents.get("embedding_length")
+    scalar = width // heads if is_largest else contents.get("attention.key_length") or width // heads
+    return {"query_pre_attn_scalar": scalar, "attention_bias": False}
+
+
+def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
+    return config.replace(model_type="olmo2") if config.other_layers is None else config
+
+
 _ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
@@ -248,10 +351,101 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("llama", ("llama", "mistral"), neighboring=True, ignored=_ROPE_BUFFERS),
         Architecture("qwen2", ("qwen2",), ignored=_ROPE_BUFFERS),
         Architecture("qwen3", ("qwen3",), ignored=_ROPE_BUFFERS),
+        Architecture(
+            "gemma",
+            ("gemma",),
+            # It has no biases, and its head is the token table.
+            inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
+        ),
+        Architecture(
+            "gemma2",
+            ("gemma2",),
+            has_windows=True,
+            keys={"attn_logit_softcapping": "attention.softcap", "final_logit_softcapping": "head.softcap"},
+            inferred=lambda contents: {**_gemma2(contents), **_windows(contents, 2, 4096), "tie_word_embeddings": True},
+            more=lambda config: _write_windows(config, 2),
+        ),
+        Architecture(
+            "gemma3",
+            ("gemma3_text",),
+            has_windows=True,
+            keys={"final_logit_softcapping": "head.softcap"},
+            inferred=lambda contents: {
+                **_gemma2(contents),
+                **_windows(contents, 6),
+                "rope_local_base_freq": contents.get(_LOCAL_THETA) or 10_000.0,
+            },
+            more=lambda config: {**_write_windows(config, 6), **_local_theta(config)},
+        ),
+        Architecture(
+            "olmo2",
+            ("olmo3", "olmo2"),
+            has_windows=True,
+            inferred=lambda contents: {
+                **_windows(contents, 4),
+                "attention_bias": False,
+                "tie_word_embeddings": False,
+            },
+            more=lambda config: _write_windows(config, 4),
+            adjust=_olmo_adjust,
+        ),
+        Architecture(
+            "smollm3",
+            ("smollm3",),
+            neighboring=True,
+            inferred=lambda contents: {"attention_bias": False, "mlp_bias": False},
+            ignored=_ROPE_BUFFERS,
+        ),
+        Architecture(
+            "gptneox",
+            ("gpt_neox",),
+            inferred=lambda contents: {
+                "use_parallel_residual": contents.get("use_parallel_residual") is not False,
+                "tie_word_embeddings": False,
+                "attention_bias": True,
+            },
+            more=lambda config: {
+                **_write_rotary(config),
+                "use_parallel_residual": config.norm.placement == "parallel",
+            },
+        ),
+        Architecture(
+            "phi2",
+            ("phi",),
+            names={"head": "output"},
+            inferred=lambda contents: {"tie_word_embeddings": False},
+            more=_write_rotary,
+        ),
+        Architecture("phi3", ("phi3",), more=_write_rotary),
+        Architecture(
+            "granite",
+            ("granite",),
+            neighboring=True,
+            keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
+            inferred=_granite,
+            more=_write_granite,
+            ignored=_ROPE_BUFFERS,
+        ),
+        Architecture(
+            "command-r",
+            ("cohere",),
+            keys={"logit_scale": "head.scale"},
+            # It has no biases, and its head is the token table.
+            inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
+        ),
+        Architecture(
+            "falcon",
+            ("falcon",),
+            inferred=_falcon,
+            more=lambda config: {
+                **_write_rotary(config),
+                "attention.head_count_kv": config.attention.kv_heads or config.attention.heads,
+            },
+        ),
         Architecture("gpt2", ("gpt2",), ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",)),
         Architecture(
             "bert",
-            ("bert", "distilbert"),
+            ("bert", "distilbert", "roberta", "xlm-roberta"),
             names={"attention_norm": "blk.{i}.attn_output_norm", "feed_forward_norm": "blk.{i}.layer_output_norm"},
             more=lambda config: {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind)},
             adjust=_bert_adjust,
@@ -289,16 +483,21 @@ def from_gguf(contents: Contents) -> ModelConfig:
     return config
 
 
+def architecture_of(config: ModelConfig) -> Architecture | None:
+    """The architecture for models of this type; None where there is none."""
+    model_type = to_huggingface(config)[0].model_type
+    return next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
+
+
 def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that can hold this model, and the metadata that describes it, without the tokenizer's.
 
     Raises:
         UserError: GGUF, or llama.cpp that computes by it, can't express the model; it names what stands in the way.
     """
-    model_type = to_huggingface(config)[0].model_type
-    kind = next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
+    kind = architecture_of(config)
     if kind is None:
-        raise UserError(f"GGUF has no architecture for a model of type {quote(model_type)}.")
+        raise UserError(f"GGUF has no architecture for a model of type {quote(to_huggingface(config)[0].model_type)}.")
     if config.head.kind != kind.head:
         raise UserError(f"GGUF's {kind.name} architecture has no place for a head of kind {quote(config.head.kind)}.")
     metadata = kind.write(config)
@@ -318,8 +517,11 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
 def _computed(config: ModelConfig) -> ModelConfig:
     """The config that llama.cpp computes by: without training's settings, token ids, and synonyms."""
     pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
+    # A text has no padding, and the file's table of positions begins with that of its first token.
+    position = {"offset": 0, "skip_padding": False} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
-    return canonical(config).replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
+    config = canonical(config.replace(position=position))
+    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

@@ -221,6 +221,15 @@ def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> di
     return {"model": "llama", "pre": "default", "add_space_prefix": prefix, **entries.around()}
 
 
+_GEMMA_SPLIT = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+"""Gemma's pre_tokenizer, which finds no space: its normalizer has replaced them all."""
+
+
 def _adds_space(pipeline: Any, notes: list[str]) -> bool:
     """Whether a text gets a space at its beginning. Raises UserError for other changes to it."""
     normalizer, pre_tokenizer = pipeline.get("normalizer"), pipeline.get("pre_tokenizer")
@@ -229,6 +238,8 @@ def _adds_space(pipeline: Any, notes: list[str]) -> bool:
         for part in _steps_of(normalizer, "normalizers")
     ]
     replace = ("Replace", None, " ")
+    if steps == [replace] and pre_tokenizer == _GEMMA_SPLIT:
+        return False
     if pre_tokenizer is None and steps in ([("Prepend", SPACE, None), replace], [replace]):
         return len(steps) > 1
     metaspace = {} if pre_tokenizer is None or pre_tokenizer["type"] != "Metaspace" else pre_tokenizer

@@ -14,7 +14,7 @@ from torch import Tensor
 from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.linear import Linear, LowRankAdapter
-from anyformer.checkpoint.gguf.architectures import Architecture, table, to_gguf
+from anyformer.checkpoint.gguf.architectures import Architecture, architecture_of, table, to_gguf
 from anyformer.checkpoint.gguf.container import NAMED
 from anyformer.checkpoint.gguf.contents import rope_factors
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
@@ -70,7 +70,7 @@ def save_gguf(
     config = storable(model.config, notes)
     architecture, metadata = to_gguf(config)
     _refuse(config, architecture)
-    if architecture.name == "bert":
+    if architecture.name in ("bert", "gptneox", "falcon"):
         notes.append("llama.cpp computes GELU by its tanh formula, which moves hidden states by about 1e-3.")
     vocabulary = tokenizer_metadata(tokenizer, config, notes)
     general: dict[str, Any] = {
@@ -135,8 +135,8 @@ def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, _Tensor]:
 def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
     """The config that llama.cpp will compute; notes get what differs.
 
-    Encoders there end with the hidden states, and every token of a decoder sees all before it: the same as a window,
-    until the window is full.
+    Encoders there end with the hidden states. In most architectures every token of a decoder sees all before it: the
+    same as a window, until the window is full.
     """
     if config.is_encoder_only:
         if config.head.kind != "none":
@@ -145,25 +145,28 @@ def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
         elif config.head.pooler is not None:
             notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
         config = replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
-    window = config.attention.window
+    window = config.attention.window if config.other_layers is None else config.other_layers.window
     if window is None or config.position.kind != "rotary":
+        return config
+    kind = architecture_of(config)
+    if kind is not None and kind.has_windows:
         return config
     if window < config.max_length:
         notes.append(
             f"llama.cpp knows no sliding window for this model, so the file is for contexts of up to {window} tokens "
             f"(the window) instead of {config.max_length}: within them nothing differs."
         )
-    return config.replace(attention={"window": None, "window_from": 0}, max_length=min(window, config.max_length))
+    return config.replace(attention={"window": None}, other_layers=None, max_length=min(window, config.max_length))
 
 
 def _refuse(config: ModelConfig, kind: Architecture) -> None:
     """Refuse models that the format could express and llama.cpp does not compute."""
     attention, scaling = config.attention, config.position.scaling
     width = attention.heads * (attention.head_dim or config.d_model // attention.heads)
-    if kind.name == "qwen2" and width != config.d_model:
+    if kind.name in ("qwen2", "olmo2") and width != config.d_model:
         raise UserError(
-            f"llama.cpp computes a qwen2 model only where its heads are as wide as the model: {attention.heads} heads "
-            f"of {attention.head_dim} make {width}, not {config.d_model}."
+            f"llama.cpp computes a {kind.name} model only where its heads are as wide as the model: {attention.heads} "
+            f"heads of {attention.head_dim} make {width}, not {config.d_model}."
         )
     if kind.name == "qwen3" and (attention.bias or attention.output_bias):
         raise UserError("llama.cpp knows no biases in a qwen3 model's attention.")
@@ -174,6 +177,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
         )
     if scaling is not None and scaling.kind == "llama3" and kind.name != "llama":
         raise UserError(f"llama.cpp does not scale the positions of a {kind.name} model as LLaMA 3 does.")
+    if scaling is not None and scaling.kind == "yarn" and kind.name == "gemma3":
+        raise UserError("llama.cpp scales the positions of a gemma3 model's windows by YaRN, too.")
     if scaling is not None and scaling.kind == "yarn" and (scaling.beta_fast, scaling.beta_slow) != (32, 1):
         raise UserError(
             "llama.cpp computes YaRN with beta_fast 32 and beta_slow 1 whatever the file says, not with "

@@ -1,5 +1,6 @@
 // Attention of a single query, as when a token is decoded: the SIMD lanes are dimensions of the head.
 #pragma once
+#include "elementwise.h"
 #include "simd.h"
 
 // Horizontal sums of four vectors: adding halves of two vectors side by side takes fewer steps than four reductions.
@@ -69,10 +70,10 @@ struct DecodeHead {
     }
 };
 
-// output = softmax(scale query keys^T + bias) values over keys [first, end). `query` is padded with zeros to whole
+// output = softmax(soft_capped(scale query keys^T) + bias) values over keys [first, end). `query` is padded with zeros to whole
 // vectors; `bias` is indexed by the distance from the last key, `mask` by key; `weights` is scratch memory.
 template <int VECTORS, class T>
-inline void attend(const float* query, float scale, const T* keys, const T* values, int64_t key_stride,
+inline void attend(const float* query, float scale, float softcap, const T* keys, const T* values, int64_t key_stride,
                    int64_t value_stride, int64_t first, int64_t end, int64_t head_dim, const float* bias,
                    const uint8_t* mask, float* weights, float* output) {
     DecodeHead<VECTORS, T> head(query, scale, head_dim);
@@ -84,6 +85,8 @@ inline void attend(const float* query, float scale, const T* keys, const T* valu
         reduce_add_x4(products, weights + t);
     }
     for (; t < count; t++) weights[t] = reduce_add(head.dot(keys + (first + t) * key_stride));
+    if (softcap > 0.0f)
+        for (int64_t t = 0; t < count; t += LANES) store(weights + t, soft_capped(load(weights + t), softcap));
     if (bias)
         for (int64_t t = 0; t < count; t++) weights[t] += bias[count - 1 - t];
     if (mask)

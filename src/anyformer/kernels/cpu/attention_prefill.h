@@ -6,6 +6,7 @@
 #pragma once
 #include <type_traits>
 
+#include "elementwise.h"
 #include "simd.h"
 #include "amx.h"
 
@@ -59,6 +60,10 @@ inline void matmul_rows(const float* rows, int64_t row_stride, int64_t depth_str
     }
 }
 
+// Queries that share blocks of keys, each of which is packed once for all of them.
+constexpr int64_t MAX_PANELS = 4;
+constexpr int64_t MAX_QUERIES = MAX_PANELS * QUERY_BLOCK;
+
 template <Backend BACKEND, int VECTORS>
 class PrefillAttention {
     static constexpr bool BF16 = BACKEND != FLOAT32_FMA;
@@ -67,55 +72,89 @@ class PrefillAttention {
     static constexpr int64_t KEY_MULTIPLE = BACKEND == AMX ? 32 : ROWS;  // blocks are padded to it
     typedef std::conditional_t<BF16, BFloat16, float> Element;
 
+    // A query in each lane.
+    struct Panel {
+        const Query* queries;
+        int64_t num_queries, from = INT64_MAX, to = 0;  // from, to: the keys that any of them sees
+        float *query_t, *out_t;
+        alignas(64) int32_t first[WIDTH], end[WIDTH];
+        FloatVec maxima[VECTORS], sums[VECTORS];
+    };
+
    public:
-    PrefillAttention(float* memory, const Query* queries, int64_t num_queries, int64_t head_dim, float scale)
-        : queries(queries), num_queries(num_queries), head_dim(head_dim), padded_dim(padded(head_dim)) {
-        query_t = memory;
-        out_t = query_t + QUERY_BLOCK * padded_dim;
-        keys = out_t + QUERY_BLOCK * padded_dim;
+    PrefillAttention(float* memory, const Query* queries, int64_t num_queries, int64_t head_dim, float scale,
+                     float softcap)
+        : head_dim(head_dim),
+          padded_dim(padded(head_dim)),
+          num_panels((num_queries + WIDTH - 1) / WIDTH),
+          softcap(softcap) {
+        keys = memory;
         values = keys + KEY_BLOCK * padded_dim;
         scores = values + KEY_BLOCK * padded_dim;
-        memset(out_t, 0, padded_dim * WIDTH * sizeof(float));
-        auto scaled = reinterpret_cast<Element*>(keys);  // not in use yet
-        for (int64_t lane = 0; lane < WIDTH; lane++) {
-            Query query = lane < num_queries ? queries[lane] : Query{};
-            first[lane] = int32_t(query.first), end[lane] = int32_t(query.end);
-            for (int64_t i = 0; i < padded_dim; i += LANES)
-                store(scaled + lane % LANES * padded_dim + i, load_part(query.vector, i) * scale);
-            if ((lane + 1) % LANES) continue;
-            for (int64_t i = 0; i < padded_dim / PACK; i += LANES)
-                transpose(keys + i, padded_dim / PACK, query_t + i * WIDTH + lane + 1 - LANES, WIDTH);
+        float* next = scores + KEY_BLOCK * QUERY_BLOCK;
+        for (int64_t p = 0; p < num_panels; p++, next += 2 * WIDTH * padded_dim) {
+            Panel& panel = panels[p];
+            panel.queries = queries + p * WIDTH, panel.num_queries = min(WIDTH, num_queries - p * WIDTH);
+            panel.query_t = next, panel.out_t = next + WIDTH * padded_dim;
+            load_queries(panel, scale);
         }
-        for (int v = 0; v < VECTORS; v++) maxima[v] = broadcast(-1e30f), sums[v] = FloatVec{};
     }
 
     // Scratch memory, in floats.
     static int64_t size(int64_t head_dim) {
-        return 2 * (QUERY_BLOCK + KEY_BLOCK) * padded(head_dim) + KEY_BLOCK * QUERY_BLOCK;
+        return 2 * (MAX_QUERIES + KEY_BLOCK) * padded(head_dim) + KEY_BLOCK * QUERY_BLOCK;
     }
 
     // Overwrite every query with its output.
     template <class T>
     void run(const T* key, const T* value, int64_t key_stride, int64_t value_stride, const uint8_t* mask) {
         int64_t from = INT64_MAX, to = 0;
-        for (int64_t lane = 0; lane < num_queries; lane++) {
-            if (queries[lane].first >= queries[lane].end) continue;
-            from = queries[lane].first < from ? queries[lane].first : from;
-            to = queries[lane].end > to ? queries[lane].end : to;
-        }
+        for (int64_t p = 0; p < num_panels; p++) from = min(from, panels[p].from), to = max(to, panels[p].to);
         for (int64_t begin = from; begin < to; begin += KEY_BLOCK) {
-            int64_t num_keys = to - begin < KEY_BLOCK ? to - begin : KEY_BLOCK;
-            process_block(key + begin * key_stride, value + begin * value_stride, key_stride, value_stride, begin,
-                          num_keys, mask);
+            const int64_t num_keys = min(to - begin, KEY_BLOCK), padded_keys = round_up(num_keys, KEY_MULTIPLE);
+            pack(key + begin * key_stride, value + begin * value_stride, key_stride, value_stride, num_keys,
+                 padded_keys);
+            for (int64_t p = 0; p < num_panels; p++)
+                if (panels[p].from < begin + num_keys && begin < panels[p].to)
+                    process_block(panels[p], begin, num_keys, padded_keys, mask);
         }
-        for (int64_t lane = 0; lane < num_queries; lane += LANES) {
-            FloatVec total = sums[lane / LANES], inverse = select(total > 0.0f, 1.0f / total, FloatVec{});
+        for (int64_t p = 0; p < num_panels; p++) write_outputs(panels[p]);
+    }
+
+   private:
+    static int64_t padded(int64_t head_dim) { return round_up(head_dim, BACKEND == AMX ? 32 : LANES); }
+
+    const int64_t head_dim, padded_dim, num_panels;
+    const float softcap;
+    float *keys, *values, *scores;
+    Panel panels[MAX_PANELS];
+
+    void load_queries(Panel& panel, float scale) {
+        memset(panel.out_t, 0, padded_dim * WIDTH * sizeof(float));
+        auto scaled = reinterpret_cast<Element*>(keys);  // not in use yet
+        for (int64_t lane = 0; lane < WIDTH; lane++) {
+            Query query = lane < panel.num_queries ? panel.queries[lane] : Query{};
+            panel.first[lane] = int32_t(query.first), panel.end[lane] = int32_t(query.end);
+            if (query.first < query.end)
+                panel.from = min(panel.from, query.first), panel.to = max(panel.to, query.end);
+            for (int64_t i = 0; i < padded_dim; i += LANES)
+                store(scaled + lane % LANES * padded_dim + i, load_part(query.vector, i) * scale);
+            if ((lane + 1) % LANES) continue;
+            for (int64_t i = 0; i < padded_dim / PACK; i += LANES)
+                transpose(keys + i, padded_dim / PACK, panel.query_t + i * WIDTH + lane + 1 - LANES, WIDTH);
+        }
+        for (int v = 0; v < VECTORS; v++) panel.maxima[v] = broadcast(-1e30f), panel.sums[v] = FloatVec{};
+    }
+
+    void write_outputs(const Panel& panel) {
+        for (int64_t lane = 0; lane < panel.num_queries; lane += LANES) {
+            FloatVec total = panel.sums[lane / LANES], inverse = select(total > 0.0f, 1.0f / total, FloatVec{});
             for (int64_t i = 0; i < head_dim; i += LANES) {
                 float rows[LANES * LANES];
-                transpose(out_t + i * WIDTH + lane, WIDTH, rows, LANES);
-                for (int64_t l = 0; l < LANES && lane + l < num_queries; l++) {
+                transpose(panel.out_t + i * WIDTH + lane, WIDTH, rows, LANES);
+                for (int64_t l = 0; l < LANES && lane + l < panel.num_queries; l++) {
                     FloatVec out = load(rows + l * LANES) * inverse[l];
-                    float* to = queries[lane + l].vector + i;
+                    float* to = panel.queries[lane + l].vector + i;
                     if (head_dim - i >= LANES)
                         store(to, out);
                     else
@@ -125,22 +164,10 @@ class PrefillAttention {
         }
     }
 
-   private:
-    static int64_t padded(int64_t head_dim) {
-        constexpr int64_t MULTIPLE = BACKEND == AMX ? 32 : LANES;
-        return (head_dim + MULTIPLE - 1) / MULTIPLE * MULTIPLE;
-    }
-
-    const Query* queries;
-    const int64_t num_queries, head_dim, padded_dim;
-    float *query_t, *out_t, *keys, *values, *scores;
-    alignas(64) int32_t first[WIDTH], end[WIDTH];
-    FloatVec maxima[VECTORS], sums[VECTORS];
-
+    // Keys as rows; values as rows, or as pairs of rows, which AMX needs transposed: [head_dim, keys].
     template <class T>
-    void process_block(const T* key, const T* value, int64_t key_stride, int64_t value_stride, int64_t begin,
-                       int64_t num_keys, const uint8_t* mask) {
-        int64_t padded_keys = (num_keys + KEY_MULTIPLE - 1) / KEY_MULTIPLE * KEY_MULTIPLE;
+    void pack(const T* key, const T* value, int64_t key_stride, int64_t value_stride, int64_t num_keys,
+              int64_t padded_keys) {
         auto row = [&](const T* from, int64_t stride, int64_t t) { return t < num_keys ? from + t * stride : nullptr; };
         for (int64_t t = 0; t < padded_keys; t++) {
             const T* one = row(key, key_stride, t);
@@ -153,48 +180,57 @@ class PrefillAttention {
             for (int64_t i = 0; i < padded_dim; i += LANES)
                 store(to + i, BF16 ? to_bf16_pairs(load_part(one, i), load_part(two, i)) : load_part(one, i));
         }
-        compute_scores(padded_keys);
-        apply_mask(begin, num_keys, padded_keys, mask);
+        if constexpr (BACKEND == AMX) {
+            auto pairs = reinterpret_cast<const BFloat16*>(values);
+            for (int64_t t = 0; t < padded_keys; t += 2 * LANES)
+                for (int64_t i = 0; i < padded_dim; i += LANES)
+                    transpose(pairs + t * padded_dim + 2 * i, 2 * padded_dim, values_t() + i * KEY_BLOCK + t, KEY_BLOCK);
+        }
+    }
+
+    BFloat16* values_t() const { return reinterpret_cast<BFloat16*>(values + KEY_BLOCK / 2 * padded_dim); }
+
+    void process_block(Panel& panel, int64_t begin, int64_t num_keys, int64_t padded_keys, const uint8_t* mask) {
+        compute_scores(panel, padded_keys);
+        for (int64_t i = 0; softcap > 0.0f && i < padded_keys * WIDTH; i += LANES)
+            store(scores + i, soft_capped(load(scores + i), softcap));
+        apply_mask(panel, begin, num_keys, padded_keys, mask);
         FloatVec factor[VECTORS];
-        softmax(padded_keys, factor);
-        accumulate(padded_keys, factor);
+        softmax(panel, padded_keys, factor);
+        accumulate(panel, padded_keys, factor);
     }
 
     // scores [padded_keys, WIDTH] = keys queries^T
-    void compute_scores(int64_t padded_keys) {
+    void compute_scores(const Panel& panel, int64_t padded_keys) {
         if constexpr (BACKEND == AMX) {
             auto rows = reinterpret_cast<const BFloat16*>(keys);
             for (int64_t t = 0; t < padded_keys; t += LANES)
-                bf16_matmul<VECTORS>(rows + t * padded_dim, padded_dim, query_t, WIDTH, padded_dim, false,
+                bf16_matmul<VECTORS>(rows + t * padded_dim, padded_dim, panel.query_t, WIDTH, padded_dim, false,
                                      scores + t * WIDTH, WIDTH);
         } else {
             for (int64_t t = 0; t < padded_keys; t += ROWS)
                 matmul_rows<BF16, VECTORS>(keys + t * padded_dim / PACK, padded_dim / PACK, 1, padded_dim / PACK,
-                                           query_t, nullptr, scores + t * WIDTH);
+                                           panel.query_t, nullptr, scores + t * WIDTH);
         }
     }
 
     // out_t = factor * out_t + values^T weights
-    void accumulate(int64_t padded_keys, const FloatVec* factor) {
+    void accumulate(const Panel& panel, int64_t padded_keys, const FloatVec* factor) {
         if constexpr (BACKEND == AMX) {
-            // Transpose to [head_dim, keys].
-            auto pairs = reinterpret_cast<const BFloat16*>(values);
-            auto rows = reinterpret_cast<BFloat16*>(values + KEY_BLOCK / 2 * padded_dim);
-            for (int64_t t = 0; t < padded_keys; t += 2 * LANES)
-                for (int64_t i = 0; i < padded_dim; i += LANES)
-                    transpose(pairs + t * padded_dim + 2 * i, 2 * padded_dim, rows + i * KEY_BLOCK + t, KEY_BLOCK);
-            for (int64_t i = 0; i < padded_dim; i++)
-                for (int v = 0; v < VECTORS; v++) {
-                    float* total = out_t + i * WIDTH + v * LANES;
+            for (int v = 0; v < VECTORS; v++) {
+                if (reduce_add(abs(factor[v] - 1.0f)) == 0) continue;  // no maximum has changed
+                for (int64_t i = 0; i < padded_dim; i++) {
+                    float* total = panel.out_t + i * WIDTH + v * LANES;
                     store(total, load(total) * factor[v]);
                 }
+            }
             for (int64_t i = 0; i < padded_dim; i += LANES)
-                bf16_matmul<VECTORS>(rows + i * KEY_BLOCK, KEY_BLOCK, scores, WIDTH, padded_keys, true,
-                                     out_t + i * WIDTH, WIDTH);
+                bf16_matmul<VECTORS>(values_t() + i * KEY_BLOCK, KEY_BLOCK, scores, WIDTH, padded_keys, true,
+                                     panel.out_t + i * WIDTH, WIDTH);
         } else {
             for (int64_t i = 0; i < padded_dim; i += ROWS)
                 matmul_rows<BF16, VECTORS>(values + i, 1, padded_dim, padded_keys / PACK, scores, factor,
-                                           out_t + i * WIDTH);
+                                           panel.out_t + i * WIDTH);
         }
     }
 
@@ -206,10 +242,10 @@ class PrefillAttention {
     }
 
     // Add the bias, and set the scores of masked keys to -inf.
-    void apply_mask(int64_t begin, int64_t num_keys, int64_t padded_keys, const uint8_t* mask) {
-        bool all_visible = num_keys == padded_keys && num_queries == WIDTH && !mask;
-        for (int64_t lane = 0; lane < num_queries; lane++) {
-            const Query& query = queries[lane];
+    void apply_mask(const Panel& panel, int64_t begin, int64_t num_keys, int64_t padded_keys, const uint8_t* mask) {
+        bool all_visible = num_keys == padded_keys && panel.num_queries == WIDTH && !mask;
+        for (int64_t lane = 0; lane < panel.num_queries; lane++) {
+            const Query& query = panel.queries[lane];
             all_visible = all_visible && query.first <= begin && query.end >= begin + padded_keys;
             if (!query.bias) continue;
             for (int64_t t = query.first > begin ? query.first - begin : 0; t < num_keys && begin + t < query.end; t++)
@@ -218,7 +254,7 @@ class PrefillAttention {
         if (all_visible) return;
         for (int64_t t = 0; t < padded_keys; t++)
             for (int v = 0; v < VECTORS; v++) {
-                auto from = load_as<IntVec>(first + v * LANES), to = load_as<IntVec>(end + v * LANES);
+                auto from = load_as<IntVec>(panel.first + v * LANES), to = load_as<IntVec>(panel.end + v * LANES);
                 IntVec position = IntVec{} + int32_t(begin + t);
                 IntVec visible = (position >= from) & (position < to);
                 if (t >= num_keys || (mask && !mask[begin + t])) visible = IntVec{};
@@ -228,23 +264,29 @@ class PrefillAttention {
     }
 
     // Replace scores by exp(score - running maximum); `factor` rescales earlier sums to the new maximum.
-    void softmax(int64_t padded_keys, FloatVec* factor) {
+    void softmax(Panel& panel, int64_t padded_keys, FloatVec* factor) {
+        FloatVec maxima[VECTORS];
+        for (int v = 0; v < VECTORS; v++) maxima[v] = panel.maxima[v];
+        for (int64_t t = 0; t < padded_keys; t++) {
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) maxima[v] = max(maxima[v], load(scores + t * WIDTH + v * LANES));
+        }
         for (int v = 0; v < VECTORS; v++) {
-            FloatVec maximum = maxima[v];
-            for (int64_t t = 0; t < padded_keys; t++) maximum = max(maximum, load(scores + t * WIDTH + v * LANES));
-            factor[v] = exp(maxima[v] - maximum);
-            maxima[v] = maximum;
-            sums[v] *= factor[v];
+            FloatVec maximum = maxima[v], sums{};
+            factor[v] = exp(panel.maxima[v] - maximum);
+            panel.maxima[v] = maximum;
             for (int64_t t = 0; t < padded_keys; t += PACK) {
                 FloatVec weights[PACK];
                 UNROLL
                 for (int e = 0; e < PACK; e++) {
-                    weights[e] = exp(load(scores + (t + e) * WIDTH + v * LANES) - maximum);
-                    sums[v] += weights[e];
+                    const FloatVec x = load(scores + (t + e) * WIDTH + v * LANES) - maximum;
+                    weights[e] = BF16 ? exp_of_8_bits(x) : exp(x);
+                    sums += weights[e];
                 }
                 store(scores + t / PACK * WIDTH + v * LANES,
                       BF16 ? to_bf16_pairs(weights[0], weights[PACK - 1]) : weights[0]);
             }
+            panel.sums[v] = panel.sums[v] * factor[v] + sums;
         }
     }
 };

@@ -6,6 +6,7 @@
 #include "matmul.h"
 #include "elementwise.h"
 #include "attention_decode.h"
+#include "experts.h"
 #include "structs.h"
 #include "threads.h"
 
@@ -18,8 +19,10 @@ void for_each_matrix(const Decoder& decoder, const Visit& visit) {
         for (auto attention : {&layer.attention, &layer.cross_attention})
             for (auto matrix : {&attention->query, &attention->key, &attention->value, &attention->output})
                 if (matrix->weights) visit(*matrix);
-        for (auto matrix : {&layer.feed_forward.up, &layer.feed_forward.gate, &layer.feed_forward.down})
-            if (matrix->weights) visit(*matrix);
+        const FeedForward& f = layer.feed_forward;
+        for (auto matrix : {&f.up, &f.gate, &f.down})
+            if (matrix->weights) visit(f.router.weights ? expert(*matrix, f.experts, 0) : *matrix);
+        if (f.router.weights) visit(f.router);
     }
     visit(decoder.head);
 }
@@ -36,9 +39,12 @@ struct Widths {
             has_integers = has_integers || is_integer(matrix.dtype);
         });
         if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
-        for (int64_t i = 0; i < decoder.num_layers; i++)
+        for (int64_t i = 0; i < decoder.num_layers; i++) {
+            const FeedForward& f = decoder.layers[i].feed_forward;
+            if (f.router.weights) out = max(out, max(routing_size(f), f.used * padded(f.up.out_features / f.experts)));
             for (auto attention : {&decoder.layers[i].attention, &decoder.layers[i].cross_attention})
                 head = attention->head_dim > head ? attention->head_dim : head;
+        }
     }
 };
 
@@ -84,7 +90,7 @@ class DecodeStep {
     }
 
     void run() {
-        AmxTiles registers(uses_amx(rows));
+        AmxTiles registers(uses_tiles(rows));
         if (batch.tokens) threads.parallel_for(rows, [&](int64_t row) { embed(batch.tokens[row], residual(row)); });
         for (int64_t i = 0; i < decoder.num_layers; i++) {
             layer(decoder.layers[i], batch.caches[i], i + 1 == decoder.num_layers);
@@ -104,7 +110,7 @@ class DecodeStep {
     float* residual(int64_t row) const { return batch.hidden_states + row * decoder.d_model; }
     int64_t sequence(int64_t row) const { return row / new_tokens; }
 
-    // A row of the embedding.
+    // A row of the embedding, scaled.
     void embed(int64_t token, float* to) const {
         const Matrix& table = decoder.embedding;
         const int64_t width = table.in_features;
@@ -116,12 +122,15 @@ class DecodeStep {
             auto quads = static_cast<const uint8_t*>(table.weights) + index * GROUP * LANES + lane * 4;
             float scales[LANES];
             store(scales, load_float16<FloatVec>(table.scales + index * LANES));
-            for (int64_t i = 0; i < GROUP; i++) {
-                float x = float(quads[i / 4 * LANES * 4 + i % 4] - 128) * scales[lane];
-                to[group * GROUP + i] = decoder.dtype == BFLOAT16 ? to_float32(to_bfloat16(x)) : x;
-            }
+            for (int64_t i = 0; i < GROUP; i++)
+                to[group * GROUP + i] = rounded(float(quads[i / 4 * LANES * 4 + i % 4] - 128) * scales[lane]);
         }
+        if (decoder.embedding_scale == 1.0) return;
+        for (int64_t i = 0; i < width; i++) to[i] = rounded(to[i] * float(decoder.embedding_scale));
     }
+
+    // A number of an embedding, in the model's dtype.
+    float rounded(float x) const { return decoder.dtype == BFLOAT16 ? to_float32(to_bfloat16(x)) : x; }
 
     // The inputs of products with some matrices. `fill(row, to)` returns a pointer to a row, which it may have written
     // to `to`.
@@ -129,11 +138,13 @@ class DecodeStep {
     Inputs prepare_inputs(int64_t count, int64_t width, std::initializer_list<const Matrix*> matrices,
                           const Fill& fill) {
         Inputs inputs(inputs_memory, thread_memory, count, width);
-        bool float32 = false, bf16 = false, int8 = false;
+        bool float32 = false, bf16 = false, int8 = false, tiles = false, minima = false;
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
             float32 = float32 || inputs.needs_float32(matrix->dtype);
             bf16 = bf16 || inputs.needs_bf16(matrix->dtype);
+            tiles = tiles || inputs.needs_tiles(matrix->dtype);
+            minima = minima || matrix->dtype == INT4;
             int8 = int8 || inputs.needs_int8(matrix->dtype);
         }
         auto prepare = [&](int64_t row) {
@@ -144,45 +155,62 @@ class DecodeStep {
             if (from == to)
                 for (int64_t i = width; i < inputs.width; i++) to[i] = 0;
             if (bf16) inputs.to_bf16(row, from, inputs.width);
+            if (tiles) inputs.to_tiles(row, from, inputs.width, minima);
             if (int8) inputs.quantize(row, from, inputs.width / GROUP);
         };
-        if (single_row)
-            prepare(0);
-        else
-            parallel_row_blocks(threads, count, prepare);
+        if (!single_row) parallel_row_blocks(threads, count, prepare);
+        for (int64_t row = 0; single_row && row < count; row++) prepare(row);
         return inputs;
     }
 
-    // The residual stream, normalized if the model is pre-norm.
+    // The residual stream, normalized.
     Inputs normed_inputs(const Norm& norm, std::initializer_list<const Matrix*> matrices) {
-        static const Norm none{};
-        const Norm& first = decoder.pre_norm ? norm : none;
         return prepare_inputs(rows, decoder.d_model, matrices, [&](int64_t row, float* to) {
-            return normalize(first, residual(row), decoder.d_model, to);
+            return normalize(norm, residual(row), decoder.d_model, to);
         });
     }
 
-    // Add a matrix product to the residual stream, which is then normalized if the model is post-norm.
-    void add(const Matrix& matrix, const Inputs& inputs, const Norm& norm) {
+    // Add a matrix product, normalized by the inner norm, to the residual stream, which the outer one then normalizes.
+    void add(const Matrix& matrix, const Inputs& inputs, const Norms& norms) {
         parallel_panels(threads, num_panels(matrix), rows, [&](int64_t panel, int64_t panels) {
             multiply(matrix, panel, panels, inputs, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t count) {
-                float* to = residual(row) + first;
-                if (count == LANES)
-                    store(to, load(to) + y);
-                else
-                    store(to, load(to, count) + y, count);
+                add_vector(norms, row, first, y, count);
             });
         });
-        if (decoder.pre_norm) return;
-        threads.parallel_for(rows, [&](int64_t row) { normalize_in_place(norm, residual(row)); });
+        finish(norms, norms.inner.kind != NO_NORM);
     }
 
-    void normalize_in_place(const Norm& norm, float* x) {
+    // What is added to the residual stream of a row, where it is normalized or summed first.
+    float* product(int64_t row) const { return keys + row * padded(decoder.d_model); }  // keys are in the cache already
+
+    void add_vector(const Norms& norms, int64_t row, int64_t first, FloatVec y, int64_t count) const {
+        if (norms.inner.kind != NO_NORM) return store(product(row) + first, y);
+        y = broadcast(float(decoder.residual_scale)) * y;
+        float* to = residual(row) + first;
+        if (count == LANES)
+            store(to, load(to) + y);
+        else
+            store(to, load(to, count) + y, count);
+    }
+
+    void finish(const Norms& norms, bool has_products) {
+        const int64_t d_model = decoder.d_model;
+        if (!has_products && norms.outer.kind == NO_NORM) return;
+        threads.parallel_for(rows, [&](int64_t row) {
+            float* x = residual(row);
+            if (has_products) normalize_in_place(norms.inner, product(row), d_model);
+            for (int64_t i = 0; has_products && i < d_model; i++)
+                x[i] += float(decoder.residual_scale) * product(row)[i];
+            normalize_in_place(norms.outer, x, d_model);
+        });
+    }
+
+    static void normalize_in_place(const Norm& norm, float* x, int64_t width) {
         if (norm.kind == NO_NORM) return;
         constexpr int64_t MAX_WIDTH = 1 << 14;
         float normed[MAX_WIDTH + LANES];
-        normalize(norm, x, decoder.d_model, normed);
-        memcpy(x, normed, decoder.d_model * sizeof(float));
+        normalize(norm, x, width, normed);
+        memcpy(x, normed, width * sizeof(float));
     }
 
     void layer(const Layer& layer, const LayerCache& cache, bool last) {
@@ -190,9 +218,10 @@ class DecodeStep {
         // After the keys and values of the last layer only rows with logits matter.
         if (last) select_logit_rows(padded(layer.attention.query.out_features));
         if (!rows) return;
+        if (decoder.is_parallel) feed_forward(layer.feed_forward, keys);  // in the cache already
         run_attention(layer.attention, cache.keys, cache.values, false);
         if (layer.cross_attention.query.weights) cross_attention(layer.cross_attention, cache);
-        feed_forward(layer.feed_forward);
+        if (!decoder.is_parallel) feed_forward(layer.feed_forward, queries);
     }
 
     // Move the rows that logits are wanted of to the front, and drop the others.
@@ -213,7 +242,7 @@ class DecodeStep {
 
     // Compute the queries, keys and values of the new tokens, and write the latter to the cache.
     void project_qkv(const Attention& a, const LayerCache& cache) {
-        Inputs x = normed_inputs(a.norm, {&a.query, &a.key, &a.value});
+        Inputs x = normed_inputs(a.norms.before, {&a.query, &a.key, &a.value});
         int64_t query_width = padded(a.query.out_features), key_width = padded(a.key.out_features);
         struct {
             const Matrix& matrix;
@@ -244,16 +273,17 @@ class DecodeStep {
     void write_cache(const Attention& a, const LayerCache& cache, int64_t row, int64_t query_width, int64_t key_width) {
         int64_t position = batch.positions[row];
         if (position < 0) return;
-        auto norm_and_rotate = [&](const Norm& norm, float* head) {
-            norm_head(norm, head, a.head_dim);
-            if (batch.cos)
-                apply_rotary(head, a.head_dim, batch.cos + position * a.head_dim, batch.sin + position * a.head_dim);
+        const Rotation& rotation = batch.rotations[a.rotation];
+        const int64_t offset = position * a.head_dim;
+        auto norm_and_rotate = [&](const Norm& norm, float* vectors, int64_t heads) {
+            normalize_heads(a, norm, vectors, heads);
+            for (int64_t head = 0; rotation.cos && head < heads; head++)
+                apply_rotary(vectors + head * a.head_dim, a.head_dim, rotation.cos + offset, rotation.sin + offset);
         };
-        for (int64_t head = 0; head < a.heads; head++)
-            norm_and_rotate(a.query_norm, queries + row * query_width + head * a.head_dim);
+        norm_and_rotate(a.query_norm, queries + row * query_width, a.heads);
+        norm_and_rotate(a.key_norm, keys + row * key_width, a.kv_heads);
         for (int64_t head = 0; head < a.kv_heads; head++) {
-            float* key = keys + row * key_width + head * a.head_dim;
-            norm_and_rotate(a.key_norm, key);
+            const float* key = keys + row * key_width + head * a.head_dim;
             auto at = [&](const TensorView& m) {
                 return static_cast<T*>(m.data) + sequence(row) * m.batch_stride + head * m.head_stride +
                        position * m.time_stride;
@@ -266,25 +296,21 @@ class DecodeStep {
         }
     }
 
-    void norm_head(const Norm& norm, float* head, int64_t head_dim) const {
-        if (norm.kind == NO_NORM) return;
-        float normed[512];
-        normalize(norm, head, head_dim, normed);
-        memcpy(head, normed, head_dim * sizeof(float));
+    static void normalize_heads(const Attention& a, const Norm& norm, float* vectors, int64_t heads) {
+        const int64_t parts = a.has_wide_norm ? 1 : heads, width = heads * a.head_dim / parts;
+        for (int64_t part = 0; part < parts; part++) normalize_in_place(norm, vectors + part * width, width);
     }
 
     void cross_attention(const Attention& a, const LayerCache& cache) {
-        Inputs x = normed_inputs(a.norm, {&a.query});
+        Inputs x = normed_inputs(a.norms.before, {&a.query});
         int64_t width = padded(a.query.out_features);
         parallel_panels(threads, num_panels(a.query), rows, [&](int64_t panel, int64_t panels) {
             multiply(a.query, panel, panels, x, rows,
                      [&](int64_t row, int64_t first, FloatVec y, int64_t) { store(queries + row * width + first, y); });
         });
         if (a.query_norm.kind != NO_NORM)
-            threads.parallel_for(rows, [&](int64_t row) {
-                for (int64_t head = 0; head < a.heads; head++)
-                    norm_head(a.query_norm, queries + row * width + head * a.head_dim, a.head_dim);
-            });
+            threads.parallel_for(
+                rows, [&](int64_t row) { normalize_heads(a, a.query_norm, queries + row * width, a.heads); });
         run_attention(a, cache.encoder_keys, cache.encoder_values, true);
     }
 
@@ -305,7 +331,7 @@ class DecodeStep {
             attend_to(0.0f);
         Inputs x = prepare_inputs(rows, a.output.in_features, {&a.output},
                                   [&](int64_t row, float*) { return queries + row * width; });
-        add(a.output, x, a.norm);
+        add(a.output, x, a.norms);
     }
 
     // The query of a head.
@@ -336,6 +362,8 @@ class DecodeStep {
                 source && batch.source_mask ? batch.source_mask + sequence * batch.source_length : nullptr};
     }
 
+    static constexpr int64_t PREFETCHED_VALUES = 32;
+
     template <class T>
     void decode(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
         int64_t group = a.heads / a.kv_heads;
@@ -344,19 +372,27 @@ class DecodeStep {
         threads.parallel_for(rows * a.kv_heads * splits, [&](int64_t item) {
             int64_t split = item % splits, kv_head = item / splits % a.kv_heads, row = item / splits / a.kv_heads;
             auto kv = key_value_head<T>(keys, values, source, sequence(row), kv_head);
+            // The first values: nothing else would ask for them before the attention weights are there.
+            const Query first = make_query(a, source, row, kv_head * group);
+            for (int64_t t = first.first; !single_row && t < min(first.end, first.first + PREFETCHED_VALUES); t++)
+                for (int64_t i = 0; i < a.head_dim; i += 64 / sizeof(T))
+                    __builtin_prefetch(kv.values + t * values.time_stride + i);
             for (int64_t i = split * group / splits; i < (split + 1) * group / splits; i++) {
                 Query query = make_query(a, source, row, kv_head * group + i);
-                float vector[512] = {};
-                memcpy(vector, query.vector, a.head_dim * sizeof(float));
                 auto with = [&](auto vectors) {
-                    attend<decltype(vectors)::value, T>(vector, float(a.scale), kv.keys, kv.values, keys.time_stride,
-                                                        values.time_stride, query.first, query.end, a.head_dim,
-                                                        query.bias, kv.mask, scratch, query.vector);
+                    constexpr int VECTORS = decltype(vectors)::value;
+                    float padded[VECTORS ? 1 : 512] = {};
+                    if (!VECTORS) memcpy(padded, query.vector, a.head_dim * sizeof(float));
+                    attend<VECTORS, T>(VECTORS ? query.vector : padded, float(a.scale), float(a.softcap), kv.keys,
+                                       kv.values, keys.time_stride, values.time_stride, query.first, query.end,
+                                       a.head_dim, query.bias, kv.mask, scratch, query.vector);
                 };
                 if (a.head_dim == 64)
                     with(std::integral_constant<int, 4>{});
                 else if (a.head_dim == 128)
                     with(std::integral_constant<int, 8>{});
+                else if (a.head_dim == 256)
+                    with(std::integral_constant<int, 16>{});
                 else
                     with(std::integral_constant<int, 0>{});
             }
@@ -365,14 +401,16 @@ class DecodeStep {
 
     template <class T>
     void prefill(const Attention& a, const TensorView& keys, const TensorView& values, bool source) {
-        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, blocks = (all + QUERY_BLOCK - 1) / QUERY_BLOCK;
-        int64_t sequences = rows / new_tokens;
-        threads.parallel_for(blocks * sequences * a.kv_heads, [&](int64_t item) {
-            int64_t kv_head = item % a.kv_heads, sequence = item / a.kv_heads % sequences;
+        int64_t group = a.heads / a.kv_heads, all = new_tokens * group, heads = rows / new_tokens * a.kv_heads;
+        // Many queries share packed keys, unless threads would have nothing to do.
+        int64_t panels = all * heads / (QUERY_BLOCK * 4 * threads.size);
+        int64_t length = QUERY_BLOCK * max(int64_t(1), min(panels, MAX_PANELS)), blocks = (all + length - 1) / length;
+        threads.parallel_for(blocks * heads, [&](int64_t item) {
+            int64_t kv_head = item % a.kv_heads, sequence = item % heads / a.kv_heads;
             // The last tokens first: they have most keys, and the longest items should not be the last.
-            int64_t begin = (blocks - 1 - item / a.kv_heads / sequences) * QUERY_BLOCK;
-            int64_t count = all - begin < QUERY_BLOCK ? all - begin : QUERY_BLOCK;
-            Query block[QUERY_BLOCK];
+            int64_t begin = (blocks - 1 - item / heads) * length;
+            int64_t count = min(all - begin, length);
+            Query block[MAX_QUERIES];
             for (int64_t i = 0; i < count; i++) {
                 int64_t row = sequence * new_tokens + (begin + i) / group;
                 block[i] = make_query(a, source, row, kv_head * group + (begin + i) % group);
@@ -380,7 +418,7 @@ class DecodeStep {
             auto kv = key_value_head<T>(keys, values, source, sequence, kv_head);
             auto run = [&](auto backend, auto vectors) {
                 PrefillAttention<decltype(backend)::value, decltype(vectors)::value>(scratch, block, count, a.head_dim,
-                                                                                     float(a.scale))
+                                                                                     float(a.scale), float(a.softcap))
                     .run(kv.keys, kv.values, keys.time_stride, values.time_stride, kv.mask);
             };
             auto with_backend = [&](auto backend) {
@@ -401,10 +439,16 @@ class DecodeStep {
         });
     }
 
-    void feed_forward(const FeedForward& f) {
-        Inputs x = normed_inputs(f.norm, {&f.up, &f.gate});
+    // `inner` is memory for its hidden layer.
+    void feed_forward(const FeedForward& f, float* inner) {
+        if (f.router.weights) return f.used > ROW_BLOCK || !single_row ? experts_of_rows(f) : experts_of_row(f);
+        Inputs x = normed_inputs(f.norms.before, {&f.up, &f.gate});
+#if defined(USE_AMX)
+        if (f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
+            x.needs_tiles(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
+            return add(f.down, multiply_gated(f, x, inner), f.norms);
+#endif
         int64_t width = padded(f.up.out_features);
-        float* inner = queries;
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
             multiply(f.up, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
                 store(inner + row * width + first, f.gate.weights ? y : apply_activation(f.activation, y));
@@ -417,7 +461,124 @@ class DecodeStep {
         });
         Inputs h = prepare_inputs(rows, f.down.in_features, {&f.down},
                                   [&](int64_t row, float*) { return inner + row * width; });
-        add(f.down, h, f.norm);
+        add(f.down, h, f.norms);
+    }
+
+#if defined(USE_AMX)
+    // The inputs of the last product of a gated feed-forward: they become tiles as soon as they are computed.
+    Inputs multiply_gated(const FeedForward& f, const Inputs& x, float* memory) {
+        Inputs inner = x;
+        inner.width = padded(f.down.in_features);
+        inner.tiles = reinterpret_cast<BFloat16*>(memory);
+        const Matrix* const matrices[] = {&f.up, &f.gate};
+        parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
+            for (int64_t i = 0; i < panels; i += AMX_PANELS)
+                multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
+                             [&](int64_t row, int64_t first, const FloatVec* y, int64_t) {
+                                 store(inner.tiles + inner.tile_index(row, first),
+                                       y[0] * apply_activation(f.activation, y[1]));
+                             });
+        });
+        return inner;
+    }
+#endif
+
+    float* routing(const FeedForward& f, int64_t row) const { return values + row * (routing_size(f) - padded(2)); }
+    Choice* choices(const FeedForward& f, int64_t row) const {
+        return reinterpret_cast<Choice*>(routing(f, row) + padded(f.experts));
+    }
+
+    // The logits of all experts for each row.
+    void route(const FeedForward& f, const Inputs& x) {
+        parallel_panels(threads, num_panels(f.router), rows, [&](int64_t panel, int64_t panels) {
+            multiply(f.router, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
+                store(routing(f, row) + first, y);
+            });
+        });
+    }
+
+    // The experts of a single row, side by side.
+    void experts_of_row(const FeedForward& f) {
+        Inputs x = normed_inputs(f.norms.before, {&f.router, &f.up, &f.gate});
+        route(f, x);
+        Choice chosen[ROW_BLOCK];
+        choose(f, routing(f, 0), chosen);
+        Matrix up[ROW_BLOCK], gate[ROW_BLOCK], down[ROW_BLOCK];
+        for (int64_t i = 0; i < f.used; i++) {
+            up[i] = expert(f.up, f.experts, chosen[i].index), gate[i] = expert(f.gate, f.experts, chosen[i].index);
+            down[i] = expert(f.down, f.experts, chosen[i].index);
+        }
+        const int64_t panels_of_one = num_panels(up[0]), width = padded(up[0].out_features);
+        parallel_panels(threads, f.used * panels_of_one, 1, [&](int64_t first, int64_t count) {
+            for (int64_t item = first; item < first + count; item++) {
+                const int64_t i = item / panels_of_one, panel = item % panels_of_one;
+                FloatVec y, gated;
+                multiply_panel(up[i], panel, x, 0, 1, &y);
+                if (f.gate.weights) multiply_panel(gate[i], panel, x, 0, 1, &gated);
+                y = f.gate.weights ? y * apply_activation(f.activation, gated) : apply_activation(f.activation, y);
+                store(queries + i * width + panel * LANES, y);
+            }
+        });
+        Inputs inner = prepare_inputs(f.used, f.down.in_features, {&f.down},
+                                      [&](int64_t i, float*) { return queries + i * width; });
+        parallel_panels(threads, num_panels(down[0]), 1, [&](int64_t first, int64_t count) {
+            for (int64_t panel = first; panel < first + count; panel++) {
+                const OutputPanel part(down[0], panel);
+                FloatVec sum{};
+                for (int64_t i = 0; i < f.used; i++) {
+                    FloatVec y;
+                    multiply_panel(down[i], panel, inner, i, 1, &y);
+                    sum += chosen[i].weight * y;
+                }
+                add_vector(f.norms, 0, part.first, sum, part.count);
+            }
+        });
+        finish(f.norms, f.norms.inner.kind != NO_NORM);
+    }
+
+    // The experts of several rows, one after another.
+    void experts_of_rows(const FeedForward& f) {
+        route(f, normed_inputs(f.norms.before, {&f.router}));
+        threads.parallel_for(rows, [&](int64_t row) {
+            choose(f, routing(f, row), choices(f, row));
+            memset(product(row), 0, decoder.d_model * sizeof(float));
+        });
+        for (int64_t e = 0; e < f.experts; e++) compute_expert(f, e);
+        finish(f.norms, true);
+    }
+
+    // Add an expert's output to the products of the rows that chose it.
+    void compute_expert(const FeedForward& f, int64_t e) {
+        auto members = reinterpret_cast<Choice*>(routing(f, rows));
+        int64_t count = 0;
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t i = 0; i < f.used; i++)
+                if (choices(f, row)[i].index == e) members[count++] = {int32_t(row), choices(f, row)[i].weight};
+        if (!count) return;
+        const Matrix up = expert(f.up, f.experts, e), gate = expert(f.gate, f.experts, e);
+        const Matrix down = expert(f.down, f.experts, e);
+        Inputs x = prepare_inputs(count, decoder.d_model, {&up, &gate}, [&](int64_t i, float* to) {
+            return normalize(f.norms.before, residual(members[i].index), decoder.d_model, to);
+        });
+        const int64_t width = padded(up.out_features);
+        parallel_panels(threads, num_panels(up), count, [&](int64_t panel, int64_t panels) {
+            multiply(up, panel, panels, x, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
+                store(queries + i * width + first, f.gate.weights ? y : apply_activation(f.activation, y));
+            });
+            if (f.gate.weights)
+                multiply(gate, panel, panels, x, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
+                    float* to = queries + i * width + first;
+                    store(to, load(to) * apply_activation(f.activation, y));
+                });
+        });
+        Inputs inner = prepare_inputs(count, f.down.in_features, {&down},
+                                      [&](int64_t i, float*) { return queries + i * width; });
+        parallel_panels(threads, num_panels(down), count, [&](int64_t panel, int64_t panels) {
+            multiply(down, panel, panels, inner, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
+                float* to = product(members[i].index) + first;
+                store(to, load(to) + members[i].weight * y);
+            });
+        });
     }
 
     void compute_logits() {
@@ -432,6 +593,7 @@ class DecodeStep {
         parallel_panels(threads, num_panels(decoder.head), rows, [&](int64_t panel, int64_t panels) {
             multiply(decoder.head, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t count) {
                 float* to = batch.logits + row * decoder.head.out_features + first;
+                y = soft_capped(y, float(decoder.softcap));
                 if (count == LANES)
                     store(to, y);
                 else

@@ -29,6 +29,9 @@ inline const float* normalize(const Norm& norm, const float* from, int64_t width
     return to;
 }
 
+// softcap tanh(x / softcap), which stays within softcap; 0: x (Gemma 2, section 2).
+inline FloatVec soft_capped(FloatVec x, float softcap) { return softcap > 0.0f ? softcap * tanh(x / softcap) : x; }
+
 inline FloatVec sigmoid(FloatVec x) { return reciprocal(1.0f + exp(-x)); }
 
 inline FloatVec apply_activation(Activation activation, FloatVec x) {

@@ -2,6 +2,7 @@
 #pragma once
 #include "packed_inputs.h"
 #include "int_matmul.h"
+#include "code_tiles.h"
 #include "threads.h"
 #include "tile_matmul.h"
 
@@ -157,23 +158,46 @@ inline void unpack_to_bf16(const Matrix& matrix, int64_t panel, BFloat16* to) {
                   [&](auto dtype) { unpack_integers<decltype(dtype)::value>(matrix, panel, to); });
 }
 
-// All rows times up to AMX_PANELS panels.
-template <class Write>
-inline void multiply_amx(const Matrix& matrix, int64_t panel, int64_t panels, const Inputs& x, int64_t rows,
-                         const Write& write) {
-    const int64_t depth = (matrix.in_features + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH;
-    for (int64_t i = 0; i < panels; i++) unpack_to_bf16(matrix, panel + i, x.unpacked_bf16 + i * depth * LANES);
-    const TilePanels inputs{Inputs::padded_rows(rows) / LANES, x.width * 2, reinterpret_cast<const char*>(x.bfloat16)};
-    const TilePanels weights{AMX_PANELS, depth * 2, reinterpret_cast<const char*>(x.unpacked_bf16)};
-    alignas(64) TileSums sums;
-    for (int64_t row = 0; row < rows; row += TILES) {
-        multiply_panels<BFloat16>(inputs, row / LANES, weights, 0, 0, depth * 2, sums[0], TILES);
+// All rows times up to AMX_PANELS panels of each of some matrices of one shape: `write(row, first, y, count)` gets their
+// outputs side by side. Those of a block of rows are written while the next one is multiplied.
+template <int MATRICES, class Write>
+inline void multiply_amx(const Matrix* const (&matrices)[MATRICES], int64_t panel, int64_t panels, const Inputs& x,
+                         int64_t rows, const Write& write) {
+    constexpr int64_t VECTORS = TILES * AMX_PANELS;
+    const int64_t depth = round_up(matrices[0]->in_features, TILE_DEPTH), size = AMX_PANELS * LANES * depth;
+    OutputPanel parts[MATRICES][AMX_PANELS];
+    for (int m = 0; m < MATRICES; m++)
         for (int64_t i = 0; i < panels; i++) {
-            OutputPanel part(matrix, panel + i);
-            for (int64_t r = 0; r < TILES && row + r < rows; r++)
-                write(row + r, part.first, load_as<FloatVec>(sums[r] + i * LANES) + part.bias, part.count);
+            unpack_to_bf16(*matrices[m], panel + i, x.unpacked_bf16 + m * size + i * depth * LANES);
+            parts[m][i] = OutputPanel(*matrices[m], panel + i);
         }
-    }
+    const TilePanels inputs{Inputs::padded_rows(rows) / LANES, x.width * 2, reinterpret_cast<const char*>(x.tiles)};
+    alignas(64) TileSums sums[2][MATRICES];
+    auto write_vectors = [&](int64_t row, int64_t begin, int64_t end) {
+        for (int64_t v = begin; v < end; v++) {
+            const int64_t r = v / AMX_PANELS, i = v % AMX_PANELS;
+            if (row + r >= rows || i >= panels) continue;
+            FloatVec y[MATRICES];
+            UNROLL
+            for (int m = 0; m < MATRICES; m++)
+                y[m] = load_as<FloatVec>(sums[row / TILES % 2][m][r] + i * LANES) + parts[m][i].bias;
+            write(row + r, parts[0][i].first, y, parts[0][i].count);
+        }
+    };
+    const int64_t steps = depth / TILE_DEPTH, all_steps = steps * MATRICES;
+    int64_t row = 0;
+    for (; row < rows; row += TILES)
+        for (int m = 0; m < MATRICES; m++) {
+            const TilePanels weights{AMX_PANELS, depth * 2,
+                                     reinterpret_cast<const char*>(x.unpacked_bf16 + m * size)};
+            multiply_panels<BFloat16>(inputs, row / LANES, weights, 0, 0, depth * 2, sums[row / TILES % 2][m][0], TILES,
+                                      [&](int64_t step) {
+                                          step += m * steps;
+                                          if (row) write_vectors(row - TILES, step * VECTORS / all_steps,
+                                                                 (step + 1) * VECTORS / all_steps);
+                                      });
+        }
+    write_vectors(row - TILES, 0, VECTORS);
 }
 #endif
 
@@ -182,9 +206,17 @@ template <class Write>
 inline void multiply(const Matrix& matrix, int64_t panel, int64_t panels, const Inputs& x, int64_t rows,
                      const Write& write) {
 #if defined(USE_AMX)
-    if (x.unpacked_bf16 && x.needs_bf16(matrix.dtype)) {
+    if (x.unpacked_bf16 && x.needs_tiles(matrix.dtype)) {
+        const Matrix* const matrices[] = {&matrix};
         for (int64_t i = 0; i < panels; i += AMX_PANELS)
-            multiply_amx(matrix, panel + i, panels - i < AMX_PANELS ? panels - i : AMX_PANELS, x, rows, write);
+            multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
+                         [&](int64_t row, int64_t first, const FloatVec* y, int64_t count) {
+                             write(row, first, *y, count);
+                         });
+        return;
+    }
+    if (x.needs_tiles(matrix.dtype)) {
+        for (int64_t i = 0; i < panels; i++) multiply_code_tiles(matrix, panel + i, x, rows, write);
         return;
     }
 #endif
@@ -216,7 +248,8 @@ inline void parallel_row_blocks(Threads& threads, int64_t rows, const Body& body
 // Panels that a thread takes at a time: neighbors, which are contiguous in memory, but few enough that all threads have
 // work. With many rows a single panel takes long, and threads should not wait for the last one.
 inline int64_t panels_per_item(int64_t panels, int64_t rows, int num_threads) {
-    if (uses_unpacked_int8(rows)) return 1;
+    if (uses_unpacked_int8(rows) || uses_code_tiles(rows)) return 1;
+    if (uses_amx(rows)) return AMX_PANELS;
     int64_t length = panels / (num_threads * 8);
     length = length < AMX_PANELS ? AMX_PANELS : length > 16 ? 16 : length;
     return length / AMX_PANELS * AMX_PANELS;

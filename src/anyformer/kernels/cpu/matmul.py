@@ -22,6 +22,7 @@ INT8 = Kernel("int8_matmul", structs.MatmulArgs)
 QUANTIZED = Library(
     "quantized_matmul",
     amx_min_rows=(c_int64,),
+    code_tiles_min_rows=(c_int64,),
     int8_min_rows=(c_int64,),
     workspace_size=(c_int64, c_void_p, c_int64, c_int64),
     quantized_matmul=(None, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),

@@ -18,6 +18,7 @@ struct OutputPanel {
     int64_t first, count;
     FloatVec bias{};
 
+    OutputPanel() = default;
     OutputPanel(const Matrix& matrix, int64_t panel) : first(panel * LANES), count(matrix.out_features - first) {
         count = count < LANES ? count : LANES;
         if (matrix.bias) bias = count < LANES ? load(matrix.bias + first, count) : load(matrix.bias + first);
@@ -29,10 +30,15 @@ inline bool is_integer(Dtype dtype) { return dtype >= INT8; }
 // Input rows that are multiplied at a time: as many as there are registers for accumulators.
 constexpr int ROW_BLOCK = 8;
 
-// AMX multiplies AMX_ROWS input rows by AMX_PANELS panels at a time. From AMX_ROWS rows on it is worth unpacking
+// AMX multiplies AMX_ROWS input rows by AMX_PANELS panels of one of AMX_MATRICES matrices at a time. From AMX_ROWS rows on it is worth unpacking
 // weights to bfloat16.
-constexpr int64_t AMX_ROWS = 32, AMX_PANELS = 2;
+constexpr int64_t AMX_ROWS = 32, AMX_PANELS = 2, AMX_MATRICES = 2;
 inline bool uses_amx(int64_t rows) { return HAS_AMX && rows >= AMX_ROWS; }
+
+// Fewer rows are multiplied by AMX without the scales of 4-bit weights (code_tiles.h), but not so few as the VNNI
+// registers take, which speculative decoding verifies like single ones.
+inline bool uses_code_tiles(int64_t rows) { return HAS_AMX && rows > ROW_BLOCK && rows < AMX_ROWS; }
+inline bool uses_tiles(int64_t rows) { return uses_amx(rows) || uses_code_tiles(rows); }
 
 // Without AMX but with VNNI, from as many rows on it is worth unpacking 4-bit weights to 8 bits.
 #if defined(__AVX512VNNI__)
@@ -48,17 +54,19 @@ struct Inputs {
     int64_t width;  // in_features, padded with zeros
     float* float32;
     BFloat16* bfloat16;
+    BFloat16* tiles;  // for AMX: bfloat16 [row / 16, i / 32, 16, 32]
     int8_t* int8;
     float *scales, *sums;  // of each group: its scale, and its scale times the sum of its integers
     int32_t* offsets;  // of each group: -128 times the sum of its integers, for int8 weights are stored with 128 added
-    BFloat16* unpacked_bf16;  // a thread's panels for AMX; null: AMX is not used
+    bool has_code_tiles;   // tiles are for 4-bit weights only, in the order of code_tiles.h
+    BFloat16* unpacked_bf16;  // a thread's panels for AMX; null: AMX does not multiply bfloat16
     uint8_t* unpacked_int8;   // a thread's panel of 4-bit weights unpacked to 8 bits; null: not used
 
     static int64_t num_blocks(int64_t rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
 
     // AMX reads whole tiles.
     static int64_t padded_rows(int64_t rows) {
-        return uses_amx(rows) ? (rows + AMX_ROWS - 1) / AMX_ROWS * AMX_ROWS : num_blocks(rows) * ROW_BLOCK;
+        return round_up(rows, uses_amx(rows) ? AMX_ROWS : uses_code_tiles(rows) ? LANES : ROW_BLOCK);
     }
 
     static int64_t workspace_size(int64_t rows, int64_t in_features) {
@@ -68,13 +76,13 @@ struct Inputs {
     // Where no matrix is of floating point.
     static int64_t workspace_size_of_integers(int64_t rows, int64_t in_features) {
         int64_t all = padded_rows(rows) * padded(in_features);
-        return all + 3 * 4 * all / GROUP + (uses_amx(rows) ? 2 * all : 0);
+        return all + 3 * 4 * all / GROUP + (uses_tiles(rows) ? 2 * all : 0);
     }
 
     // Of each thread.
     static int64_t thread_workspace_size(int64_t rows, int64_t in_features) {
         int64_t panel_size = LANES * padded(in_features);
-        return uses_amx(rows)             ? AMX_PANELS * panel_size * int64_t(sizeof(BFloat16))
+        return uses_amx(rows)             ? AMX_MATRICES * AMX_PANELS * panel_size * int64_t(sizeof(BFloat16))
                : uses_unpacked_int8(rows) ? panel_size
                                           : 0;
     }
@@ -83,13 +91,15 @@ struct Inputs {
 
     Inputs(void* memory, void* thread_memory, int64_t rows, int64_t in_features) : width(padded(in_features)) {
         int64_t all = padded_rows(rows) * width;
+        has_code_tiles = uses_code_tiles(rows);
         unpacked_bf16 = uses_amx(rows) ? static_cast<BFloat16*>(thread_memory) : nullptr;
         unpacked_int8 = uses_unpacked_int8(rows) ? static_cast<uint8_t*>(thread_memory) : nullptr;
         int8 = static_cast<int8_t*>(memory);
         scales = reinterpret_cast<float*>(int8 + all);
         sums = scales + all / GROUP;
         offsets = reinterpret_cast<int32_t*>(sums + all / GROUP);
-        bfloat16 = reinterpret_cast<BFloat16*>(offsets + all / GROUP);
+        tiles = reinterpret_cast<BFloat16*>(offsets + all / GROUP);
+        bfloat16 = uses_tiles(rows) ? tiles + all : tiles;
         float32 = reinterpret_cast<float*>(bfloat16 + all);
     }
 
@@ -103,18 +113,46 @@ struct Inputs {
         return (row / LANES * width + i / TILE_DEPTH * TILE_DEPTH) * LANES + row % LANES * TILE_DEPTH + i % TILE_DEPTH;
     }
 
-    bool needs_bf16(Dtype dtype) const {
-        return (HAS_AVX512_BF16 && dtype == BFLOAT16) || (unpacked_bf16 && is_integer(dtype));
+    // The index of the sum of a row's group for 4-bit weights and tiles.
+    int64_t sum_index(int64_t row, int64_t group) const {
+        return (row / LANES * (width / GROUP) + group) * LANES + row % LANES;
     }
-    bool needs_int8(Dtype dtype) const { return !unpacked_bf16 && is_integer(dtype); }
-    bool needs_float32(Dtype dtype) const { return !needs_bf16(dtype) && !needs_int8(dtype); }
+
+    bool needs_tiles(Dtype dtype) const {
+        return has_code_tiles ? dtype > INT8 : unpacked_bf16 && dtype != FLOAT32;
+    }
+    bool needs_bf16(Dtype dtype) const { return HAS_AVX512_BF16 && dtype == BFLOAT16 && !needs_tiles(dtype); }
+    bool needs_int8(Dtype dtype) const { return is_integer(dtype) && !needs_tiles(dtype); }
+    bool needs_float32(Dtype dtype) const {
+        return !needs_tiles(dtype) && !needs_bf16(dtype) && !needs_int8(dtype);
+    }
 
     // Convert a row to bfloat16; count is a multiple of LANES.
     void to_bf16(int64_t row, const float* from, int64_t count) {
-        for (int64_t i = 0; i < count; i += LANES) {
-            int64_t index = unpacked_bf16 ? tile_index(row, i) : row * width + i;
-            store(bfloat16 + index, load(from + i));
+        for (int64_t i = 0; i < count; i += LANES) store(bfloat16 + row * width + i, load(from + i));
+    }
+
+    // Convert a row to tiles; count is a multiple of TILE_DEPTH. With minima the sums of groups are needed, too.
+    void to_tiles([[maybe_unused]] int64_t row, [[maybe_unused]] const float* from, [[maybe_unused]] int64_t count,
+                  [[maybe_unused]] bool with_minima) {
+#if defined(USE_AMX)
+        for (int64_t i = 0; i < count; i += TILE_DEPTH) {
+            __m512 low = bit_cast<__m512>(load(from + i)), high = bit_cast<__m512>(load(from + i + LANES));
+            __m512bh elements = _mm512_cvtne2ps_pbh(high, low);
+            auto integers = bit_cast<__m512i>(elements);
+            if (has_code_tiles) {
+                // The second and third of four elements are swapped: two bytes of weights hold neighbors, and the same
+                // half of both bytes is looked up at once.
+                integers = _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(integers, 0xd8), 0xd8);
+            }
+            if (has_code_tiles && with_minima) {
+                const __m512bh ones = bit_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+                sums[sum_index(row, i / GROUP)] =
+                    reduce_add(bit_cast<FloatVec>(_mm512_dpbf16_ps(_mm512_setzero_ps(), elements, ones)));
+            }
+            _mm512_storeu_si512(tiles + tile_index(row, i), integers);
         }
+#endif
     }
 
     // Quantize a row to int8.

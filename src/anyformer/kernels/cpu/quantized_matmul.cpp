@@ -8,6 +8,9 @@ extern "C" {
 // The number of rows from which weights are unpacked to bfloat16 and multiplied by AMX; 0: never.
 EXPORTED int64_t amx_min_rows() { return HAS_AMX ? AMX_ROWS : 0; }
 
+// The number of rows from which 4-bit codes are multiplied by AMX; 0: never.
+EXPORTED int64_t code_tiles_min_rows() { return HAS_AMX ? ROW_BLOCK + 1 : 0; }
+
 // The number of rows from which 4-bit weights are unpacked to 8 bits; 0: never.
 EXPORTED int64_t int8_min_rows() { return uses_unpacked_int8(AMX_ROWS) ? AMX_ROWS : 0; }
 
@@ -27,11 +30,11 @@ EXPORTED void quantized_matmul(const Matrix* matrix, const float* x, int64_t row
         Inputs inputs(workspace,
                       thread_memory + threads.index * Inputs::thread_workspace_size(rows, matrix->in_features), rows,
                       matrix->in_features);
-        AmxTiles registers(inputs.unpacked_bf16 != nullptr);
+        AmxTiles registers(uses_tiles(rows));
         parallel_row_blocks(threads, rows, [&](int64_t row) {
             const float* from = x + row * matrix->in_features;
-            if (inputs.unpacked_bf16)
-                inputs.to_bf16(row, from, matrix->in_features);
+            if (inputs.needs_tiles(matrix->dtype))
+                inputs.to_tiles(row, from, matrix->in_features, matrix->dtype == INT4);
             else
                 inputs.quantize(row, from, matrix->in_features / GROUP);
         });

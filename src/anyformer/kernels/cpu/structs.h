@@ -26,17 +26,33 @@ struct Norm {
     double eps;
 };
 
+// The norms around a branch f: x = outer(x + inner(f(before(x)))).
+struct Norms {
+    Norm before, inner, outer;
+};
+
+// Rotary positions.
+struct Rotation {
+    const float *cos, *sin;  // [positions, head_dim]; null: none
+};
+
 struct Attention {
-    Norm norm, query_norm, key_norm;
+    Norms norms;
+    Norm query_norm, key_norm;
+    int64_t has_wide_norm;  // 1: query_norm and key_norm are over all heads together, not over each
     Matrix query, key, value, output;  // cross-attention has no key and value: the cache holds the encoder's
     int64_t heads, kv_heads, head_dim;
-    int64_t window;  // sliding window in tokens, the newest included; 0: none
-    double scale;
+    int64_t window;    // sliding window in tokens, the newest included; 0: none
+    int64_t rotation;  // the index of its rotary positions in Batch.rotations
+    double scale, softcap;  // scores are softcap tanh(score / softcap); 0: none
 };
 
 struct FeedForward {
-    Norm norm;
-    Matrix up, gate, down;
+    Norms norms;
+    Matrix up, gate, down;  // those of experts lie one below another
+    Matrix router;          // null weights: one network for all tokens
+    int64_t experts, used;  // `used` of so many experts compute a token
+    int64_t normalized;     // 1: the weights of those sum to 1
     Activation activation;
 };
 
@@ -47,11 +63,14 @@ struct Layer {
 
 struct Decoder {
     const Layer* layers;
-    int64_t num_layers, d_model, pre_norm;
+    int64_t num_layers, d_model;
+    int64_t is_parallel;    // 1: attention and feed-forward both read what comes into a layer
+    double residual_scale;  // of what they add
     Matrix embedding;  // of tokens, [vocab_size, d_model], not in 4 bits; null weights: the caller embeds them
-    Dtype dtype;       // embeddings are rounded to it
+    double embedding_scale;
+    Dtype dtype;  // embeddings are rounded to it
     Norm final_norm;
-    double head_scale;
+    double head_scale, softcap;  // logits are softcap tanh(logit / softcap); 0: none
     Matrix head;
 };
 
@@ -72,7 +91,7 @@ struct Batch {
     const int64_t* tokens;     // [rows]; null: they are embedded already
     float* hidden_states;      // [rows, d_model]: the embeddings; overwritten
     int64_t* positions;        // [rows]: also the cache slot to write; -1: padding; overwritten
-    const float *cos, *sin;    // [positions, head_dim], rotary; null: none
+    const Rotation* rotations; // by Attention.rotation
     const float* bias;         // [heads, num_distances], added to the attention scores; null: none
     int64_t num_distances;
     const LayerCache* caches;  // [num_layers]

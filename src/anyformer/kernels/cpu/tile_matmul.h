@@ -38,10 +38,12 @@ inline void multiply_add_tiles() {
 }
 
 // out [32, 32] = or += two panels of the left operand times two of the right one, `row_bytes` of their rows from `begin`
-// on. The stride is in elements.
-template <class T>
+// on. The stride is in elements. Calls `meanwhile(i)` after every 64 bytes of the rows: AMX leaves most of a core's other
+// units idle.
+template <class T, class Meanwhile>
 inline void multiply_panels(const TilePanels& left, int64_t row_panel, const TilePanels& right, int64_t column_panel,
-                            int64_t begin, int64_t row_bytes, int32_t* out, int64_t out_stride) {
+                            int64_t begin, int64_t row_bytes, int32_t* out, int64_t out_stride,
+                            const Meanwhile& meanwhile) {
     const char *rows = left.panel(row_panel) + begin * LANES, *below = rows + left.row_bytes * LANES;
     const char *columns = right.panel(column_panel) + begin * LANES, *beside = columns + right.row_bytes * LANES;
     int32_t* out_below = out + LANES * out_stride;
@@ -58,12 +60,14 @@ inline void multiply_panels(const TilePanels& left, int64_t row_panel, const Til
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t i = 0; i < row_bytes * LANES; i += 64 * LANES) {
+    for (int64_t step = 0; step < row_bytes / 64; step++) {
+        const int64_t i = step * 64 * LANES;
         _tile_loadd(4, rows + i, 64);
         _tile_loadd(6, columns + i, 64);
         _tile_loadd(7, beside + i, 64);
         _tile_loadd(5, below + i, 64);
         multiply_add_tiles<T>();
+        meanwhile(step);
     }
     _tile_stored(0, out, out_stride);
     _tile_stored(1, out + LANES, out_stride);
@@ -89,7 +93,7 @@ inline void multiply_tiles(Threads& threads, const TilePanels& left, const TileP
                 for (int64_t r = 0; is_last && begin && r < TILES; r++)
                     memcpy(sums[r], earlier + r * columns, sizeof sums[r]);
                 multiply_panels<T>(left, row / LANES, right, column / LANES, begin, row_bytes,
-                                   is_last ? sums[0] : earlier, is_last ? TILES : columns);
+                                   is_last ? sums[0] : earlier, is_last ? TILES : columns, [](int64_t) {});
                 if (is_last) store(row, column, sums);
             }
             _mm_sfence();  // what is stored past the caches is seen after this only

@@ -24,7 +24,22 @@ SUBLAYERS = ("attention", "cross-attention", "feed-forward")
 
 _LONGEST = 200
 """Characters of a statement: a file may call a block anything."""
-_NORMS = {"layer": "layer norm", "rms": "RMS norm", "rms_offset": "RMS, 1 + w"}
+_NORMS = {
+    "layer": "layer norm",
+    "layer_no_bias": "layer norm",
+    "rms": "RMS norm",
+    "rms_offset": "RMS, 1 + w",
+    "rms_plain": "RMS norm",
+}
+_PLACES = {
+    "pre": ("before",),
+    "post": ("after",),
+    "branch": ("output",),
+    "sandwich": ("before", "output"),
+    "parallel": ("before",),
+    "parallel_shared": ("before",),
+}
+"""Places of the norms of a block: before it, on its output, and after the sum."""
 _BIASES = {
     (True, True): "bias",
     (True, False): "bias: q, k, v",
@@ -80,17 +95,21 @@ def feed_forward_of(config: ModelConfig, stack: str) -> FeedForwardConfig:
 
 
 def windows(config: ModelConfig, stack: str) -> list[int | None]:
-    """The window of the stack's first layers and of the others, or of all; None: a token sees any distance."""
+    """The windows of the stack's layers, each once; None: a token sees any distance."""
     attention = attention_of(config, stack)
-    if attention.window is None or attention.window_from >= layers(config, stack):
-        return [None]
-    return [None, attention.window] if attention.window_from else [attention.window]
+    others = config.others(layers(config, stack))
+    return [*dict.fromkeys(attention.window if other is None else other.window for other in others)]
 
 
 def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
     count = f"{stack}_layers"
     yield "", Fact(stack, (count,))
-    yield "layers", Fact(f"× {_many(layers(config, stack), 'layer')}", (count,))
+    shared = config.distinct_layers is not None and config.distinct_layers < layers(config, stack)
+    if shared:
+        blocks = _many(config.distinct_layers or 1, "block")
+        yield "layers", Fact(f"× {layers(config, stack):,}, {blocks}", (count, "distinct_layers"))
+    else:
+        yield "layers", Fact(f"× {_many(layers(config, stack), 'layer')}", (count,))
     yield from _input(config, stack)
     for block in SUBLAYERS:
         if block != "cross-attention" or (stack == "decoder" and config.is_encoder_decoder):
@@ -101,11 +120,14 @@ def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
 
 def _input(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
     embedding, width = config.embedding, f"{config.d_model:,}"
+    columns, sized = f"{embedding.width or config.d_model:,}", "embedding.width" if embedding.width else "d_model"
     own = stack == "encoder" and config.source_vocab_size is not None
     size = config.source_vocab_size if own else config.vocab_size
     yield "embedding", Fact("token embedding", ())
-    table = Fact(f"{size:,} × {width}", ("source_vocab_size" if own else "vocab_size", "d_model"))
+    table = Fact(f"{size:,} × {columns}", ("source_vocab_size" if own else "vocab_size", sized))
     yield "embedding.table", table
+    if embedding.width:
+        yield "embedding.projection", Fact(f"to {width} after the norm", ("embedding.width", "d_model"))
     if stack == "decoder" and config.is_encoder_decoder and config.source_vocab_size is None:
         yield "embedding.shared", Fact("the encoder's", ("encoder_layers", "source_vocab_size"))
     if embedding.scaled:
@@ -133,8 +155,8 @@ def time(config: ModelConfig, stack: str) -> str:
 def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, Fact]]:
     stacks = ("encoder_layers", "decoder_layers")
     yield block, Fact(block, stacks if block == "cross-attention" else (f"{stack}_layers",))
-    placement = {"pre": "before", "post": "after"}[config.norm.placement]
-    yield f"{block}.{placement}", Fact(_norm(config), ("norm.placement", "norm.kind"))
+    for place in _PLACES[config.norm.placement]:
+        yield f"{block}.{place}", Fact(_norm(config), ("norm.placement", "norm.kind"))
     described = _feed_forward(config, stack) if block == "feed-forward" else _attention(config, stack, block)
     yield from ((f"{block}.{place}", fact) for place, fact in described)
 
@@ -144,8 +166,12 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
     head_dim = attention.head_dim or config.d_model // attention.heads
     width = field("head_dim") if attention.head_dim else (*field("heads", "head_dim"), "d_model")
     yield "heads", Fact(f"{_many(attention.heads, 'head')} × {head_dim:,}", (*field("heads"), *width))
-    kv_heads = attention.kv_heads or attention.heads
-    yield "kv_heads", Fact(_many(kv_heads, "KV head"), field("kv_heads", "heads"))
+    if attention.latent is None:
+        yield "kv_heads", Fact(_many(attention.kv_heads or attention.heads, "KV head"), field("kv_heads", "heads"))
+    else:
+        latent = attention.latent
+        text = f"latent {latent.rank:,} + {latent.rotary_dim:,}"
+        yield "kv_heads", Fact(text, ("attention.latent", "attention.latent.rank", "attention.latent.rotary_dim"))
     if block == "attention":
         yield "mask", _mask(config, stack, field)
         if _acts(config, "rotation", "bias"):
@@ -158,19 +184,21 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
     depth, scale_fields = (" / layer", ("scale", "scale_by_layer")) if attention.scale_by_layer else ("", ("scale",))
     implied = () if attention.scale is not None else width
     yield "scale", Fact(scale + depth, (*field(*scale_fields), *implied))
-    if attention.qk_norm:
+    if attention.qk_norm != "none":
         yield "qk_norm", Fact("QK norm", field("qk_norm"))
 
 
 def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]) -> Fact:
-    window = windows(config, stack)[-1]
+    found, others = windows(config, stack), config.other_layers
+    window = next((window for window in found if window is not None), None)
     if window is None:
         return Fact("causal mask" if stack == "decoder" else "full mask", ())
-    first = attention_of(config, stack).window_from
-    return Fact(
-        f"window {window:,}" + (f" from layer {first:,}" if first else ""),
-        field("window", *(("window_from",) if first else ())),
-    )
+    if others is None or len(found) == 1:
+        return Fact(f"window {window:,}", field("window"))
+    fields = ("other_layers.first", "other_layers.then", "other_layers.window")
+    if others.then == "o" and "o" not in others.first:
+        return Fact(f"window {window:,} from layer {len(others.first):,}", fields)
+    return Fact(f"window {window:,} in {others.first}{others.then}", fields)
 
 
 def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
@@ -181,20 +209,25 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
     if feed_forward.gated:
         yield "gated", Fact("gated", field("gated"))
     yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
+    if (experts := feed_forward.experts) is not None:
+        fields = field("experts", "experts.count", "experts.used")
+        yield "router", Fact(f"router: {experts.used:,} of {experts.count:,} experts", fields)
 
 
 def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
     """Fact on positions: parameters of a kind of ours, the name of another."""
     position, fields, text = config.position, ["position.kind"], config.position.kind
-    if position.kind not in kinds:
+    if position.relative_bias and "relative" in kinds:
+        fields, text = ["position.relative_bias"], "relative"
+    elif position.kind not in kinds:
         return Fact(text, tuple(fields))
-    if position.kind == "learned":
+    if text == "learned":
         text += f", {config.max_length:,}" + (f" + {position.offset:,}" if position.offset else "")
         fields += ["max_length", "position.offset"]
-    elif position.kind == "rotary":
+    elif text == "rotary":
         text += f", θ {position.theta:,.12g}"
         fields.append("position.theta")
-    elif position.kind == "relative":
+    elif text == "relative":
         text += f", {_many(position.buckets, 'bucket')}"
         fields.append("position.buckets")
     return Fact(text, tuple(fields))
@@ -206,8 +239,9 @@ def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
     if position.scaling is not None:
         fields = ("position.kind", "position.scaling", "position.scaling.kind", "position.scaling.factor")
         yield "reach", Fact(f"{position.scaling.kind} × {position.scaling.factor:g}", fields)
-    elif position.kind == "relative":
-        yield "reach", Fact(f"up to {position.max_distance:,} apart", ("position.kind", "position.max_distance"))
+    elif position.has_bias:
+        fields = ("position.kind", "position.relative_bias", "position.max_distance")
+        yield "reach", Fact(f"up to {position.max_distance:,} apart", fields)
 
 
 def _acts(config: ModelConfig, *ways: str) -> bool:
@@ -215,6 +249,8 @@ def _acts(config: ModelConfig, *ways: str) -> bool:
     kind: Any = POSITIONS.get(config.position.kind)
     if kind is None:
         return "embed" in ways
+    if config.position.kind == "learned" and not config.position.relative_bias:
+        ways = tuple(way for way in ways if way != "bias")
     return any(getattr(kind, way) is not getattr(PositionalEncoding, way) for way in ways)
 
 
@@ -224,7 +260,10 @@ def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
     if head.kind != "none" or head.pooler is not None:
         yield "head", Fact(_HEADS[head.kind], (kind, "head.pooler"))
     if head.kind == "language_model":
-        yield "head.width", Fact(f"{width} → {config.vocab_size:,}", (kind, "d_model", "vocab_size"))
+        through, fields = "", (kind, "d_model", "vocab_size")
+        if config.embedding.width and head.transform is not None:
+            through, fields = f"{config.embedding.width:,} → ", (*fields, "embedding.width")
+        yield "head.width", Fact(f"{width} → {through}{config.vocab_size:,}", fields)
         tied = "tied to the token embedding" if config.embedding.tied else "a matrix of its own"
         yield "head.tied", Fact(tied, (kind, "embedding.tied"))
         if head.transform is not None:
@@ -238,6 +277,8 @@ def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
         yield "head.width", Fact(f"{width} → {head.labels:,}", (kind, "d_model", "head.labels"))
         if head.label_bias:
             yield "head.bias", Fact("bias", (kind, "head.label_bias"))
+        if head.transform is not None and head.kind == "token_classification":
+            yield "head.transform", Fact(f"dense and {head.transform} first", (kind, "head.transform"))
     if head.kind == "classification" or head.pooler is not None:
         yield "head.pooling", Fact(f"of the {head.pooling} token", (kind, "head.pooler", "head.pooling"))
     if head.pooler is not None:

@@ -166,7 +166,7 @@ _LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
         (82, ("bias", "scale")),
         (97, ("qk_norm",)),
     ],
-    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias"))],
+    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",))],
 }
 """The lines of a block: their baselines, and the facts in each."""
 _PAD, _BESIDE = 12.0, 36.0
@@ -209,11 +209,11 @@ def _embedding(parent: Element, style: Style, stack: str) -> None:
     block = svg.group(parent, style.around(place), place=place, title=style.tooltip(place))
     svg.box(block, LEFT, 36, WIDTH - 2 * LEFT - 6, 46)
     svg.text(block, x, 54, "token embedding", 150, size=TITLE, style="bold")
-    write_facts(block, style, place, ("table", "shared", "scaled"), x, 71, 264)
+    write_facts(block, style, place, ("table", "shared", "scaled", "projection"), x, 71, 264)
     if style.fact(place) and not style.fact(f"{place}.shared"):
         config = style.panel.config
         rows = (stack == "encoder" and config.source_vocab_size) or config.vocab_size
-        cost = f"{count(rows * config.d_model)} parameters"
+        cost = f"{count(rows * (config.embedding.width or config.d_model))} parameters"
         svg.text(block, WIDTH - 26, 54, cost, 120, size=SMALL, style="soft", anchor="end")
 
 
@@ -235,6 +235,9 @@ def _inputs(parent: Element, style: Style, stack: str) -> None:
     _sum(parent, _INPUT_SUM, "" if ends else "ghost")
     cost = cost_text(style.cost(f"{stack} positions"), style.cost(f"{stack} n-grams"))
     svg.text(parent, LEFT, 178, cost and f"added: {cost}", RIGHT - LEFT, size=SMALL, style="soft")
+    projection = cost_text(style.cost(f"{stack} projection"))
+    if projection:
+        svg.text(parent, LEFT, 190, f"projection: {projection}", 240, size=SMALL, style="soft")
     _norm(parent, style, f"{stack}.embedding_norm", STREAM, 165)
     write_fact(parent, style, f"{stack}.stream", STREAM - 10, 201, 230, classes="soft", anchor="end")
 

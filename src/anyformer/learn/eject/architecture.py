@@ -2,26 +2,38 @@
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 from anyformer.config import ModelConfig
 from anyformer.learn.eject.parts import (
     ACTIVATIONS,
+    WIDTH,
     Group,
     Stack,
     alike,
     attention_part,
-    call,
+    distinct_layers,
     feed_forward_part,
+    is_partial,
     layers_name,
+    module_dict,
+    qk_norm_class,
     reads_tokens,
+    rotary_dim,
     sharpness,
     stack_part,
     stacks_of,
     yarn_range,
 )
 
-NORMS = {"layer": "LayerNorm", "rms": "RMSNorm", "rms_offset": "OffsetRMSNorm"}
+NORMS = {
+    "layer": "LayerNorm",
+    "layer_no_bias": "LayerNorm",
+    "rms": "RMSNorm",
+    "rms_offset": "OffsetRMSNorm",
+    "rms_plain": "PlainRMSNorm",
+}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
 INITIALIZERS = {
     "normal": "N(0, std) for every matrix and table, zero for every bias.",
@@ -53,7 +65,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "config": config,
         "constants": constants(config, stacks, list(attentions), list(feed_forwards)),
         "norm": NORMS[config.norm.kind],
-        "qk_norm": any(stack.attention.qk_norm for stack in stacks),
+        "qk_norm": any(stack.attention.qk_norm != "none" for stack in stacks) and qk_norm_class(config) == "RMSNorm",
         "position_table": _position_table(config),
         "sharpness": sharpness(config),
         "embedded": _embedded(config),
@@ -63,7 +75,9 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "cross": cross,
         "two_texts": cross and config.head.kind != "classification",
         "reads_tokens": reads_tokens(config),
-        "head_class": head.kind == "language_model" and (head.transform or head.bias != "none" or head.scaled),
+        "head_class": head.kind == "language_model"
+        and (head.transform or head.bias != "none" or head.scaled or head.scale != 1 or head.softcap),
+        "table_width": _table_width(config),
         "transform": ACTIVATIONS.get(head.transform or ""),
         "pooler": ACTIVATIONS.get(head.pooler or ""),
         "init_docstring": INITIALIZERS[config.init.kind],
@@ -74,17 +88,23 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
 
 def _position_table(config: ModelConfig) -> str:
     rows = "MAX_LENGTH + POSITION_OFFSET" if config.position.offset else "MAX_LENGTH"
-    table = f"{rows}, D_MODEL" + (", padding_idx=POSITION_OFFSET - 1" if config.position.skip_padding else "")
-    return call("nn.ModuleDict", [f'{{"table": nn.Embedding({table})}}'], indent=8, before=16)
+    padding = ", padding_idx=POSITION_OFFSET - 1" if config.position.skip_padding else ""
+    modules = [f'"table": nn.Embedding({rows}, {_table_width(config)}{padding})']
+    return module_dict([*modules, *(['"relative": relative'] if config.position.relative_bias else [])], before=16)
+
+
+def _table_width(config: ModelConfig) -> str:
+    return "D_MODEL" if config.embedding.width is None else "EMBEDDING_WIDTH"
 
 
 def _embedded(config: ModelConfig) -> str:
     """The modules of a stack's embedding; "" where there are none."""
     embedding = config.embedding
     modules = ['"ngrams": NgramEmbedding()'] if embedding.ngrams > 1 else []
-    modules += ['"segments": nn.Embedding(SEGMENTS, D_MODEL)'] if embedding.segments else []
-    modules += [f'"norm": {NORMS[config.norm.kind]}(D_MODEL)'] if embedding.norm else []
-    return call("nn.ModuleDict", [f"{{{', '.join(modules)}}}"], indent=8, before=17) if modules else ""
+    modules += [f'"segments": nn.Embedding(SEGMENTS, {_table_width(config)})'] if embedding.segments else []
+    modules += [f'"norm": {NORMS[config.norm.kind]}({_table_width(config)})'] if embedding.norm else []
+    modules += ['"projection": nn.Linear(EMBEDDING_WIDTH, D_MODEL)'] if embedding.width else []
+    return module_dict(modules, before=17) if modules else ""
 
 
 def _drawn_wide(config: ModelConfig) -> str:
@@ -100,26 +120,31 @@ def constants(
 ) -> list[tuple[str, str]]:
     """Names and values of the numbers that the code uses in Python's notation, sizes first."""
     position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
+    is_fairseq = (position.kind, position.layout) == ("sinusoidal", "fairseq")
     kind, scaling = position.kind, position.scaling if position.kind == "rotary" else None
     yarn = attentions if scaling is not None and scaling.kind == "yarn" else []
     factor = sharpness(config)
     has_ngrams, has_labels = embedding.ngrams > 1, "classification" in head.kind
     reads_start = config.is_encoder_decoder and head.kind in ("language_model", "classification")
     starts = (tokens.decoder_start, tokens.bos, tokens.pad, 0)
-    values: dict[str, float | None] = {
+    values: dict[str, float | Sequence[float] | None] = {
         "VOCAB_SIZE": config.vocab_size,
         "SOURCE_VOCAB_SIZE": config.source_vocab_size,
         "D_MODEL": config.d_model,
+        "EMBEDDING_WIDTH": embedding.width,
         "MAX_LENGTH": config.max_length,
         **{layers_name(stack, config.is_encoder_decoder): stack.layers for stack in stacks},
+        "DISTINCT_LAYERS": distinct_layers(config),
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
         **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
-        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else None,
-        "BUCKETS": position.buckets if kind == "relative" else None,
-        "MAX_DISTANCE": position.max_distance if kind == "relative" else None,
+        "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
+        "BUCKETS": position.buckets if position.has_bias else None,
+        "MAX_DISTANCE": position.max_distance if position.has_bias else None,
         "THETA": position.theta if kind == "rotary" else None,
-        "ROPE_FACTOR": scaling and scaling.factor,
-        "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind == "llama3" else None,
+        "ROPE_FACTOR": scaling.factor if scaling and scaling.kind != "longrope" else None,
+        "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind in ("llama3", "longrope") else None,
+        "SHORT_FACTOR": scaling.short_factor if scaling and scaling.kind == "longrope" else None,
+        "LONG_FACTOR": scaling.long_factor if scaling and scaling.kind == "longrope" else None,
         "LOW_FREQUENCY": scaling.low_frequency if scaling and scaling.kind == "llama3" else None,
         "HIGH_FREQUENCY": scaling.high_frequency if scaling and scaling.kind == "llama3" else None,
         **{name: value for group in yarn for name, value in _yarn(config, group).items()},
@@ -133,6 +158,10 @@ def constants(
         "DECODER_START": next(token for token in starts if token is not None) if reads_start else None,
         **{name: value for group in attentions for name, value in _scores(group).items()},
         "NORM_EPS": config.norm.eps,
+        "EMBEDDING_SCALE": embedding.scale if embedding.scale != 1.0 else None,
+        "RESIDUAL_SCALE": config.residual_scale if config.residual_scale != 1.0 else None,
+        "HEAD_SCALE": head.scale if head.scale != 1.0 else None,
+        "HEAD_SOFTCAP": head.softcap,
         "DROPOUT": config.dropout or None,
         "EMBEDDING_DROPOUT": embedding.dropout or None,
         **{f"{group.prefix}ATTENTION_DROPOUT": group.attention.dropout or None for group in attentions},
@@ -144,8 +173,12 @@ def constants(
     return [(name, literal(value)) for name, value in values.items() if value is not None]
 
 
-def literal(value: float) -> str:
+def literal(value: float | Sequence[float]) -> str:
     """A number as Python reads it back: the `repr` of one that is not finite is a name that no file has."""
+    if isinstance(value, Sequence):
+        lines = wrap(", ".join(map(literal, value)), WIDTH - 10, break_on_hyphens=False)
+        several = "".join(f"    *({line.rstrip(',')}),\n" for line in lines)
+        return f"[{lines[0]}]" if len(lines) == 1 else f"[\n{several}]"
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
@@ -155,6 +188,7 @@ def _heads(config: ModelConfig, group: Group) -> dict[str, float | None]:
         f"{group.prefix}HEADS": attention.heads,
         f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
         f"{group.prefix}HEAD_DIM": _head_dim(config, group),
+        f"{group.prefix}ROTARY_DIM": rotary_dim(config, _head_dim(config, group)) if is_partial(config) else None,
     }
 
 
@@ -163,14 +197,14 @@ def _head_dim(config: ModelConfig, group: Group) -> int:
 
 
 def _yarn(config: ModelConfig, group: Group) -> dict[str, float | None]:
-    low, high = yarn_range(config, _head_dim(config, group))
+    low, high = yarn_range(config, rotary_dim(config, _head_dim(config, group)))
     return {f"{group.prefix}YARN_LOW": low, f"{group.prefix}YARN_HIGH": high}
 
 
 def _scores(group: Group) -> dict[str, float | None]:
-    attention, has_window = group.attention, any(stack.window is not None for stack in group.stacks)
+    attention, stack = group.attention, group.stacks[0]
     return {
         f"{group.prefix}SCALE": None if attention.scale is None else float(attention.scale),
-        f"{group.prefix}WINDOW": attention.window if has_window else None,
-        f"{group.prefix}WINDOW_FROM": (attention.window_from or None) if has_window else None,
+        f"{group.prefix}WINDOW": stack.window,
+        f"{group.prefix}WINDOW_FROM": stack.window_from or None,
     }

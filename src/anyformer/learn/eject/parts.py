@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from anyformer.blocks.position import frequencies
-from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, OtherLayers
 
 WIDTH = 120
 """Characters in a line."""
@@ -35,16 +35,17 @@ class Stack:
     layers: int
     is_decoder: bool
     has_relative_positions: bool
+    others: OtherLayers | None
 
     @property
     def window(self) -> int | None:
         """Window of the layers that have one; None: none has."""
-        return self.attention.window if self.attention.window_from < self.layers else None
+        return self.attention.window if self.others is None else self.others.window
 
     @property
     def window_from(self) -> int:
         """The first layer that has the window, where others have none; 0: all or none."""
-        return 0 if self.window is None else self.attention.window_from
+        return 0 if self.others is None else len(self.others.first)
 
     @property
     def has_mask(self) -> bool:
@@ -83,12 +84,12 @@ class Group:
 def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
     attention, feed_forward = config.attention, config.feed_forward
-    relative = config.position.kind == "relative"
-    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative)
+    relative = config.position.has_bias
+    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative, config.other_layers)
     if config.encoder_layers:
         attention = config.decoder_attention or attention
         feed_forward = config.decoder_feed_forward or feed_forward
-    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative)
+    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative, config.other_layers)
     return [stack for stack in (encoder, decoder) if stack.layers]
 
 
@@ -102,6 +103,11 @@ def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Grou
 def layers_name(stack: Stack, both: bool) -> str:
     """The constant of a stack's number of layers, alone or where there are both."""
     return f"{stack.name.upper()}_LAYERS" if both else "LAYERS"
+
+
+def qk_norm_class(config: ModelConfig) -> str:
+    """The class of norms on queries and keys."""
+    return {"rms_offset": "OffsetRMSNorm", "rms_plain": "PlainRMSNorm"}.get(config.norm.kind, "RMSNorm")
 
 
 def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
@@ -135,10 +141,13 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         docstring = f"{formula} in heads that share keys and values (Ainslie et al. 2023)."
     return {
         "config": attention,
+        "qk_norm": qk_norm_class(config) if attention.qk_norm == "head" else None,
         "name": f"{group.name}Attention",
         "docstring": docstring,
         "prefix": prefix,
         "angles": f"{prefix.lower()}angles",
+        "rotary_dim": f"{prefix}{'ROTARY' if is_partial(config) else 'HEAD'}_DIM",
+        "partial": is_partial(config),
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{prefix}HEAD_DIM",
@@ -184,9 +193,10 @@ def stack_part(
     position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
     cross, by_name = both and stack.is_decoder, attention["cross"]
     rotation = position.kind == "rotary"
-    slices = position.kind == "learned" and not position.skip_padding
+    slices = position.kind in ("learned", "sinusoidal") and not position.skip_padding
     heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
-    order = "norms after" if config.norm.placement == "post" else "norms before"
+    orders = {"post": "norms after", "parallel": "both read it at once", "parallel_shared": "one norm before both"}
+    order = orders.get(config.norm.placement, "norms before")
     parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
     return {
         "name": stack.name,
@@ -200,7 +210,7 @@ def stack_part(
         "layers": layers_name(stack, both),
         "heads": f"{heads}HEADS",
         "arguments": _present("self", "x", reads_tokens(config) and "tokens", cross and "source"),
-        "needs_time": mask or rotation or position.kind == "sinusoidal" or slices,
+        "needs_time": mask or rotation or slices,
         "rotation": f"{heads.lower()}angles" if rotation else None,
         "mask": mask,
         "causal": stack.is_decoder,
@@ -213,6 +223,7 @@ def stack_part(
             rotation and "rotation",
         ),
         "scale_by_layer": stack.attention.scale_by_layer,
+        "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
         "attention": attention["name"],
         "feed_forward": feed_forward["name"],
@@ -225,6 +236,12 @@ def stack_part(
             rotation and ("rotation=rotation" if by_name else "rotation"),
         ),
     }
+
+
+def distinct_layers(config: ModelConfig) -> int | None:
+    """The number of blocks that more layers share; None: each layer has one."""
+    distinct = config.distinct_layers
+    return distinct if distinct is not None and distinct < config.encoder_layers else None
 
 
 def reads_tokens(config: ModelConfig) -> bool:
@@ -243,9 +260,27 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     if indent + before + len(line) <= WIDTH:
         return line
     inner, outer = " " * (indent + 4), " " * indent
-    if len(inner) + len(", ".join(operands)) <= WIDTH:
+    if len(operands) == 1 or len(inner) + len(", ".join(operands)) <= WIDTH:
         return f"{function}(\n{inner}{', '.join(operands)}\n{outer})"
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
+
+
+def is_partial(config: ModelConfig) -> bool:
+    """Whether only a part of each head is rotated."""
+    return config.position.kind == "rotary" and config.position.rotary_fraction != 1.0
+
+
+def rotary_dim(config: ModelConfig, head_dim: int) -> int:
+    """Numbers of a head that are rotated."""
+    return int(head_dim * config.position.rotary_fraction)
+
+
+def module_dict(modules: Sequence[str], *, before: int) -> str:
+    """An `nn.ModuleDict` of these entries in a constructor, as formatters break it."""
+    entries = f"{{{', '.join(modules)}}}"
+    if 12 + len(entries) > WIDTH:
+        entries = "{\n" + "".join(f"{' ' * 16}{module},\n" for module in modules) + f"{' ' * 12}}}"
+    return call("nn.ModuleDict", [entries], indent=8, before=before)
 
 
 def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
@@ -265,9 +300,9 @@ def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
 
 
 def sharpness(config: ModelConfig) -> float:
-    """YaRN's factor on cosines and sines."""
+    """YaRN's and LongRoPE's factor on cosines and sines."""
     scaling = config.position.scaling
-    if scaling is None or scaling.kind != "yarn":
+    if scaling is None or scaling.kind not in ("yarn", "longrope"):
         return 1.0
-    length = torch.zeros(1, 1, dtype=torch.long)
-    return frequencies(config.position, config.attention.head_dim or 64, config.max_length, length)[1]
+    length, pairs = torch.zeros(1, 1, dtype=torch.long), len(scaling.short_factor) or 32
+    return frequencies(config.position, 2 * pairs, config.max_length, length)[1]

@@ -16,10 +16,10 @@ from anyformer import __version__
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
-from anyformer.families.rows import TRANSPOSE
-from anyformer.learn import require_own_blocks
+from anyformer.families.rows import SPLIT, TRANSPOSE
+from anyformer.learn import require_defaults, require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, NORMS, POSITIONS, architecture
-from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH
+from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH, distinct_layers
 from anyformer.model import skeleton
 from anyformer.spec import read_config
 
@@ -68,10 +68,28 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**values)
 
 
+_NOT_WRITTEN = (
+    *("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
+)
+"""Fields of the config that the templates do not know."""
+
+
 def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     """Values of the templates for a model. Raises UserError for one that a file can't show."""
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
+    require_defaults(config, _NOT_WRITTEN, "no standalone file can be made of yet")
+    attention, others = config.attention, config.other_layers
+    has_pattern = others is not None and ("o" in others.first or others.then != "o" or attention.window is not None)
+    unknown = {
+        "norm.placement": config.norm.placement in ("sandwich", "branch"),
+        "attention.qk_norm": attention.qk_norm == "width",
+        "other_layers": has_pattern,
+    }
+    for field, is_unknown in unknown.items():
+        if is_unknown:
+            raise UserError(f"This {field} is none that a standalone file can be made of yet.")
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
@@ -99,6 +117,7 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
     kind = "encoder-decoder" if config.is_encoder_decoder else "decoder" if config.decoder_layers else "encoder"
     shapes = f"B texts of T tokens{', S in the source' if config.is_encoder_decoder else ''}; D = D_MODEL; H heads of K"
     larger = "ENCODER_" if config.encoder_layers >= config.decoder_layers else "DECODER_"
+    larger = larger if config.is_encoder_decoder else ""
     name = _plain(name)
     return {
         "title": f"{name}, {'an' if kind[0] == 'e' else 'a'} {kind}",
@@ -111,7 +130,7 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
         "shapes": f"{shapes} numbers; V tokens in the vocabulary.",
         **stored,
         "has_layers": any("{i}" in ours for ours, _ in stored["names"]),
-        "most_layers": f"{larger if config.is_encoder_decoder else ''}LAYERS",
+        "most_layers": "DISTINCT_LAYERS" if distinct_layers(config) else f"{larger}LAYERS",
         "model_type": _plain(config.model_type),
         "writes": writes,
         "learns": models_language,
@@ -130,7 +149,7 @@ def _changed_fields(part: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(part, field.name)
         if is_dataclass(value):
             yield from _changed_fields(value, f"{prefix}{field.name}.")
-        elif value != field.default and field.name != "label_names":
+        elif value != field.default and field.name not in ("label_names", "short_factor", "long_factor"):
             yield f"{prefix}{field.name}={value}"
 
 
@@ -162,17 +181,37 @@ def _sources(config: ModelConfig) -> str:
     attention, feed_forward, head = config.attention, config.feed_forward, config.head
     papers = {
         "Vaswani et al. 2017 (attention)": True,
-        "Ba et al. 2016 (LayerNorm)": config.norm.kind == "layer",
+        "Ba et al. 2016 (LayerNorm)": config.norm.kind.startswith("layer"),
         "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind.startswith("rms"),
         "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
-        "Raffel et al. 2020 (relative positions)": config.position.kind == "relative",
+        "Ding et al. 2024 (LongRoPE)": config.position.scaling is not None
+        and config.position.scaling.kind == "longrope",
+        "Raffel et al. 2020 (relative positions)": config.position.has_bias,
+        "Lan et al. 2020 (shared layers)": distinct_layers(config) is not None,
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
-        "Jiang et al. 2023 (window)": attention.window is not None,
+        "Jiang et al. 2023 (window)": attention.window is not None or config.other_layers is not None,
         "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
         "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
         "Devlin et al. 2019 (masked language model)": config.is_encoder_only and head.kind == "language_model",
     }
     return ", ".join(paper for paper, applies in papers.items() if applies) + "."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """The source of a list that steps evenly in stretches."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        last = stretches[-1] if stretches else []
+        if last and (len(last) == 1 or number - last[-1] == last[1] - last[0]):
+            last.append(number)
+        else:
+            stretches.append([number])
+    ranges: list[str] = []
+    for first, *rest in stretches:
+        step = rest[0] - first if rest else 1
+        start, end = f"{first}, " if first or step != 1 else "", [first, *rest][-1] + step
+        ranges.append(f"*range({start}{end}{f', {step}' if step != 1 else ''})")
+    return f"[{', '.join(ranges)}]" if ranges else ""
 
 
 _LAYER = re.compile(r"\.blocks\.(\d+)\.")
@@ -184,19 +223,36 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
     ``names`` has pairs of our name of a module and theirs, where ``{i}`` stands for a layer, or none if theirs are
     ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head,
     and ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
+    ``heads`` and ``order`` are those of `HeadLayout`, by the last part of our names; ``halves`` says whether gate and
+    up stand side by side.
     """
     family, _ = to_huggingface(config)
     if family is own.FAMILY:
-        return {"names": [], "tensors": {}, "prefix": "", "transposed": False}
+        return {
+            "names": [],
+            "tensors": {},
+            "prefix": "",
+            "transposed": False,
+            "heads": {},
+            "order": "",
+            "halves": False,
+        }
     names = skeleton(config).state_dict()
-    table = family.table(names)
+    table = family.table(config, names)
     modules: dict[str, str] = {}
     tensors: dict[str, str] = {}
-    transposed = False
+    transposed = halves = False
+    heads: dict[str, tuple[int, tuple[int, ...], int]] = {}
+    turned: Sequence[int] = ()
     for theirs, row in table.items():
         if row.alias:
             continue
         transposed = transposed or row.operation is TRANSPOSE
+        halves = halves or (row.operation is SPLIT and row.ours[0].endswith("feed_forward.gate.weight"))
+        if (layout := row.operation.heads) is not None:
+            turned = layout.order or turned
+            for index, ours in enumerate(row.ours):
+                heads[ours.split(".")[-2]] = (layout.groups, layout.counts, index)
         for ours in row.ours:
             pattern, layer = _LAYER.sub(".blocks.{i}.", ours), _LAYER.search(ours)
             # Of the numbers in their name the first is the layer's.
@@ -209,4 +265,12 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
                 tensors[pattern] = stored
     order = dict.fromkeys(_LAYER.sub(".blocks.{i}.", name).rpartition(".")[0] for name in names)
     ordered = [(name, modules[name]) for name in order if name in modules]
-    return {"names": ordered, "tensors": tensors, "prefix": family.prefix, "transposed": transposed}
+    return {
+        "names": ordered,
+        "tensors": tensors,
+        "prefix": family.prefix,
+        "transposed": transposed,
+        "heads": heads,
+        "order": _ranges(turned),
+        "halves": halves,
+    }

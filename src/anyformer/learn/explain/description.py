@@ -3,14 +3,13 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
 from anyformer.blocks.attention import MultiHeadAttention
-from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.norm import OffsetRMSNorm
@@ -32,6 +31,7 @@ def describe(model: Transformer) -> dict[str, Any]:
     stacks = {"encoder": model.encoder, "decoder": model.decoder}
     return {
         "d_model": config.d_model,
+        "embedding_width": config.embedding.width or config.d_model,
         "vocab_size": config.vocab_size,
         "source_vocab_size": config.source_vocab_size,
         "context": config.context_length,
@@ -45,12 +45,13 @@ def describe(model: Transformer) -> dict[str, Any]:
 
 
 def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
-    blocks = cast("list[TransformerBlock]", list(stack.blocks))
+    blocks = stack.layers
     own = config.decoder_feed_forward if stack.causal and config.is_encoder_decoder else None
     feed_forward = own or config.feed_forward
     attention = blocks[0].attention
     return {
         "layers": len(blocks),
+        "distinct": len(stack.blocks),
         "causal": stack.causal,
         "cross": blocks[0].cross_attention is not None,
         "pre_norm": config.norm.placement == "pre",
@@ -63,6 +64,7 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "gated": feed_forward.gated,
         "width": feed_forward.width,
         "skipped": stack.skipped,
+        "projects": stack.embedding.projection is not None,
         "position": _position(config, stack, attention),
     }
 
@@ -72,14 +74,10 @@ def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) 
     position = config.position
     described: dict[str, Any] = {"kind": position.kind}
     if position.kind == "sinusoidal":
-        described["layout"] = position.layout
+        offset = position.offset if position.layout == "fairseq" else 0
+        described |= {"layout": position.layout, "offset": offset, "skips": position.skip_padding}
     elif position.kind == "learned":
         described["offset"] = position.offset
-    elif position.kind == "relative":
-        # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
-        far = min(position.max_distance, MOST_TOKENS)
-        bucket = cast("RelativePosition", stack.position).bucket(torch.arange(-far, far + 1)[None])
-        described |= {"max_distance": far, "buckets": bucket[0].tolist()}
     elif position.kind == "rotary":
         scaling = position.scaling
         if scaling is not None and scaling.kind == "dynamic":
@@ -88,6 +86,10 @@ def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) 
         length = torch.zeros(1, 1, dtype=torch.long)
         radians, sharpness = frequencies(position, attention.head_dim, config.max_length, length)
         described |= {"frequencies": radians.tolist(), "sharpness": sharpness}
+    for relative in (part for part in stack.position.modules() if isinstance(part, RelativePosition)):
+        # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
+        far = min(position.max_distance, MOST_TOKENS)
+        described |= {"max_distance": far, "buckets": relative.bucket(torch.arange(-far, far + 1)[None])[0].tolist()}
     return described
 
 

@@ -15,11 +15,11 @@ from anyformer.checkpoint.load import inspect
 from anyformer.config import ModelConfig
 from anyformer.data.corpus import documents
 from anyformer.data.input_files import walk
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
-from anyformer.learn import require_own_blocks
+from anyformer.learn import require_defaults, require_own_blocks
 from anyformer.learn.diagram import draw, panels
 from anyformer.learn.explain.description import describe, pack, page_weights
 from anyformer.learn.explain.tokenizer import can_encode, describe_tokenizer
@@ -39,6 +39,14 @@ _KINDS = {
     "norm": ("layer", "rms", "rms_offset"),
     "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
 }
+
+
+_NOT_COMPUTED = (
+    *("residual_scale", "embedding.scale", "other_layers.position", "other_layers.feed_forward"),
+    *("attention.latent", "attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
+)
+"""Fields of the config that the page's engine does not know."""
 
 
 def explain(
@@ -96,6 +104,9 @@ def check_stored(path_or_hub_id: str) -> None:
 def check(config: ModelConfig, parameters: int) -> None:
     """Raise UserError for a model that no page can run."""
     require_own_blocks(config, _KINDS, "a page can't run")
+    require_defaults(config, _NOT_COMPUTED, "no page can run yet")
+    if config.norm.placement not in ("pre", "post"):
+        raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "

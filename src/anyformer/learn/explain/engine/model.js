@@ -61,9 +61,11 @@ class Stack {
     this.segment = weights.has("embedding.segments.weight") ? weights.matrix("embedding.segments.weight").row(0) : null;
     this.ngrams = weights.has("embedding.ngrams.table") ? weights.matrix("embedding.ngrams.table") : null;
     this.norm = weights.norm("embedding.norm", model.norm);
-    const sizes = { ...model, ...stack, table: weights.matrix("position.table.weight") };
+    this.projection = weights.has("embedding.projection.weight") ? weights.linear("embedding.projection") : null;
+    const sizes = { ...model, ...stack, table: weights.matrix("position.table.weight"), biases: weights.matrix("position.relative.table.weight") };
     this.position = POSITIONS[stack.position.kind](stack.position, sizes);
-    this.blocks = Array.from({ length: stack.layers }, (_, layer) => new Block(weights.under(`blocks.${layer}`), model, stack, layer));
+    const block = (layer) => Math.floor((layer * stack.distinct) / stack.layers); // layers may share their weights
+    this.blocks = Array.from({ length: stack.layers }, (_, layer) => new Block(weights.under(`blocks.${block(layer)}`), model, stack, layer));
     this.finalNorm = weights.norm("final_norm", model.norm);
   }
 
@@ -87,7 +89,7 @@ class Stack {
     let encoded = positions;
     if (skipped !== null) {
       let count = 0;
-      encoded = all.map((token) => (token === skipped ? -1 : count++));
+      encoded = all.map((token) => (token === skipped ? -1 : count++)).slice(start);
     }
     const record = { tokens, start, token: vectors, ngrams: null, segment: this.segment, position: null, layers: [] };
     let x = vectors;
@@ -104,8 +106,9 @@ class Stack {
     record.position = this.position.embed(encoded);
     if (record.position) x = add(x, record.position);
     x = this.norm(x);
+    if (this.projection) x = this.projection(x);
     record.embedded = x;
-    const rotation = this.position.rotation(encoded, all.length), bias = position.kind === "relative" ? this.position.bias : null;
+    const rotation = this.position.rotation(encoded, all.length), bias = position.buckets ? this.position.bias : null;
     this.blocks.forEach((block, layer) => {
       const reach = windows[layer] ?? Infinity;
       const visible = (query, length) => [Math.max(0, query - reach + 1), causal ? query + 1 : Math.min(length, query + reach)];
@@ -179,8 +182,8 @@ class Model {
 
   // Logits over labels: of the pooled token of a text, or of every token.
   labels(hidden) {
-    const { kind, pooling, pooler } = this.description.head;
-    if (kind === "token_classification") return this.classifier(hidden);
+    const { kind, pooling, pooler, transform } = this.description.head;
+    if (kind === "token_classification") return this.classifier(this.transform ? activate(this.transform(hidden), transform) : hidden);
     let pooled = new Matrix(1, hidden.columns, hidden.row(pooling === "first" ? 0 : hidden.rows - 1));
     if (this.pooler) pooled = activate(this.pooler(pooled), pooler);
     return this.classifier(pooled);

@@ -3,16 +3,18 @@
 const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null };
 
 // Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
-const sinusoidal = ({ layout }, { d_model }) => {
+const sinusoidal = ({ layout, offset, skips }, { embedding_width: width }) => {
   const embed = (positions) => {
-    const out = new Matrix(positions.length, d_model), half = Math.ceil(d_model / 2);
+    const out = new Matrix(positions.length, width), half = Math.ceil(width / 2);
     positions.forEach((position, token) => {
       const row = out.row(token);
+      if (skips && position < 0) return;
       for (let i = 0; i < half; i++) {
-        const angle = Math.max(position, 0) / 10000 ** ((2 * i) / d_model);
+        const exponent = layout === "fairseq" ? i / (half - 1) : (2 * i) / width;
+        const angle = Math.max(position + offset, 0) / 10000 ** exponent;
         const [sine, cosine] = layout === "interleaved" ? [2 * i, 2 * i + 1] : [i, half + i];
         row[sine] = Math.sin(angle);
-        if (cosine < d_model) row[cosine] = Math.cos(angle);
+        if (cosine < width) row[cosine] = Math.cos(angle);
       }
     });
     return out;
@@ -20,9 +22,9 @@ const sinusoidal = ({ layout }, { d_model }) => {
   return { ...NO_POSITIONS, embed };
 };
 
-// A learned vector for each position (GPT-2, BERT).
-const learned = ({ offset }, { table }) => ({
-  ...NO_POSITIONS,
+// A learned vector for each position (GPT-2, BERT), and for MPNet a bias for each distance as well.
+const learned = ({ offset, ...distances }, { table, biases }) => ({
+  ...(biases ? relative(distances, { table: biases }) : NO_POSITIONS),
   embed: (positions) => {
     const out = new Matrix(positions.length, table.columns);
     positions.forEach((position, token) => out.row(token).set(table.row(Math.max(position + offset, 0))));

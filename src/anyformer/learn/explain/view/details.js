@@ -38,9 +38,10 @@ const embeddingDetails = ({ reading, token, stack, model }) => {
     ["position", first.position && of((record) => record.position)],
   ].filter(([, vector]) => vector);
   const sum = of((record) => record.embedded), scaled = model.embedding_scale === 1 ? "" : ` · √${model.d_model}`;
+  const added = addends.map(([name]) => (name === "token" ? `E[${reading.ids[token]}]${scaled}` : name)).join(" + ");
   return [
     lesson("embedding"),
-    equation(`x = ${addends.map(([name]) => (name === "token" ? `E[${reading.ids[token]}]${scaled}` : name)).join(" + ")}`),
+    equation(stack.projects ? `x = W (${added}) + b` : `x = ${added}`),
     caption(`${quoted(reading.tokens[token])} is token ${reading.ids[token]} of the vocabulary: a row of the table E. ${POSITIONS_IN_WORDS[stack.position.kind]}`),
     element("dl", { class: "stripes" }, [...addends, ["x", sum]].flatMap(([name, vector]) => [
       element("dt", {}, name, element("small", {}, ` length ${decimals(length(vector))}`)),

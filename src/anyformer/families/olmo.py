@@ -1,0 +1,79 @@
+"""OLMo 2 (OLMo Team 2025, 2501.00656), section 2: LLaMA with norms on the branches alone, and on all queries and keys;
+OLMo 3 (OLMo Team 2025): a window in three layers of four.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from anyformer.config import HeadKind, ModelConfig
+from anyformer.families.base import Raw, Values, classes, sizes, special_tokens
+from anyformer.families.layered_rope import read_layers, write_ropes
+from anyformer.families.llama import BIAS, FIELDS, LAYER, LAYER_TYPES, LLAMA, decoder_rows, write_layer_types
+
+
+def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
+    layers, window = values["decoder_layers"], raw.get("sliding_window", 4096)
+    types = raw.get("layer_types") or [LAYER_TYPES[(layer + 1) % 4 != 0] for layer in range(layers)]
+    # An older file's theta is that of the layers without a window alone.
+    return read_layers(raw, values, head, types, window, (raw.get("rope_theta", 500_000.0), 500_000.0))
+
+
+def _written3(config: ModelConfig) -> dict[str, Any]:
+    window = (config.other_layers and config.other_layers.window) or config.attention.window
+    return {**write_ropes(config), "sliding_window": window, "layer_types": write_layer_types(config)}
+
+
+_LAYER = {
+    **{name: ours for name, ours in LAYER.items() if name != "input_layernorm"},
+    "post_attention_layernorm": "attention_output_norm",
+    "post_feedforward_layernorm": "feed_forward_output_norm",
+}
+_sizes = sizes("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size")
+_PRESET = {"vocab_size": 100_352, "rope_theta": 500_000.0, "rms_norm_eps": 1e-6, "bos_token_id": None}
+_OLMO2_PRESET = {**_PRESET, "max_position_embeddings": 4096, "eos_token_id": 100_257, "pad_token_id": 100_277}
+_OLMO3_PRESET = {**_OLMO2_PRESET, "vocab_size": 100_278, "max_position_embeddings": 65536}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "attention_factor": 1.2079441541679836,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_OLMO2 = replace(
+    LLAMA,
+    model_type="olmo2",
+    architectures=classes("Olmo2", "ForCausalLM", ("Model", "ForSequenceClassification")),
+    fields={
+        **FIELDS,
+        **BIAS,
+        "vocab_size": ("vocab_size", 50304),
+        "rms_norm_eps": ("norm.eps", 1e-5),
+        **special_tokens(eos=50279, pad=1),
+    },
+    constants={
+        **LLAMA.constants,
+        "attention.qk_norm": "width",
+        "feed_forward.bias": False,
+        "norm.placement": "branch",
+    },
+    rows=decoder_rows(_LAYER),
+    published={
+        "olmo-2-1b": _sizes(2048, 16, 16, 16, 8192, **_OLMO2_PRESET),
+        "olmo-2-7b": _sizes(4096, 32, 32, 32, 11008, **_OLMO2_PRESET),
+        "olmo-2-13b": _sizes(5120, 40, 40, 40, 13824, **_OLMO2_PRESET),
+        "olmo-2-32b": _sizes(5120, 64, 40, 8, 27648, **_OLMO2_PRESET),
+    },
+)
+_OLMO3 = replace(
+    _OLMO2,
+    model_type="olmo3",
+    architectures=classes("Olmo3", "ForCausalLM", ("Model", "ForSequenceClassification")),
+    derived=_derived3,
+    written=_written3,
+    published={
+        "olmo-3-7b": _sizes(4096, 32, 32, 32, 11008, rope_scaling=_YARN, **_OLMO3_PRESET),
+        "olmo-3-32b": _sizes(5120, 64, 40, 8, 27648, rope_scaling=_YARN, **_OLMO3_PRESET),
+    },
+)
+FAMILIES = [_OLMO2, _OLMO3]

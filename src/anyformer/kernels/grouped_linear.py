@@ -1,0 +1,168 @@
+"""``x @ weight.T`` of rows that each have one of several matrices: one product for the rows of each matrix."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from anyformer.kernels.activation import recomputed_in_backward
+from anyformer.kernels.autocast import as_rows, matmul_dtype
+from anyformer.kernels.cpu import matmul as products
+from anyformer.kernels.cpu.library import is_intercepted
+from anyformer.kernels.linear import Matmul, quantized_linear
+from anyformer.kernels.operation import operation
+from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight
+
+_ALIGNMENT = 16
+"""Bytes of which rows of torch's grouped product are multiples."""
+
+
+class Groups(NamedTuple):
+    """Rows sorted by group."""
+
+    order: Int[Tensor, " rows"]
+    """Index of each sorted row among the rows as they were."""
+    inverse: Int[Tensor, " rows"]
+    """Index of each row among the sorted ones."""
+    ends: Int[Tensor, " groups"]
+    """Where each group ends among the sorted rows."""
+
+
+def sort_by_group(group: Int[Tensor, " rows"], count: int) -> Groups:
+    """Sort rows by their group, of `count`; those of one group keep their order."""
+    in_order, order = group.sort(stable=True)
+    rows = torch.arange(len(group), device=group.device)
+    inverse = torch.empty_like(order).scatter_(0, order, rows)
+    every = torch.arange(count, device=group.device, dtype=group.dtype)
+    return Groups(order, inverse, torch.searchsorted(in_order, every, right=True, out_int32=True))
+
+
+def gather_groups(x: Float[Tensor, "tokens width"], groups: Groups) -> Float[Tensor, "rows width"]:
+    """The sorted rows, of tokens each of which is as many rows, one after another."""
+    return _gather(x, groups.order, groups.inverse)
+
+
+def scatter_groups(x: Float[Tensor, "rows width"], groups: Groups) -> Float[Tensor, "rows width"]:
+    """The sorted rows as they were."""
+    return _gather(x, groups.inverse, groups.order)
+
+
+@operation("gather_groups")
+def _gather(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    copies = len(order) // len(x)
+    return x.index_select(0, order if copies == 1 else order // copies)
+
+
+@operation("gather_groups_grad")
+def _gather_grad(grad: Tensor, inverse: Tensor, tokens: int) -> Tensor:
+    rows = grad.index_select(0, inverse)
+    return rows if len(rows) == tokens else rows.view(tokens, -1, rows.shape[1]).sum(dim=1)
+
+
+_gather.register_autograd(_gather_grad, saved=lambda inputs, _, __: (inputs[2], len(inputs[0])))
+
+
+def grouped_linear(
+    input: Float[Tensor, "rows inputs"],
+    weight: Float[Tensor, "outputs_of_all inputs"],
+    ends: Int[Tensor, " groups"],
+    *,
+    matmul: Matmul = "float",
+) -> Float[Tensor, "rows outputs"]:
+    """``input @ weight.T`` with the matrix of each row's group.
+
+    Args:
+        input: Rows, sorted by group.
+        weight: The matrices of the groups, one below another.
+        ends: Where the rows of each group end.
+        matmul: As of `linear`.
+    """
+    with recomputed_in_backward(input):
+        return _grouped(as_rows(input, matmul_dtype(input)), weight, ends, matmul == "int8")
+
+
+@operation("grouped_linear", fake=lambda x, weight, ends, int8: x.new_empty(len(x), len(weight) // len(ends)))
+def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
+    x, matrices = x.detach(), weight.detach().unflatten(0, (len(ends), -1))
+    if _torch_groups(x, matrices):
+        return torch._grouped_mm(x, matrices.to(x.dtype).mT, offs=ends)  # pyright: ignore[reportPrivateUsage]
+    out = x.new_empty(len(x), matrices.shape[1])
+    for rows, matrix in zip(_slices(ends, len(x)), matrices, strict=True):
+        _multiply(x[rows], matrix, out[rows], int8)
+    return out
+
+
+@operation(
+    "grouped_linear_grad",
+    fake=lambda grad, x, weight, ends, int8, needed: (torch.empty_like(x), torch.empty_like(weight)),
+)
+def _grouped_grad(
+    grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor, int8: bool, needed: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and weight; one that isn't needed is empty."""
+    grad, x, matrices = grad.contiguous(), x.detach(), weight.detach().unflatten(0, (len(ends), -1))
+    if _torch_groups(x, matrices):
+        grad_x = torch._grouped_mm(grad, matrices.to(x.dtype), offs=ends)  # pyright: ignore[reportPrivateUsage]
+        grad_weight = torch._grouped_mm(grad.mT, x, offs=ends)  # pyright: ignore[reportPrivateUsage]
+        return grad_x, grad_weight.to(weight.dtype).flatten(0, 1)
+    grad_x = torch.empty_like(x) if needed[0] else x.new_empty(0)
+    grad_weight = torch.empty_like(matrices) if needed[1] else weight.new_empty(0)
+    for group, rows in enumerate(_slices(ends, len(x))):
+        if needed[0]:
+            _multiply(grad[rows], matrices[group].t(), grad_x[rows], int8)
+        if needed[1]:
+            _multiply(grad[rows].t(), x[rows].t(), grad_weight[group], int8)
+    return grad_x, grad_weight.flatten(0, 1)
+
+
+_grouped.register_autograd(_grouped_grad, saved=lambda inputs, _, needed: (*inputs, list(needed)))
+
+
+def _torch_groups(x: Tensor, matrices: Tensor) -> bool:
+    """Whether torch has one product for all groups. On a CPU it is a loop as well."""
+    aligned = all(size * x.dtype.itemsize % _ALIGNMENT == 0 for size in matrices.shape[1:])
+    return x.is_cuda and x.dtype == torch.bfloat16 and aligned and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def _slices(ends: Tensor, count: int) -> list[slice]:
+    """The rows of each group; of tensors without memory all groups are alike."""
+    if ends.is_meta or is_intercepted() or isinstance(ends, FakeTensor):
+        last = [count * (group + 1) // len(ends) for group in range(len(ends))]
+    else:
+        last = ends.tolist()
+    return [slice(start, end) for start, end in zip([0, *last], last, strict=False)]
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
+    """Write ``left @ right.T`` to out, 0 where there is nothing to sum."""
+    if not left.numel():
+        out.zero_()
+    elif int8 and left.device.type == "cpu" and products.supports_int8() and _int8_is_faster(left, right):
+        products.int8_matmul(left, right, out=out)
+    elif products.supports_bf16(left, left.dtype):
+        # Groups have other sizes in every step, and torch's library prepares itself for each size anew.
+        products.bf16_matmul(left, right, out=out)
+    elif out.dtype == left.dtype:
+        torch.mm(left, right.to(left.dtype).t(), out=out)
+    else:
+        out.copy_(torch.mm(left, right.to(left.dtype).t()))
+
+
+def _int8_is_faster(left: Tensor, right: Tensor) -> bool:
+    return products.int8_is_faster(len(left), *right.shape)
+
+
+def quantized_grouped_linear(
+    input: Float[Tensor, "rows inputs"], weight: PackedWeight, ends: Int[Tensor, " groups"]
+) -> Float[Tensor, "rows outputs"]:
+    """`grouped_linear` of a quantized weight, whose matrices are whole blocks of rows; the input gets a gradient."""
+    blocks = weight.rows // len(ends) // BLOCK_ROWS
+    parts = [
+        quantized_linear(input[rows], weight.blocks(group * blocks, (group + 1) * blocks))
+        for group, rows in enumerate(_slices(ends, len(input)))
+        if rows.start < rows.stop
+    ]
+    return torch.cat(parts) if parts else F.pad(input[:, :0], (0, blocks * BLOCK_ROWS))
