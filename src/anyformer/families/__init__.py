@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
-from anyformer.errors import UserError, cut, nearest, quote
+from anyformer.errors import UserError, cut, quote
+from anyformer.errors import nearest as nearest_name
 from anyformer.families import (
     albert,
     bart,
@@ -96,7 +97,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """
     full_name = ALIASES.get(name, name)
     if full_name not in PRESETS:
-        raise UserError(f"There is no preset {quote(name)} ({nearest(name, [*PRESETS, *ALIASES])}).")
+        raise UserError(f"There is no preset {quote(name)} ({nearest_name(name, [*PRESETS, *ALIASES])}).")
     return PRESETS[full_name].replace(**changes)
 
 
