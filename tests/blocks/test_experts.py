@@ -35,7 +35,7 @@ def equation(block: Experts, x: Tensor) -> Tensor:
     probabilities = F.softmax(x @ block.router.weight.T, dim=-1)
     least = probabilities.sort(dim=-1, descending=True)[0][..., block.used - 1 : block.used]
     weights = probabilities * (probabilities >= least)
-    if block.normalized:
+    if block.config.normalized:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     out = torch.zeros_like(x)
     gates = [None] * block.count if block.gate is None else block.gate.weight.chunk(block.count)

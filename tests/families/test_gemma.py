@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.parity.test_forward import assert_same
 
 import anyformer as af
 
-_TEXT = {
+_TEXT: dict[str, Any] = {
     "vocab_size": 60,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -29,7 +30,7 @@ _TEXT = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
-_VISION = {
+_VISION: dict[str, Any] = {
     "model_type": "siglip_vision_model",
     "hidden_size": 8,
     "intermediate_size": 8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from anyformer.config import (
     AttentionConfig,
     EmbeddingConfig,
+    ExpertsConfig,
     FeedForwardConfig,
     HeadConfig,
     ModelConfig,
@@ -85,6 +87,12 @@ WRITERS = {
         norm=NormConfig(kind="rms", placement="branch"),
         attention=AttentionConfig(heads=4, kv_heads=2, qk_norm="width"),
         other_layers=OtherLayers(first=".", then="o", position=PositionConfig(kind="none")),
+    ),
+    "experts": config(
+        position=ROTARY, norm=RMS, feed_forward=replace(GATED, experts=ExpertsConfig(count=5, used=2, balance=0.1))
+    ),
+    "many experts": config(
+        feed_forward=FeedForwardConfig(width=24, bias=False, experts=ExpertsConfig(count=12, used=9, normalized=False))
     ),
     "no bias": config(position=ROTARY, norm=NormConfig(kind="layer_no_bias")),
     "learned": config(embedding=EmbeddingConfig()),

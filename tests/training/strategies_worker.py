@@ -36,7 +36,7 @@ from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group, join
 from tests.finetuning import toys
 
-STEPS = 8
+STEPS = 6
 
 # GPT-2 and BERT have a bias of keys, whose gradient is nothing but rounding; Adam makes steps of full length of it.
 CASES: dict[str, dict[str, Any]] = {

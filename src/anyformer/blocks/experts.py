@@ -46,8 +46,9 @@ class Experts(FeedForward):
         self.count, self.used, self.balance = experts.count, experts.used, experts.balance
         self.router = Linear(d_model, self.count, bias=False)
         self.register_buffer("correction", torch.zeros(self.count) if experts.correction else None)
-        shared = replace(config, width=experts.shared * config.width, experts=None)
-        self.shared = FeedForward(shared, d_model) if experts.shared else None
+        self.shared = None
+        if experts.shared:
+            self.shared = FeedForward(replace(config, width=experts.shared * config.width, experts=None), d_model)
 
     @override
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:

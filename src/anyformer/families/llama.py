@@ -96,7 +96,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """Names of layers without and with a window in `layer_types`."""
 
 
-def read_layer_types(types: Sequence[str], layers: int, window: int, **fields: Any) -> Values:
+def read_layer_types(types: Sequence[str], layers: int, window: int | None, **fields: Any) -> Values:
     """The layers that have a window, and whatever else they have of their own.
 
     Raises UserError for a list of another length, or a type that is not known.

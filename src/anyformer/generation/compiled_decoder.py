@@ -150,7 +150,8 @@ class CompiledDecoder:
         experts = block.feed_forward if isinstance(block.feed_forward, Experts) else None
         if experts is None:
             return {"router": structs.Matrix(), "experts": 0, "used": 0, "normalized": 0}
-        sizes = {"experts": experts.count, "used": experts.used, "normalized": int(experts.normalized)}
+        config = experts.config
+        sizes = {"experts": config.count, "used": config.used, "normalized": int(config.normalized)}
         return {"router": self._matrix(experts.router), **sizes}
 
     def _attention(self, block: TransformerBlock, name: str, window: int | None = None, rotation: int = 0) -> Structure:

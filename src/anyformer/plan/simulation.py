@@ -1,7 +1,7 @@
 """Training steps on tensors without memory, whose storages, products and kernels are counted.
 
 The real model, optimizer and engine run on a CPU's tensors whose storages have sizes and lifetimes, but no memory:
-no kernel may run on them. What an operation returns is asked of torch's fake tensors, once for each of its layouts.
+no kernel may run on them. What an operation returns is asked of torch, once for each layout of its arguments.
 What depends on the batch alone, such as which tokens are masked, is computed as well, for sizes follow from it.
 """
 

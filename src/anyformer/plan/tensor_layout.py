@@ -1,4 +1,4 @@
-"""Layouts of the tensors that operations return, asked of torch's fake tensors once each."""
+"""Layouts of the tensors that operations return, asked once each of torch's tensors without memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
