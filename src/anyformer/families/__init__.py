@@ -36,7 +36,7 @@ from anyformer.families import (
     t5,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
-from anyformer.families.nearest import unsupported
+from anyformer.families.relatives import unsupported
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

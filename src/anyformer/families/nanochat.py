@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Raw, Values, classes, head_operations, sizes, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, LLAMA, read_rope
+from anyformer.families.llama import BIAS, FIELDS, LLAMA, read_rope, write_rope
 from anyformer.families.rows import Row, linear, linears, row, tied
 
 _LAYER = {
@@ -39,6 +40,10 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     return {**rope, **cap}
 
 
+def _written(config: ModelConfig) -> dict[str, Any]:
+    return {**write_rope(config), "final_logit_softcapping": config.head.softcap}
+
+
 _sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 FAMILY = replace(
     LLAMA,
@@ -63,7 +68,7 @@ FAMILY = replace(
         "feed_forward.bias": False,
     },
     derived=_derived,
-    written=lambda config: {**LLAMA.written(config), "final_logit_softcapping": config.head.softcap},
+    written=_written,
     rows=_rows,
     published={
         "nanochat-d20": _sizes(1280, 20, 10, 5120, vocab_size=65536),

@@ -114,8 +114,9 @@ class CachedDecoder:
         if any(cache_is_stale(self.model, length - before, self.cache.length - before) for before in padding):
             mask = None if prompt.mask is None else torch.arange(length, device=ids.device) >= prompt.padding[:, None]
             self.cache = self.model.make_cache(len(ids), self.cache.capacity)
-            source = {"source": prompt.source, "source_mask": prompt.source_mask}
-            return self._step(ids, self.cache, mask=mask, **source, last_only=True)
+            return self._step(
+                ids, self.cache, mask=mask, source=prompt.source, source_mask=prompt.source_mask, last_only=True
+            )
         if self.cache.length >= length:
             self.cache.truncate(length - 1)  # guesses that were rejected
         latest = ids[:, -1:]

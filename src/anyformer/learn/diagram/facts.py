@@ -132,6 +132,8 @@ def _input(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
         yield "embedding.shared", Fact("the encoder's", ("encoder_layers", "source_vocab_size"))
     if embedding.scaled:
         yield "embedding.scaled", Fact(f"× √{width}", ("embedding.scaled", "d_model"))
+    elif embedding.scale != 1.0:
+        yield "embedding.scaled", Fact(f"× {embedding.scale:g}", ("embedding.scale",))
     if _acts(config, "embed"):
         yield "position", _position(config, ("learned", "sinusoidal"))
     if embedding.segments:
@@ -227,6 +229,9 @@ def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
     elif text == "rotary":
         text += f", θ {position.theta:,.12g}"
         fields.append("position.theta")
+        if position.rotary_fraction != 1.0:
+            text += f", {position.rotary_fraction:.0%}"
+            fields.append("position.rotary_fraction")
     elif text == "relative":
         text += f", {_many(position.buckets, 'bucket')}"
         fields.append("position.buckets")
@@ -273,6 +278,8 @@ def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
             yield "head.bias", Fact("bias" if head.bias == "learned" else "fixed bias", (kind, "head.bias"))
         if head.scaled:
             yield "head.scaled", Fact(f"÷ √{width}", (kind, "head.scaled", "d_model"))
+        elif head.scale != 1.0:
+            yield "head.scaled", Fact(f"× {head.scale:g}", (kind, "head.scale"))
     elif head.kind != "none":
         yield "head.width", Fact(f"{width} → {head.labels:,}", (kind, "d_model", "head.labels"))
         if head.label_bias:
