@@ -78,10 +78,9 @@ class LatentAttention(nn.Module):
         dtype = torch.promote_types(query.dtype, torch.float32)
         return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), mask, self.scale)
 
-    def project(
-        self, x: Tensor, states: Tensor | None = None, rotation: Rotation = UNROTATED
-    ) -> tuple[Float[Tensor, "batch heads queries head_dim"], Float[Tensor, "batch 1 keys width"]]:
-        """Queries, and latents with the rotated part of the keys behind them."""
+    def project(self, x: Tensor, states: Tensor | None = None, rotation: Rotation = UNROTATED) -> tuple[Tensor, Tensor]:
+        """Queries [batch, heads, queries, head_dim]; latents and the rotated part of the keys behind them, [batch, 1,
+        keys, rank + rotary_dim]."""
         query = self.query(self.query_norm(self.query_down(x))).unflatten(2, (self.heads, self.head_dim))
         plain, turned = query.transpose(1, 2).split([self.head_dim - self.rotary_dim, self.rotary_dim], dim=-1)
         latent, shared = self.latent_down(x if states is None else states).split([self.rank, self.rotary_dim], dim=-1)

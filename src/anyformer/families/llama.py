@@ -49,6 +49,8 @@ def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
         scaling |= {name: rope[name] for name in _ROPE[kind] if rope.get(name) is not None}
         scaling["attention_factor"] = _attention_factor(rope, scaling["factor"])
     elif kind == "longrope":
+        if missing := next((name for name in _ROPE[kind] if rope.get(name) is None), None):
+            raise UserError(f"config.json: the rope scaling longrope has no {missing}.")
         scaling |= {name: tuple(rope[name]) for name in _ROPE[kind]}
         scaling["attention_factor"] = rope.get("attention_factor")
     return {**position, "position.scaling": scaling}
