@@ -14,6 +14,8 @@ from typing import Any
 
 from anyformer import diff, preset
 from anyformer.analysis import cache_bytes_per_token, part_costs
+from anyformer.cli.show import shown as describe
+from anyformer.config import ExpertsConfig, OtherLayers, PositionConfig
 from anyformer.families import ALIASES, PRESETS
 from anyformer.learn.diagram import draw, panels
 from anyformer.spec import read_config
@@ -29,6 +31,8 @@ _SIZE = re.compile(r"^\| `(?P<name>[\w.-]+)` \| [\d,]+ \|(?P<cache> [\d,]+ bytes
 
 def shown(value: Any) -> str:
     """A field's value, as a cell of a table."""
+    if isinstance(value, ExpertsConfig | OtherLayers | PositionConfig):
+        return describe(value)
     if value is None or value == ():
         return "-"
     if isinstance(value, tuple):

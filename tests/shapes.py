@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import threading
 import types
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import torch
 
 _jaxtyped = jaxtyping.jaxtyped
 
+_ARRAYS = (torch.Tensor, np.ndarray)
 _checks: dict[int, tuple[types.CodeType, dict[Any, set[Any]]]] = {}
 """Of each function, by the address of its code, which all that an inner function is made to share: the arguments and
 results that were checked."""
@@ -44,6 +46,9 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
         return _jaxtyped(function, typechecker=typechecker)
 
     each_call = functools.cache(lambda: _jaxtyped(function, typechecker=typechecker))
+    # One for all results: to make such a function takes longer than most tests' functions themselves.
+    made = threading.local()
+    each_result = functools.cache(lambda: _jaxtyped(_returning(function, made), typechecker=typechecker))
     _, results = _checks.setdefault(id(function.__code__), (function.__code__, {}))
 
     @functools.wraps(function)
@@ -58,7 +63,9 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
             return result
         result = function(*args, **kwargs)
         if (described := _describe(result)) not in results[key]:
-            _jaxtyped(_returning(function, result), typechecker=typechecker)(*args, **kwargs)
+            made.result = result
+            each_result()(*args, **kwargs)
+            del made.result
             results[key].add(described)
         return result
 
@@ -71,7 +78,7 @@ def _describe(value: Any) -> Any:
     Numbers are described by their type: no annotation has one in `Literal`, or as a size in braces.
     """
     kind = type(value)
-    if isinstance(value, torch.Tensor | np.ndarray):
+    if isinstance(value, _ARRAYS):
         return kind, tuple(value.shape), value.dtype
     if kind is str or isinstance(value, type):
         return value
@@ -84,11 +91,11 @@ def _describe(value: Any) -> Any:
     return kind
 
 
-def _returning(function: types.FunctionType, result: Any) -> Callable[..., Any]:
-    """A function with the signature of another that does nothing but return a result."""
+def _returning(function: types.FunctionType, made: threading.local) -> Callable[..., Any]:
+    """A function with the signature of another that does nothing but return the result that was made."""
 
     def body(*args: Any, **kwargs: Any) -> Any:
-        return result
+        return made.result
 
     # Annotations are read with the globals of the module that has them.
     copy = types.FunctionType(body.__code__, function.__globals__, closure=body.__closure__)

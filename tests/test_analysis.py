@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import anyformer as af
 from anyformer.analysis import cache_bytes_per_token, part_costs
 from anyformer.config import ModelConfig
+from anyformer.families import ALIASES
+from anyformer.model import skeleton
 
 PUBLISHED = {
     "gpt2": 124_439_808,
@@ -40,6 +42,12 @@ PUBLISHED = {
 @pytest.mark.parametrize(("name", "size"), PUBLISHED.items())
 def test_published_sizes(name: str, size: int) -> None:
     assert sum(part.parameters for part in part_costs(af.preset(name), context=8)) == size
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_parts_are_the_whole(name: str) -> None:
+    whole = sum(weight.numel() for weight in skeleton(af.preset(name)).parameters())
+    assert sum(part.parameters for part in part_costs(af.preset(name), context=8)) == whole
 
 
 @st.composite

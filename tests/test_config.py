@@ -14,6 +14,8 @@ from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, Ro
 from anyformer.families import ALIASES, PRESETS
 from anyformer.schema import ConfigError
 
+ENCODER: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 0}
+
 
 def tiny(**changes: Any) -> ModelConfig:
     base = ModelConfig(
@@ -80,6 +82,17 @@ def test_a_wrong_field_is_named_with_a_hint(changes: dict[str, Any], field: str,
         ({"d_model": 3, "attention.heads": 1, "position": {"kind": "sinusoidal", "layout": "fairseq"}}, "d_model"),
         ({"d_model": 2, "position": {"kind": "sinusoidal", "layout": "fairseq"}}, "d_model"),
         ({"position.buckets": 5}, "position.buckets"),
+        ({"position": {"kind": "none", "relative_bias": True}}, "position.relative_bias"),
+        ({"position.relative_bias": True}, "position.relative_bias"),
+        ({"distinct_layers": 1}, "distinct_layers"),
+        ({**ENCODER, "distinct_layers": 1, "attention.scale_by_layer": True}, "distinct_layers"),
+        ({"embedding.width": 4}, "embedding.width"),
+        ({**ENCODER, "embedding.width": 4}, "embedding.width"),
+        ({**ENCODER, "head": {"kind": "token_classification", "problem_type": "regression"}}, "head.problem_type"),
+        (
+            {**ENCODER, "head": {"kind": "token_classification", "problem_type": "multi_label_classification"}},
+            "head.problem_type",
+        ),
         ({"source_vocab_size": 5}, "source_vocab_size"),
         ({"embedding.padding": 11}, "embedding.padding"),
         ({"head.pooler": "tanh"}, "head.kind"),

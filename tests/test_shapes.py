@@ -109,6 +109,25 @@ def test_each_call_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks == 4
 
 
+def test_what_checks_a_function_is_made_once_for_all_its_results() -> None:
+    made = list[str]()
+
+    def typechecker(function: Any) -> Any:
+        made.append(function.__name__)
+        return function
+
+    @checked(typechecker=typechecker)
+    def zeros(kind: Any, size: list[int]) -> Float[Tensor, " n"]:
+        return torch.zeros(size.pop())
+
+    for size in range(3):
+        zeros(None, [size])
+    before = len(made)
+    for size in range(3, 9):
+        zeros(None, [size])
+    assert len(made) == before > 0
+
+
 def test_the_library_is_checked_so() -> None:
     from anyformer.blocks.norm import RMSNorm
     from anyformer.generation.config import GenerationConfig

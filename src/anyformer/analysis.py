@@ -52,7 +52,7 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
     blocks = stack.layers
     attention = [block.attention for block in blocks]
     cross = [block.cross_attention for block in blocks if block.cross_attention is not None]
-    norms = [n for block in blocks for n in (block.attention_norm, block.cross_attention_norm, block.feed_forward_norm)]
+    norms = [part for block in blocks for name, part in block.named_children() if name.endswith("_norm")]
     embedding, widths = stack.embedding, attention[0].heads * (attention[0].head_dim + attention[0].value_dim)
     attended = sum(min(context, window or context) for window in stack.windows)
 
@@ -91,10 +91,9 @@ def _unused(module: nn.Module) -> int:
     return sum(stacks) * (module.count - module.used) // module.count
 
 
-def active_parameters(config: ModelConfig) -> int:
-    """The weights that a token is computed with: all, but of a mixture of experts those that it doesn't go to."""
-    model = skeleton(config)
-    return _parameters(model) - sum(map(_unused, model.modules()))
+def unused_parameters(config: ModelConfig) -> int:
+    """The weights of a mixture of experts that a token does not go to, of all layers; others have none."""
+    return sum(map(_unused, skeleton(config).modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.blocks.embedding import TokenEmbedding
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.linear import Embedding, GroupedLinear, Linear, replace_weight
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.errors import UserError, nearest, quote
@@ -27,7 +28,8 @@ def quantizable(model: Transformer) -> dict[str, Linear | Embedding]:
     """The modules whose weights are worth quantizing, by name: linear layers and token embeddings.
 
     Embeddings of positions and segments, norms and biases are small and stay as they are, and so does a matrix whose
-    rows are no whole number of groups, and experts whose rows are no whole number of packed blocks.
+    rows are no whole number of groups, experts whose rows are no whole number of packed blocks, and
+    routers, whose choice rounding would change.
     """
     modules = dict(model.named_modules())
     return {
@@ -39,6 +41,7 @@ def quantizable(model: Transformer) -> dict[str, Linear | Embedding]:
         )
         and can_quantize(*module.weight.shape)
         and not (isinstance(module, GroupedLinear) and module.out_features // module.groups % BLOCK_ROWS)
+        and not (name.endswith(".router") and isinstance(modules[name.rpartition(".")[0]], Experts))
     }
 
 

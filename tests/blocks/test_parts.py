@@ -15,7 +15,7 @@ from anyformer.blocks.position import POSITIONS, PositionSize, RelativePosition,
 from anyformer.config import FeedForwardConfig, PositionConfig
 from anyformer.schema import ConfigError
 
-SIZE = PositionSize(d_model=12, heads=3, head_dim=4, max_length=64, causal=False)
+SIZE = PositionSize(width=12, heads=3, head_dim=4, max_length=64, causal=False)
 
 
 @given(st.integers(1, 33), st.integers(0, 2**32), st.floats(1e-12, 1e-2))

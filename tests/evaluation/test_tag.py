@@ -57,6 +57,23 @@ def test_entities_are_those_of_transformers(seed: int) -> None:
         assert sum(len(group["word"].split()) for group in groups if group["entity_group"] == "O") == len(outside)
 
 
+def test_a_single_label_holds_or_not() -> None:
+    """ELECTRA's discriminator: the sigmoid of its logit is the probability of the label."""
+    label = {"labels": 1, "label_names": ("replaced",), "problem_type": "multi_label_classification"}
+    model, tokenizer = encoder({"kind": "token_classification", **label, "transform": "gelu"})
+    tokens = tokenizer.encode(TEXTS[0])
+    logits = model(torch.tensor([tokens])).logits
+    assert logits is not None
+    chances = logits[0, :, 0].sigmoid().tolist()
+    (found,) = tag(model, tokenizer, TEXTS[0])
+    assert {word.tag for word in found.words} == {"O", "replaced"}
+    for word in found.words:
+        chance = word.probability if word.tag == "replaced" else 1 - word.probability
+        assert word.probability >= 0.5
+        assert min(abs(chance - each) for each in chances) < 1e-5
+    assert found.entities == ()
+
+
 def test_entities_are_there_to_be_compared() -> None:
     found = [entity for seed in range(3) for each in tag(*_tagger(seed), TEXTS) for entity in each.entities]
     assert {entity.label for entity in found} == {"animal", "place"}

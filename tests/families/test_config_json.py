@@ -33,6 +33,23 @@ def test_fields_of_any_json_type(model_type: str) -> None:
                 assert all(isinstance(switch, bool) for switch in switches), (field, value)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("albert-base-v2", {"inner_group_num": 2}, "inner_group_num = 1"),
+        ("albert-base-v2", {"num_hidden_groups": 5}, "num_hidden_groups = 5 is no number of blocks that 12 layers"),
+        ("albert-base-v2", {"num_hidden_groups": None}, "needs a number as num_hidden_groups"),
+        ("albert-base-v2", {"embedding_size": None}, "needs a number as embedding_size"),
+        ("mpnet-base", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 32"),
+        ("electra-small", {"is_decoder": True}, "is_decoder = True is not supported"),
+    ],
+)
+def test_encoders_that_no_model_here_can_follow(name: str, changes: dict[str, Any], says: str) -> None:
+    _, raw = to_huggingface(af.preset(name))
+    with pytest.raises(UserError, match=says):
+        from_huggingface({**raw, **changes})
+
+
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "llama3", "yarn"])
 def test_rotary_fields_of_any_json_type(kind: str) -> None:
     _, raw = to_huggingface(af.preset("smollm2-135m"))

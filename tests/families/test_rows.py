@@ -114,7 +114,7 @@ def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
         {"norm.kind": "rms"},
         {"position": {"kind": "none", "skip_padding": False, "scaling": None, **neither}},
         {"position": {"kind": "rotary", "skip_padding": False, "scaling": None, **neither}},
-        {"position": {"kind": "relative", "skip_padding": False, "scaling": None, **neither}},
+        {"position": {"kind": "relative", "skip_padding": False, "scaling": None, **neither}, "other_layers": None},
         {"feed_forward": {"gated": True, "activation": "relu_squared"}},
         {"feed_forward": {"gated": True, "activation": "tanh"}},
         {"attention": {"qk_norm": "head", "window": 3}},

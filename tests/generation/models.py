@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from anyformer.config import (
     AttentionConfig,
     EmbeddingConfig,
+    ExpertsConfig,
     FeedForwardConfig,
     HeadConfig,
     ModelConfig,
@@ -47,15 +49,31 @@ GATED = FeedForwardConfig(width=24, activation="silu", gated=True, bias=False)
 
 CAPPED = AttentionConfig(heads=4, kv_heads=2, head_dim=6, qk_norm="head", softcap=5.0)
 UNCOMPILED = {
-    "parallel": config(
-        position=PositionConfig(kind="rotary", rotary_fraction=0.5),
-        norm=NormConfig(placement="parallel_shared"),
-        residual_scale=0.3,
+    "other feed-forward": config(
+        position=ROTARY,
+        norm=RMS,
+        other_layers=OtherLayers(first="o", then=".", feed_forward=FeedForwardConfig(width=40)),
     ),
 }
 """Decoders that the compiled step leaves to torch."""
 WRITERS = {
     **UNCOMPILED,
+    "parallel": config(
+        position=PositionConfig(kind="rotary", rotary_fraction=0.5),
+        norm=NormConfig(placement="parallel_shared"),
+        residual_scale=0.3,
+    ),
+    "parallel, two norms": config(
+        position=ROTARY, norm=NormConfig(kind="layer_no_bias", placement="parallel"), feed_forward=GATED
+    ),
+    "plain norms": config(
+        position=ROTARY,
+        norm=NormConfig(kind="rms_plain", eps=1e-6),
+        attention=AttentionConfig(heads=4, qk_norm="head"),
+        embedding=EmbeddingConfig(norm=True, tied=False),
+        head=HeadConfig(softcap=5.0, scale=0.5),
+        residual_scale=0.3,
+    ),
     "sandwich": config(
         position=ROTARY,
         norm=NormConfig(kind="rms_offset", placement="sandwich"),
@@ -69,6 +87,12 @@ WRITERS = {
         norm=NormConfig(kind="rms", placement="branch"),
         attention=AttentionConfig(heads=4, kv_heads=2, qk_norm="width"),
         other_layers=OtherLayers(first=".", then="o", position=PositionConfig(kind="none")),
+    ),
+    "experts": config(
+        position=ROTARY, norm=RMS, feed_forward=replace(GATED, experts=ExpertsConfig(count=5, used=2, balance=0.1))
+    ),
+    "many experts": config(
+        feed_forward=FeedForwardConfig(width=24, bias=False, experts=ExpertsConfig(count=12, used=9, normalized=False))
     ),
     "no bias": config(position=ROTARY, norm=NormConfig(kind="layer_no_bias")),
     "learned": config(embedding=EmbeddingConfig()),

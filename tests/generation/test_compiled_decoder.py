@@ -76,14 +76,24 @@ def test_a_step_equals_the_model(name: str, texts: list[list[int]], side: str, s
     compare(model, texts, side, 1e-5, select)
 
 
+_EXPERTS = {"count": 4, "used": 2}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"norm.placement": "parallel"},
-        {"norm.placement": "parallel_shared"},
-        {"norm.kind": "rms_plain"},
-        {"residual_scale": 0.5},
         {"other_layers": {"then": "o.", "feed_forward": {"width": 8}}},
+        *(
+            {"feed_forward": {"bias": False, "experts": {**_EXPERTS, **more}}}
+            for more in (
+                {"scores": "sigmoid"},
+                {"scale": 2.0},
+                {"shared": 1},
+                {"groups": 2},
+                {"correction": True},
+            )
+        ),
+        {"feed_forward": {"bias": False, "experts": _EXPERTS}, "norm": {"placement": "parallel"}},
     ],
     ids=str,
 )

@@ -40,6 +40,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "feed_forward.activation": ("relu", "relu_squared", "gelu_tanh", "silu"),
     "feed_forward.gated": (False, True),
     "feed_forward.bias": (False, True),
+    "feed_forward.experts": (None, {"count": 4, "used": 2}),
     "position.kind": ("none", "sinusoidal", "learned", "rotary", "relative"),
     "position.layout": ("interleaved", "halves", "fairseq"),
     "position.offset": (0, 3),

@@ -60,9 +60,16 @@ def small(config: ModelConfig) -> ModelConfig:
         changes["decoder_attention"] = attention(config.decoder_attention)
     if config.source_vocab_size is not None:
         changes["source_vocab_size"] = SOURCE_VOCAB
+    fraction = config.position.rotary_fraction
+    d_model = 24 if fraction == 1.0 else 40 if fraction == 0.4 else 32
+    scaling = config.position.scaling
+    if scaling is not None and scaling.kind == "longrope":
+        pairs = int(d_model // 4 * fraction) // 2
+        shortened = {name: getattr(scaling, name)[:pairs] for name in ("short_factor", "long_factor")}
+        changes["position.scaling"] = shortened | {"original_length": 8}
     return config.replace(
         vocab_size=VOCAB,
-        d_model=24,
+        d_model=d_model,
         encoder_layers=min(config.encoder_layers, 3),
         decoder_layers=min(config.decoder_layers, 2),
         max_length=32,
@@ -83,6 +90,7 @@ SCALINGS = [
     {"kind": "llama3", "factor": 8.0, "original_length": 16},
     {"kind": "yarn", "factor": 4.0, "original_length": 16},
     {"kind": "yarn", "factor": 4.0, "original_length": 8, "truncate": False, "attention_factor": 1.5},
+    {"kind": "longrope", "factor": 4.0, "original_length": 8},
 ]
 
 
@@ -124,7 +132,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     can_skip = kind == "learned" or (kind, layout) == ("sinusoidal", "fairseq")
     skips = can_skip and padding is not None and draw(flag)
     head = draw(st.sampled_from(["none", "language_model", "language_model", "classification", "token_classification"]))
-    writes, several = head == "language_model", "multi_label_classification"
+    writes, labels = head == "language_model", draw(st.integers(1, 3))
+    binary = "multi_label_classification" if head == "token_classification" and labels == 1 and draw(flag) else None
     config: dict[str, Any] = {
         "vocab_size": VOCAB,
         "d_model": heads * 8,
@@ -162,12 +171,12 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "head": {
             "kind": head,
             "transform": draw(st.sampled_from([None, "gelu"])) if writes or head == "token_classification" else None,
-            "problem_type": draw(st.sampled_from([None, several])) if head == "token_classification" else None,
+            "problem_type": binary,
             "bias": draw(st.sampled_from(["none", "learned", "fixed"])) if writes else "none",
             "scaled": draw(flag) if writes else False,
             "pooling": draw(st.sampled_from(["first", "last"])) if layers[1] == 0 else "last",
             "pooler": draw(st.sampled_from([None, "tanh"])) if head in ("classification", "none") else None,
-            "labels": draw(st.integers(1, 3)),
+            "labels": labels,
             "label_bias": draw(flag),
             "dropout": draw(rate),
         },
@@ -182,6 +191,20 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         config["decoder_attention"] = draw(st.sampled_from([None, attention()]))
         config["decoder_feed_forward"] = draw(st.sampled_from([None, feed_forward()]))
         config["source_vocab_size"] = draw(st.sampled_from([None, SOURCE_VOCAB]))
+    else:
+        config["norm"]["placement"] = draw(st.sampled_from(["pre", "post", "parallel", "parallel_shared"]))
+        if kind == "rotary" and config["attention"]["head_dim"] is None:
+            config["position"]["rotary_fraction"] = draw(st.sampled_from([1.0, 0.5]))
+    scaling = config["position"]["scaling"]
+    if scaling is not None and scaling["kind"] == "longrope":
+        pairs = int((config["attention"]["head_dim"] or 8) * config["position"].get("rotary_fraction", 1.0)) // 2
+        config["decoder_attention"] = None
+        factors = {"short_factor": [1.0, 1.5, 2.0, 3.0][:pairs], "long_factor": [2.0, 4.0, 6.0, 8.0][:pairs]}
+        config["position"]["scaling"] = scaling | factors
+    config["residual_scale"] = draw(st.sampled_from([1.0, 0.3]))
+    config["embedding"]["scale"] = draw(st.sampled_from([1.0, 3.0]))
+    if writes:
+        config["head"] |= {"scale": draw(st.sampled_from([1.0, 0.2])), "softcap": draw(st.sampled_from([None, 5.0]))}
     if not layers[1]:
         config["position"]["relative_bias"] = kind == "learned" and draw(flag)
         config["distinct_layers"] = (
@@ -289,7 +312,7 @@ def assert_clean(*paths: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", {small(config): name for name, config in PRESETS.items()}.values())
 def test_presets(name: str, tmp_path: Path) -> None:
     check(small(PRESETS[name]), tmp_path)
 

@@ -267,41 +267,6 @@ def smollm3(draw: st.DrawFn, architecture: str) -> ModelSpec:
     return replace(drawn, options={**drawn.options, "no_rope_layers": flags})
 
 
-@st.composite
-def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
-    """ModernBERT: no norm before the first attention, windows on both sides."""
-    heads, layers, (length, parameters) = draw(st.sampled_from((1, 2, 4))), draw(st.integers(1, 4)), draw(rope())
-    options = {
-        "vocab_size": draw(st.integers(20, 90)),
-        "hidden_size": _width(draw, 2 * heads, fewest=2),
-        "intermediate_size": draw(_WIDTHS),
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "hidden_activation": draw(st.sampled_from(ACTIVATIONS)),
-        "max_position_embeddings": length,
-        "norm_eps": draw(st.sampled_from((1e-5, 1e-3))),
-        "norm_bias": draw(st.booleans()),
-        "attention_bias": draw(st.booleans()),
-        "mlp_bias": draw(st.booleans()),
-        "decoder_bias": draw(st.booleans()),
-        "classifier_bias": draw(st.booleans()),
-        "classifier_activation": draw(st.sampled_from(ACTIVATIONS)),
-        "classifier_pooling": draw(st.sampled_from(("cls", "mean"))),
-        "classifier_dropout": draw(_RATES),
-        "embedding_dropout": draw(_RATES),
-        "mlp_dropout": draw(_RATES),
-        "local_attention": draw(st.integers(0, 24)),
-        "layer_types": _layer_types(draw, layers),
-        "rope_parameters": _layered_rope(draw, parameters),
-        "tie_word_embeddings": draw(st.booleans()),
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **_labels(draw, architecture),
-    }
-    return ModelSpec("modernbert", architecture, options, draw(_SEEDS))
-
-
 _EXPERTS = {
     "num_local_experts": st.integers(2, 5),
     "num_experts_per_tok": st.integers(1, 2),
@@ -784,7 +749,6 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "olmo2": olmo2,
     "olmo3": olmo3,
     "smollm3": smollm3,
-    "modernbert": modernbert,
     "mixtral": mixtral,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
@@ -836,11 +800,11 @@ ARCHITECTURES = {
     "Qwen3Model": "qwen3",
     "GemmaForCausalLM": "gemma",
     "GemmaModel": "gemma",
-    **{f"DeepseekV2{head}": "deepseek_v2" for head in ("ForCausalLM", "Model", "ForSequenceClassification")},
-    **{f"DeepseekV3{head}": "deepseek_v3" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     "Gemma3ForCausalLM": "gemma3_text",
     "Gemma3TextModel": "gemma3_text",
     "Gemma3TextForSequenceClassification": "gemma3_text",
+    **{f"DeepseekV2{head}": "deepseek_v2" for head in ("ForCausalLM", "Model", "ForSequenceClassification")},
+    **{f"DeepseekV3{head}": "deepseek_v3" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
     **{f"GraniteMoe{head}": "granitemoe" for head in ("ForCausalLM", "Model")},
@@ -908,6 +872,7 @@ GENERATORS = [name for name in DECODERS + SEQ2SEQ if name.endswith(_LANGUAGE_HEA
 _OLDER = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "smollm3", "mixtral", "qwen3_moe"),
     *("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon"),
+    *("gemma2", "olmo2", "smollm3"),
 )
 ROTARY = [name for name in GENERATORS if ARCHITECTURES[name] in _OLDER]
 """Those with rotary positions, of which older files have the parameters elsewhere."""

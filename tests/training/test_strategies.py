@@ -111,8 +111,11 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ready() -> Iterator[Forks]:
     """What starts processes that have imported all that an engine needs."""
-    modules = ["tests.training.strategies_worker", "torch._dynamo", "torch.distributed.fsdp"]
-    with forks(*modules, *(["deepspeed"] if find_spec("deepspeed") else [])) as programs:
+    modules = ["tests.training.strategies_worker", "anyformer.training.strategies.fsdp", "torch._dynamo"]
+    if find_spec("deepspeed"):
+        # Muon is compiled where it is imported, for which all of torch's compiler is.
+        modules += ["anyformer.training.strategies.deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
+    with forks(*modules) as programs:
         yield programs
 
 

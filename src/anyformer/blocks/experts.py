@@ -46,8 +46,9 @@ class Experts(FeedForward):
         self.count, self.used, self.balance = experts.count, experts.used, experts.balance
         self.router = Linear(d_model, self.count, bias=False)
         self.register_buffer("correction", torch.zeros(self.count) if experts.correction else None)
-        shared = replace(config, width=experts.shared * config.width, experts=None)
-        self.shared = FeedForward(shared, d_model) if experts.shared else None
+        self.shared = None
+        if experts.shared:
+            self.shared = FeedForward(replace(config, width=experts.shared * config.width, experts=None), d_model)
 
     @override
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -94,6 +95,6 @@ def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] |
         weights = real.flatten().to(probabilities) if is_dense else torch.ones_like(probabilities[:, 0])
         each = weights.repeat_interleave(chosen.shape[1])
         chosen_sum = probabilities.new_zeros(probabilities.shape[1]).index_add(0, chosen.flatten(), each) + chosen_sum
-        probability_sum = weights @ probabilities + probability_sum
+        probability_sum = (weights[:, None] * probabilities).sum(dim=0) + probability_sum
         tokens = weights.sum() + tokens
-    return len(chosen_sum) * (chosen_sum / tokens) @ (probability_sum / tokens)
+    return len(chosen_sum) * ((chosen_sum / tokens) * (probability_sum / tokens)).sum()

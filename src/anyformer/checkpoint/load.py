@@ -1,5 +1,6 @@
 """From a model directory or file to a model."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from anyformer.model import Transformer, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
+_log = logging.getLogger("anyformer")
 Weight = Tensor | QuantizedWeight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -217,7 +219,8 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
 def config_of(source: TensorSource) -> ModelConfig:
     """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
 
-    A head that differs from the token table is its own, and a bare model without the weights of a pooler has none.
+    A head that differs from the token table is its own, a masked language model without any weight of its head is a
+    bare model (all-mpnet-base-v2), and a bare model without the weights of a pooler has none.
 
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
@@ -232,6 +235,8 @@ def config_of(source: TensorSource) -> ModelConfig:
         raise UserError(
             f"{source.path}: config.json speaks of {experts} matrices of experts, and there are {count} weights."
         )
+    if _lacks_transform(config, source):
+        config = with_head(config, "none")
     config = _without_missing_pooler(config, source)
     if config.head.kind == "language_model":
         head, table = (
@@ -242,6 +247,14 @@ def config_of(source: TensorSource) -> ModelConfig:
             tied = _equal(source.read(head), source.read(table))
         config = config.replace(embedding={"tied": tied})
     return config
+
+
+def _lacks_transform(config: ModelConfig, source: TensorSource) -> bool:
+    """Whether a head with a transform has none of its weights in the source."""
+    if config.head.kind != "language_model" or config.head.transform is None:
+        return False
+    names = ("head.transform.dense.weight", "head.transform.norm.weight", "head.bias", "head.projection.weight")
+    return not any(_stored(source, config, name) for name in names)
 
 
 def _without_missing_pooler(config: ModelConfig, source: TensorSource) -> ModelConfig:
@@ -353,6 +366,8 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
             f"{source.path}: the weight {cut(unknown[0])} is unknown to a {family.model_type} model of "
             f"{source.described_by}{_more(unknown)}."
         )
+    if family.left_aside and not table.keys() >= in_table.keys():
+        _log.warning(family.left_aside)
     return {full_name: name for full_name, name in in_table.items() if full_name in table}
 
 

@@ -97,7 +97,9 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     dtype = str(model.dtype).removeprefix("torch.")
     loaded = from_huggingface(origin) if origin else None
     # A head that is not tied shows in the weights alone, and pooling in other files.
-    if loaded and loaded == config.replace(embedding={"tied": loaded.embedding.tied}, pooling=loaded.pooling):
+    is_same = loaded and loaded == config.replace(embedding={"tied": loaded.embedding.tied}, pooling=loaded.pooling)
+    # Of a model of texts and images only the text model is there.
+    if loaded and is_same and FAMILIES[origin["model_type"]].text_model is None:
         # BartConfig of transformers counts three labels where it finds no names, and leaves out those of two.
         family = FAMILIES[origin["model_type"]]
         missing = write_labels(config.head).keys() if "id2label" not in origin else ()

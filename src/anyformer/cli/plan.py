@@ -120,7 +120,8 @@ def _print(plan: "TrainingPlan") -> None:
     console = Console()
     trained = f", {plan.trained_parameters:,} of them trained" if plan.trained_parameters < plan.parameters else ""
     devices = plan.device if plan.engine is None else f"{plan.processes} {plan.device}, {plan.engine}"
-    console.print(f"{plan.model}: {plan.parameters:,} parameters{trained}", style="bold")
+    active = f", {plan.active_parameters:,} of them for a token" if plan.active_parameters < plan.parameters else ""
+    console.print(f"{plan.model}: {plan.parameters:,} parameters{active}{trained}", style="bold")
     console.print(f"{plan.task}, {plan.batch_size} texts of {plan.context} tokens a step, {plan.dtype} on {devices}")
     memory = table("memory", numbers=("counted", "share", "formula"), gap=3)
     memory.add_column("")

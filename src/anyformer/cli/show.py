@@ -42,13 +42,13 @@ def run(argv: list[str]) -> int:
 
 
 def _print(config: ModelConfig, options: ShowOptions) -> None:
-    from anyformer.analysis import active_parameters, cache_bytes_per_token, part_costs
+    from anyformer.analysis import cache_bytes_per_token, part_costs, unused_parameters
     from anyformer.console import Console, table
 
     context = options.context or config.max_length
     costs = part_costs(config, context)
     parameters, flops = sum(part.parameters for part in costs), sum(part.flops for part in costs)
-    cache, active = cache_bytes_per_token(config), active_parameters(config)
+    cache, active = cache_bytes_per_token(config), parameters - unused_parameters(config)
     if options.json:
         totals = {"parameters": parameters, "active_parameters": active, "flops_per_token": flops}
         totals |= {"cache_bytes_per_token": cache, "context": context}

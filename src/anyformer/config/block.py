@@ -95,7 +95,7 @@ class ExpertsConfig(Checked, part="feed_forward.experts"):
     normalized: bool = True
     """The weights of the chosen networks sum to 1 (Mixtral; without it OLMoE)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes p of the router's logits (DeepSeek V3: each by itself)."""
+    """From the router's logits to p (DeepSeek V3: each by itself)."""
     scale: Factor = 1.0
     """Factor on the weights of the chosen networks (DeepSeek's routed_scaling_factor)."""
     shared: Size = 0

@@ -46,8 +46,8 @@ class HeadConfig(Checked, part="head"):
     """A bias over the labels (Hugging Face's decoders that classify texts have none)."""
     problem_type: ProblemType | None = None
     """classification: one label is right, or any number of them, or each is a number; None: a regression if there is
-    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`). token_classification: one label, or
-    any number of them (ELECTRA's discriminator)."""
+    one label, and otherwise as the targets are (see `anyformer.blocks.head.loss`). token_classification: None, or
+    multi_label_classification of a single label, which a token has or not (ELECTRA's discriminator)."""
     dropout: Rate = 0.0
     """Dropout before the classifier."""
 
@@ -57,9 +57,11 @@ class HeadConfig(Checked, part="head"):
             yield f"label_names: {len(self.label_names)} names don't fit {self.labels} labels"
         if len({*self.label_names}) < len(self.label_names):
             yield f"label_names: {quote(mode(self.label_names))} is the name of more than one label"
-        several = self.kind == "token_classification" and self.problem_type == "multi_label_classification"
-        if self.problem_type is not None and self.kind != "classification" and not several:
+        is_binary = self.kind == "token_classification" and self.problem_type == "multi_label_classification"
+        if self.problem_type is not None and self.kind != "classification" and not is_binary:
             yield f"problem_type: only a classification head has one, not {self.kind}"
+        if is_binary and self.labels != 1:
+            yield f"problem_type: a head that labels tokens has one label with it, not {self.labels}"
         if self.problem_type == "single_label_classification" and self.labels == 1:
             yield "problem_type: of one label alone none can be chosen: take two labels, or regression"
 

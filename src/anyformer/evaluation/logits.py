@@ -28,9 +28,17 @@ _SHOWN_LABELS = 5
 
 
 def label_names(model: Transformer) -> list[str]:
-    """The names of a classifier's labels; LABEL_0, LABEL_1 ... where it has none, as in `transformers`."""
+    """The names of a classifier's labels; LABEL_0, LABEL_1 ... where it has none, as in `transformers`.
+
+    Where a tagger says of a single label whether it holds, "O" comes before it (ELECTRA's discriminator).
+    """
     head = model.config.head
-    return list(head.label_names) or [f"LABEL_{index}" for index in range(head.labels)]
+    names = list(head.label_names) or [f"LABEL_{index}" for index in range(head.labels)]
+    return ["O", *names] if _is_binary(model) else names
+
+
+def _is_binary(model: Transformer) -> bool:
+    return model.config.head.kind == "token_classification" and model.config.head.problem_type is not None
 
 
 def is_regression(model: Transformer) -> bool:
@@ -88,7 +96,9 @@ def word_logits(
     words: list[list[Tensor | None]] = [[] for _ in sentences]
     for rows, logits in _forward(model, tokenizer, inputs, progress):
         for row, own in zip(rows, logits.cpu(), strict=True):
-            words[row] = [None if index is None else own[index] for index in inputs[row].first]
+            # The sigmoid of a logit is the softmax of 0 and it.
+            scores = torch.nn.functional.pad(own, (1, 0)) if _is_binary(model) else own
+            words[row] = [None if index is None else scores[index] for index in inputs[row].first]
     return words
 
 

@@ -73,8 +73,13 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 ALIASES = {
-    **{name: next(iter(family.presets)) for name, family in FAMILIES.items() if name not in (*PRESETS, own.METHOD)},
+    **{
+        name: next(iter(family.presets))
+        for name, family in FAMILIES.items()
+        if family.presets and name not in (*PRESETS, own.METHOD)
+    },
     "transformer": "transformer-base",
+    "gemma3": "gemma-3-270m",
 }
 
 TaskHead = Literal["none", "classification", "token_classification"]

@@ -164,6 +164,10 @@ class Family:
     """Before the body's names in files of models with a head."""
     ignored: Sequence[str] = ()
     """Regular expressions of names on disk that can be left aside: buffers, and heads nobody asked for."""
+    text_model: "Family | None" = None
+    """The family of `text_config` in config.json, the part that is read, and as which such a model is written."""
+    left_aside: str = ""
+    """A sentence for people about what files hold beside the weights that are read, where some are `ignored`."""
     renamed: Sequence[tuple[str, str]] = ()
     """Regular expressions of names on disk that older files have, and what each is called now."""
     ties_missing_head: bool = False
@@ -188,6 +192,11 @@ class Family:
 
     def read(self, raw: Raw, head: HeadKind) -> ModelConfig:
         """The model that a config.json describes, with the head that its architecture has."""
+        if self.text_model is not None:
+            text = raw.get("text_config")
+            if not isinstance(text, Mapping):
+                raise UserError("config.json has no text_config, which describes the text model.")
+            return self.text_model.read({**raw, **cast("Raw", text)}, head)
         refuse(raw, **self.refused)
         values = {**read_fields(raw, self.fields), **self.constants, **self.read_head(raw, head)}
         return make_config({**values, **self.derived(raw, values, head)}, self.model_type)

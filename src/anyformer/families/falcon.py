@@ -59,7 +59,6 @@ def _written(config: ModelConfig) -> dict[str, Any]:
         "num_kv_heads": kv_heads if grouped else heads,
         "parallel_attn": placement != "pre",
         "num_ln_in_parallel_attn": (2 if placement == "parallel" else 1) if grouped else None,
-        "ffn_hidden_size": config.feed_forward.width,
         "bias": config.attention.bias,
     }
 
@@ -103,6 +102,7 @@ FAMILY = Family(
         "max_position_embeddings": ("max_length", 2048),
         "num_attention_heads": ("attention.heads", 71),
         "attention_dropout": ("attention.dropout", 0.0),
+        "ffn_hidden_size": ("feed_forward.width", None),
         "activation": ("feed_forward.activation", "gelu"),
         "rope_theta": ("position.theta", 10_000.0),
         "layer_norm_epsilon": ("norm.eps", 1e-5),

@@ -50,7 +50,7 @@ def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
     stacks: Values = {}
     if raw.get("use_bidirectional_attention"):
         stacks = {"encoder_layers": layers, "decoder_layers": 0}
-        window = window and window // 2 + 1  # both sides are counted there, and one here
+        window = None if window is None else window // 2 + 1  # both sides are counted there, and one here
     thetas = raw.get("rope_theta", 1_000_000.0), raw.get("rope_local_base_freq", 10_000.0)
     return {**_scale(raw, values), **read_layers(raw, values, head, types, window, thetas), **stacks}
 
@@ -138,6 +138,12 @@ _GEMMA2 = replace(
     },
 )
 _FIELDS3 = {name: field for name, field in _GEMMA2.fields.items() if name != "attn_logit_softcapping"}
+_ROWS3 = [
+    *decoder_rows(_LAYER),
+    # EmbeddingGemma.
+    *linears("model.layers.{i}.", "encoder.blocks.{i}.", _LAYER),
+    *linear("model.norm", "encoder.final_norm"),
+]
 _GEMMA3_SIZE = {"vocab_size": 262_144, "sliding_window": 512, "max_position_embeddings": 32768}
 _LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 1024}
 _GEMMA3_TEXT = replace(
@@ -158,12 +164,7 @@ _GEMMA3_TEXT = replace(
     refused={},
     derived=_derived3,
     written=_written3,
-    rows=[
-        *decoder_rows(_LAYER),
-        # EmbeddingGemma.
-        *linears("model.layers.{i}.", "encoder.blocks.{i}.", _LAYER),
-        *linear("model.norm", "encoder.final_norm"),
-    ],
+    rows=_ROWS3,
     published={
         "gemma-3-270m": _sizes(640, 18, 4, 1, 2048, **_GEMMA3_SIZE),
         "gemma-3-1b": _sizes(1152, 26, 4, 1, 6912, **_GEMMA3_SIZE),
@@ -172,4 +173,20 @@ _GEMMA3_TEXT = replace(
         "gemma-3-27b": _sizes(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
     },
 )
-FAMILIES = [_GEMMA, _GEMMA2, _GEMMA3_TEXT]
+_GEMMA3 = replace(
+    _GEMMA3_TEXT,
+    model_type="gemma3",
+    architectures={
+        "Gemma3ForConditionalGeneration": "language_model",
+        "Gemma3Model": "none",
+        "Gemma3ForSequenceClassification": "classification",
+    },
+    rows=[replace(line, theirs=line.theirs.replace("model.", "model.language_model.")) for line in _ROWS3],
+    prefix="model.",
+    ignored=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    left_aside="The vision tower is left aside: of a Gemma 3 that reads images the text model is read.",
+    text_model=_GEMMA3_TEXT,
+    renamed=((r"^language_model\.model\.", "model.language_model."), (r"^language_model\.lm_head\.", "lm_head.")),
+    published={},
+)
+FAMILIES = [_GEMMA, _GEMMA2, _GEMMA3_TEXT, _GEMMA3]

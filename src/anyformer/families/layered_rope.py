@@ -5,7 +5,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig, PositionConfig
 from anyformer.families.base import Raw, Values
-from anyformer.families.llama import LAYER_TYPES, read_layer_types, read_rope, write_rope
+from anyformer.families.llama import LAYER_TYPES, ORIGINAL, read_layer_types, read_rope, write_rope
 from anyformer.schema import make
 
 
@@ -30,7 +30,7 @@ def read_layers(
 
     def positions(kind: int, scaling: Raw) -> Values:
         rope = {"rope_theta": thetas[kind], **(given.get(LAYER_TYPES[kind]) or {}), **scaling}
-        return read_rope({**raw, "rope_scaling": None, "rope_parameters": rope}, values, head)
+        return read_rope({ORIGINAL: raw.get(ORIGINAL), "rope_parameters": rope}, values, head)
 
     own, other = positions(0, scaling), positions(1, scaling if scales_both else {})
     fields = {name.removeprefix("position."): value for name, value in other.items()}

@@ -49,8 +49,8 @@ def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
         scaling |= {name: rope[name] for name in _ROPE[kind] if rope.get(name) is not None}
         scaling["attention_factor"] = _attention_factor(rope, scaling["factor"])
     elif kind == "longrope":
-        if missing := next((name for name in _ROPE[kind] if rope.get(name) is None), None):
-            raise UserError(f"config.json: the rope scaling longrope has no {missing}.")
+        if missing := [name for name in _ROPE[kind] if not rope.get(name)]:
+            raise UserError(f"config.json: longrope scaling has no {missing[0]}.")
         scaling |= {name: tuple(rope[name]) for name in _ROPE[kind]}
         scaling["attention_factor"] = rope.get("attention_factor")
     return {**position, "position.scaling": scaling}
@@ -96,7 +96,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """Names of layers without and with a window in `layer_types`."""
 
 
-def read_layer_types(types: Sequence[str], layers: int, window: int, **fields: Any) -> Values:
+def read_layer_types(types: Sequence[str], layers: int, window: int | None, **fields: Any) -> Values:
     """The layers that have a window, and whatever else they have of their own.
 
     Raises UserError for a list of another length, or a type that is not known.
@@ -114,9 +114,10 @@ def read_layer_types(types: Sequence[str], layers: int, window: int, **fields: A
 
 def write_layer_types(config: ModelConfig) -> list[str]:
     """The inverse of `read_layer_types`."""
+    layers = config.decoder_layers or config.encoder_layers
     if config.other_layers is None:
-        return [LAYER_TYPES[config.attention.window is not None]] * config.decoder_layers
-    return [LAYER_TYPES[other is not None] for other in config.others(config.decoder_layers)]
+        return [LAYER_TYPES[config.attention.window is not None]] * layers
+    return [LAYER_TYPES[other is not None] for other in config.others(layers)]
 
 
 def _written_qwen(config: ModelConfig) -> dict[str, Any]:

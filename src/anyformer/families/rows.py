@@ -147,7 +147,7 @@ class Row:
     requires: tuple[str, ...] = ()
     """The row applies only to models that have these weights of ours as well."""
     part: tuple[int, int] | None = None
-    """Of ours it is one of several equal parts, one below another: its number and theirs. None: all of it."""
+    """Number of this part of ours, and how many equal ones lie one below another there; None: all of it."""
 
     def write(self, state: Mapping[str, Tensor]) -> Tensor:
         """The tensor on disk, from our weights by name."""

@@ -110,10 +110,12 @@ class CachedDecoder:
             The logits after each of the tokens read.
         """
         length, prompt = ids.shape[1], self.prompt
-        if cache_is_stale(self.model, length):
+        padding: list[int] = prompt.padding.tolist() if cache_is_stale(self.model, length) else []
+        if any(cache_is_stale(self.model, length - before, self.cache.length - before) for before in padding):
             mask = None if prompt.mask is None else torch.arange(length, device=ids.device) >= prompt.padding[:, None]
-            out = self.model(ids, prompt.source, mask=mask, source_mask=prompt.source_mask, last_only=True)
-            return float_logits(out)
+            self.cache = self.model.make_cache(len(ids), self.cache.capacity)
+            source = {"source": prompt.source, "source_mask": prompt.source_mask}
+            return self._step(ids, self.cache, mask=mask, **source, last_only=True)
         if self.cache.length >= length:
             self.cache.truncate(length - 1)  # guesses that were rejected
         latest = ids[:, -1:]

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import InputEmbedding, TokenEmbedding, ngram_window
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.linear import Embedding, Linear
-from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
+from anyformer.blocks.linear import Embedding, GroupedLinear, Linear
+from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
     PositionalEncoding,
@@ -51,8 +52,19 @@ LIBRARY = Library(
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
-_MODULES = (TransformerBlock, MultiHeadAttention, FeedForward, LanguageModelHead, InputEmbedding, TokenEmbedding)
-_UNKNOWN = ("attention.latent", "other_layers.feed_forward", "residual_scale")
+_MODULES = (
+    TransformerBlock,
+    MultiHeadAttention,
+    FeedForward,
+    Experts,
+    LanguageModelHead,
+    InputEmbedding,
+    TokenEmbedding,
+)
+_UNKNOWN = (
+    *("other_layers.feed_forward", "attention.latent"),
+    *(f"feed_forward.experts.{name}" for name in ("scores", "scale", "shared", "groups", "used_groups", "correction")),
+)
 """Fields of the config that decode_step.cpp does not know."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
@@ -105,6 +117,8 @@ class CompiledDecoder:
             layers=ctypes.addressof(layers),
             num_layers=len(blocks),
             d_model=model.config.d_model,
+            is_parallel=int(model.config.norm.is_parallel),
+            residual_scale=model.config.residual_scale,
             embedding=self._embedding(model.token_embedding, decoder),
             embedding_scale=model.token_embedding.scale,
             dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
@@ -121,12 +135,24 @@ class CompiledDecoder:
     def _layer(self, block: TransformerBlock, window: int | None, rotation: int) -> Structure:
         if block.feed_forward.activation not in COMPILED:
             raise UnsupportedModelError("a custom activation")
-        norms, activation = self._norms(block, "feed_forward"), COMPILED[block.feed_forward.activation]
+        norms = self._norms(block, "attention" if block.shares_norm else "feed_forward")
+        activation = COMPILED[block.feed_forward.activation]
         return structs.Layer(
             attention=self._attention(block, "attention", window, rotation),
             cross_attention=self._attention(block, "cross_attention"),
-            feed_forward=self._part(structs.FeedForward, block.feed_forward, norms=norms, activation=activation),
+            feed_forward=self._part(
+                structs.FeedForward, block.feed_forward, norms=norms, activation=activation, **self._router(block)
+            ),
         )
+
+    def _router(self, block: TransformerBlock) -> dict[str, Any]:
+        """The fields that tell which experts compute a token."""
+        experts = block.feed_forward if isinstance(block.feed_forward, Experts) else None
+        if experts is None:
+            return {"router": structs.Matrix(), "experts": 0, "used": 0, "normalized": 0}
+        config = experts.config
+        sizes = {"experts": config.count, "used": config.used, "normalized": int(config.normalized)}
+        return {"router": self._matrix(experts.router), **sizes}
 
     def _attention(self, block: TransformerBlock, name: str, window: int | None = None, rotation: int = 0) -> Structure:
         attention: MultiHeadAttention | None = getattr(block, name)
@@ -162,7 +188,7 @@ class CompiledDecoder:
         """The weight of a linear layer or of an embedding, with the bias given or its own."""
         if module is None:
             return structs.Matrix()
-        if type(module) not in (Linear, Embedding):
+        if type(module) not in (Linear, GroupedLinear, Embedding):
             raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
         if cast("Linear", module).adapters is not None:
             raise UnsupportedModelError("adapters")
@@ -177,6 +203,7 @@ class CompiledDecoder:
             self._kept.append(weight.detach())  # its memory stays, wherever the parameter moves
             sizes = {"out_features": outputs, "in_features": inputs, "dtype": structs.DTYPES[weight.dtype]}
             matrix = structs.make(structs.Matrix, weights=weight, **sizes)
+        outputs //= module.groups if isinstance(module, GroupedLinear) else 1
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
         matrix.bias = self._pointer(getattr(module, "bias", None) if bias is None else bias)
@@ -190,6 +217,8 @@ class CompiledDecoder:
             return structs.Norm(structs.RMS_NORM, self._pointer(module.weight), None, module.eps)
         if type(module) is OffsetRMSNorm:
             return structs.Norm(structs.RMS_NORM, self._pointer(1.0 + module.weight.float()), None, module.eps)
+        if type(module) is PlainRMSNorm:
+            return structs.Norm(structs.RMS_NORM, self._pointer(torch.ones(module.width)), None, module.eps)
         if module is None or type(module) is nn.Identity:
             return structs.Norm()
         raise UnsupportedModelError(f"a norm of class {type(module).__name__}")
@@ -328,8 +357,8 @@ def _check_fields(config: ModelConfig) -> None:
     """Raise UnsupportedModelError for fields of the config that decode_step.cpp does not know."""
     if unknown := not_default(config, _UNKNOWN):
         raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
-    if config.norm.is_parallel:
-        raise UnsupportedModelError(f"norms in the placement {config.norm.placement}")
+    if config.norm.is_parallel and config.feed_forward.experts is not None:
+        raise UnsupportedModelError("experts beside attention")
 
 
 def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:

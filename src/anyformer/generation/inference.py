@@ -117,10 +117,17 @@ def cache_limit(model: Transformer) -> int | None:
     return model.config.settled_length or model.config.context_length
 
 
-def cache_is_stale(model: Transformer, length: int) -> bool:
-    """Whether the latest tokens change what earlier ones mean, as with dynamic scaling beyond the trained length."""
-    settled = model.config.settled_length
-    return settled is not None and length > settled
+def cache_is_stale(model: Transformer, length: int, cached: int = 0) -> bool:
+    """Whether the latest tokens change what earlier ones mean, as with dynamic scaling beyond the trained length.
+
+    Args:
+        length: Tokens of the text, the latest ones included.
+        cached: Tokens whose keys and values are kept. LongRoPE's angles change once: where these are more, they stay.
+    """
+    settled, scaling = model.config.settled_length, model.config.position.scaling
+    if settled is None or scaling is None or length <= settled:
+        return False
+    return scaling.kind != "longrope" or cached <= settled
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:

@@ -12,7 +12,7 @@ from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, matmul_dtype
 from anyformer.kernels.cpu import matmul as products
 from anyformer.kernels.cpu.library import is_intercepted
-from anyformer.kernels.linear import AMX_SIZE, Matmul, quantized_linear
+from anyformer.kernels.linear import Matmul, quantized_linear
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight
 
@@ -142,7 +142,8 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
         out.zero_()
     elif int8 and left.device.type == "cpu" and products.supports_int8() and _int8_is_faster(left, right):
         products.int8_matmul(left, right, out=out)
-    elif products.supports_bf16(left, left.dtype) and (min(right.shape) >= AMX_SIZE or out.dtype != left.dtype):
+    elif products.supports_bf16(left, left.dtype):
+        # Groups have other sizes in every step, and torch's library prepares itself for each size anew.
         products.bf16_matmul(left, right, out=out)
     elif out.dtype == left.dtype:
         torch.mm(left, right.to(left.dtype).t(), out=out)

@@ -21,7 +21,7 @@ from anyformer.kernels.quantization import GROUP, dequantize
 Matmul = Literal["float", "int8"]
 """How a linear layer multiplies while it is trained."""
 
-AMX_SIZE = 512
+_AMX_SIZE = 512
 """Inputs and outputs from which our product in bfloat16 is faster than torch's; the weight's gradient always is."""
 
 _CHUNK = 1 << 18
@@ -291,7 +291,7 @@ def amx_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bo
 
 def _amx_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """``left @ right.T + bias`` in bfloat16."""
-    if min(right.shape) >= AMX_SIZE:
+    if min(right.shape) >= _AMX_SIZE:
         return products.bf16_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
     return F.linear(left, right.to(left.dtype), None if bias is None else bias.to(left.dtype))
 

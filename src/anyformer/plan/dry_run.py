@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from anyformer.plan.devices import proc_field
 from anyformer.plan.simulation import Simulation
-from anyformer.plan.tensor_layout import Layout, layout, tensors_of
+from anyformer.plan.tensor_layout import Layout, layout
 from anyformer.training.memory import keep_freed_memory, return_freed_memory, trim_heap
 
 _DRY_RUNS = 2
@@ -118,10 +118,10 @@ class DryRun(Simulation):
         return pages * _PAGE + _GLOO_THREADS * self._in_thread + self._outside
 
     @override
-    def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _outputs(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
         if func.namespace == "c10d":
-            self._copy_whole(func, [*tensors_of((args, kwargs))])
-        return super()._outputs(func, args, kwargs)
+            self._copy_whole(func, tensors)
+        return super()._outputs(func, args, kwargs, tensors)
 
     @override
     def _results(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:

@@ -1,8 +1,8 @@
 """Undocumented parts of torch that a plan needs, in one place, so that a version without them is noticed at once.
 
 Storages without memory have no documented substitute: tensors of the device "meta" take other paths through a model
-than a CPU's, and torch's fake tensors take 0.3 ms for each operation, five times as long: they are asked once for each
-layout of its arguments.
+than a CPU's, and torch's fake tensors take 0.3 ms for each operation, five times as long: both are only asked for the
+layouts of results.
 """
 
 import sys

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anyformer.analysis import cache_bytes_per_token, part_costs
+from anyformer.analysis import cache_bytes_per_token, part_costs, unused_parameters
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, check_keywords
 from anyformer.one_line import OneLine
@@ -35,6 +35,7 @@ class TrainingPlan(OneLine):
         context: tokens of a text.
         parameters: of the model with its adapter.
         trained_parameters: of them.
+        active_parameters: of them, those that a token is computed with.
         memory: by part, when they are most in all: weights, gradients, optimizer, activations, logits, batch, and
             `allocator`, what the C library's heap loses between tensors (on a CPU).
         between_steps: by part, what stays from one step to the next.
@@ -70,6 +71,7 @@ class TrainingPlan(OneLine):
     context: int
     parameters: int
     trained_parameters: int
+    active_parameters: int
     memory: Mapping[str, int]
     between_steps: Mapping[str, int]
     peak: int
@@ -190,6 +192,7 @@ def make_plan(
         context=config.context,
         parameters=count.parameters[0],
         trained_parameters=count.parameters[1],
+        active_parameters=count.parameters[0] - unused_parameters(workload.model),
         memory={**count.parts, **({"allocator": count.allocator} if count.allocator else {})},
         between_steps=count.resident,
         peak=count.peak,
@@ -281,8 +284,9 @@ def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]
 
 
 def flops_formula(workload: Workload, count: StepCount) -> float:
-    """``6 N + 12 L d s`` a token. Weights that several layers share are in N as often."""
+    """``6 N + 12 L d s`` a token. Weights that several layers share are in N as often, unused experts not at all."""
     model, layers = workload.model, workload.model.encoder_layers + workload.model.decoder_layers
     distinct = min(layers, model.distinct_layers or layers)
     again = sum(part.parameters for part in part_costs(model, 1) if part.layers > 1) * (layers - distinct) // distinct
-    return 6 * (count.parameters[0] + again) + 12 * layers * model.d_model * workload.config.context
+    active = count.parameters[0] - unused_parameters(model)
+    return 6 * (active + again) + 12 * layers * model.d_model * workload.config.context

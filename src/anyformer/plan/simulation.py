@@ -1,7 +1,7 @@
 """Training steps on tensors without memory, whose storages, products and kernels are counted.
 
 The real model, optimizer and engine run on a CPU's tensors whose storages have sizes and lifetimes, but no memory:
-no kernel may run on them. What an operation returns is asked of torch's fake tensors, once for each of its layouts.
+no kernel may run on them. What an operation returns is asked of torch, once for each layout of its arguments.
 What depends on the batch alone, such as which tokens are masked, is computed as well, for sizes follow from it.
 """
 
@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -46,6 +48,7 @@ _in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_gr
 linear: Any = import_module("anyformer.kernels.linear")  # a function of the package has its name
 _quantized_product = linear.quantized_product
 _aten = torch.ops.aten
+_PLAIN = {Tensor, nn.Parameter}
 _READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
 _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten._index_put_impl_.default}
 _ATTENTION_SIZES = ("batch", "heads", "queries", "keys", "head_dim")
@@ -86,6 +89,39 @@ class Phase:
     name: str
     flops: int
     peak: Counter[str]
+
+
+class _Kind(Enum):
+    """Kinds of functions that torch calls, each of which is simulated in its own way."""
+
+    DRAW = auto()
+    READ = auto()
+    INDEXING = auto()
+    SUM = auto()
+    OURS = auto()
+    COUNTED = auto()
+    COMPOSITE = auto()
+    VIEW = auto()
+    COMMUNICATION = auto()
+    OTHER = auto()
+
+
+@cache
+def _kind_of(func: Any) -> _Kind:
+    name, is_counted = func._schema.name.partition("::")[2], func._overloadpacket in flop_registry
+    has_kernel = is_counted or func.namespace == "prim" or has_cpu_kernel(func.name())
+    kinds = {
+        _Kind.DRAW: name in _DRAWS,
+        _Kind.READ: func in _READS,
+        _Kind.INDEXING: func in _INDEXING,
+        _Kind.SUM: func is _aten.add.Tensor,
+        _Kind.OURS: func.namespace == "anyformer" and name in OPERATIONS,
+        _Kind.COUNTED: is_counted,
+        _Kind.COMPOSITE: not has_kernel and func._can_decompose(),
+        _Kind.VIEW: returns_view(func) or func.namespace == "profiler",
+        _Kind.COMMUNICATION: func.namespace == "c10d",
+    }
+    return next((kind for kind, holds in kinds.items() if holds), _Kind.OTHER)
 
 
 @dataclass(slots=True)
@@ -183,38 +219,41 @@ class Simulation(TorchDispatchMode):
         tensor._data = data  # pyright: ignore[reportAttributeAccessIssue]
         return tensor
 
+    @classmethod
+    @override
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and each operation would pay for that
+
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if asks_for_shapes():
             return func(*args, **kwargs)
-        if not all(kind in (Tensor, nn.Parameter) for kind in types):
+        if not _PLAIN.issuperset(types):
             return NotImplemented  # a DTensor: the operations on what this process has of it come here as well
-        name = func._schema.name.partition("::")[2]
-        if name in _DRAWS:
+        kind = _kind_of(func)
+        if kind is _Kind.DRAW or (kind is _Kind.SUM and _is_accumulation(args)):
             return args[0]
-        if func is _aten.add.Tensor and _is_accumulation(args):
-            return args[0]
-        if func in _INDEXING:
+        if kind is _Kind.INDEXING:
             args = (args[0], [*self._replaced_indices(args[1])], *args[2:])
-        operands = [_data(part) for part in tensors_of((args, kwargs))]
-        have_data = bool(operands) and all(data is not None for data in operands)
-        if func in _READS:
+        tensors = tensors_of((args, kwargs))
+        have_data = bool(tensors) and all(_data(part) is not None for part in tensors)
+        if kind is _Kind.READ:
             if not have_data:
                 return 1  # all is finite: training goes well
             with no_modes():
-                return operands[0].item()  # pyright: ignore[reportOptionalMemberAccess]
+                return _data(tensors[0]).item()  # pyright: ignore[reportOptionalMemberAccess]
         if have_data:
             out = self._computed(func, args, kwargs)
-        elif func.namespace == "anyformer" and name in OPERATIONS:
+        elif kind is _Kind.OURS:
             with self:
-                out = OPERATIONS[name](*args, **kwargs)
+                out = OPERATIONS[func._opname](*args, **kwargs)
+        elif kind is _Kind.COMPOSITE:
+            with self:
+                return func.decompose(*args, **kwargs)
         else:
-            out = self._parts_of(func, args, kwargs)
-            if out is not NotImplemented:
-                return out
-            out = self._outputs(func, args, kwargs)
-        if func._overloadpacket in flop_registry:
+            out = self._outputs(func, args, kwargs, tensors)
+        if kind is _Kind.COUNTED:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         for part in tensors_of(out):
             self._allocate(part.untyped_storage())
@@ -250,12 +289,14 @@ class Simulation(TorchDispatchMode):
                 numbers = mask.numpy().nonzero()
             yield from map(self.remember, numbers)
 
-    def _outputs(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _outputs(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
         """Results of a function, without data."""
-        tensors = [*tensors_of((args, kwargs))]
-        if returns_view(func) or func.namespace == "profiler" or any(each.is_meta for each in tensors):
+        if any(each.is_meta for each in tensors):
             return func(*args, **kwargs)
-        if func.namespace == "c10d":  # other processes, which aren't there
+        kind = _kind_of(func)
+        if kind is _Kind.VIEW:
+            return func(*args, **kwargs)
+        if kind is _Kind.COMMUNICATION:  # with other processes, which aren't there
             nothing = tree_map_only(Tensor, lambda tensor: tensor.new_empty(0), (args, kwargs))
             return args[0], *func(*nothing[0], **nothing[1])[1:]
         if func._schema.is_mutable:
@@ -270,13 +311,6 @@ class Simulation(TorchDispatchMode):
         """A tensor of a layout, without memory."""
         return torch.empty(0, dtype=like.dtype).set_(storage_without_memory(like.size), 0, like.shape, like.stride)
 
-    def _parts_of(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Results of a function made of others, which are counted; NotImplemented: it is none."""
-        if func._overloadpacket in flop_registry or func.namespace == "prim" or has_cpu_kernel(func.name()):
-            return NotImplemented
-        with self:
-            return func.decompose(*args, **kwargs)
-
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Results of a function of tensors whose data is remembered, with theirs."""
         with no_modes():
@@ -287,7 +321,7 @@ class Simulation(TorchDispatchMode):
         if sized_by_data:
             out = tree_map_only(Tensor, lambda tensor: self._empty(layout(tensor)), real)
         else:
-            out = self._outputs(func, args, kwargs)
+            out = self._outputs(func, args, kwargs, tensors_of((args, kwargs)))
         for part, data in zip(tensors_of(out), tensors_of(real), strict=True):
             if data.numel() <= _MOST_NUMBERS:
                 part._data = data  # pyright: ignore[reportAttributeAccessIssue]

@@ -26,7 +26,7 @@ from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
 
 _FIRST_STEP, _SECOND_STEP = range(1), range(1, 2)
-"""The steps that are counted: the second one finds what DTensor has learned, and transposes of quantized weights."""
+"""The steps that are counted: the second one finds the transposes of quantized weights."""
 _DRY_RUN = range(1, 12)
 """The heap grows for some steps."""
 _FEW_LAYERS = 2
@@ -70,23 +70,23 @@ def count_step(workload: Workload) -> StepCount:
     # FSDP gathers the next weights ahead, but for the last ones: one layer more has both sides alike.
     config = workload.config
     # Of layers that share their weights there are as many as blocks, for those that follow add none.
-    few = workload.shorten(max(_FEW_LAYERS + (config.engine == "fsdp"), workload.model.distinct_layers or 0))
-    counted = _SECOND_STEP if config.engine == "fsdp" or config.is_quantized else _FIRST_STEP
+    layers = max(_FEW_LAYERS + (config.engine == "fsdp"), workload.model.distinct_layers or 0)
+    few = workload.shorten(layers)
+    counted = _SECOND_STEP if config.is_quantized else _FIRST_STEP
     numbers = take_steps(few, counted, Simulation())
-    per_layer: dict[str, Numbers] = {}
-    for stack in STACKS:
-        layers: int = getattr(few.model, stack)
-        if layers < getattr(workload.model, stack):
-            deeper = replace(few, model=few.model.replace(**{stack: layers + 1}))
-            more = take_steps(deeper, counted, Simulation())
-            per_layer[stack] = {name: _minus(sizes, numbers[name]) for name, sizes in more.items()}
+    missing = {stack: getattr(workload.model, stack) - layers for stack in STACKS}
+    per_layer: dict[int, Numbers] = {}
+    for count in {count for count in missing.values() if count > 0}:
+        # Stacks that lack as many layers get another one together.
+        deeper = {stack: layers + 1 for stack in STACKS if missing[stack] == count}
+        more = take_steps(replace(few, model=few.model.replace(**deeper)), counted, Simulation())
+        per_layer[count] = {name: _minus(sizes, numbers[name]) for name, sizes in more.items()}
 
     def shortened(most: int) -> StepCount:
         sums = {name: sizes.copy() for name, sizes in numbers.items()}
-        for stack, added in per_layer.items():
-            missing = min(most, getattr(workload.model, stack)) - getattr(few.model, stack)
+        for count, added in per_layer.items():
             for name, sizes in added.items():
-                sums[name].update({part: missing * size for part, size in sizes.items()})
+                sums[name].update({part: min(count, most - layers) * size for part, size in sizes.items()})
         sizes, resident, *peaks = sums.values()
         peak = max(peaks, key=Counter.total)
         return StepCount(

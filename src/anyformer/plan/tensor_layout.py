@@ -1,6 +1,7 @@
-"""Layouts of the tensors that operations return, asked of torch's fake tensors once each."""
+"""Layouts of the tensors that operations return, asked once each of torch's tensors without memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -34,6 +35,8 @@ class Layout:
         return self.dtype.itemsize * (1 + sum((length - 1) * stride for length, stride in steps))
 
 
+_DIFFERENT_BY_DEVICE = {torch.ops.aten.native_layer_norm.default}
+"""Functions whose results are of another dtype on the device "meta" than on a CPU."""
 _LAYOUTS: dict[Any, Any] = {}
 """Layouts of results, by function and layouts of the arguments."""
 
@@ -79,20 +82,33 @@ def _key(value: Any) -> Any:
 
 
 def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-    """Results of a function, with layouts in the place of tensors."""
-    with no_modes(), _fake_mode():
-        fakes = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in tensors]
-        storages = [each.untyped_storage() for each in fakes]
-        rest = iter(fakes)
-        args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
+    """Results of a function, with layouts in the place of tensors: of tensors on the device "meta" if they tell."""
+    with no_modes():
+        if func not in _DIFFERENT_BY_DEVICE:
+            with suppress(NotImplementedError, RuntimeError):
+                return _answer(func, args, {**kwargs, **_on_meta(kwargs)}, tensors, "meta")
+        with _fake_mode():
+            return _answer(func, args, kwargs, tensors, "cpu")
 
-        def viewed(result: Tensor) -> Layout:
-            same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
-            argument = next(same, None)
-            viewed = None if argument is None else (argument, int(result.storage_offset()))
-            return replace(layout(result), viewed=viewed)
 
-        return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+def _answer(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], device: str) -> Any:
+    alike = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device) for each in tensors]
+    storages = [each.untyped_storage() for each in alike]
+    rest = iter(alike)
+    args, kwargs = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
+
+    def viewed(result: Tensor) -> Layout:
+        same = (number for number, storage in enumerate(storages) if storage is result.untyped_storage())
+        argument = next(same, None)
+        viewed = None if argument is None else (argument, int(result.storage_offset()))
+        return replace(layout(result), viewed=viewed)
+
+    return tree_map_only(Tensor, viewed, func(*args, **kwargs))
+
+
+def _on_meta(kwargs: Mapping[str, Any]) -> dict[str, torch.device]:
+    """Of devices among a function's arguments that which takes no memory."""
+    return {name: torch.device("meta") for name, value in kwargs.items() if isinstance(value, torch.device)}
 
 
 @cache
@@ -100,15 +116,17 @@ def _fake_mode() -> FakeTensorMode:
     return FakeTensorMode()  # it imports torch's compiler, which takes a second
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
     """All tensors in a function's arguments or results."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from tensors_of(each)
-    elif isinstance(value, dict):
-        yield from tensors_of([*value.values()])
+        return [value]
+    found: list[Tensor] = []
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, list | tuple | dict):
+            found += tensors_of(each)
+    return found
 
 
 @cache

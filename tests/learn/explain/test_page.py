@@ -39,6 +39,9 @@ FAMILIES = {
     "t5-small": ("unigram:90", "span_corruption"),
     "transformer-base": ("char", "seq2seq"),
     "m2m100_418m": ("char", "seq2seq"),
+    "pythia-70m": ("bpe:290", "causal"),
+    "granite-3.0-2b": ("bpe:320", "any"),
+    "aya-23-8b": ("bpe:320", "any"),
 }
 READ = """(session, text, source) => {
   const written = [];

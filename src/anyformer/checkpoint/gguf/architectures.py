@@ -28,7 +28,7 @@ from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
 from anyformer.families.base import Family, Raw, complete, supported
 from anyformer.families.llama import LAYER_TYPES, write_layer_types
-from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve
+from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, resolve, split_heads
 from anyformer.model import skeleton
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ _NAMES = {
     "cross_attention.output": "blk.{i}.cross_attn_o",
     "feed_forward_norm": "blk.{i}.ffn_norm",
     "feed_forward.gate": "blk.{i}.ffn_gate",
+    "feed_forward.gate feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.down": "blk.{i}.ffn_down",
     "feed_forward_output_norm": "blk.{i}.post_ffw_norm",
@@ -147,7 +148,8 @@ class Architecture:
         for key, name in self.all_keys.items():
             if key not in _OPTIONAL and key not in self.keys and fields[name] not in raw:
                 raise UserError(f"The key {self.name}.{key} is missing.")
-        raw |= {fields[name]: value for name, value in _inferred(contents).items() if name in fields}
+        inferred = _inferred(contents, is_partial="position.rotary_fraction" in fields)
+        raw |= {fields[name]: value for name, value in inferred.items() if name in fields}
         return {**raw, **read_rope_scaling(contents), **self.inferred(contents), **token_ids(contents)}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
@@ -184,6 +186,10 @@ class Architecture:
             attention = config.attention
             is_key = layer == "attention.key"
             operation = neighbors(attention.kv_heads or attention.heads if is_key else attention.heads)
+        elif (heads := operation.heads) is not None and len(layers) > 1:
+            # All queries, then all keys, then all values.
+            counts = (heads.groups * count for count in heads.counts)
+            operation = split_heads(heads.head_dim, *counts, order=heads.order)
         elif operation is TRANSPOSE:
             operation = SPLIT if len(layers) > 1 else COPY
         elif layer.endswith("norm") and config.norm.kind == "rms_offset":
@@ -231,13 +237,13 @@ def _number(key: str, value: Any) -> int | float:
     return value
 
 
-def _inferred(contents: Contents) -> dict[str, Any]:
-    """Fields of ModelConfig that follow from which tensors there are."""
+def _inferred(contents: Contents, *, is_partial: bool) -> dict[str, Any]:
+    """Fields of ModelConfig that follow from which tensors there are, and how much of a head turns, if it is a part."""
     if "token_embd.weight" not in contents.shapes:
         raise UserError("The tensor token_embd.weight is missing.")
     if contents.get("expert_count"):
         raise UserError("The model is a mixture of experts, which is not supported.")
-    names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    names = ["attention.key_length", "attention.value_length", *(() if is_partial else ("rope.dimension_count",))]
     widths = {key: contents.get(key) for key in names if contents.get(key) is not None}
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{key} {width}" for key, width in widths.items())
@@ -248,7 +254,40 @@ def _inferred(contents: Contents) -> dict[str, Any]:
         "embedding.segments": contents.shapes.get("token_types.weight", (0,))[0],
         "attention.bias": "blk.0.attn_q.bias" in contents.shapes,
         "feed_forward.bias": "blk.0.ffn_up.bias" in contents.shapes,
+        **({"position.rotary_fraction": _rotary_fraction(contents)} if is_partial else {}),
     }
+
+
+def _rotary_fraction(contents: Contents) -> float:
+    width = contents.get("embedding_length") // contents.get("attention.head_count")
+    return (contents.get("rope.dimension_count") or width) / width
+
+
+def _write_rotary(config: ModelConfig) -> Raw:
+    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
+    return {"rope.dimension_count": int(head_dim * config.position.rotary_fraction)}
+
+
+def _granite(contents: Contents) -> Raw:
+    width = contents.get("embedding_length") // contents.get("attention.head_count")
+    return {
+        "logits_scaling": contents.get("logit_scale") or 1.0,
+        "attention_multiplier": contents.get("attention.scale")
+        or (contents.get("rope.dimension_count") or width) ** -0.5,
+    }
+
+
+def _write_granite(config: ModelConfig) -> Raw:
+    raw = FAMILIES["granite"].write(config)
+    return {"logit_scale": float(raw["logits_scaling"]), "attention.scale": float(raw["attention_multiplier"])}
+
+
+def _falcon(contents: Contents) -> Raw:
+    """llama.cpp knows its parallel blocks alone, without biases."""
+    heads, kv_heads = contents.get("attention.head_count"), contents.get("attention.head_count_kv") or 1
+    grouped = kv_heads not in (1, heads)
+    fixed = {"parallel_attn": True, "num_ln_in_parallel_attn": 1, "bias": False}
+    return {**fixed, "new_decoder_architecture": grouped, "multi_query": kv_heads == 1, "num_kv_heads": kv_heads}
 
 
 _POOLING = {"mean": 1, "first": 2, "last": 3}
@@ -356,6 +395,52 @@ ARCHITECTURES: dict[str, Architecture] = {
             neighboring=True,
             inferred=lambda contents: {"attention_bias": False, "mlp_bias": False},
             ignored=_ROPE_BUFFERS,
+        ),
+        Architecture(
+            "gptneox",
+            ("gpt_neox",),
+            inferred=lambda contents: {
+                "use_parallel_residual": contents.get("use_parallel_residual") is not False,
+                "tie_word_embeddings": False,
+                "attention_bias": True,
+            },
+            more=lambda config: {
+                **_write_rotary(config),
+                "use_parallel_residual": config.norm.placement == "parallel",
+            },
+        ),
+        Architecture(
+            "phi2",
+            ("phi",),
+            names={"head": "output"},
+            inferred=lambda contents: {"tie_word_embeddings": False},
+            more=_write_rotary,
+        ),
+        Architecture("phi3", ("phi3",), more=_write_rotary),
+        Architecture(
+            "granite",
+            ("granite",),
+            neighboring=True,
+            keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
+            inferred=_granite,
+            more=_write_granite,
+            ignored=_ROPE_BUFFERS,
+        ),
+        Architecture(
+            "command-r",
+            ("cohere",),
+            keys={"logit_scale": "head.scale"},
+            # It has no biases, and its head is the token table.
+            inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
+        ),
+        Architecture(
+            "falcon",
+            ("falcon",),
+            inferred=_falcon,
+            more=lambda config: {
+                **_write_rotary(config),
+                "attention.head_count_kv": config.attention.kv_heads or config.attention.heads,
+            },
         ),
         Architecture("gpt2", ("gpt2",), ignored=(r"blk\.\d+\.attn\.(bias|masked_bias)",)),
         Architecture(

@@ -70,7 +70,7 @@ def save_gguf(
     config = storable(model.config, notes)
     architecture, metadata = to_gguf(config)
     _refuse(config, architecture)
-    if architecture.name == "bert":
+    if architecture.name in ("bert", "gptneox", "falcon"):
         notes.append("llama.cpp computes GELU by its tanh formula, which moves hidden states by about 1e-3.")
     vocabulary = tokenizer_metadata(tokenizer, config, notes)
     general: dict[str, Any] = {

@@ -6,6 +6,7 @@
 #include "matmul.h"
 #include "elementwise.h"
 #include "attention_decode.h"
+#include "experts.h"
 #include "structs.h"
 #include "threads.h"
 
@@ -18,8 +19,10 @@ void for_each_matrix(const Decoder& decoder, const Visit& visit) {
         for (auto attention : {&layer.attention, &layer.cross_attention})
             for (auto matrix : {&attention->query, &attention->key, &attention->value, &attention->output})
                 if (matrix->weights) visit(*matrix);
-        for (auto matrix : {&layer.feed_forward.up, &layer.feed_forward.gate, &layer.feed_forward.down})
-            if (matrix->weights) visit(*matrix);
+        const FeedForward& f = layer.feed_forward;
+        for (auto matrix : {&f.up, &f.gate, &f.down})
+            if (matrix->weights) visit(f.router.weights ? expert(*matrix, f.experts, 0) : *matrix);
+        if (f.router.weights) visit(f.router);
     }
     visit(decoder.head);
 }
@@ -36,9 +39,12 @@ struct Widths {
             has_integers = has_integers || is_integer(matrix.dtype);
         });
         if (padded(decoder.d_model) > in) in = padded(decoder.d_model);
-        for (int64_t i = 0; i < decoder.num_layers; i++)
+        for (int64_t i = 0; i < decoder.num_layers; i++) {
+            const FeedForward& f = decoder.layers[i].feed_forward;
+            if (f.router.weights) out = max(out, max(routing_size(f), f.used * padded(f.up.out_features / f.experts)));
             for (auto attention : {&decoder.layers[i].attention, &decoder.layers[i].cross_attention})
                 head = attention->head_dim > head ? attention->head_dim : head;
+        }
     }
 };
 
@@ -152,10 +158,8 @@ class DecodeStep {
             if (tiles) inputs.to_tiles(row, from, inputs.width, minima);
             if (int8) inputs.quantize(row, from, inputs.width / GROUP);
         };
-        if (single_row)
-            prepare(0);
-        else
-            parallel_row_blocks(threads, count, prepare);
+        if (!single_row) parallel_row_blocks(threads, count, prepare);
+        for (int64_t row = 0; single_row && row < count; row++) prepare(row);
         return inputs;
     }
 
@@ -168,24 +172,35 @@ class DecodeStep {
 
     // Add a matrix product, normalized by the inner norm, to the residual stream, which the outer one then normalizes.
     void add(const Matrix& matrix, const Inputs& inputs, const Norms& norms) {
-        const int64_t d_model = decoder.d_model, width = padded(d_model);
-        const bool has_inner = norms.inner.kind != NO_NORM;
-        float* products = keys;  // in the cache already
         parallel_panels(threads, num_panels(matrix), rows, [&](int64_t panel, int64_t panels) {
             multiply(matrix, panel, panels, inputs, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t count) {
-                if (has_inner) return store(products + row * width + first, y);
-                float* to = residual(row) + first;
-                if (count == LANES)
-                    store(to, load(to) + y);
-                else
-                    store(to, load(to, count) + y, count);
+                add_vector(norms, row, first, y, count);
             });
         });
-        if (!has_inner && norms.outer.kind == NO_NORM) return;
+        finish(norms, norms.inner.kind != NO_NORM);
+    }
+
+    // What is added to the residual stream of a row, where it is normalized or summed first.
+    float* product(int64_t row) const { return keys + row * padded(decoder.d_model); }  // keys are in the cache already
+
+    void add_vector(const Norms& norms, int64_t row, int64_t first, FloatVec y, int64_t count) const {
+        if (norms.inner.kind != NO_NORM) return store(product(row) + first, y);
+        y = broadcast(float(decoder.residual_scale)) * y;
+        float* to = residual(row) + first;
+        if (count == LANES)
+            store(to, load(to) + y);
+        else
+            store(to, load(to, count) + y, count);
+    }
+
+    void finish(const Norms& norms, bool has_products) {
+        const int64_t d_model = decoder.d_model;
+        if (!has_products && norms.outer.kind == NO_NORM) return;
         threads.parallel_for(rows, [&](int64_t row) {
-            float *x = residual(row), *product = products + row * width;
-            if (has_inner) normalize_in_place(norms.inner, product, d_model);
-            for (int64_t i = 0; has_inner && i < d_model; i++) x[i] += product[i];
+            float* x = residual(row);
+            if (has_products) normalize_in_place(norms.inner, product(row), d_model);
+            for (int64_t i = 0; has_products && i < d_model; i++)
+                x[i] += float(decoder.residual_scale) * product(row)[i];
             normalize_in_place(norms.outer, x, d_model);
         });
     }
@@ -203,9 +218,10 @@ class DecodeStep {
         // After the keys and values of the last layer only rows with logits matter.
         if (last) select_logit_rows(padded(layer.attention.query.out_features));
         if (!rows) return;
+        if (decoder.is_parallel) feed_forward(layer.feed_forward, keys);  // in the cache already
         run_attention(layer.attention, cache.keys, cache.values, false);
         if (layer.cross_attention.query.weights) cross_attention(layer.cross_attention, cache);
-        feed_forward(layer.feed_forward);
+        if (!decoder.is_parallel) feed_forward(layer.feed_forward, queries);
     }
 
     // Move the rows that logits are wanted of to the front, and drop the others.
@@ -423,15 +439,16 @@ class DecodeStep {
         });
     }
 
-    void feed_forward(const FeedForward& f) {
+    // `inner` is memory for its hidden layer.
+    void feed_forward(const FeedForward& f, float* inner) {
+        if (f.router.weights) return f.used > ROW_BLOCK || !single_row ? experts_of_rows(f) : experts_of_row(f);
         Inputs x = normed_inputs(f.norms.before, {&f.up, &f.gate});
 #if defined(USE_AMX)
         if (f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
             x.needs_tiles(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
-            return add(f.down, multiply_gated(f, x), f.norms);
+            return add(f.down, multiply_gated(f, x, inner), f.norms);
 #endif
         int64_t width = padded(f.up.out_features);
-        float* inner = queries;
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
             multiply(f.up, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
                 store(inner + row * width + first, f.gate.weights ? y : apply_activation(f.activation, y));
@@ -449,10 +466,10 @@ class DecodeStep {
 
 #if defined(USE_AMX)
     // The inputs of the last product of a gated feed-forward: they become tiles as soon as they are computed.
-    Inputs multiply_gated(const FeedForward& f, const Inputs& x) {
+    Inputs multiply_gated(const FeedForward& f, const Inputs& x, float* memory) {
         Inputs inner = x;
         inner.width = padded(f.down.in_features);
-        inner.tiles = reinterpret_cast<BFloat16*>(queries);
+        inner.tiles = reinterpret_cast<BFloat16*>(memory);
         const Matrix* const matrices[] = {&f.up, &f.gate};
         parallel_panels(threads, num_panels(f.up), rows, [&](int64_t panel, int64_t panels) {
             for (int64_t i = 0; i < panels; i += AMX_PANELS)
@@ -465,6 +482,104 @@ class DecodeStep {
         return inner;
     }
 #endif
+
+    float* routing(const FeedForward& f, int64_t row) const { return values + row * (routing_size(f) - padded(2)); }
+    Choice* choices(const FeedForward& f, int64_t row) const {
+        return reinterpret_cast<Choice*>(routing(f, row) + padded(f.experts));
+    }
+
+    // The logits of all experts for each row.
+    void route(const FeedForward& f, const Inputs& x) {
+        parallel_panels(threads, num_panels(f.router), rows, [&](int64_t panel, int64_t panels) {
+            multiply(f.router, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
+                store(routing(f, row) + first, y);
+            });
+        });
+    }
+
+    // The experts of a single row, side by side.
+    void experts_of_row(const FeedForward& f) {
+        Inputs x = normed_inputs(f.norms.before, {&f.router, &f.up, &f.gate});
+        route(f, x);
+        Choice chosen[ROW_BLOCK];
+        choose(f, routing(f, 0), chosen);
+        Matrix up[ROW_BLOCK], gate[ROW_BLOCK], down[ROW_BLOCK];
+        for (int64_t i = 0; i < f.used; i++) {
+            up[i] = expert(f.up, f.experts, chosen[i].index), gate[i] = expert(f.gate, f.experts, chosen[i].index);
+            down[i] = expert(f.down, f.experts, chosen[i].index);
+        }
+        const int64_t panels_of_one = num_panels(up[0]), width = padded(up[0].out_features);
+        parallel_panels(threads, f.used * panels_of_one, 1, [&](int64_t first, int64_t count) {
+            for (int64_t item = first; item < first + count; item++) {
+                const int64_t i = item / panels_of_one, panel = item % panels_of_one;
+                FloatVec y, gated;
+                multiply_panel(up[i], panel, x, 0, 1, &y);
+                if (f.gate.weights) multiply_panel(gate[i], panel, x, 0, 1, &gated);
+                y = f.gate.weights ? y * apply_activation(f.activation, gated) : apply_activation(f.activation, y);
+                store(queries + i * width + panel * LANES, y);
+            }
+        });
+        Inputs inner = prepare_inputs(f.used, f.down.in_features, {&f.down},
+                                      [&](int64_t i, float*) { return queries + i * width; });
+        parallel_panels(threads, num_panels(down[0]), 1, [&](int64_t first, int64_t count) {
+            for (int64_t panel = first; panel < first + count; panel++) {
+                const OutputPanel part(down[0], panel);
+                FloatVec sum{};
+                for (int64_t i = 0; i < f.used; i++) {
+                    FloatVec y;
+                    multiply_panel(down[i], panel, inner, i, 1, &y);
+                    sum += chosen[i].weight * y;
+                }
+                add_vector(f.norms, 0, part.first, sum, part.count);
+            }
+        });
+        finish(f.norms, f.norms.inner.kind != NO_NORM);
+    }
+
+    // The experts of several rows, one after another.
+    void experts_of_rows(const FeedForward& f) {
+        route(f, normed_inputs(f.norms.before, {&f.router}));
+        threads.parallel_for(rows, [&](int64_t row) {
+            choose(f, routing(f, row), choices(f, row));
+            memset(product(row), 0, decoder.d_model * sizeof(float));
+        });
+        for (int64_t e = 0; e < f.experts; e++) compute_expert(f, e);
+        finish(f.norms, true);
+    }
+
+    // Add an expert's output to the products of the rows that chose it.
+    void compute_expert(const FeedForward& f, int64_t e) {
+        auto members = reinterpret_cast<Choice*>(routing(f, rows));
+        int64_t count = 0;
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t i = 0; i < f.used; i++)
+                if (choices(f, row)[i].index == e) members[count++] = {int32_t(row), choices(f, row)[i].weight};
+        if (!count) return;
+        const Matrix up = expert(f.up, f.experts, e), gate = expert(f.gate, f.experts, e);
+        const Matrix down = expert(f.down, f.experts, e);
+        Inputs x = prepare_inputs(count, decoder.d_model, {&up, &gate}, [&](int64_t i, float* to) {
+            return normalize(f.norms.before, residual(members[i].index), decoder.d_model, to);
+        });
+        const int64_t width = padded(up.out_features);
+        parallel_panels(threads, num_panels(up), count, [&](int64_t panel, int64_t panels) {
+            multiply(up, panel, panels, x, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
+                store(queries + i * width + first, f.gate.weights ? y : apply_activation(f.activation, y));
+            });
+            if (f.gate.weights)
+                multiply(gate, panel, panels, x, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
+                    float* to = queries + i * width + first;
+                    store(to, load(to) * apply_activation(f.activation, y));
+                });
+        });
+        Inputs inner = prepare_inputs(count, f.down.in_features, {&down},
+                                      [&](int64_t i, float*) { return queries + i * width; });
+        parallel_panels(threads, num_panels(down), count, [&](int64_t panel, int64_t panels) {
+            multiply(down, panel, panels, inner, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
+                float* to = product(members[i].index) + first;
+                store(to, load(to) + members[i].weight * y);
+            });
+        });
+    }
 
     void compute_logits() {
         int64_t d_model = decoder.d_model;

@@ -149,7 +149,7 @@ inline void int_panel_lanes(const Matrix& matrix, int64_t panel, int lane, const
     const PanelScales<DTYPE, FloatRegister> scales(matrix, panel, lane);
     FloatRegister total[ROWS] = {};
     for (int64_t group = 0; group < groups; group++) {
-        if (lane == 0) {
+        if (lane == 0 && row == 0) {
             for (int64_t i = 0; i < GROUP_BYTES; i += 64)
                 __builtin_prefetch(weights + (group + AHEAD) * GROUP_BYTES + i);
             scales.prefetch(group + AHEAD);

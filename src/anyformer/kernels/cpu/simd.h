@@ -15,6 +15,7 @@ constexpr int LANES = 16;
 
 inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Size of a SIMD register.
 #if defined(__AVX512F__)

@@ -49,7 +49,10 @@ struct Attention {
 
 struct FeedForward {
     Norms norms;
-    Matrix up, gate, down;
+    Matrix up, gate, down;  // those of experts lie one below another
+    Matrix router;          // null weights: one network for all tokens
+    int64_t experts, used;  // `used` of so many experts compute a token
+    int64_t normalized;     // 1: the weights of those sum to 1
     Activation activation;
 };
 
@@ -61,6 +64,8 @@ struct Layer {
 struct Decoder {
     const Layer* layers;
     int64_t num_layers, d_model;
+    int64_t is_parallel;    // 1: attention and feed-forward both read what comes into a layer
+    double residual_scale;  // of what they add
     Matrix embedding;  // of tokens, [vocab_size, d_model], not in 4 bits; null weights: the caller embeds them
     double embedding_scale;
     Dtype dtype;  // embeddings are rounded to it

@@ -209,6 +209,9 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
     if feed_forward.gated:
         yield "gated", Fact("gated", field("gated"))
     yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
+    if (experts := feed_forward.experts) is not None:
+        fields = field("experts", "experts.count", "experts.used")
+        yield "router", Fact(f"router: {experts.used:,} of {experts.count:,} experts", fields)
 
 
 def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:

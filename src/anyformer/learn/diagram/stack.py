@@ -166,7 +166,7 @@ _LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
         (82, ("bias", "scale")),
         (97, ("qk_norm",)),
     ],
-    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias"))],
+    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",))],
 }
 """The lines of a block: their baselines, and the facts in each."""
 _PAD, _BESIDE = 12.0, 36.0
@@ -236,7 +236,8 @@ def _inputs(parent: Element, style: Style, stack: str) -> None:
     cost = cost_text(style.cost(f"{stack} positions"), style.cost(f"{stack} n-grams"))
     svg.text(parent, LEFT, 178, cost and f"added: {cost}", RIGHT - LEFT, size=SMALL, style="soft")
     projection = cost_text(style.cost(f"{stack} projection"))
-    svg.text(parent, LEFT, 190, projection and f"projection: {projection}", 240, size=SMALL, style="soft")
+    if projection:
+        svg.text(parent, LEFT, 190, f"projection: {projection}", 240, size=SMALL, style="soft")
     _norm(parent, style, f"{stack}.embedding_norm", STREAM, 165)
     write_fact(parent, style, f"{stack}.stream", STREAM - 10, 201, 230, classes="soft", anchor="end")
 

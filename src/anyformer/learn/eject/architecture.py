@@ -2,28 +2,38 @@
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 from anyformer.config import ModelConfig
 from anyformer.learn.eject.parts import (
     ACTIVATIONS,
+    WIDTH,
     Group,
     Stack,
     alike,
     attention_part,
     distinct_layers,
     feed_forward_part,
+    is_partial,
     layers_name,
     module_dict,
     qk_norm_class,
     reads_tokens,
+    rotary_dim,
     sharpness,
     stack_part,
     stacks_of,
     yarn_range,
 )
 
-NORMS = {"layer": "LayerNorm", "rms": "RMSNorm", "rms_offset": "OffsetRMSNorm"}
+NORMS = {
+    "layer": "LayerNorm",
+    "layer_no_bias": "LayerNorm",
+    "rms": "RMSNorm",
+    "rms_offset": "OffsetRMSNorm",
+    "rms_plain": "PlainRMSNorm",
+}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
 INITIALIZERS = {
     "normal": "N(0, std) for every matrix and table, zero for every bias.",
@@ -65,7 +75,8 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "cross": cross,
         "two_texts": cross and config.head.kind != "classification",
         "reads_tokens": reads_tokens(config),
-        "head_class": head.kind == "language_model" and (head.transform or head.bias != "none" or head.scaled),
+        "head_class": head.kind == "language_model"
+        and (head.transform or head.bias != "none" or head.scaled or head.scale != 1 or head.softcap),
         "table_width": _table_width(config),
         "transform": ACTIVATIONS.get(head.transform or ""),
         "pooler": ACTIVATIONS.get(head.pooler or ""),
@@ -116,7 +127,7 @@ def constants(
     has_ngrams, has_labels = embedding.ngrams > 1, "classification" in head.kind
     reads_start = config.is_encoder_decoder and head.kind in ("language_model", "classification")
     starts = (tokens.decoder_start, tokens.bos, tokens.pad, 0)
-    values: dict[str, float | None] = {
+    values: dict[str, float | Sequence[float] | None] = {
         "VOCAB_SIZE": config.vocab_size,
         "SOURCE_VOCAB_SIZE": config.source_vocab_size,
         "D_MODEL": config.d_model,
@@ -130,8 +141,10 @@ def constants(
         "BUCKETS": position.buckets if position.has_bias else None,
         "MAX_DISTANCE": position.max_distance if position.has_bias else None,
         "THETA": position.theta if kind == "rotary" else None,
-        "ROPE_FACTOR": scaling and scaling.factor,
-        "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind == "llama3" else None,
+        "ROPE_FACTOR": scaling.factor if scaling and scaling.kind != "longrope" else None,
+        "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind in ("llama3", "longrope") else None,
+        "SHORT_FACTOR": scaling.short_factor if scaling and scaling.kind == "longrope" else None,
+        "LONG_FACTOR": scaling.long_factor if scaling and scaling.kind == "longrope" else None,
         "LOW_FREQUENCY": scaling.low_frequency if scaling and scaling.kind == "llama3" else None,
         "HIGH_FREQUENCY": scaling.high_frequency if scaling and scaling.kind == "llama3" else None,
         **{name: value for group in yarn for name, value in _yarn(config, group).items()},
@@ -145,6 +158,10 @@ def constants(
         "DECODER_START": next(token for token in starts if token is not None) if reads_start else None,
         **{name: value for group in attentions for name, value in _scores(group).items()},
         "NORM_EPS": config.norm.eps,
+        "EMBEDDING_SCALE": embedding.scale if embedding.scale != 1.0 else None,
+        "RESIDUAL_SCALE": config.residual_scale if config.residual_scale != 1.0 else None,
+        "HEAD_SCALE": head.scale if head.scale != 1.0 else None,
+        "HEAD_SOFTCAP": head.softcap,
         "DROPOUT": config.dropout or None,
         "EMBEDDING_DROPOUT": embedding.dropout or None,
         **{f"{group.prefix}ATTENTION_DROPOUT": group.attention.dropout or None for group in attentions},
@@ -156,8 +173,12 @@ def constants(
     return [(name, literal(value)) for name, value in values.items() if value is not None]
 
 
-def literal(value: float) -> str:
+def literal(value: float | Sequence[float]) -> str:
     """A number as Python reads it back: the `repr` of one that is not finite is a name that no file has."""
+    if isinstance(value, Sequence):
+        lines = wrap(", ".join(map(literal, value)), WIDTH - 10, break_on_hyphens=False)
+        several = "".join(f"    *({line.rstrip(',')}),\n" for line in lines)
+        return f"[{lines[0]}]" if len(lines) == 1 else f"[\n{several}]"
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
@@ -167,6 +188,7 @@ def _heads(config: ModelConfig, group: Group) -> dict[str, float | None]:
         f"{group.prefix}HEADS": attention.heads,
         f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
         f"{group.prefix}HEAD_DIM": _head_dim(config, group),
+        f"{group.prefix}ROTARY_DIM": rotary_dim(config, _head_dim(config, group)) if is_partial(config) else None,
     }
 
 
@@ -175,7 +197,7 @@ def _head_dim(config: ModelConfig, group: Group) -> int:
 
 
 def _yarn(config: ModelConfig, group: Group) -> dict[str, float | None]:
-    low, high = yarn_range(config, _head_dim(config, group))
+    low, high = yarn_range(config, rotary_dim(config, _head_dim(config, group)))
     return {f"{group.prefix}YARN_LOW": low, f"{group.prefix}YARN_HIGH": high}
 
 

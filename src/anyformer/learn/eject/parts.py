@@ -107,7 +107,7 @@ def layers_name(stack: Stack, both: bool) -> str:
 
 def qk_norm_class(config: ModelConfig) -> str:
     """The class of norms on queries and keys."""
-    return "OffsetRMSNorm" if config.norm.kind == "rms_offset" else "RMSNorm"
+    return {"rms_offset": "OffsetRMSNorm", "rms_plain": "PlainRMSNorm"}.get(config.norm.kind, "RMSNorm")
 
 
 def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
@@ -146,6 +146,8 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         "docstring": docstring,
         "prefix": prefix,
         "angles": f"{prefix.lower()}angles",
+        "rotary_dim": f"{prefix}{'ROTARY' if is_partial(config) else 'HEAD'}_DIM",
+        "partial": is_partial(config),
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{prefix}HEAD_DIM",
@@ -193,7 +195,8 @@ def stack_part(
     rotation = position.kind == "rotary"
     slices = position.kind in ("learned", "sinusoidal") and not position.skip_padding
     heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
-    order = "norms after" if config.norm.placement == "post" else "norms before"
+    orders = {"post": "norms after", "parallel": "both read it at once", "parallel_shared": "one norm before both"}
+    order = orders.get(config.norm.placement, "norms before")
     parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
     return {
         "name": stack.name,
@@ -262,6 +265,16 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
 
 
+def is_partial(config: ModelConfig) -> bool:
+    """Whether only a part of each head is rotated."""
+    return config.position.kind == "rotary" and config.position.rotary_fraction != 1.0
+
+
+def rotary_dim(config: ModelConfig, head_dim: int) -> int:
+    """Numbers of a head that are rotated."""
+    return int(head_dim * config.position.rotary_fraction)
+
+
 def module_dict(modules: Sequence[str], *, before: int) -> str:
     """An `nn.ModuleDict` of these entries in a constructor, as formatters break it."""
     entries = f"{{{', '.join(modules)}}}"
@@ -287,9 +300,9 @@ def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
 
 
 def sharpness(config: ModelConfig) -> float:
-    """YaRN's factor on cosines and sines."""
+    """YaRN's and LongRoPE's factor on cosines and sines."""
     scaling = config.position.scaling
-    if scaling is None or scaling.kind != "yarn":
+    if scaling is None or scaling.kind not in ("yarn", "longrope"):
         return 1.0
-    length = torch.zeros(1, 1, dtype=torch.long)
-    return frequencies(config.position, config.attention.head_dim or 64, config.max_length, length)[1]
+    length, pairs = torch.zeros(1, 1, dtype=torch.long), len(scaling.short_factor) or 32
+    return frequencies(config.position, 2 * pairs, config.max_length, length)[1]

@@ -16,7 +16,7 @@ from anyformer import __version__
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
-from anyformer.families.rows import TRANSPOSE
+from anyformer.families.rows import SPLIT, TRANSPOSE
 from anyformer.learn import require_defaults, require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, NORMS, POSITIONS, architecture
 from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH, distinct_layers
@@ -69,8 +69,8 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 _NOT_WRITTEN = (
-    *("residual_scale", "embedding.scale", "other_layers.position", "other_layers.feed_forward"),
-    *("attention.latent", "attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
+    *("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the templates do not know."""
 
@@ -83,7 +83,7 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     attention, others = config.attention, config.other_layers
     has_pattern = others is not None and ("o" in others.first or others.then != "o" or attention.window is not None)
     unknown = {
-        "norm.placement": config.norm.placement not in ("pre", "post"),
+        "norm.placement": config.norm.placement in ("sandwich", "branch"),
         "attention.qk_norm": attention.qk_norm == "width",
         "other_layers": has_pattern,
     }
@@ -149,7 +149,7 @@ def _changed_fields(part: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(part, field.name)
         if is_dataclass(value):
             yield from _changed_fields(value, f"{prefix}{field.name}.")
-        elif value != field.default and field.name != "label_names":
+        elif value != field.default and field.name not in ("label_names", "short_factor", "long_factor"):
             yield f"{prefix}{field.name}={value}"
 
 
@@ -181,9 +181,11 @@ def _sources(config: ModelConfig) -> str:
     attention, feed_forward, head = config.attention, config.feed_forward, config.head
     papers = {
         "Vaswani et al. 2017 (attention)": True,
-        "Ba et al. 2016 (LayerNorm)": config.norm.kind == "layer",
+        "Ba et al. 2016 (LayerNorm)": config.norm.kind.startswith("layer"),
         "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind.startswith("rms"),
         "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
+        "Ding et al. 2024 (LongRoPE)": config.position.scaling is not None
+        and config.position.scaling.kind == "longrope",
         "Raffel et al. 2020 (relative positions)": config.position.has_bias,
         "Lan et al. 2020 (shared layers)": distinct_layers(config) is not None,
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
@@ -195,6 +197,23 @@ def _sources(config: ModelConfig) -> str:
     return ", ".join(paper for paper, applies in papers.items() if applies) + "."
 
 
+def _ranges(numbers: Sequence[int]) -> str:
+    """The source of a list that steps evenly in stretches."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        last = stretches[-1] if stretches else []
+        if last and (len(last) == 1 or number - last[-1] == last[1] - last[0]):
+            last.append(number)
+        else:
+            stretches.append([number])
+    ranges: list[str] = []
+    for first, *rest in stretches:
+        step = rest[0] - first if rest else 1
+        start, end = f"{first}, " if first or step != 1 else "", [first, *rest][-1] + step
+        ranges.append(f"*range({start}{end}{f', {step}' if step != 1 else ''})")
+    return f"[{', '.join(ranges)}]" if ranges else ""
+
+
 _LAYER = re.compile(r"\.blocks\.(\d+)\.")
 
 
@@ -204,19 +223,36 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
     ``names`` has pairs of our name of a module and theirs, where ``{i}`` stands for a layer, or none if theirs are
     ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head,
     and ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
+    ``heads`` and ``order`` are those of `HeadLayout`, by the last part of our names; ``halves`` says whether gate and
+    up stand side by side.
     """
     family, _ = to_huggingface(config)
     if family is own.FAMILY:
-        return {"names": [], "tensors": {}, "prefix": "", "transposed": False}
+        return {
+            "names": [],
+            "tensors": {},
+            "prefix": "",
+            "transposed": False,
+            "heads": {},
+            "order": "",
+            "halves": False,
+        }
     names = skeleton(config).state_dict()
     table = family.table(config, names)
     modules: dict[str, str] = {}
     tensors: dict[str, str] = {}
-    transposed = False
+    transposed = halves = False
+    heads: dict[str, tuple[int, tuple[int, ...], int]] = {}
+    turned: Sequence[int] = ()
     for theirs, row in table.items():
         if row.alias:
             continue
         transposed = transposed or row.operation is TRANSPOSE
+        halves = halves or (row.operation is SPLIT and row.ours[0].endswith("feed_forward.gate.weight"))
+        if (layout := row.operation.heads) is not None:
+            turned = layout.order or turned
+            for index, ours in enumerate(row.ours):
+                heads[ours.split(".")[-2]] = (layout.groups, layout.counts, index)
         for ours in row.ours:
             pattern, layer = _LAYER.sub(".blocks.{i}.", ours), _LAYER.search(ours)
             # Of the numbers in their name the first is the layer's.
@@ -229,4 +265,12 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
                 tensors[pattern] = stored
     order = dict.fromkeys(_LAYER.sub(".blocks.{i}.", name).rpartition(".")[0] for name in names)
     ordered = [(name, modules[name]) for name in order if name in modules]
-    return {"names": ordered, "tensors": tensors, "prefix": family.prefix, "transposed": transposed}
+    return {
+        "names": ordered,
+        "tensors": tensors,
+        "prefix": family.prefix,
+        "transposed": transposed,
+        "heads": heads,
+        "order": _ranges(turned),
+        "halves": halves,
+    }

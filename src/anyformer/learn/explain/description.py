@@ -38,7 +38,7 @@ def describe(model: Transformer) -> dict[str, Any]:
         "trained_length": config.max_length,
         "embedding_scale": model.token_embedding.scale,
         "ngrams": config.embedding.ngrams,
-        "norm": {"kind": config.norm.kind.removesuffix("_offset"), "eps": config.norm.eps},
+        "norm": {"kind": config.norm.kind.removesuffix("_offset").removesuffix("_no_bias"), "eps": config.norm.eps},
         "stacks": {name: _stack(config, stack) for name, stack in stacks.items() if stack is not None},
         "head": _head(config),
     }
@@ -54,7 +54,10 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "distinct": len(stack.blocks),
         "causal": stack.causal,
         "cross": blocks[0].cross_attention is not None,
-        "pre_norm": config.norm.placement == "pre",
+        "pre_norm": config.norm.placement != "post",
+        "parallel": config.norm.is_parallel,
+        "shares_norm": config.norm.placement == "parallel_shared",
+        "residual_scale": config.residual_scale,
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
@@ -84,8 +87,10 @@ def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) 
             # Theta rises with the text, where that outgrows the trained length.
             return described | {"theta": position.theta, "dynamic_factor": scaling.factor}
         length = torch.zeros(1, 1, dtype=torch.long)
-        radians, sharpness = frequencies(position, attention.head_dim, config.max_length, length)
-        described |= {"frequencies": radians.tolist(), "sharpness": sharpness}
+        rotated = int(attention.head_dim * position.rotary_fraction)
+        radians, sharpness = frequencies(position, rotated, config.max_length, length)
+        still = [0.0] * ((attention.head_dim - rotated) // 2)
+        described |= {"frequencies": [*radians.flatten().tolist(), *still], "sharpness": sharpness}
     for relative in (part for part in stack.position.modules() if isinstance(part, RelativePosition)):
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
@@ -101,7 +106,7 @@ def _head(config: ModelConfig) -> dict[str, Any]:
     return {
         "kind": head.kind,
         "transform": head.transform,
-        "scale": config.d_model**-0.5 if head.scaled else 1.0,
+        "scale": head.scale * (config.d_model**-0.5 if head.scaled else 1.0),
         "pooling": head.pooling,
         "pooler": head.pooler,
         **labels,

@@ -36,14 +36,15 @@ MOST_PARAMETERS = 36_000_000
 """Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KINDS = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
-    "norm": ("layer", "rms", "rms_offset"),
+    "norm": ("layer", "layer_no_bias", "rms", "rms_offset"),
     "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
 }
 
 
 _NOT_COMPUTED = (
-    *("residual_scale", "embedding.scale", "other_layers.position", "other_layers.feed_forward"),
-    *("attention.latent", "attention.softcap", "head.scale", "head.softcap", "position.rotary_fraction"),
+    *("other_layers.position", "other_layers.feed_forward"),
+    *("attention.latent", "attention.softcap", "head.softcap"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the page's engine does not know."""
 
@@ -104,7 +105,10 @@ def check(config: ModelConfig, parameters: int) -> None:
     """Raise UserError for a model that no page can run."""
     require_own_blocks(config, _KINDS, "a page can't run")
     require_defaults(config, _NOT_COMPUTED, "no page can run yet")
-    if config.norm.placement not in ("pre", "post"):
+    scaling, turns_in_part = config.position.scaling, config.position.rotary_fraction != 1.0
+    if scaling is not None and (scaling.kind == "longrope" or (turns_in_part and scaling.kind != "linear")):
+        raise UserError(f"position.scaling.kind is {quote(scaling.kind)}, which no page can run yet.")
+    if config.norm.placement in ("sandwich", "branch"):
         raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
     if parameters > MOST_PARAMETERS:
         raise UserError(

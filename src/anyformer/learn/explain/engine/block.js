@@ -22,20 +22,24 @@ class Block {
   constructor(weights, model, stack, layer) {
     const { norm } = model, attention = (name) => new Attention(weights.under(name), stack, layer, norm.eps);
     this.preNorm = stack.pre_norm;
+    this.parallel = stack.parallel; // both parts read what comes into the block
+    this.scale = stack.residual_scale;
     this.attention = attention("attention");
     this.attentionNorm = weights.norm("attention_norm", norm);
     this.cross = stack.cross ? attention("cross_attention") : null;
     this.crossNorm = stack.cross ? weights.norm("cross_attention_norm", norm) : null;
     this.feedForward = new FeedForward(weights.under("feed_forward"), stack.activation);
-    this.feedForwardNorm = weights.norm("feed_forward_norm", norm);
+    this.feedForwardNorm = weights.norm(stack.shares_norm ? "attention_norm" : "feed_forward_norm", norm);
   }
 
   // `context`: positions, visible, rotation, bias; `own` and `source` are keys and values. What each part reads and
   // writes goes into `record`.
   forward(x, context, own, source, record) {
-    // pre: x + f(norm(x)); post: norm(x + f(x)).
+    // pre: x + f(norm(x)); post: norm(x + f(x)); parallel: x + f(norm(x)) + g(norm(x)).
+    const start = x;
     const around = (name, norm, part) => {
-      const found = part(this.preNorm ? norm(x) : x);
+      const found = part(this.preNorm ? norm(this.parallel ? start : x) : x);
+      if (this.scale !== 1) found.written.numbers.forEach((number, i) => { found.written.numbers[i] = number * this.scale; });
       const sum = add(x, found.written);
       x = this.preNorm ? sum : norm(sum);
       record[name] = found;

@@ -81,7 +81,7 @@ const layerNorm = (x, { weight, bias, eps }) => {
     mean /= columns;
     for (let i = 0; i < columns; i++) variance += (numbers[start + i] - mean) ** 2;
     const scale = 1 / Math.sqrt(variance / columns + eps);
-    for (let i = 0; i < columns; i++) out.numbers[start + i] = (numbers[start + i] - mean) * scale * weight[i] + bias[i];
+    for (let i = 0; i < columns; i++) out.numbers[start + i] = (numbers[start + i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
   }
   return out;
 };
