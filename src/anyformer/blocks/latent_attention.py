@@ -1,5 +1,7 @@
 """Multi-head latent attention (DeepSeek-AI 2024, 2405.04434, section 2.1)."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from anyformer.config import AttentionConfig
 from anyformer.kernels import AttentionMask
 
 _EPS = 1e-6
-"""Of the norms inside, whatever that of the model's is (DeepSeek's code)."""
+"""Epsilon of the norms inside, whatever that of the model's is (DeepSeek's code)."""
 
 
 class LatentAttention(nn.Module):
@@ -59,7 +61,7 @@ class LatentAttention(nn.Module):
         query, latent = self.project(x, states, rotation)
         if cache is not None:
             latent, _ = cache.update(latent, latent[..., :0])
-        is_plain = self.latent_up.adapters is None and isinstance(self.latent_up.weight, Tensor)
+        is_plain = self.latent_up.adapters is None and isinstance(cast("object", self.latent_up.weight), Tensor)
         attend = self._attend_to_latents if cache is not None and x.shape[1] == 1 and is_plain else self._attend
         out = attend(query, latent, mask)
         return self.output(out.transpose(1, 2).flatten(2))
@@ -102,7 +104,7 @@ class LatentAttention(nn.Module):
         return kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale)
 
     def _attend_to_latents(self, query: Tensor, latent: Tensor, mask: AttentionMask) -> Tensor:
-        """The same of one key and value for all heads, the latent: its matrices are taken to the query and the mean."""
+        """Attention to the latents, one key and value for all heads: U_k is applied to the queries, U_v to the means."""
         widths = [self.head_dim - self.rotary_dim, self.value_dim]
         up = self.latent_up.weight.unflatten(0, (self.heads, sum(widths)))
         to_key, to_value = up.split(widths, dim=1)

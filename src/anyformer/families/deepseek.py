@@ -13,7 +13,7 @@ from anyformer.families.rows import Row, experts, linear, row, split_heads
 
 _MOST_LAYERS = 10_000
 _DIGITS = 9
-"""Of what follows from a factor on the scores, which published files write with three."""
+"""Decimals of mscale_all_dim, which follows from the factor on the scores; published files have three."""
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind, *, best: int = 1, method: str = "greedy") -> Values:
