@@ -312,9 +312,16 @@ def assert_clean(*paths: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", {small(config): name for name, config in PRESETS.items()}.values())
+CHECKED: set[ModelConfig] = set()
+"""Small presets that were found right: many differ in sizes alone, and are the same at a small one."""
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets(name: str, tmp_path: Path) -> None:
-    check(small(PRESETS[name]), tmp_path)
+    config = small(PRESETS[name])
+    if config not in CHECKED:
+        check(config, tmp_path)
+    CHECKED.add(config)
 
 
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))

@@ -1,12 +1,23 @@
-"""Quiet oracles, and one profile for all proofs: few examples, always the same ones."""
+"""Quiet oracles, and one profile for all proofs: few examples, always the same ones.
+
+`pytest -m "not slow"` proves each statement for one class of every family, another one for each statement; the slow run
+proves all of them for all classes.
+"""
 
 import os
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, Phase, settings
+
+from tests.parity.hf_models import ARCHITECTURES
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -24,3 +35,20 @@ settings.register_profile(
 )
 settings.load_profile("parity")
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the proofs that are left to the slow run."""
+    proofs: dict[tuple[str, str], dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+        architecture = parameters.get("architecture")
+        if architecture in ARCHITECTURES and item.path.parent == Path(__file__).parent:
+            name = f"{item.path.stem}.{getattr(item, 'originalname', '')}"
+            proofs[name, ARCHITECTURES[architecture]][architecture].append(item)
+    for (name, _), classes in proofs.items():
+        kept = sorted(classes)[zlib.crc32(name.encode()) % len(classes)]
+        for architecture, proven in classes.items():
+            for item in proven if architecture != kept else ():
+                item.add_marker(pytest.mark.slow)
