@@ -104,7 +104,7 @@ class LatentAttention(nn.Module):
         return kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale)
 
     def _attend_to_latents(self, query: Tensor, latent: Tensor, mask: AttentionMask) -> Tensor:
-        """Attention to the latents, one key and value for all heads: U_k is applied to the queries, U_v to the means."""
+        """Attend to the latents, one key and value of all heads: U_k is applied to the queries, U_v to the means."""
         widths = [self.head_dim - self.rotary_dim, self.value_dim]
         up = self.latent_up.weight.unflatten(0, (self.heads, sum(widths)))
         to_key, to_value = up.split(widths, dim=1)
