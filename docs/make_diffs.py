@@ -8,6 +8,7 @@ import argparse
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ def shown(value: Any) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value) if isinstance(value, bool | int | str) else f"{value.kind} x {value.factor:g}"
+    if isinstance(value, bool | int | str):
+        return str(value)
+    if hasattr(value, "factor"):
+        return f"{value.kind} x {value.factor:g}"
+    said = ((each.name, getattr(value, each.name), each.default) for each in fields(value))
+    return ", ".join(f"{name} {shown(part)}" for name, part, usual in said if part != usual)
 
 
 def table(relative: str, name: str) -> str:

@@ -28,6 +28,14 @@ def shrunk(name: str) -> ModelConfig:
     if big.other_layers is not None:
         # A pattern that three layers show.
         changes["other_layers"] = {"first": "", "then": "o.", "window": big.other_layers.window and 5}
+        if big.other_layers.then == ".":
+            changes["other_layers"] = {"first": "o", "feed_forward": {"width": 30}}
+    if attention.latent is not None:
+        changes["attention.latent"] = {"rank": 6, "rotary_dim": 4, "value_dim": 5}
+        changes["attention.scale"] = None  # YaRN's follows from the width of heads
+        changes["attention.latent.query_rank"] = attention.latent.query_rank and 7
+    if big.feed_forward.experts is not None:
+        changes["feed_forward.experts.count"] = min(big.feed_forward.experts.count, 16)
     layers = {"encoder_layers": 2, "decoder_layers": 3}
     changes |= {stack: count for stack, count in layers.items() if getattr(big, stack)}
     # Positions that skip padding are counted from its id.

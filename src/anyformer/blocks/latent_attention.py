@@ -1,5 +1,7 @@
 """Multi-head latent attention (DeepSeek-AI 2024, 2405.04434, section 2.1)."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from anyformer.config import AttentionConfig
 from anyformer.kernels import AttentionMask
 
 _EPS = 1e-6
-"""Of the norms inside, whatever that of the model's is (DeepSeek's code)."""
+"""Epsilon of the norms inside, whatever that of the model's is (DeepSeek's code)."""
 
 
 class LatentAttention(nn.Module):
@@ -59,7 +61,7 @@ class LatentAttention(nn.Module):
         query, latent = self.project(x, states, rotation)
         if cache is not None:
             latent, _ = cache.update(latent, latent[..., :0])
-        is_plain = self.latent_up.adapters is None and isinstance(self.latent_up.weight, Tensor)
+        is_plain = self.latent_up.adapters is None and isinstance(cast("object", self.latent_up.weight), Tensor)
         attend = self._attend_to_latents if cache is not None and x.shape[1] == 1 and is_plain else self._attend
         out = attend(query, latent, mask)
         return self.output(out.transpose(1, 2).flatten(2))
@@ -78,10 +80,9 @@ class LatentAttention(nn.Module):
         dtype = torch.promote_types(query.dtype, torch.float32)
         return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), mask, self.scale)
 
-    def project(
-        self, x: Tensor, states: Tensor | None = None, rotation: Rotation = UNROTATED
-    ) -> tuple[Float[Tensor, "batch heads queries head_dim"], Float[Tensor, "batch 1 keys width"]]:
-        """Queries, and latents with the rotated part of the keys behind them."""
+    def project(self, x: Tensor, states: Tensor | None = None, rotation: Rotation = UNROTATED) -> tuple[Tensor, Tensor]:
+        """Queries [batch, heads, queries, head_dim]; latents and the rotated part of the keys behind them, [batch, 1,
+        keys, rank + rotary_dim]."""
         query = self.query(self.query_norm(self.query_down(x))).unflatten(2, (self.heads, self.head_dim))
         plain, turned = query.transpose(1, 2).split([self.head_dim - self.rotary_dim, self.rotary_dim], dim=-1)
         latent, shared = self.latent_down(x if states is None else states).split([self.rank, self.rotary_dim], dim=-1)
@@ -103,7 +104,7 @@ class LatentAttention(nn.Module):
         return kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale)
 
     def _attend_to_latents(self, query: Tensor, latent: Tensor, mask: AttentionMask) -> Tensor:
-        """The same of one key and value for all heads, the latent: its matrices are taken to the query and the mean."""
+        """Attend to the latents, one key and value of all heads: U_k is applied to the queries, U_v to the means."""
         widths = [self.head_dim - self.rotary_dim, self.value_dim]
         up = self.latent_up.weight.unflatten(0, (self.heads, sum(widths)))
         to_key, to_value = up.split(widths, dim=1)

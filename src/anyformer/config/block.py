@@ -73,7 +73,9 @@ class AttentionConfig(Checked, part="attention"):
             yield f"kv_heads: {self.heads} query heads can't share {self.kv_heads} key/value heads evenly"
 
     def _faulty_latent(self) -> Iterator[str]:
-        for name, plain in (("kv_heads", None), ("qk_norm", "none"), ("softcap", None), ("scale_by_layer", False)):
+        if self.kv_heads not in (None, self.heads):
+            yield "kv_heads: latent attention makes keys and values of every head"
+        for name, plain in (("qk_norm", "none"), ("softcap", None), ("scale_by_layer", False)):
             if getattr(self, name) != plain:
                 yield f"{name}: latent attention has none"
 

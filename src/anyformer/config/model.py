@@ -105,8 +105,8 @@ class ModelConfig(Checked):
     def _faulty_heads(self, name: str, attention: AttentionConfig) -> Iterator[str]:
         if attention.head_dim is None and self.d_model % attention.heads:
             yield f"{name}.heads: {attention.heads} can't share d_model {self.d_model} evenly (unless by a head_dim)"
-        if attention.latent is not None and (self.is_encoder_decoder or self.position.kind != "rotary"):
-            yield f"{name}.latent: latent attention is for rotary models of one stack"
+        if attention.latent is not None and self.is_encoder_decoder:
+            yield f"{name}.latent: latent attention is for models of one stack"
         if self.position.kind == "rotary":
             width = attention.head_dim or self.d_model // attention.heads
             if attention.latent is not None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.families.base import Fields, Raw, Values, classes, sizes, special_tokens
 from anyformer.families.llama import FIELDS, LLAMA, read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, split_heads
 
+_MOST_LAYERS = 10_000
 _DIGITS = 9
-"""Of what follows from a factor on the scores, which published files write with three."""
+"""Decimals of mscale_all_dim, which follows from the factor on the scores; published files have three."""
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind, *, best: int = 1, method: str = "greedy") -> Values:
@@ -21,6 +22,8 @@ def _derived(raw: Raw, values: Values, head: HeadKind, *, best: int = 1, method:
         raise UserError("config.json: num_key_value_heads must be num_attention_heads in a DeepSeek.")
     head_dim = raw.get("qk_nope_head_dim", 128) + values["attention.latent.rotary_dim"]
     dense, width = raw.get("first_k_dense_replace", 0) or 0, raw.get("intermediate_size", values["feed_forward.width"])
+    if not isinstance(dense, int) or not 0 <= dense <= _MOST_LAYERS:
+        raise UserError(f"config.json: first_k_dense_replace = {quote(dense)} is no number of layers.")
     shared = {name.removeprefix("feed_forward."): value for name, value in values.items() if _is_plain(name)}
     layers = {"first": "o" * dense, "then": ".", "feed_forward": {**shared, "width": width}} if dense else None
     grouped = raw.get("topk_method", method) != "greedy"

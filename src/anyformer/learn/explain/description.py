@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.norm import OffsetRMSNorm
@@ -68,11 +67,11 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "width": feed_forward.width,
         "skipped": stack.skipped,
         "projects": stack.embedding.projection is not None,
-        "position": _position(config, stack, attention),
+        "position": _position(config, stack, attention.head_dim),
     }
 
 
-def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) -> dict[str, Any]:
+def _position(config: ModelConfig, stack: Stack, head_dim: int) -> dict[str, Any]:
     """The positions; what depends on the config alone is computed here, once, by the model's own code."""
     position = config.position
     described: dict[str, Any] = {"kind": position.kind}
@@ -87,9 +86,9 @@ def _position(config: ModelConfig, stack: Stack, attention: MultiHeadAttention) 
             # Theta rises with the text, where that outgrows the trained length.
             return described | {"theta": position.theta, "dynamic_factor": scaling.factor}
         length = torch.zeros(1, 1, dtype=torch.long)
-        rotated = int(attention.head_dim * position.rotary_fraction)
+        rotated = int(head_dim * position.rotary_fraction)
         radians, sharpness = frequencies(position, rotated, config.max_length, length)
-        still = [0.0] * ((attention.head_dim - rotated) // 2)
+        still = [0.0] * ((head_dim - rotated) // 2)
         described |= {"frequencies": [*radians.flatten().tolist(), *still], "sharpness": sharpness}
     for relative in (part for part in stack.position.modules() if isinstance(part, RelativePosition)):
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
