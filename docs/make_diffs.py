@@ -1,7 +1,7 @@
 """Write what can be computed into the pages: `python docs/make_diffs.py [--check]`.
 
 The difference of each family to GPT-2 or to its nearest relative, the sizes of all presets, a drawing of each family,
-and the examples of diagrams.md.
+the examples of diagrams.md, and the number of model types on the first pages.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from anyformer.analysis import cache_bytes_per_token, part_costs
 from anyformer.cli.show import shown as describe
 from anyformer.config import ExpertsConfig, OtherLayers, PositionConfig
 from anyformer.families import ALIASES, PRESETS
+from anyformer.families import FAMILIES as MODEL_TYPES
 from anyformer.learn.diagram import draw, panels
 from anyformer.spec import read_config
 
@@ -26,6 +27,7 @@ BEGIN, END = "<!-- diff -->", "<!-- /diff -->"
 _PLACE = re.compile(f"{BEGIN}\n.*?{END}", re.DOTALL)
 _PRESETS = re.compile(r"\| \| `([\w.-]+)` \| `([\w.-]+)` \|\n\| --- ")
 _EXAMPLE = re.compile(r"^anyformer diagram (.+) -o ([\w.-]+\.svg)$", re.MULTILINE)
+_COUNT = re.compile(r"\[\d+ model types\]\(#families\)")
 _SIZE = re.compile(r"^\| `(?P<name>[\w.-]+)` \| [\d,]+ \|(?P<cache> [\d,]+ bytes \|)?", re.MULTILINE)
 
 
@@ -83,6 +85,13 @@ def family_picture(page: Path) -> str:
     return draw([drawn], [] if drawn == gpt2 else [gpt2, drawn])
 
 
+def counted() -> dict[Path, str]:
+    """The pages that say how many model types of Hugging Face's there are: all but our own."""
+    link = f"[{len(MODEL_TYPES) - 1} model types](#families)"
+    pages = (DOCS.parent / "README.md", DOCS / "index.md")
+    return {page: _COUNT.sub(link, page.read_text(encoding="utf-8")) for page in pages}
+
+
 def examples() -> dict[Path, str]:
     """The pictures of diagrams.md, as its commands draw them."""
     found: dict[Path, str] = {}
@@ -98,7 +107,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
     check = parser.parse_args().check
     pages = sorted(FAMILIES.glob("*.md"))
-    wanted = {page: filled(page.read_text(encoding="utf-8")) for page in pages} | examples()
+    wanted = {page: filled(page.read_text(encoding="utf-8")) for page in pages} | counted() | examples()
     wanted |= {page.with_suffix(".svg"): family_picture(page) for page in pages}
     stale: list[str] = []
     for path, text in wanted.items():

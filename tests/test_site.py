@@ -276,7 +276,7 @@ def test_every_name_has_its_place_on_the_site(site: Path, pages: dict[Path, _Pag
         built = pages[(site / page.uri).with_suffix(".html")]
         assert built.anchors >= set(page.objects)
     fields = pages[site / "reference" / "config.html"].anchors
-    assert {f"anyformer.config.AttentionConfig.{name}" for name in ("heads", "kv_heads", "qk_norm")} <= fields
+    assert {f"anyformer.config.block.AttentionConfig.{name}" for name in ("heads", "kv_heads", "qk_norm")} <= fields
 
 
 def test_shapes_and_formulas_are_typeset(site: Path) -> None:
@@ -286,7 +286,7 @@ def test_shapes_and_formulas_are_typeset(site: Path) -> None:
     assert "batch queries d_model" not in text
     assert "batch keys d_model" not in text
     assert "<msqrt>" in text
-    assert 'href="../config.html#anyformer.config.AttentionConfig"' in text
+    assert 'href="../config.html#anyformer.config.block.AttentionConfig"' in text
 
 
 @pytest.fixture

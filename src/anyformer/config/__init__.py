@@ -12,19 +12,26 @@ The type of a field says which values it takes, and `_faults` what several field
 imports no torch, so that the command line can show, compare and check configs at once.
 """
 
-from anyformer.config.block import AttentionConfig as AttentionConfig
-from anyformer.config.block import ExpertsConfig as ExpertsConfig
-from anyformer.config.block import FeedForwardConfig as FeedForwardConfig
-from anyformer.config.block import NormConfig as NormConfig
-from anyformer.config.block import OtherLayers as OtherLayers
-from anyformer.config.inputs import EmbeddingConfig as EmbeddingConfig
-from anyformer.config.inputs import PositionConfig as PositionConfig
-from anyformer.config.inputs import RotaryScaling as RotaryScaling
-from anyformer.config.model import ModelConfig as ModelConfig
-from anyformer.config.model import diff as diff
-from anyformer.config.output import HeadConfig as HeadConfig
-from anyformer.config.output import HeadKind as HeadKind
-from anyformer.config.output import InitConfig as InitConfig
-from anyformer.config.output import PoolingConfig as PoolingConfig
-from anyformer.config.output import ProblemType as ProblemType
-from anyformer.config.output import SpecialTokens as SpecialTokens
+from anyformer.config.block import AttentionConfig, ExpertsConfig, FeedForwardConfig, NormConfig, OtherLayers
+from anyformer.config.inputs import EmbeddingConfig, PositionConfig, RotaryScaling
+from anyformer.config.model import ModelConfig, diff
+from anyformer.config.output import HeadConfig, HeadKind, InitConfig, PoolingConfig, ProblemType, SpecialTokens
+
+__all__ = [
+    "AttentionConfig",
+    "EmbeddingConfig",
+    "ExpertsConfig",
+    "FeedForwardConfig",
+    "HeadConfig",
+    "HeadKind",
+    "InitConfig",
+    "ModelConfig",
+    "NormConfig",
+    "OtherLayers",
+    "PoolingConfig",
+    "PositionConfig",
+    "ProblemType",
+    "RotaryScaling",
+    "SpecialTokens",
+    "diff",
+]

@@ -13,7 +13,9 @@ from anyformer.errors import quote
 from anyformer.schema import Checked, Rule
 
 HeadKind = Literal["none", "language_model", "classification", "token_classification"]
+"""Kinds of heads, see `HeadConfig`."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""Losses of a classifier, see `HeadConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
