@@ -70,7 +70,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 _NOT_WRITTEN = (
     *("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
-    *("feed_forward.experts", "decoder_feed_forward.experts"),
+    *("feed_forward.experts", "decoder_feed_forward.experts", "norm.first"),
 )
 """Fields of the config that the templates do not know."""
 
@@ -82,10 +82,15 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     require_defaults(config, _NOT_WRITTEN, "no standalone file can be made of yet")
     attention, others = config.attention, config.other_layers
     has_pattern = others is not None and ("o" in others.first or others.then != "o" or attention.window is not None)
+    head = config.head
+    labels_texts, has_labels = head.kind == "classification", head.kind in ("classification", "token_classification")
     unknown = {
         "norm.placement": config.norm.placement in ("sandwich", "branch"),
         "attention.qk_norm": attention.qk_norm == "width",
         "other_layers": has_pattern,
+        "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
+        "head.transform_bias": head.transform is not None and not head.transform_bias,
+        "head.pooling": labels_texts and head.pooling == "mean",
     }
     for field, is_unknown in unknown.items():
         if is_unknown:
