@@ -69,8 +69,8 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 _NOT_WRITTEN = (
-    *("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
-    *("feed_forward.experts", "decoder_feed_forward.experts", "norm.first"),
+    *("norm.first", "other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
+    *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the templates do not know."""
 

@@ -42,8 +42,8 @@ _KINDS = {
 
 
 _NOT_COMPUTED = (
-    *("other_layers.position", "other_layers.feed_forward"),
-    *("attention.latent", "attention.softcap", "head.softcap", "norm.first"),
+    *("norm.first", "other_layers.position", "other_layers.feed_forward"),
+    *("attention.latent", "attention.softcap", "head.softcap"),
     *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the page's engine does not know."""
