@@ -192,8 +192,9 @@ def test_every_family_and_preset_is_described() -> None:
         if family.presets:
             assert f"`model_type: {family.model_type}`" in pages[family.model_type]
             assert f"[`{family.model_type}`](docs/families/{family.model_type}.md)" in readme
-    for alias in ALIASES:
-        assert alias in pages, f"{alias} has no page"
+    for alias, name in ALIASES.items():
+        described = alias in pages or f"`{alias}`" in pages[PRESETS[name].model_type]
+        assert described, f"{alias} has no page"
     for name in PRESETS:
         assert f"`{name}`" in readme, f"README does not mention {name}"
         assert any(f"| `{name}` |" in text for text in pages.values()), f"no page gives the size of {name}"
@@ -216,6 +217,17 @@ def test_counts_in_prose_are_exact() -> None:
         "distilbert": count("distilbert-base", head=bare),
     }.items():
         assert shown in _read(DOCS / "families" / f"{page}.md")
+
+
+def test_numbers_of_families_are_current() -> None:
+    from tests.parity.hf_models import ARCHITECTURES
+
+    model_types = f"[{len(FAMILIES) - 1} model types](#families)"  # all but our own
+    drawn = f"{len(ARCHITECTURES)} classes of {len(set(ARCHITECTURES.values()))} families"
+    assert model_types in _read(README)
+    assert model_types in _read(DOCS / "index.md")
+    assert drawn in _read(README)
+    assert drawn in _read(DOCS / "testing.md")
 
 
 def test_the_picture_is_true() -> None:

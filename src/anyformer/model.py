@@ -85,7 +85,7 @@ class Transformer(nn.Module):
             tied, width = config.embedding.tied, config.embedding.width
             self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=tied, width=width)
         elif head.kind in ("classification", "token_classification"):
-            self.head = Classifier(head, d_model)
+            self.head = Classifier(head, config.norm, d_model)
         if initialize:
             initialize_weights(self, config)
 
@@ -161,10 +161,7 @@ class Transformer(nn.Module):
         pooled = None if self.pooler is None else self.pooler(hidden, mask if query_index is None else None)
         scored = hidden[:, -1:] if last_only and return_logits else hidden
         logits, mean = self._score(scored, pooled, targets, return_logits, label_smoothing)
-        if mean is not None and is_language_model and self.training:
-            for part, real in ((self.encoder, source_mask if self.decoder else mask), (self.decoder, mask)):
-                balance = None if part is None else part.balance_loss(real)
-                mean = mean if balance is None else mean + balance
+        mean = self._balanced(mean, mask, source_mask)
         kept = [tuple(each) if each else None for each in (states, source_states)]
         return ModelOutput(logits, hidden, mean, pooled, *kept)
 
@@ -232,7 +229,7 @@ class Transformer(nn.Module):
         if last_only and self.pooler is None and tokens.shape[1] > 1:
             return last_token(tokens)
         if pooled_only and self.pooler is not None and self.config.head.kind == "classification":
-            return self.pooler.token(tokens, mask)
+            return None if self.pooler.token is None else self.pooler.token(tokens, mask)
         return None
 
     def _score(
@@ -256,6 +253,14 @@ class Transformer(nn.Module):
         if logits is None or targets is None:
             return logits, None
         return logits, loss(logits, targets, label_smoothing, self.config.head.problem_type)
+
+    def _balanced(self, mean: Tensor | None, mask: Tensor | None, source_mask: Tensor | None) -> Tensor | None:
+        """The loss of a language model with what balances its experts in training."""
+        if mean is not None and isinstance(self.head, LanguageModelHead) and self.training:
+            for part, real in ((self.encoder, source_mask if self.decoder else mask), (self.decoder, mask)):
+                balance = None if part is None else part.balance_loss(real)
+                mean = mean if balance is None else mean + balance
+        return mean
 
     def _shift_right(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The tokens one place later, after the decoder's start token."""

@@ -50,6 +50,16 @@ def test_products_and_gradients(dtype: torch.dtype, sizes: list[int], inputs: in
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
+@pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen weight", "input without gradient"])
+def test_only_the_gradient_that_is_needed(is_frozen: bool) -> None:
+    ends = torch.tensor([2, 2, 5]).int()
+    x, weight = torch.randn(5, 4, requires_grad=is_frozen), torch.randn(3 * 2, 4, requires_grad=not is_frozen)
+    wanted = x if is_frozen else weight
+    (got,) = torch.autograd.grad(kernels.grouped_linear(x, weight, ends).sum(), wanted)
+    (expected,) = torch.autograd.grad(_by_hand(x, weight, ends).sum(), wanted)
+    torch.testing.assert_close(got, expected)
+
+
 def test_autocast_multiplies_in_its_dtype_and_weights_keep_theirs() -> None:
     ends = torch.tensor([300, 300, 900]).int()
     x, weight = torch.randn(900, 640, requires_grad=True), torch.randn(3 * 512, 640, requires_grad=True)

@@ -206,6 +206,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         "head": {
             "kind": head,
             "transform": draw(st.sampled_from([None, "gelu"])) if writes or head == "token_classification" else None,
+            "transform_norm": writes,
             "problem_type": binary,
             "bias": draw(st.sampled_from(["none", "learned", "fixed"])) if writes else "none",
             "scaled": draw(flag) if writes else False,

@@ -86,7 +86,7 @@ class _PositionTables(NamedTuple):
 
     capacity: int = 0
     rotations: Any = None
-    """Those of the model, and those of its other layers."""
+    """Tables of the model's positions, and of its other layers'."""
     bias: Tensor | None = None
     kept: Sequence[Tensor] = ()
     """Tables that `rotations` points to."""

@@ -103,7 +103,10 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
 def _like_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor, int8: bool, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
+    return (
+        torch.empty_like(x) if needed[0] else x.new_empty(0),
+        torch.empty_like(weight) if needed[1] else weight.new_empty(0),
+    )
 
 
 @operation("grouped_linear_grad", fake=_like_gradients)
@@ -113,17 +116,18 @@ def _grouped_grad(
     """The gradients of x and weight; one that isn't needed is empty."""
     grad, x, matrices = grad.contiguous(), x.detach(), weight.detach().unflatten(0, (len(ends), -1))
     if _torch_groups(x, matrices):
-        grad_x = _grouped_mm(grad, matrices.to(x.dtype), ends)
-        grad_weight = _grouped_mm(grad.mT, x, ends)
-        return grad_x, grad_weight.to(weight.dtype).flatten(0, 1)
-    grad_x = torch.empty_like(x) if needed[0] else x.new_empty(0)
-    grad_weight = torch.empty_like(matrices) if needed[1] else weight.new_empty(0)
-    for group, rows in enumerate(_slices(ends, len(x))):
+        grad_x = _grouped_mm(grad, matrices.to(x.dtype), ends) if needed[0] else x.new_empty(0)
+        if not needed[1]:
+            return grad_x, weight.new_empty(0)
+        return grad_x, _grouped_mm(grad.mT, x, ends).to(weight.dtype).flatten(0, 1)
+    grad_x, grad_weight = _like_gradients(grad, x, weight, ends, int8, needed)
+    grads = grad_weight.tensor_split(len(ends))
+    for rows, matrix, grad_matrix in zip(_slices(ends, len(x)), matrices, grads, strict=True):
         if needed[0]:
-            _multiply(grad[rows], matrices[group].t(), grad_x[rows], int8)
+            _multiply(grad[rows], matrix.t(), grad_x[rows], int8)
         if needed[1]:
-            _multiply(grad[rows].t(), x[rows].t(), grad_weight[group], int8)
-    return grad_x, grad_weight.flatten(0, 1)
+            _multiply(grad[rows].t(), x[rows].t(), grad_matrix, int8)
+    return grad_x, grad_weight
 
 
 _grouped.register_autograd(_grouped_grad, saved=lambda inputs, _, needed: (*inputs, list(needed)))

@@ -107,7 +107,7 @@ def _answer(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], device
 
 
 def _on_meta(kwargs: Mapping[str, Any]) -> dict[str, torch.device]:
-    """Of devices among a function's arguments that which takes no memory."""
+    """Devices among a function's arguments, as the one that takes no memory."""
     return {name: torch.device("meta") for name, value in kwargs.items() if isinstance(value, torch.device)}
 
 

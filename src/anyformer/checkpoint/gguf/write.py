@@ -14,7 +14,8 @@ from torch import Tensor
 from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.linear import Linear, LowRankAdapter
-from anyformer.checkpoint.gguf.architectures import Architecture, architecture_of, table, to_gguf
+from anyformer.checkpoint.gguf.architecture import Architecture
+from anyformer.checkpoint.gguf.architectures import architecture_of, table, to_gguf
 from anyformer.checkpoint.gguf.container import NAMED
 from anyformer.checkpoint.gguf.contents import rope_factors
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
