@@ -162,7 +162,7 @@ def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, F
             yield f"{block}.{place}", Fact("norm", ("norm.placement",))
             continue
         is_absent = not config.norm.first and (block, place) == ("attention", "before")
-        text, fields = (f"{_norm(config)}, not in layer 0", ("norm.first",)) if is_absent else (_norm(config), ())
+        text, fields = ("from layer 1", ("norm.first",)) if is_absent else (_norm(config), ())
         yield f"{block}.{place}", Fact(text, ("norm.placement", "norm.kind", *fields))
     described = _feed_forward(config, stack) if block == "feed-forward" else _attention(config, stack, block)
     yield from ((f"{block}.{place}", fact) for place, fact in described)
