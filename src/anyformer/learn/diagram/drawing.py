@@ -210,6 +210,7 @@ def _rest(parent: Element, rest: Mapping[str, Sequence[str]], columns: int, top:
 _PHRASES = {
     "position": "position {}",
     "before": "{} before it",
+    "output": "{} on its output",
     "after": "{} after it",
     "embedding_norm": "{} after the embedding",
     "final_norm": "{} after the last layer",

@@ -5,7 +5,7 @@
     encoder.embedding.table          50,257 × 768
     decoder.attention                attention          a block: what has no entry is drawn as a ghost
     decoder.attention.heads          12 heads × 64
-    decoder.attention.before         layer norm         before the block; .after: after the sum
+    decoder.attention.before         layer norm         before the block; .after: after the sum; .output: of the block
 
 Two models are compared place by place.
 """
@@ -158,8 +158,11 @@ def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, F
     stacks = ("encoder_layers", "decoder_layers")
     yield block, Fact(block, stacks if block == "cross-attention" else (f"{stack}_layers",))
     for place in _PLACES[config.norm.placement]:
+        if place == "output":  # written over a short arrow; its kind is that of all norms
+            yield f"{block}.{place}", Fact("norm", ("norm.placement",))
+            continue
         is_absent = not config.norm.first and (block, place) == ("attention", "before")
-        text, fields = (f"{_norm(config)}, not in layer 0", ("norm.first",)) if is_absent else (_norm(config), ())
+        text, fields = ("from layer 1", ("norm.first",)) if is_absent else (_norm(config), ())
         yield f"{block}.{place}", Fact(text, ("norm.placement", "norm.kind", *fields))
     described = _feed_forward(config, stack) if block == "feed-forward" else _attention(config, stack, block)
     yield from ((f"{block}.{place}", fact) for place, fact in described)
@@ -195,11 +198,13 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
 def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]) -> Fact:
     found, others = windows(config, stack), config.other_layers
     window = next((window for window in found if window is not None), None)
+    fields = () if window is None and others is None else field("window")
+    if others is not None:
+        fields += (f"{stack}_layers", "other_layers", *(f"other_layers.{name}" for name in ("first", "then", "window")))
     if window is None:
-        return Fact("causal mask" if stack == "decoder" else "full mask", ())
+        return Fact("causal mask" if stack == "decoder" else "full mask", fields)
     if others is None or len(found) == 1:
-        return Fact(f"window {window:,}", field("window"))
-    fields = ("other_layers.first", "other_layers.then", "other_layers.window")
+        return Fact(f"window {window:,}", fields)
     if others.then == "o" and "o" not in others.first:
         return Fact(f"window {window:,} from layer {len(others.first):,}", fields)
     return Fact(f"window {window:,} in {others.first}{others.then}", fields)

@@ -49,7 +49,7 @@ class Style:
 
     def around(self, place: str) -> str:
         """The classes of a block: it is lit if anything in it is; the norms before and after it are beside it."""
-        beside = (f"{place}.before", f"{place}.after")
+        beside = (f"{place}.before", f"{place}.output", f"{place}.after")
         inside = any(each.startswith(f"{place}.") and each not in beside for each in self.lit)
         return self._classes(place, is_lit=inside or place in self.lit)
 
@@ -262,6 +262,7 @@ def _block(parent: Element, style: Style, place: str, top: float) -> None:
         svg.arrow(outer, f"M{RIGHT:g} {out:g}H{STREAM - 14:g}", (STREAM - 9, out), "right")
         if style.fact(f"{place}.before") is None:  # through the ghost of a norm
             svg.path(outer, f"M{RIGHT:g} {before:g}H{into:g}V{before + 9:g}")
+    write_fact(outer, style, f"{place}.output", (RIGHT + STREAM - 9) / 2, out - 5, STREAM - 9 - RIGHT, anchor="middle")
     _norm(outer, style, f"{place}.before", into, before - 9)
     block = svg.group(outer, style.around(place), place=place, title=style.tooltip(place))
     svg.box(block, LEFT, top, RIGHT - LEFT, high)
