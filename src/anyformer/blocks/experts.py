@@ -89,12 +89,14 @@ def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] |
         routings: Of each layer.
         real: False for padding. It makes no difference where padding is left out of what is computed.
     """
-    chosen_sum, probability_sum, tokens = 0, 0, 0
+    chosen_sum = probability_sum = torch.zeros_like(routings[0].probabilities[0])
+    tokens = torch.zeros_like(chosen_sum[0])
     for probabilities, chosen in routings:
-        is_dense = real is not None and len(probabilities) == real.numel()
-        weights = real.flatten().to(probabilities) if is_dense else torch.ones_like(probabilities[:, 0])
+        weights = torch.ones_like(probabilities[:, 0])
+        if real is not None and len(probabilities) == real.numel():
+            weights = real.flatten().to(probabilities)
         each = weights.repeat_interleave(chosen.shape[1])
-        chosen_sum = probabilities.new_zeros(probabilities.shape[1]).index_add(0, chosen.flatten(), each) + chosen_sum
-        probability_sum = (weights[:, None] * probabilities).sum(dim=0) + probability_sum
-        tokens = weights.sum() + tokens
+        chosen_sum = chosen_sum.index_add(0, chosen.flatten(), each)
+        probability_sum = probability_sum + (weights[:, None] * probabilities).sum(dim=0)
+        tokens = tokens + weights.sum()
     return len(chosen_sum) * ((chosen_sum / tokens) * (probability_sum / tokens)).sum()
