@@ -109,7 +109,7 @@ def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
     neither = {"rotary_fraction": 1.0, "relative_bias": False}
     changes: list[dict[str, Any]] = [
         {},
-        {"norm.placement": "post"},
+        {"norm": {"placement": "post", "first": True}},
         {"norm.placement": "pre"},
         {"norm.kind": "rms"},
         {"position": {"kind": "none", "skip_padding": False, "scaling": None, **neither}},
