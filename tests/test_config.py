@@ -103,6 +103,9 @@ def test_a_wrong_field_is_named_with_a_hint(changes: dict[str, Any], field: str,
         ({"head": {"kind": "classification", "pooling": "last", "problem_type": "ranking"}}, "head.problem_type"),
         ({"head.pooling": "middle"}, "head.pooling"),
         ({"norm.eps": 0.0}, "norm.eps"),
+        ({"norm.first": False}, "norm.first"),
+        ({"norm.first": False, "embedding.norm": True}, "norm.first"),
+        ({**ENCODER, "norm.first": False}, "norm.first"),
     ],
 )
 def test_what_is_no_transformer_is_refused(changes: dict[str, Any], field: str) -> None:

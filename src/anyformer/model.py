@@ -85,7 +85,7 @@ class Transformer(nn.Module):
             tied, width = config.embedding.tied, config.embedding.width
             self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=tied, width=width)
         elif head.kind in ("classification", "token_classification"):
-            self.head = Classifier(head, d_model)
+            self.head = Classifier(head, config.norm, d_model)
         if initialize:
             initialize_weights(self, config)
 
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
         if last_only and self.pooler is None and tokens.shape[1] > 1:
             return last_token(tokens)
         if pooled_only and self.pooler is not None and self.config.head.kind == "classification":
-            return self.pooler.token(tokens, mask)
+            return None if self.pooler.token is None else self.pooler.token(tokens, mask)
         return None
 
     def _score(

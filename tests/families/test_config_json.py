@@ -44,6 +44,7 @@ def test_fields_of_any_json_type(model_type: str) -> None:
         ("albert-base-v2", {"num_hidden_groups": None}, "needs a number as num_hidden_groups"),
         ("albert-base-v2", {"embedding_size": None}, "needs a number as embedding_size"),
         ("mpnet-base", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 32"),
+        ("modernbert-base", {"attention_dropout": 0.1}, "attention_dropout = 0"),
         ("electra-small", {"is_decoder": True}, "is_decoder = True is not supported"),
     ],
 )

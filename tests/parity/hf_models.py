@@ -602,6 +602,41 @@ def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """ModernBERT: no norm before the first attention, windows on both sides."""
+    heads, layers, (length, parameters) = draw(st.sampled_from((1, 2, 4))), draw(st.integers(1, 4)), draw(rope())
+    options = {
+        "vocab_size": draw(st.integers(20, 90)),
+        "hidden_size": _width(draw, 2 * heads, fewest=2),
+        "intermediate_size": draw(_WIDTHS),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_activation": draw(st.sampled_from(ACTIVATIONS)),
+        "max_position_embeddings": length,
+        "norm_eps": draw(st.sampled_from((1e-5, 1e-3))),
+        "norm_bias": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "decoder_bias": draw(st.booleans()),
+        "classifier_bias": draw(st.booleans()),
+        "classifier_activation": draw(st.sampled_from(ACTIVATIONS)),
+        "classifier_pooling": draw(st.sampled_from(("cls", "mean"))),
+        "classifier_dropout": draw(_RATES),
+        "embedding_dropout": draw(_RATES),
+        "mlp_dropout": draw(_RATES),
+        "local_attention": draw(st.integers(0, 24)),
+        "layer_types": _layer_types(draw, layers),
+        "rope_parameters": _layered_rope(draw, parameters),
+        "tie_word_embeddings": draw(st.booleans()),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **_labels(draw, architecture),
+    }
+    return ModelSpec("modernbert", architecture, options, draw(_SEEDS))
+
+
+@st.composite
 def distilbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """DistilBERT: BERT without segments and pooler."""
     heads = draw(st.integers(1, 4))
@@ -768,6 +803,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "electra": electra,
     "albert": albert,
     "mpnet": mpnet,
+    "modernbert": modernbert,
     "distilbert": distilbert,
     "t5": t5,
     "mt5": mt5,
@@ -844,6 +880,7 @@ ARCHITECTURES = {
     **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
     **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
     **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
+    **{f"ModernBert{head}": "modernbert" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",
     "T5Model": "t5",

@@ -28,7 +28,8 @@ KINDS = {
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe", "olmoe", "granitemoe"), "decoder"),
     **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert"), "encoder"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet"), "encoder"),
+    **dict.fromkeys(("modernbert", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
 
@@ -210,7 +211,7 @@ def draw_inputs(draw: st.DrawFn, drawn: ModelSpec) -> Inputs:
 
     padded = draw(st.booleans())
     # Dynamic angles are those of the longest text of a batch there, and of each text here.
-    has_mask = drawn.kind != "decoder" or (drawn.classifies_texts and not drawn.is_dynamic)
+    has_mask = (drawn.kind != "decoder" or drawn.classifies_texts) and not drawn.is_dynamic
     mask = ragged(lengths(time), "right") if padded and has_mask else None
     tokens = ids(drawn.vocab_size, time)
     if drawn.classifies_texts:

@@ -64,7 +64,7 @@ class TransformerBlock(nn.Module):
             return new_norm("pre", "post", "parallel", "parallel_shared")
 
         self.attention = LatentAttention(attention, d_model) if attention.latent else new_attention()
-        self.attention_norm = new_norm("branch")
+        self.attention_norm = new_norm("branch") if layer or norm_config.first else nn.Identity()
         self.attention_output_norm = new_output_norm()
         self.cross_attention = new_attention() if cross else None
         self.cross_attention_norm = new_norm("branch") if cross else nn.Identity()

@@ -45,7 +45,7 @@ class LanguageModelHead(nn.Module):
         width = width or d_model
         self.scale = config.scale * (d_model**-0.5 if config.scaled else 1.0)
         self.softcap = config.softcap
-        self.transform = Transform(config.transform, norm_config, d_model, width) if config.transform else None
+        self.transform = Transform(config, norm_config, d_model, width) if config.transform else None
         inputs = d_model if self.transform is None else width
         self.projection = None if tied else Linear(inputs, vocab_size, bias=False)
         bias = torch.zeros(vocab_size)
@@ -128,11 +128,11 @@ class Transform(nn.Module):
     Without the norm it is that of ELECTRA's discriminator (Clark et al. 2020; its code, _get_discriminator_output).
     """
 
-    def __init__(self, name: str, norm_config: NormConfig | None, d_model: int, width: int) -> None:
+    def __init__(self, config: HeadConfig, norm_config: NormConfig, d_model: int, width: int) -> None:
         super().__init__()
-        self.dense = Linear(d_model, width)
-        self.activation = lookup(ACTIVATIONS, name, "head.transform")
-        self.norm = nn.Identity() if norm_config is None else norm(norm_config, width)
+        self.dense = Linear(d_model, width, bias=config.transform_bias)
+        self.activation = lookup(ACTIVATIONS, config.transform or "", "head.transform")
+        self.norm = norm(norm_config, width) if config.transform_norm else nn.Identity()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch width"]:
         """Transform each vector by itself."""
@@ -140,7 +140,8 @@ class Transform(nn.Module):
 
 
 class Pooler(nn.Module):
-    """One vector for the whole sequence: its first or last token, and ``act(dense(x))`` of it where the config says so.
+    """One vector for the whole sequence: of its first or last token, or the mean of all, and ``act(dense(x))`` of it
+    where the config says so.
 
     BERT takes the first (Devlin et al. 2019, section 3), a decoder the last (Radford et al. 2018, section 3.2), and
     BART the last of its decoder, which reads the text as well (Lewis et al. 2020, section 3.2).
@@ -148,7 +149,7 @@ class Pooler(nn.Module):
 
     def __init__(self, config: HeadConfig, d_model: int) -> None:
         super().__init__()
-        self.pool, self.token = POOLINGS[config.pooling], TOKENS[config.pooling]
+        self.pool, self.token = POOLINGS[config.pooling], TOKENS.get(config.pooling)
         self.dense = Linear(d_model, d_model) if config.pooler else None
         self.activation = lookup(ACTIVATIONS, config.pooler, "head.pooler") if config.pooler else None
 
@@ -163,10 +164,10 @@ class Pooler(nn.Module):
 class Classifier(nn.Module):
     """Logits over labels: of a pooled sequence, or of every token."""
 
-    def __init__(self, config: HeadConfig, d_model: int) -> None:
+    def __init__(self, config: HeadConfig, norm_config: NormConfig, d_model: int) -> None:
         super().__init__()
-        has_transform = config.kind == "token_classification" and config.transform is not None
-        self.transform = Transform(config.transform or "", None, d_model, d_model) if has_transform else nn.Identity()
+        has_transform = config.transform is not None
+        self.transform = Transform(config, norm_config, d_model, d_model) if has_transform else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.labels = Linear(d_model, config.labels, bias=config.label_bias)
 

@@ -21,20 +21,27 @@ from anyformer.schema import lookup
 
 def normal(module: nn.Module, config: ModelConfig) -> None:
     """``N(0, std)`` for every matrix and table, zero for every bias (GPT-2, LLaMA, BART)."""
-    std = config.init.std
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
-    if config.init.scale_residual and isinstance(module, MultiHeadAttention | LatentAttention | FeedForward):
-        writes_to_stream = module.down if isinstance(module, FeedForward) else module.output
-        layers = config.encoder_layers + config.decoder_layers
-        nn.init.normal_(writes_to_stream.weight, std=std / (2 * layers) ** 0.5)
+    _draw(nn.init.normal_, module, config)
 
 
 def truncated_normal(module: nn.Module, config: ModelConfig) -> None:
     """`normal`, redrawn where it falls beyond two standard deviations (BERT's code, create_initializer)."""
+
+    def draw(weight: Tensor, std: float) -> None:
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+    _draw(draw, module, config)
+
+
+def _draw(draw: Callable[..., object], module: nn.Module, config: ModelConfig) -> None:
+    """Every matrix and table with ``draw(weight, std=...)``; what writes to the residual stream smaller if asked."""
+    std = config.init.std
     if isinstance(module, nn.Linear | nn.Embedding):
-        std = config.init.std
-        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        draw(module.weight, std=std)
+    if config.init.scale_residual and isinstance(module, MultiHeadAttention | LatentAttention | FeedForward):
+        writes_to_stream = module.down if isinstance(module, FeedForward) else module.output
+        layers = config.encoder_layers + config.decoder_layers
+        draw(writes_to_stream.weight, std=std / (2 * layers) ** 0.5)
 
 
 def xavier(module: nn.Module, config: ModelConfig) -> None:

@@ -165,6 +165,9 @@ class NormConfig(Checked, part="norm"):
     """One more norm after the last block; None: unless each block ends with one. `torch.nn.Transformer` has one after
     post-norm blocks, too."""
 
+    first: bool = True
+    """Before the attention of the first block as well; False: the embedding's norm is in its place (ModernBERT)."""
+
     @property
     def has_final(self) -> bool:
         """Whether a norm follows the last block."""

@@ -85,6 +85,9 @@ class ModelConfig(Checked):
         for name in ("distinct_layers", "embedding.width", "position.relative_bias"):
             if attrgetter(name)(self) and not self.is_encoder_only:
                 yield f"{name}: only an encoder has it"
+        has_first = self.norm.first or (self.norm.placement == "pre" and self.embedding.norm and self.is_encoder_only)
+        if not has_first:
+            yield "norm.first: only an encoder with pre-norm blocks and embedding.norm may do without it"
         if self.distinct_layers is not None and (self.attention.scale_by_layer or self.other_layers is not None):
             yield "distinct_layers: layers that share their weights are alike, without scale_by_layer or other_layers"
         is_narrow = self.embedding.width not in (None, self.d_model)

@@ -24,8 +24,12 @@ class HeadConfig(Checked, part="head"):
     """none: hidden states only; language_model: logits over the vocabulary (next token, or the masked one);
     classification: one answer a sequence; token_classification: one a token."""
     transform: str | None = None
-    """language_model: an activation name; a dense layer, it and a norm come first (BERT). token_classification: a dense
-    layer and it (ELECTRA's discriminator)."""
+    """An activation name; a dense layer, it and a norm come before the logits over the vocabulary (BERT), or before
+    those over labels, after pooling (ModernBERT)."""
+    transform_norm: bool = True
+    """token_classification: the transform ends with the norm (it does not in ELECTRA's discriminator)."""
+    transform_bias: bool = True
+    """A bias of its dense layer."""
     bias: Literal["none", "learned", "fixed"] = "none"
     """language_model: a bias over the vocabulary; fixed: stored and added but not trained (Marian, BART)."""
     scaled: bool = False
@@ -34,10 +38,11 @@ class HeadConfig(Checked, part="head"):
     """language_model: factor on the hidden states (Cohere's logit_scale, the inverse of Granite's logits_scaling)."""
     softcap: Softcap | None = None
     """language_model: bound on the logits, ``softcap * tanh(logits / softcap)`` (Gemma 2, section 2)."""
-    pooling: Literal["first", "last"] = "first"
-    """classification: the token that stands for the text, the first (BERT) or the last (decoders, BART)."""
+    pooling: Literal["first", "last", "mean"] = "first"
+    """classification: the vector of the text, that of its first token (BERT) or its last (decoders, BART), or the mean
+    of all."""
     pooler: str | None = None
-    """none, classification: an activation name; a dense layer and it on that token (BERT's pooler)."""
+    """none, classification: an activation name; a dense layer and it on that vector (BERT's pooler)."""
     labels: Count = 2
     """classification, token_classification: number of labels."""
     label_names: tuple[str, ...] = ()

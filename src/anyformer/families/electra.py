@@ -23,7 +23,8 @@ def _derived(raw: Raw, values: Values, kind: HeadKind) -> Values:
             "head.label_names": ("replaced",),
             "head.problem_type": "multi_label_classification",
         }
-        return {"head.transform": values["feed_forward.activation"], **labels, **width}
+        transform = {"head.transform": values["feed_forward.activation"], "head.transform_norm": False}
+        return {**transform, **labels, **width}
     head = derived(raw, values, kind, "gelu" if kind == "classification" else None)
     return {**head, **width, **({"head.transform": "gelu"} if kind == "language_model" else {})}
 

@@ -30,6 +30,7 @@ def read_layers(
 
     def positions(kind: int, scaling: Raw) -> Values:
         rope = {"rope_theta": thetas[kind], **(given.get(LAYER_TYPES[kind]) or {}), **scaling}
+        rope.pop("truncate", None)  # the reference looks for it beside the two kinds alone, so it is always true
         return read_rope({ORIGINAL: raw.get(ORIGINAL), "rope_parameters": rope}, values, head)
 
     own, other = positions(0, scaling), positions(1, scaling if scales_both else {})

@@ -158,7 +158,9 @@ def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, F
     stacks = ("encoder_layers", "decoder_layers")
     yield block, Fact(block, stacks if block == "cross-attention" else (f"{stack}_layers",))
     for place in _PLACES[config.norm.placement]:
-        yield f"{block}.{place}", Fact(_norm(config), ("norm.placement", "norm.kind"))
+        is_absent = not config.norm.first and (block, place) == ("attention", "before")
+        text, fields = (f"{_norm(config)}, not in layer 0", ("norm.first",)) if is_absent else (_norm(config), ())
+        yield f"{block}.{place}", Fact(text, ("norm.placement", "norm.kind", *fields))
     described = _feed_forward(config, stack) if block == "feed-forward" else _attention(config, stack, block)
     yield from ((f"{block}.{place}", fact) for place, fact in described)
 
@@ -284,10 +286,13 @@ def _head(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
         yield "head.width", Fact(f"{width} → {head.labels:,}", (kind, "d_model", "head.labels"))
         if head.label_bias:
             yield "head.bias", Fact("bias", (kind, "head.label_bias"))
-        if head.transform is not None and head.kind == "token_classification":
-            yield "head.transform", Fact(f"dense and {head.transform} first", (kind, "head.transform"))
+        if head.transform is not None:
+            rest = f" and {_norm(config)}" if head.transform_norm else ""
+            fields = (kind, "head.transform", "head.transform_norm", *(["norm.kind"] if rest else []))
+            yield "head.transform", Fact(f"dense, {head.transform}{rest} first", fields)
     if head.kind == "classification" or head.pooler is not None:
-        yield "head.pooling", Fact(f"of the {head.pooling} token", (kind, "head.pooler", "head.pooling"))
+        pooled = "the mean of all tokens" if head.pooling == "mean" else f"of the {head.pooling} token"
+        yield "head.pooling", Fact(pooled, (kind, "head.pooler", "head.pooling"))
     if head.pooler is not None:
         yield "head.pooler", Fact(f"dense and {head.pooler}", ("head.pooler",))
     yield "output", _output(config)

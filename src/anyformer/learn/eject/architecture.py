@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any
 
-from anyformer.config import ModelConfig
+from anyformer.config import ModelConfig, PositionConfig
 from anyformer.learn.eject.parts import (
     ACTIVATIONS,
+    NORMS,
     WIDTH,
     Group,
     Stack,
@@ -18,6 +19,7 @@ from anyformer.learn.eject.parts import (
     is_partial,
     layers_name,
     module_dict,
+    positions_of,
     qk_norm_class,
     reads_tokens,
     rotary_dim,
@@ -27,13 +29,6 @@ from anyformer.learn.eject.parts import (
     yarn_range,
 )
 
-NORMS = {
-    "layer": "LayerNorm",
-    "layer_no_bias": "LayerNorm",
-    "rms": "RMSNorm",
-    "rms_offset": "OffsetRMSNorm",
-    "rms_plain": "PlainRMSNorm",
-}
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
 INITIALIZERS = {
     "normal": "N(0, std) for every matrix and table, zero for every bias.",
@@ -43,6 +38,7 @@ INITIALIZERS = {
 }
 HASH_FACTOR, HASH_SHIFT = -7046029254386353131, 24
 """Constants of the hash of n-grams, see `anyformer.blocks.embedding`."""
+_Values = dict[str, float | str | Sequence[float] | None]
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:
@@ -67,7 +63,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "norm": NORMS[config.norm.kind],
         "qk_norm": any(stack.attention.qk_norm != "none" for stack in stacks) and qk_norm_class(config) == "RMSNorm",
         "position_table": _position_table(config),
-        "sharpness": sharpness(config),
+        "rotates": any(position.kind == "rotary" for position in positions_of(config)),
         "embedded": _embedded(config),
         "attentions": list(attentions.values()),
         "feed_forwards": list(feed_forwards.values()),
@@ -121,13 +117,16 @@ def constants(
     """Names and values of the numbers that the code uses in Python's notation, sizes first."""
     position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
     is_fairseq = (position.kind, position.layout) == ("sinusoidal", "fairseq")
-    kind, scaling = position.kind, position.scaling if position.kind == "rotary" else None
-    yarn = attentions if scaling is not None and scaling.kind == "yarn" else []
-    factor = sharpness(config)
+    kind, pattern = position.kind, stacks[0].pattern
+    rotary = [
+        _angles(config, each, prefix, attentions)
+        for prefix, each in zip(("", "OTHER_"), positions_of(config), strict=False)
+        if each.kind == "rotary"
+    ]
     has_ngrams, has_labels = embedding.ngrams > 1, "classification" in head.kind
     reads_start = config.is_encoder_decoder and head.kind in ("language_model", "classification")
     starts = (tokens.decoder_start, tokens.bos, tokens.pad, 0)
-    values: dict[str, float | Sequence[float] | None] = {
+    values: _Values = {
         "VOCAB_SIZE": config.vocab_size,
         "SOURCE_VOCAB_SIZE": config.source_vocab_size,
         "D_MODEL": config.d_model,
@@ -140,15 +139,7 @@ def constants(
         "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
         "BUCKETS": position.buckets if position.has_bias else None,
         "MAX_DISTANCE": position.max_distance if position.has_bias else None,
-        "THETA": position.theta if kind == "rotary" else None,
-        "ROPE_FACTOR": scaling.factor if scaling and scaling.kind != "longrope" else None,
-        "ORIGINAL_LENGTH": scaling.original_length if scaling and scaling.kind in ("llama3", "longrope") else None,
-        "SHORT_FACTOR": scaling.short_factor if scaling and scaling.kind == "longrope" else None,
-        "LONG_FACTOR": scaling.long_factor if scaling and scaling.kind == "longrope" else None,
-        "LOW_FREQUENCY": scaling.low_frequency if scaling and scaling.kind == "llama3" else None,
-        "HIGH_FREQUENCY": scaling.high_frequency if scaling and scaling.kind == "llama3" else None,
-        **{name: value for group in yarn for name, value in _yarn(config, group).items()},
-        "ATTENTION_FACTOR": factor if factor != 1.0 else None,
+        **{name: value for part in rotary for name, value in part.items()},
         "NGRAMS": embedding.ngrams if has_ngrams else None,
         "NGRAM_ROWS": embedding.ngram_rows if has_ngrams else None,
         "HASH_FACTOR": HASH_FACTOR if has_ngrams else None,
@@ -156,6 +147,7 @@ def constants(
         "SEGMENTS": embedding.segments or None,
         "PADDING": embedding.padding,
         "DECODER_START": next(token for token in starts if token is not None) if reads_start else None,
+        "OTHER_LAYERS": pattern or None,
         **{name: value for group in attentions for name, value in _scores(group).items()},
         "NORM_EPS": config.norm.eps,
         "EMBEDDING_SCALE": embedding.scale if embedding.scale != 1.0 else None,
@@ -173,8 +165,10 @@ def constants(
     return [(name, literal(value)) for name, value in values.items() if value is not None]
 
 
-def literal(value: float | Sequence[float]) -> str:
+def literal(value: float | str | Sequence[float]) -> str:
     """A number as Python reads it back: the `repr` of one that is not finite is a name that no file has."""
+    if isinstance(value, str):
+        return f'"{value}"'
     if isinstance(value, Sequence):
         lines = wrap(", ".join(map(literal, value)), WIDTH - 10, break_on_hyphens=False)
         several = "".join(f"    *({line.rstrip(',')}),\n" for line in lines)
@@ -182,13 +176,17 @@ def literal(value: float | Sequence[float]) -> str:
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
-def _heads(config: ModelConfig, group: Group) -> dict[str, float | None]:
-    attention = group.attention
+def _heads(config: ModelConfig, group: Group) -> _Values:
+    attention, head_dim = group.attention, _head_dim(config, group)
+    widths = {
+        f"{group.prefix}{prefix}ROTARY_DIM": rotary_dim(position, head_dim) if is_partial(position) else None
+        for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False)
+    }
     return {
         f"{group.prefix}HEADS": attention.heads,
         f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
-        f"{group.prefix}HEAD_DIM": _head_dim(config, group),
-        f"{group.prefix}ROTARY_DIM": rotary_dim(config, _head_dim(config, group)) if is_partial(config) else None,
+        f"{group.prefix}HEAD_DIM": head_dim,
+        **widths,
     }
 
 
@@ -196,15 +194,31 @@ def _head_dim(config: ModelConfig, group: Group) -> int:
     return group.attention.head_dim or config.d_model // group.attention.heads
 
 
-def _yarn(config: ModelConfig, group: Group) -> dict[str, float | None]:
-    low, high = yarn_range(config, rotary_dim(config, _head_dim(config, group)))
-    return {f"{group.prefix}YARN_LOW": low, f"{group.prefix}YARN_HIGH": high}
+def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: Sequence[Group]) -> _Values:
+    """The numbers of rotary positions; those of YaRN depend on the width of heads."""
+    scaling, factor = position.scaling, sharpness(position, config.max_length)
+    values: _Values = {"THETA": position.theta}
+    kind = None if scaling is None else scaling.kind
+    if scaling is not None and kind != "longrope":
+        values["ROPE_FACTOR"] = scaling.factor
+    if scaling is not None and kind in ("llama3", "longrope"):
+        values["ORIGINAL_LENGTH"] = scaling.original_length
+    if scaling is not None and kind == "longrope":
+        values |= {"SHORT_FACTOR": scaling.short_factor, "LONG_FACTOR": scaling.long_factor}
+    if scaling is not None and kind == "llama3":
+        values |= {"LOW_FREQUENCY": scaling.low_frequency, "HIGH_FREQUENCY": scaling.high_frequency}
+    values = {f"{prefix}{name}": value for name, value in values.items()}
+    for group in groups if kind == "yarn" else ():
+        low, high = yarn_range(position, rotary_dim(position, _head_dim(config, group)))
+        values |= {f"{group.prefix}{prefix}YARN_LOW": low, f"{group.prefix}{prefix}YARN_HIGH": high}
+    return values | {f"{prefix}ATTENTION_FACTOR": factor if factor != 1.0 else None}
 
 
-def _scores(group: Group) -> dict[str, float | None]:
+def _scores(group: Group) -> _Values:
     attention, stack = group.attention, group.stacks[0]
     return {
         f"{group.prefix}SCALE": None if attention.scale is None else float(attention.scale),
-        f"{group.prefix}WINDOW": stack.window,
-        f"{group.prefix}WINDOW_FROM": stack.window_from or None,
+        f"{group.prefix}SOFTCAP": attention.softcap,
+        f"{group.prefix}WINDOW": attention.window,
+        "OTHER_WINDOW": stack.others.window if stack.others is not None and stack.has_other_mask else None,
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from anyformer.blocks.position import frequencies
-from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, OtherLayers
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, OtherLayers, PositionConfig
 
 WIDTH = 120
 """Characters in a line."""
@@ -22,6 +22,15 @@ ACTIVATIONS = {
     "gelu_tanh": 'F.gelu(%s, approximate="tanh")',
     "silu": "F.silu(%s)",
     "tanh": "torch.tanh(%s)",
+}
+
+
+NORMS = {
+    "layer": "LayerNorm",
+    "layer_no_bias": "LayerNorm",
+    "rms": "RMSNorm",
+    "rms_offset": "OffsetRMSNorm",
+    "rms_plain": "PlainRMSNorm",
 }
 
 
@@ -38,19 +47,23 @@ class Stack:
     others: OtherLayers | None
 
     @property
-    def window(self) -> int | None:
-        """Window of the layers that have one; None: none has."""
-        return self.attention.window if self.others is None else self.others.window
+    def has_other_mask(self) -> bool:
+        """Whether some layers have another window."""
+        return self.others is not None and self.others.window != self.attention.window
 
     @property
-    def window_from(self) -> int:
-        """The first layer that has the window, where others have none; 0: all or none."""
-        return 0 if self.others is None else len(self.others.first)
+    def pattern(self) -> str:
+        """The layers that differ, an ``o`` for each, repeated; "": none."""
+        others = self.others
+        if others is None or not (self.has_other_mask or others.position):
+            return ""
+        return "".join(".o"[layer in others] for layer in range(self.layers)) if others.first else others.then
 
     @property
     def has_mask(self) -> bool:
         """Whether its attention is told by a mask what a token sees."""
-        return self.has_relative_positions or self.window is not None
+        is_narrow = self.attention.window is not None or self.has_other_mask
+        return self.has_relative_positions or is_narrow or self.attention.softcap is not None
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     decoder = group.stacks[-1] if group.stacks[-1].is_decoder else None
     cross = config.is_encoder_decoder and decoder is not None
     mask = any(stack.has_mask for stack in group.stacks)
-    rotation = config.position.kind == "rotary"
+    rotations = rotations_of(config, group)
     is_grouped = (attention.kv_heads or attention.heads) != attention.heads
     # Masks know what is causal; without one, a decoder alone always is, and with an encoder its self-attention.
     needs_causal = decoder is not None and not decoder.has_mask
@@ -124,45 +137,50 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     none = "=None" if cross else ""
     scale = "" if attention.scale is None else f"{prefix}SCALE"
     scale_argument = "self.scale" if attention.scale_by_layer else scale
+    dropout = f"{prefix}ATTENTION_DROPOUT" if attention.dropout else ""
     operands = _present(
         "query",
         "key",
         "value",
         mask and "attn_mask=mask",
-        bool(attention.dropout) and f"dropout_p={prefix}ATTENTION_DROPOUT if self.training else 0.0",
+        bool(dropout) and f"dropout_p={dropout} if self.training else 0.0",
         needs_causal and f"is_causal={'causal' if causal_argument else 'True'}",
         bool(scale_argument) and f"scale={scale_argument}",
         is_grouped and "enable_gqa=True",
     )
-    formula = f"softmax({scale} q k^T) v" if scale else "softmax(q k^T / sqrt(K)) v"
+    scores = f"{scale} q k^T" if scale else "q k^T / sqrt(K)"
+    formula = f"softmax({scores}) v" if attention.softcap is None else f"softmax(c tanh({scores} / c)) v"
     heads = "several heads" if attention.heads > 1 else "one head"
     docstring = f"{formula} in {heads} (Vaswani et al. 2017, equation 1)."
     if is_grouped:
         docstring = f"{formula} in heads that share keys and values (Ainslie et al. 2023)."
     return {
         "config": attention,
-        "qk_norm": qk_norm_class(config) if attention.qk_norm == "head" else None,
+        "qk_norm": qk_norm_class(config) if attention.qk_norm != "none" else None,
+        "by_head": attention.qk_norm == "head",
         "name": f"{group.name}Attention",
         "docstring": docstring,
         "prefix": prefix,
-        "angles": f"{prefix.lower()}angles",
-        "rotary_dim": f"{prefix}{'ROTARY' if is_partial(config) else 'HEAD'}_DIM",
-        "partial": is_partial(config),
+        "rotations": rotations,
+        "can_be_unrotated": "none" in (position.kind for position in positions_of(config)),
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{prefix}HEAD_DIM",
         "scale": scale or f"{prefix}HEAD_DIM**-0.5",
+        "scale_of_scores": scale_argument or f"{prefix}HEAD_DIM**-0.5",
+        "softcap": f"{prefix}SOFTCAP" if attention.softcap is not None else "",
+        "dropout": dropout,
+        "is_grouped": is_grouped,
         "arguments": _present(
             "self",
             "x",
             cross and "source=None",
             mask and f"mask{none}",
             causal_argument and "causal=False",
-            rotation and f"rotation{none}",
+            bool(rotations) and f"rotation{none}",
         ),
         "cross": cross,
         "mask": mask,
-        "rotation": rotation,
         "causal_argument": causal_argument,
         "states": "states" if cross else "x",
         "product": call("F.scaled_dot_product_attention", operands, indent=8, before=len("out = ")),
@@ -192,10 +210,19 @@ def stack_part(
     """A stack and its blocks, with the parts that were made for them."""
     position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
     cross, by_name = both and stack.is_decoder, attention["cross"]
-    rotation = position.kind == "rotary"
+    rotation = bool(attention["rotations"])
+    angles = {each["prefix"]: each["angles"] for each in attention["rotations"]}
+    others = stack.others if stack.pattern else None
+    other_rotation = "OTHER_" in angles or (others is not None and others.position is not None)
     slices = position.kind in ("learned", "sinusoidal") and not position.skip_padding
     heads = "" if attention["name"] == "Attention" else f"{stack.name.upper()}_"
-    orders = {"post": "norms after", "parallel": "both read it at once", "parallel_shared": "one norm before both"}
+    orders = {
+        "post": "norms after",
+        "branch": "norms before that",
+        "sandwich": "norms on both sides",
+        "parallel": "both read it at once",
+        "parallel_shared": "one norm before both",
+    }
     order = orders.get(config.norm.placement, "norms before")
     parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
     return {
@@ -211,22 +238,26 @@ def stack_part(
         "heads": f"{heads}HEADS",
         "arguments": _present("self", "x", reads_tokens(config) and "tokens", cross and "source"),
         "needs_time": mask or rotation or slices,
-        "rotation": f"{heads.lower()}angles" if rotation else None,
+        "rotation": rotation,
+        "angles": angles.get("", ""),
+        "other_angles": angles.get("OTHER_", ""),
+        "pattern": bool(stack.pattern),
+        "other_rotation": rotation and other_rotation,
         "mask": mask,
         "causal": stack.is_decoder,
-        "window": f"{heads}WINDOW" if stack.window is not None else "",
-        "window_from": stack.window_from,
+        "window": f"{heads}WINDOW" if stack.attention.window is not None else "",
+        "has_other_mask": stack.has_other_mask,
+        "other_window": "OTHER_WINDOW" if others is not None and others.window is not None else "",
         "passed": _present(
             "x",
             cross and "source",
-            mask and (f"mask if layer < {heads}WINDOW_FROM else window" if stack.window_from else "mask"),
-            rotation and "rotation",
+            mask and ("other_mask if is_other else mask" if stack.has_other_mask else "mask"),
+            rotation and ("other_rotation if is_other else rotation" if other_rotation else "rotation"),
         ),
         "scale_by_layer": stack.attention.scale_by_layer,
         "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
-        "attention": attention["name"],
-        "feed_forward": feed_forward["name"],
+        "modules": _block_modules(config, stack, attention["name"], feed_forward["name"], cross=cross),
         "cross": cross,
         "block_arguments": _present("self", "x", cross and "source", mask and "mask", rotation and "rotation"),
         "keywords": _present(
@@ -236,6 +267,23 @@ def stack_part(
             rotation and ("rotation=rotation" if by_name else "rotation"),
         ),
     }
+
+
+def _block_modules(
+    config: ModelConfig, stack: Stack, attention: str, feed_forward: str, *, cross: bool
+) -> list[tuple[str, str]]:
+    """Names of the modules of a block, and how they are made."""
+    placement, norm = config.norm.placement, f"{NORMS[config.norm.kind]}(D_MODEL)"
+    attention = f"{attention}({'layer' if stack.attention.scale_by_layer else ''})"
+    parts = {"attention": attention, **({"cross_attention": attention} if cross else {})}
+    modules: list[tuple[str, str]] = []
+    for name, made in {**parts, "feed_forward": f"{feed_forward}()"}.items():
+        modules.append((name, made))
+        if placement != "branch" and (placement, name) != ("parallel_shared", "feed_forward"):
+            modules.append((f"{name}_norm", norm))
+        if placement in ("branch", "sandwich"):
+            modules.append((f"{name}_output_norm", norm))
+    return modules
 
 
 def distinct_layers(config: ModelConfig) -> int | None:
@@ -265,14 +313,38 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
 
 
-def is_partial(config: ModelConfig) -> bool:
+def positions_of(config: ModelConfig) -> list[PositionConfig]:
+    """The positions of a model: those of most layers, and those of others that have their own."""
+    others = config.other_layers
+    return [config.position, *([others.position] if others is not None and others.position is not None else [])]
+
+
+def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
+    """The functions of angles that an attention needs."""
+    return [
+        {
+            "position": position,
+            "prefix": prefix,
+            "yarn_prefix": f"{group.prefix}{prefix}",
+            "angles": f"{group.prefix}{prefix}".lower() + "angles",
+            "head_dim": f"{group.prefix}HEAD_DIM",
+            "rotary_dim": f"{group.prefix}{prefix}ROTARY_DIM" if is_partial(position) else f"{group.prefix}HEAD_DIM",
+            "partial": is_partial(position),
+            "sharpness": sharpness(position, config.max_length),
+        }
+        for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False)
+        if position.kind == "rotary"
+    ]
+
+
+def is_partial(position: PositionConfig) -> bool:
     """Whether only a part of each head is rotated."""
-    return config.position.kind == "rotary" and config.position.rotary_fraction != 1.0
+    return position.kind == "rotary" and position.rotary_fraction != 1.0
 
 
-def rotary_dim(config: ModelConfig, head_dim: int) -> int:
+def rotary_dim(position: PositionConfig, head_dim: int) -> int:
     """Numbers of a head that are rotated."""
-    return int(head_dim * config.position.rotary_fraction)
+    return int(head_dim * position.rotary_fraction)
 
 
 def module_dict(modules: Sequence[str], *, before: int) -> str:
@@ -283,14 +355,14 @@ def module_dict(modules: Sequence[str], *, before: int) -> str:
     return call("nn.ModuleDict", [entries], indent=8, before=before)
 
 
-def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
+def yarn_range(position: PositionConfig, head_dim: int) -> tuple[float, float]:
     """Between which pairs YaRN blends (Peng et al. 2023, section 3.2); unused by others."""
-    scaling = config.position.scaling
+    scaling = position.scaling
     if scaling is None or scaling.kind != "yarn" or scaling.original_length is None:
         return 0.0, 1.0
     turns = scaling.original_length / (2 * math.pi)
     low, high = (
-        head_dim * math.log(turns / beta) / (2 * math.log(config.position.theta))
+        head_dim * math.log(turns / beta) / (2 * math.log(position.theta))
         for beta in (scaling.beta_fast, scaling.beta_slow)
     )
     if scaling.truncate:
@@ -299,10 +371,10 @@ def yarn_range(config: ModelConfig, head_dim: int) -> tuple[float, float]:
     return low, high + 0.001 if low == high else high
 
 
-def sharpness(config: ModelConfig) -> float:
+def sharpness(position: PositionConfig, max_length: int) -> float:
     """YaRN's and LongRoPE's factor on cosines and sines."""
-    scaling = config.position.scaling
-    if scaling is None or scaling.kind not in ("yarn", "longrope"):
+    scaling = position.scaling
+    if position.kind != "rotary" or scaling is None or scaling.kind not in ("yarn", "longrope"):
         return 1.0
     length, pairs = torch.zeros(1, 1, dtype=torch.long), len(scaling.short_factor) or 32
-    return frequencies(config.position, 2 * pairs, config.max_length, length)[1]
+    return frequencies(position, 2 * pairs, max_length, length)[1]

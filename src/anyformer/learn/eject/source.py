@@ -18,8 +18,8 @@ from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
 from anyformer.families.rows import SPLIT, TRANSPOSE
 from anyformer.learn import require_defaults, require_own_blocks
-from anyformer.learn.eject.architecture import INITIALIZERS, NORMS, POSITIONS, architecture
-from anyformer.learn.eject.parts import ACTIVATIONS, WIDTH, distinct_layers
+from anyformer.learn.eject.architecture import INITIALIZERS, POSITIONS, architecture
+from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH, distinct_layers
 from anyformer.model import skeleton
 from anyformer.spec import read_config
 
@@ -68,8 +68,8 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**values)
 
 
-_NOT_WRITTEN = (
-    *("other_layers.position", "other_layers.feed_forward", "attention.softcap", "attention.latent"),
+NOT_WRITTEN = (
+    *("norm.first", "other_layers.feed_forward", "attention.latent"),
     *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the templates do not know."""
@@ -79,13 +79,13 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     """Values of the templates for a model. Raises UserError for one that a file can't show."""
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
-    require_defaults(config, _NOT_WRITTEN, "no standalone file can be made of yet")
-    attention, others = config.attention, config.other_layers
-    has_pattern = others is not None and ("o" in others.first or others.then != "o" or attention.window is not None)
+    require_defaults(config, NOT_WRITTEN, "no standalone file can be made of yet")
+    head = config.head
+    labels_texts, has_labels = head.kind == "classification", head.kind in ("classification", "token_classification")
     unknown = {
-        "norm.placement": config.norm.placement in ("sandwich", "branch"),
-        "attention.qk_norm": attention.qk_norm == "width",
-        "other_layers": has_pattern,
+        "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
+        "head.transform_bias": head.transform is not None and not head.transform_bias,
+        "head.pooling": labels_texts and head.pooling == "mean",
     }
     for field, is_unknown in unknown.items():
         if is_unknown:
@@ -189,7 +189,14 @@ def _sources(config: ModelConfig) -> str:
         "Raffel et al. 2020 (relative positions)": config.position.has_bias,
         "Lan et al. 2020 (shared layers)": distinct_layers(config) is not None,
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
-        "Jiang et al. 2023 (window)": attention.window is not None or config.other_layers is not None,
+        "Jiang et al. 2023 (window)": any(
+            window is not None for window in (attention.window, config.other_layers and config.other_layers.window)
+        ),
+        "Gemma Team 2024 (bounded scores)": attention.softcap is not None,
+        "Yang et al. 2025 (layers without positions)": config.position.kind == "rotary"
+        and config.other_layers is not None
+        and config.other_layers.position is not None
+        and config.other_layers.position.kind == "none",
         "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
         "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
         "Devlin et al. 2019 (masked language model)": config.is_encoder_only and head.kind == "language_model",

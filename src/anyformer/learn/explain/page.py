@@ -42,7 +42,7 @@ _KINDS = {
 
 
 _NOT_COMPUTED = (
-    *("other_layers.position", "other_layers.feed_forward"),
+    *("norm.first", "other_layers.position", "other_layers.feed_forward"),
     *("attention.latent", "attention.softcap", "head.softcap"),
     *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
@@ -110,6 +110,12 @@ def check(config: ModelConfig, parameters: int) -> None:
         raise UserError(f"position.scaling.kind is {quote(scaling.kind)}, which no page can run yet.")
     if config.norm.placement in ("sandwich", "branch"):
         raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
+    head = config.head
+    if head.kind == "classification" and head.pooling == "mean":
+        raise UserError(f"head.pooling is {quote(head.pooling)}, which no page can run yet.")
+    labels_tokens = head.kind == "token_classification" and not head.transform_norm
+    if head.kind != "language_model" and head.transform is not None and not labels_tokens:
+        raise UserError(f"head.transform is {quote(head.transform)} before labels, which no page can run yet.")
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "
