@@ -119,7 +119,7 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         (
             "config.json",
             '{"model_type": "llama", "rope_scaling": {"rope_type": "proportional"}}',
-            "'proportional' is not",
+            "'proportional' is none of linear, dynamic",
         ),
         (
             "config.json",
