@@ -16,7 +16,10 @@ layers = pytest.mark.parametrize("layers", [2, pytest.param(1000, marks=pytest.m
 def _model(name: str, layers: int) -> Transformer:
     config = PRESETS[name]
     stacks = {stack: min(getattr(config, stack), layers) for stack in ("encoder_layers", "decoder_layers")}
-    return skeleton(config.replace(**stacks))
+    other, count = config.other_layers, max(stacks.values())
+    is_cut = other is not None and len(other.first) > count
+    first = {"other_layers.first": other.first[: count - 1]} if is_cut else {}  # one layer of the usual kind is left
+    return skeleton(config.replace(**stacks, **first))
 
 
 @layers

@@ -116,7 +116,16 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("config.json", '{"model_type": "gpt2", "n_head": 5}', "attention.heads"),
         ("config.json", '{"model_type": "gpt2", "n_head": "many"}', "attention.heads: wants a whole number"),
         ("config.json", '{"model_type": "gpt2", "activation_function": "hat"}', "'hat' is not supported"),
-        ("config.json", '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}', "'longrope' is not"),
+        (
+            "config.json",
+            '{"model_type": "llama", "rope_scaling": {"rope_type": "proportional"}}',
+            "'proportional' is none of linear, dynamic",
+        ),
+        (
+            "config.json",
+            '{"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}',
+            "longrope scaling has no short_factor",
+        ),
         ("config.json", '{"model_type": []}', r"\[\] is not supported|misshapen"),
         ("config.json", '{"model_type": "gpt2", "activation_function": null}', "misshapen|not supported"),
         ("config.json", '{"model_type": "gpt2", "n_layer": 9999}', "speaks of 9999 layers"),

@@ -23,11 +23,14 @@ ROPE += ["attention_factor", "mscale", "mscale_all_dim", "truncate", "rope_theta
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_fields_of_any_json_type(model_type: str) -> None:
-    family, raw = to_huggingface(next(iter(FAMILIES[model_type].presets.values())))
+    named = FAMILIES[model_type]
+    family, raw = to_huggingface(next(iter((named.text_model or named).presets.values())))
+    around = {"model_type": model_type, "architectures": [*named.architectures][:1]}
     for field in raw:
         for value in VALUES:
+            changed = {**raw, field: value}
             with contextlib.suppress(UserError):
-                config = from_huggingface({**raw, field: value})
+                config = from_huggingface({**around, "text_config": changed} if named.text_model else changed)
                 assert config.model_type == family.model_type
                 switches = (config.attention.bias, config.feed_forward.bias, config.embedding.tied)
                 assert all(isinstance(switch, bool) for switch in switches), (field, value)

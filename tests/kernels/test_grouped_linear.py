@@ -41,13 +41,13 @@ def test_products_and_gradients(dtype: torch.dtype, sizes: list[int], inputs: in
     x = torch.randn(sum(sizes), inputs, dtype=dtype, requires_grad=True)
     weight = torch.randn(len(sizes) * outputs, inputs, dtype=dtype, requires_grad=True)
     out, expected = kernels.grouped_linear(x, weight, ends), _by_hand(x, weight, ends)
-    tolerance = {"rtol": 0.05, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(out, expected, **tolerance)
+    rtol, atol = (0.05, 0.2) if dtype == torch.bfloat16 else (1e-4, 1e-4)
+    torch.testing.assert_close(out, expected, rtol=rtol, atol=atol)
     chance = torch.randn_like(out)
     for ours, theirs in zip(
         torch.autograd.grad(out, (x, weight), chance), torch.autograd.grad(expected, (x, weight), chance), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, **tolerance)
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen weight", "input without gradient"])

@@ -1,6 +1,7 @@
 """The record of a family: a two-way table of its config.json, a table of weight names, and the published sizes."""
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
@@ -102,14 +103,17 @@ def _numbered(labels: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(labels))
 
 
-def decoder_head(raw: Raw, kind: HeadKind) -> Values:
-    """The head of a decoder (GenericFor...Classification in transformers' modeling_layers.py)."""
+def decoder_head(raw: Raw, kind: HeadKind, dropout: float | None = None) -> Values:
+    """The head of a decoder (GenericFor...Classification in transformers' modeling_layers.py).
+
+    `dropout` is the rate of a family whose config.json has one by default.
+    """
     values = plain_head(raw, kind)
     if kind == "classification":
         values |= {"head.pooling": "last", "head.label_bias": False}
     elif kind == "token_classification":
         refuse(raw, token_classification_bias=False)
-        rates = (raw.get(name) for name in ("classifier_dropout", "hidden_dropout"))
+        rates = (raw.get("classifier_dropout", dropout), raw.get("hidden_dropout"))
         values["head.dropout"] = next((rate for rate in rates if rate is not None), 0.1)
     return values
 
@@ -196,7 +200,7 @@ class Family:
             text = raw.get("text_config")
             if not isinstance(text, Mapping):
                 raise UserError("config.json has no text_config, which describes the text model.")
-            return self.text_model.read({**raw, **cast("Raw", text)}, head)
+            return self.text_model.read(ChainMap(cast("dict[str, Any]", text), cast("dict[str, Any]", raw)), head)
         refuse(raw, **self.refused)
         values = {**read_fields(raw, self.fields), **self.constants, **self.read_head(raw, head)}
         return make_config({**values, **self.derived(raw, values, head)}, self.model_type)

@@ -1,9 +1,10 @@
 """DeepSeek V2 (2405.04434) and V3 (2412.19437): latent attention, and a mixture of experts after the first layers."""
 
 import math
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
@@ -44,7 +45,7 @@ def _is_plain(name: str) -> bool:
 
 def _derived_v3(raw: Raw, values: Values, head: HeadKind) -> Values:
     defaults = {"n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "intermediate_size": 18432}
-    return _derived({**defaults, **raw}, values, head, best=2, method="noaux_tc")
+    return _derived(ChainMap(cast("dict[str, Any]", raw), defaults), values, head, best=2, method="noaux_tc")
 
 
 def _scale(raw: Raw, head_dim: int) -> float | None:

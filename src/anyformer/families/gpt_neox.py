@@ -76,7 +76,7 @@ FAMILY = Family(
     constants={"position.kind": "rotary", "embedding.padding": None},
     derived=_derived,
     written=_written,
-    read_head=lambda raw, kind: decoder_head({"classifier_dropout": 0.1, **raw}, kind),
+    read_head=lambda raw, kind: decoder_head(raw, kind, dropout=0.1),
     rows=_rows,
     prefix="gpt_neox.",
     ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
