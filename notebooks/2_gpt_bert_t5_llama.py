@@ -368,7 +368,155 @@ assert similarity[3].argmax() == 4  # taxes
 assert similarity[5].argmax() == 6  # the password
 
 # %% [markdown]
-# ## 5. A model of your own
+# ## 5. From GPT-2 to Gemma 3, one field at a time
+#
+# Seven years lie between GPT-2 (2019) and Gemma 3 (2025), and the block is still the same. We walk from one to the other:
+# each step changes a few fields, and we look at what it costs in weights, in arithmetic for each token of a text of 8,192,
+# and in memory for the keys and values of each token.
+
+# %%
+from anyformer.analysis import cache_bytes_per_token, part_costs, unused_parameters
+from anyformer.model import skeleton
+
+CONTEXT = 8192
+steps = {"GPT-2": af.preset("gpt2", dropout=0.0, embedding={"dropout": 0.0})}
+steps["GPT-2"] = steps["GPT-2"].replace(attention={"dropout": 0.0}, max_length=32_768)
+
+
+def weights(config):
+    """How many there are, and how many of them compute a token."""
+    total = sum(weight.numel() for weight in skeleton(config).parameters())
+    return total, total - unused_parameters(config)
+
+
+def cost(config):
+    flops = sum(part.flops for part in part_costs(config, CONTEXT))
+    return f"{weights(config)[1] / 1e6:7.0f}M weights {flops / 1e6:7.0f} MFLOPs {cache_bytes_per_token(config):8,} bytes"
+
+
+def step(name, **changes):
+    (before, old), new = list(steps.items())[-1], list(steps.values())[-1].replace(**changes)
+    for field, (was, now) in af.diff(old, new).items():
+        print(f"{field}: {was} -> {now}")
+    print(f"\n{before:>24}: {cost(old)}\n{name:>24}: {cost(new)}")
+    steps[name] = new
+    display(SVG(af.diagram(new, names=[name])))
+
+
+# %% [markdown]
+# **Norms.** The mean of a vector carries little, so RMSNorm only divides by the length, and biases go with it. Gemma stores
+# a weight's distance from 1, so that decay pulls it to the identity.
+
+# %%
+no_bias = {"bias": False, "output_bias": False}
+step(
+    "RMS norms, no biases",
+    norm={"kind": "rms_offset", "eps": 1e-6},
+    attention=no_bias,
+    feed_forward={"bias": False},
+)
+
+# %% [markdown]
+# **Positions.** The table of 32,768 learned vectors goes; queries and keys are rotated by their position instead, so that a
+# score depends on a distance. Theta is the base of the wavelengths: the larger, the farther a head can look.
+
+# %%
+step("rotary positions", position={"kind": "rotary", "theta": 1e6})
+
+# %% [markdown]
+# **Feed-forward.** A second matrix decides which of the inner numbers pass. Three matrices of two thirds of the width cost
+# as much as two.
+
+# %%
+step("gated feed-forward", feed_forward={"gated": True, "width": 2048})
+
+# %% [markdown]
+# **Fewer keys and values.** All query heads share one key/value head, and heads become wider than d_model / heads. What a
+# token leaves in memory shrinks; that decides how many texts a server can write at once.
+
+# %%
+step("one key/value head", attention={"heads": 4, "kv_heads": 1, "head_dim": 256})
+
+# %% [markdown]
+# **Norms, again.** Queries and keys are normalized, so that no score can explode, and a second norm stands behind each
+# branch before it is added to the stream (the sandwich).
+
+# %%
+step("norms on both sides", attention={"qk_norm": "head"}, norm={"placement": "sandwich"})
+
+# %% [markdown]
+# **Windows.** Five of six layers see only the last 512 tokens, and rotate by shorter waves. A long text costs little more
+# than a short one there; the sixth layer carries what is far away.
+
+# %%
+local = {"kind": "rotary", "theta": 10_000.0}
+step(
+    "local and global layers", other_layers={"then": "ooooo.", "window": 512, "position": local}
+)
+
+# %% [markdown]
+# **Sizes.** What remains is how many of each, a vocabulary for all languages, and token vectors times sqrt(d_model). More
+# than half of the smallest Gemma 3 is its table of tokens.
+
+# %%
+tokens = {"bos": 2, "eos": (1,), "pad": 0}
+step(
+    "Gemma 3 270M",
+    d_model=640,
+    decoder_layers=18,
+    vocab_size=262_144,
+    embedding={"scaled": True, "padding": 0},
+    init={"scale_residual": False},
+    special_tokens=tokens,
+)
+
+assert af.diff(steps["Gemma 3 270M"], af.preset("gemma-3-270m")) == {}
+
+# %% [markdown]
+# Where we came from and where we are, with all that has changed in color:
+
+# %%
+display(SVG(af.diagram(af.preset("gpt2"), steps["Gemma 3 270M"])))
+
+# %% [markdown]
+# ### A mixture of experts
+#
+# The last idea of these years: instead of one feed-forward network many, and a *router* that sends each token to a few of
+# them. The model grows, and the arithmetic for a token does not. With $p = \operatorname{softmax}(W_r x)$:
+#
+# $$y = \sum_{e \in \operatorname{top}_k(p)} p_e \cdot \operatorname{network}_e(x)$$
+
+# %%
+step("8 experts, 2 used", feed_forward={"width": 1024, "experts": {"count": 8, "used": 2}})
+total, active = weights(steps["8 experts, 2 used"])
+print(f"\n{total / 1e6:.0f}M weights in all, {active / 1e6:.0f}M for a token")
+
+# %% [markdown]
+# Nothing but the config has changed, and it still runs: here is a small one of that kind, and what its router does with
+# untrained weights. In training a loss of its own keeps the router from sending everything to one expert.
+
+# %%
+small = steps["8 experts, 2 used"].replace(
+    d_model=64,
+    vocab_size=256,
+    decoder_layers=6,
+    attention={"head_dim": 16},
+    feed_forward={"width": 64},
+)
+torch.manual_seed(0)
+model = af.build(small).eval()
+experts = model.decoder.blocks[0].feed_forward
+chosen = experts.router(torch.randn(1000, 64)).topk(2).indices
+
+assert model(torch.randint(256, (1, 16))).logits.shape == (1, 16, 256)
+
+figure, axes = plt.subplots(figsize=(4, 1.8))
+axes.bar(range(8), chosen.flatten().bincount(minlength=8))
+axes.set(xlabel="expert", ylabel="tokens", title="2 of 8 experts for each of 1,000 tokens")
+plt.show()
+
+# %% [markdown]
+# ## 6. A model of your own
 #
 # Since a family is only a config, there are models between the families. Here are four that nobody has published as such;
 # each is one line, each can be trained, saved and drawn.
