@@ -28,7 +28,7 @@ _NORMS = {
     "layer": "layer norm",
     "layer_no_bias": "layer norm",
     "rms": "RMS norm",
-    "rms_offset": "RMS, 1 + w",
+    "rms_offset": "RMS 1+w",
     "rms_plain": "RMS norm",
 }
 _PLACES = {

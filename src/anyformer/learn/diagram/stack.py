@@ -108,7 +108,7 @@ def write_facts(
         svg.line(parent, x, y, parts, room, SIZE)
 
 
-MASK_SIZE = 42.0
+MASK_SIZE = 35.0
 """Width and height of a mask in pixels."""
 _CELLS, _SOURCE, _WINDOW = 7, 5, 3
 
@@ -149,7 +149,7 @@ _INPUT_ROW, _INPUT_TOP, _INPUT_SUM = 23.0, 94.0, 126.5
 _PILL = 80.0
 _FRAME = 212.0
 """Where the pile of blocks begins."""
-_HEIGHTS = {"attention": 137.0, "cross-attention": 122.0, "feed-forward": 76.0}
+_HEIGHTS = {"attention": 137.0, "cross-attention": 122.0, "feed-forward": 91.0}
 _LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
     "attention": [
         (35, ("heads",)),
