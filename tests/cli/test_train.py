@@ -52,7 +52,7 @@ def test_help_of_the_model_shows_the_presets_values(capsys: pytest.CaptureFixtur
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--model.d-model N default: 2048 " in shown
-    assert "--model.norm.placement {pre,post}" in shown
+    assert "--model.norm.placement {pre,post,branch,sandwich,parallel,parallel_shared}" in shown
     assert "--model.position.scaling.factor" in shown  # LLaMA 3.2 has it
     with pytest.raises(SystemExit):
         run(["gpt2", "--help-model"])

@@ -29,6 +29,8 @@ D_MODEL, BLOCKS, HEADS = 128, 4, 4
 TOLERANCE = 0.05
 _LEAST_WIDTH, _WIDEST = 8, 16
 """Inner width of a feed-forward block (and width of embeddings): at least, and at most as a multiple of d_model."""
+_EXPERTS = 8
+"""Experts at most: more would be narrower than a small model can use."""
 MEASURES = ("parameters", "flops", "none")
 
 Size = Callable[[ModelConfig], float]
@@ -84,16 +86,26 @@ def scaled(config: ModelConfig, like: ModelConfig | None, match: str) -> tuple[M
         if attention is not None:
             changes[f"{stack}attention"] = _attention(attention, heads, d_model)
         if feed_forward is not None:
-            changes[f"{stack}feed_forward"] = replace(
-                feed_forward, width=max(_LEAST_WIDTH, round(feed_forward.width * shrink)), dropout=0.0
-            )
+            changes[f"{stack}feed_forward"] = _feed_forward(feed_forward, shrink)
+    if config.other_layers is not None and config.other_layers.feed_forward is not None:
+        changes["other_layers.feed_forward"] = _feed_forward(config.other_layers.feed_forward, shrink)
     small = config.replace(**changes)
     notes = [f"scaled down from d_model {config.d_model} to {d_model}, and {_blocks(config)} to {_blocks(small)}"]
     if max(config.dropout, config.attention.dropout, config.feed_forward.dropout, config.embedding.dropout):
         notes.append("without dropout, for which a short run has no use")
+    if small.feed_forward.experts != config.feed_forward.experts:
+        notes.append(f"with {_EXPERTS} experts")
     if small.position != config.position:
         notes.append("rotary positions of theta 10,000 without scaling, as texts are short")
     return small, tuple(notes)
+
+
+def _feed_forward(feed_forward: FeedForwardConfig, shrink: float) -> FeedForwardConfig:
+    """A narrower feed-forward block, of fewer experts and in one group where there are many."""
+    experts, width = feed_forward.experts, max(_LEAST_WIDTH, round(feed_forward.width * shrink))
+    if experts is not None and experts.count > _EXPERTS:
+        experts = replace(experts, count=_EXPERTS, used=min(experts.used, 2), groups=1, used_groups=1, group_best=1)
+    return replace(feed_forward, width=width, experts=experts, dropout=0.0)
 
 
 def _attention(attention: AttentionConfig, heads: int, d_model: int) -> AttentionConfig:
@@ -103,7 +115,17 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
     shared = min(fitting, key=lambda count: abs(math.log(heads / count / groups)))
     kv_heads = None if attention.kv_heads is None or shared == heads else shared
     head_dim = None if d_model % heads == 0 else max(2, 2 * (d_model // heads // 2))
-    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=0.0)
+    latent = attention.latent
+    if latent is not None:
+        shrink = (head_dim or d_model // heads) / (attention.head_dim or 1)
+        latent = replace(
+            latent,
+            rank=max(2, round(latent.rank * shrink)),
+            rotary_dim=max(2, 2 * round(latent.rotary_dim * shrink / 2)),
+            value_dim=max(2, round(latent.value_dim * shrink)),
+            query_rank=latent.query_rank and max(2, round(latent.query_rank * shrink)),
+        )
+    return replace(attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim, latent=latent, dropout=0.0)
 
 
 def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:
