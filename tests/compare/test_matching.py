@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,8 +33,6 @@ def _flops(config: ModelConfig) -> float:
 @given(names=st.lists(st.sampled_from(FAMILIES), min_size=2, max_size=6, unique=True))
 @settings(max_examples=10)
 def test_families_are_matched(measure: str, names: list[str]) -> None:
-    # Layers that share their weights have too few of them.
-    assume(measure == "flops" or not any(af.preset(name).distinct_layers for name in names))
     size = parameters_outside_embeddings if measure == "parameters" else _flops
     found = read_models(names, measure)
     configs = [fit_model(each.config.replace(max_length=32), tokenizer(), None) for each in found]
@@ -63,10 +61,12 @@ def test_what_can_not_be_matched_is_refused() -> None:
         matched(found, parameters_outside_embeddings, "parameters outside embeddings")
 
 
-def test_layers_that_share_their_weights_are_matched_by_flops_alone() -> None:
-    found = read_models(["bert", "albert"], "parameters")
-    with pytest.raises(UserError, match=r"^albert can't be matched with bert"):
-        matched(found, parameters_outside_embeddings, "parameters outside embeddings")
+def test_layers_that_share_their_weights_become_wide() -> None:
+    bert, albert = matched(
+        read_models(["bert", "albert"], "parameters"), parameters_outside_embeddings, "parameters outside embeddings"
+    )
+    assert albert.config.distinct_layers == 1
+    assert albert.config.feed_forward.width > 3 * bert.config.feed_forward.width
 
 
 @given(name=st.sampled_from(FAMILIES), rows=st.integers(1, 3), window=st.integers(16, 40), data=st.data())

@@ -129,12 +129,13 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
 
 
 def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:
-    """Models of the same size, within 5%: that of the first one that is compared as it is, or else of the first one.
+    """Models of the same size, within 5%: that of the first one that is compared as it is, or else of the first one
+    whose layers share no weights.
 
     Raises:
         UserError: one can't be matched; `what` is the size's name, for people.
     """
-    like = next((model for model in models if _is_fixed(model)), models[0])
+    like = min(models, key=lambda model: (not _is_fixed(model), model.config.distinct_layers is not None))
     target = size(like.config)
     return [model if model is like else _matched(model, like, target, size, what) for model in models]
 
@@ -151,7 +152,10 @@ def _matched(model: ComparedModel, like: ComparedModel, target: float, size: Siz
     width = model.config.feed_forward.width
     slope = (size(with_width(model.config, width + 64)) - own) / 64
     fitting = round(width + (target - own) / slope)
-    fitting = min(max(fitting, _LEAST_WIDTH), _WIDEST * model.config.d_model)
+    layers = model.config.encoder_layers + model.config.decoder_layers
+    # Few blocks that all layers share have to be as wide as many.
+    widest = _WIDEST * model.config.d_model * layers // (model.config.distinct_layers or layers)
+    fitting = min(max(fitting, _LEAST_WIDTH), widest)
     config = with_width(model.config, fitting)
     if abs(size(config) / target - 1) > TOLERANCE:
         raise UserError(
