@@ -26,6 +26,7 @@ from anyformer.checkpoint.sources import (
     has_weights,
     read_config_json,
 )
+from anyformer.checkpoint.stored_config import Weight, config_of, equal_weights, stored_name, without_missing_pooler
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.errors import UserError, cut, quote
 from anyformer.families import TaskHead, own, with_head
@@ -36,7 +37,6 @@ from anyformer.quantization import bits_of, bits_per_module, quantizable, quanti
 from anyformer.tokenizer import Tokenizer
 
 _log = logging.getLogger("anyformer")
-Weight = Tensor | QuantizedWeight
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -167,7 +167,7 @@ def _load(
         model = skeleton(config)
         table = source.family.table(model.config, model.state_dict())
     else:
-        model = skeleton(_without_missing_pooler(change(config), source))
+        model = skeleton(without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
     _assign(model, table, source, kind, dtype, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
@@ -190,7 +190,7 @@ def _kept(trained: Transformer, model: Transformer, source: TensorSource) -> dic
     Raises UserError for weights that the model in the source does not have.
     """
     needed = {name for name in model.state_dict() if not name.startswith("head.")}
-    pooler = {name for name in needed if name.startswith("pooler.") and _stored(source, trained.config, name)}
+    pooler = {name for name in needed if name.startswith("pooler.") and stored_name(source, trained.config, name)}
     table = source.family.table(trained.config, {*trained.state_dict(), *pooler})
     names = _match(table, source)
     kept = {theirs: row for theirs, row in table.items() if needed.issuperset(row.ours)}
@@ -214,59 +214,6 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
         )
     is_safe = has_weights(path, SAFETENSORS)
     return SafetensorsSource(path, raw) if is_safe else PickleSource(path, raw, allow_pickle=allow_pickle)
-
-
-def config_of(source: TensorSource) -> ModelConfig:
-    """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
-
-    A head that differs from the token table is its own, a masked language model without any weight of its head is a
-    bare model (all-mpnet-base-v2), and a bare model without the weights of a pooler has none.
-
-    Raises:
-        UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
-    """
-    config, count = source.config, len(source.names)
-    layers = min(config.encoder_layers, config.distinct_layers or config.encoder_layers) + config.decoder_layers
-    if layers > count:
-        raise UserError(f"{source.path}: config.json speaks of {layers} layers, and there are {count} weights.")
-    networks = [(other and other.feed_forward) or config.feed_forward for other in config.others(layers)]
-    mixed = sum(network.experts is not None for network in networks)
-    if (experts := mixed * sum(row.part is not None for row in source.family.rows_of(config))) > count:
-        raise UserError(
-            f"{source.path}: config.json speaks of {experts} matrices of experts, and there are {count} weights."
-        )
-    if _lacks_transform(config, source):
-        config = with_head(config, "none")
-    config = _without_missing_pooler(config, source)
-    if config.head.kind == "language_model":
-        head, table = (
-            _stored(source, config, name) for name in ("head.projection.weight", "token_embedding.table.weight")
-        )
-        tied = config.embedding.tied or (head is None and source.family.ties_missing_head)
-        if tied and head and table:
-            tied = _equal(source.read(head), source.read(table))
-        config = config.replace(embedding={"tied": tied})
-    return config
-
-
-def _lacks_transform(config: ModelConfig, source: TensorSource) -> bool:
-    """Whether a head with a transform has none of its weights in the source."""
-    if config.head.kind != "language_model" or config.head.transform is None:
-        return False
-    names = ("head.transform.dense.weight", "head.transform.norm.weight", "head.bias", "head.projection.weight")
-    return not any(_stored(source, config, name) for name in names)
-
-
-def _without_missing_pooler(config: ModelConfig, source: TensorSource) -> ModelConfig:
-    has_pooler = _stored(source, config, "pooler.dense.weight") or _stored(source, config, "pooler.dense.bias")
-    if config.head.kind == "none" and config.head.pooler is not None and not has_pooler:
-        return config.replace(head={"pooler": None})
-    return config
-
-
-def _stored(source: TensorSource, config: ModelConfig, ours: str) -> str | None:
-    """The name in the source of one of our weights."""
-    return next((name for name in source.family.stored_names(config, ours) if name in source.names), None)
 
 
 def _assign(
@@ -313,7 +260,7 @@ def _assign(
         for ours, part in zip(row.ours, parts, strict=True):
             weight = part if isinstance(source, QuantizedSource) else _converted(ours, part, bits)
             if row.alias and ours in weights:
-                if not _equal(weight, weights[ours]):
+                if not equal_weights(weight, weights[ours]):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
                 continue
             if isinstance(weight, QuantizedWeight) and ours.removesuffix(".weight") not in can_quantize:
@@ -381,13 +328,6 @@ def _apply(operation: Operation, stored: Weight, count: int) -> Sequence[Weight]
         return [QuantizedWeight(*parts) for parts in zip(integers, scales, minima, strict=True)]
     except RuntimeError:
         return []
-
-
-def _equal(a: Weight, b: Weight) -> bool:
-    """Whether two weights are the same in the dtype and on the device of the second."""
-    if isinstance(a, QuantizedWeight) and isinstance(b, QuantizedWeight):
-        return torch.equal(a.integers.to(b.integers.device), b.integers)
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a.to(b), b)
 
 
 def _require_device(device: torch.device | str | None) -> None:

@@ -52,7 +52,7 @@ class TensorSource(ABC):
 
     Attributes:
         path: The directory or file, for messages.
-        config: The model as the files describe it; `checkpoint.load.config_of` lets the tensors have the last word.
+        config: The model as the files describe it; `stored_config.config_of` lets the tensors have the last word.
         family: Its tables of names.
         names: The names of all tensors.
         dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError, cut, nearest, quote
-from anyformer.families.rows import Operation, Pairs, Row, resolve, rotary_order, row, split_heads
+from anyformer.families.rows import Operation, Pairs, Row, linear, resolve, rotary_order, row, split_heads
 from anyformer.schema import make
 
 Raw = Mapping[str, Any]
@@ -137,6 +137,19 @@ def head_operations(config: ModelConfig, pairs: Pairs = "halves") -> Callable[..
     head_dim = config.attention.head_dim or config.d_model // config.attention.heads
     order = rotary_order(head_dim, int(head_dim * config.position.rotary_fraction), pairs)
     return partial(split_heads, head_dim, order=order if config.position.kind == "rotary" else None)
+
+
+def rotary_rows(config: ModelConfig, pairs: Pairs = "halves") -> list[Row]:
+    """The rows of queries and keys that have matrices of their own, and turn in other pairs on disk than here."""
+    operation, attention = head_operations(config, pairs), config.attention
+    heads = {"q_proj": ("query", attention.heads), "k_proj": ("key", attention.kv_heads or attention.heads)}
+    return [
+        line
+        for theirs, (ours, count) in heads.items()
+        for line in linear(
+            f"model.layers.{{i}}.self_attn.{theirs}", f"decoder.blocks.{{i}}.attention.{ours}", operation(count)
+        )
+    ]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from anyformer.config import ModelConfig
-from anyformer.families.base import classes, head_operations, sizes, special_tokens
+from anyformer.families.base import classes, rotary_rows, sizes, special_tokens
 from anyformer.families.llama import BIAS, FIELDS, LLAMA
 from anyformer.families.rows import Row, linear, linears, row, tied
 
@@ -19,13 +19,10 @@ _LAYER = {
 
 
 def _rows(config: ModelConfig) -> Sequence[Row]:
-    operation, attention = head_operations(config, "neighbors"), config.attention
-    layer, block = "model.layers.{i}.self_attn", "decoder.blocks.{i}.attention"
     return [
         row("model.embed_tokens.weight", "token_embedding.table.weight"),
         *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear(f"{layer}.q_proj", f"{block}.query", operation(attention.heads)),
-        *linear(f"{layer}.k_proj", f"{block}.key", operation(attention.kv_heads or attention.heads)),
+        *rotary_rows(config, "neighbors"),
         *linear("model.norm", "decoder.final_norm"),
         *tied("lm_head"),
     ]

@@ -6,9 +6,9 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Raw, Values, classes, head_operations, sizes, special_tokens
+from anyformer.families.base import Raw, Values, classes, rotary_rows, sizes, special_tokens
 from anyformer.families.llama import BIAS, FIELDS, LLAMA, read_rope, write_rope
-from anyformer.families.rows import Row, linear, linears, row, tied
+from anyformer.families.rows import Row, linears, row, tied
 
 _LAYER = {
     "self_attn.v_proj": "attention.value",
@@ -20,13 +20,10 @@ _LAYER = {
 
 def _rows(config: ModelConfig) -> Sequence[Row]:
     # Its halves turn the other way round. That its norms come after the rotation changes nothing: they have no weights.
-    operation, attention = head_operations(config, "swapped"), config.attention
-    layer, block = "model.layers.{i}.self_attn", "decoder.blocks.{i}.attention"
     return [
         row("model.embed_tokens.weight", "token_embedding.table.weight"),
         *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear(f"{layer}.q_proj", f"{block}.query", operation(attention.heads)),
-        *linear(f"{layer}.k_proj", f"{block}.key", operation(attention.kv_heads or attention.heads)),
+        *rotary_rows(config, "swapped"),
         *tied("lm_head"),
     ]
 

@@ -9,7 +9,7 @@ from anyformer.families.base import (
     Raw,
     Values,
     classes,
-    head_operations,
+    rotary_rows,
     sizes,
     special_tokens,
 )
@@ -36,13 +36,10 @@ _LAYER = {
 
 
 def _rows(config: ModelConfig) -> Sequence[Row]:
-    operation, attention = head_operations(config), config.attention
-    layer, block = "model.layers.{i}.self_attn", "decoder.blocks.{i}.attention"
     return [
         row("model.embed_tokens.weight", "token_embedding.table.weight"),
         *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear(f"{layer}.q_proj", f"{block}.query", operation(attention.heads)),
-        *linear(f"{layer}.k_proj", f"{block}.key", operation(attention.kv_heads or attention.heads)),
+        *rotary_rows(config),
         *linear("model.final_layernorm", "decoder.final_norm"),
         *tied("lm_head"),
         row("lm_head.bias", "head.bias"),

@@ -1,6 +1,7 @@
 """Looking inside: diagrams, maps of attention, an architecture as one file, a page in which a model runs."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from operator import attrgetter
 
 from anyformer.config import ModelConfig
@@ -12,7 +13,7 @@ def require_defaults(config: ModelConfig, names: Iterable[str], why: str) -> Non
     """Raise UserError for a field among these that is not at its default: ``head.softcap is 30.0, which ...``."""
     for name in not_default(config, names):
         value = attrgetter(name)(config)
-        raise UserError(f"{name} is {quote(value)}, which {why}.")
+        raise UserError(f"{name} is {'set' if is_dataclass(value) else quote(value)}, which {why}.")
 
 
 def require_own_blocks(config: ModelConfig, kinds: Mapping[str, Iterable[str]], why: str) -> None:
