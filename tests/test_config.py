@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, RotaryScaling, diff
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, OtherLayers, RotaryScaling, diff
 from anyformer.families import ALIASES, PRESETS
 from anyformer.schema import ConfigError
 
@@ -197,3 +197,34 @@ def test_a_base_of_wavelengths_that_overflows_is_refused(theta: float) -> None:
 def test_a_million_ends_of_text_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"at most 1000 tokens, not \(1, 1"):
         tiny(special_tokens={"eos": (1,) * 10**6})
+
+
+@pytest.mark.parametrize(
+    ("start", "window", "windows"),
+    [(0, None, [None] * 3), (0, 4, [4] * 3), (1, 4, [None, 4, 4]), (3, 4, [None] * 3), (10**18, 4, [None] * 3)],
+)
+@pytest.mark.parametrize("norm", [False, True])
+def test_configs_of_version_0_2_are_read(start: int, window: int | None, windows: list[int | None], norm: bool) -> None:
+    values = tiny(decoder_layers=3).to_dict()
+    del values["other_layers"]
+    values["attention"] |= {"window": window, "window_from": start, "qk_norm": norm}
+    config = ModelConfig.from_dict(values)
+    assert [config.attention.window if other is None else other.window for other in config.others(3)] == windows
+    assert config.attention.qk_norm == ("head" if norm else "none")
+    own = ModelConfig.from_dict(
+        {**values, "encoder_layers": 1, "attention": {"heads": 2}}
+        | {"decoder_attention": {"heads": 2, "window_from": 0, "qk_norm": norm}}
+    )
+    assert own.decoder_attention is not None
+    assert own.decoder_attention.qk_norm == config.attention.qk_norm
+
+
+@given(others=st.lists(st.booleans(), min_size=1, max_size=12))
+def test_a_pattern_of_layers_is_the_list_that_it_was_made_of(others: list[bool]) -> None:
+    made = OtherLayers.from_list(others, window=3)
+    assert [made is not None and layer in made for layer in range(len(others))] == others
+
+
+def test_a_pattern_of_very_many_layers_takes_no_time() -> None:
+    others = [True] * 9_999 + [False]
+    assert OtherLayers.from_list(others) == OtherLayers(then="o" * 9_999 + ".")

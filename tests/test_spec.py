@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.cli.main import main
+from anyformer.config import OtherLayers
 from anyformer.errors import UserError
 from anyformer.families import ALIASES, PRESETS
 from anyformer.spec import read_config
@@ -151,6 +152,17 @@ def test_a_file_that_is_no_config(content: Any, tmp_path: Path) -> None:
 def test_anything_is_read_or_refused(spec: str) -> None:
     with suppress(af.UserError):
         read_config(spec)
+
+
+def test_a_run_of_version_0_2(tmp_path: Path) -> None:
+    values = af.preset("qwen3", decoder_layers=3, norm={"eps": 0.001}).to_dict()
+    del values["other_layers"]
+    values["attention"] |= {"window": 64, "window_from": 2, "qk_norm": True}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"preset": "llama-nano", "model": values}))
+    config = read_config(str(path)).config
+    assert config.attention.qk_norm == "head"
+    assert config.other_layers == OtherLayers(first="..", window=64)
 
 
 def test_a_spec_of_yaml_imports_no_training(tmp_path: Path) -> None:

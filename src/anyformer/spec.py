@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from anyformer.config import ModelConfig
+from anyformer.config.model import from_earlier
 from anyformer.errors import UserError, quote
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object, read_yaml
@@ -151,7 +152,8 @@ def read_model(path: Path, values: Mapping[str, Any], preset_name: str | None = 
     if not isinstance(changes, dict) or not isinstance(name, str):
         raise UserError(f"{path}: model wants fields of its own, and preset a name.")
     try:
-        return name, change(preset(name), cast("dict[str, Any]", {} if preset_name is not None else changes))
+        fields = {} if preset_name is not None else from_earlier(cast("dict[str, Any]", changes))
+        return name, change(preset(name), fields)
     except ConfigError as error:
         raise UserError(f"{path}: model.{error}") from error
 

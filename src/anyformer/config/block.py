@@ -211,8 +211,8 @@ class OtherLayers(Checked, part="other_layers"):
         text, count = "".join(".o"[other] for other in others), len(others)
         if "o" not in text:
             return None
-        period = next(n for n in range(1, count + 1) if text == (text[:n] * count)[:count])
-        start = next(n for n in range(count) if len({*text[n:]}) == 1)
+        period = next(n for n in range(1, count + 1) if text.startswith(text[n:]))
+        start = len(text.rstrip(text[-1]))
         if start + 1 < period:
             return cls(first=text[:start], then=text[-1], **fields)
         return cls(then=text[:period], **fields)

@@ -12,10 +12,11 @@ from anyformer.config.block import AttentionConfig, FeedForwardConfig, NormConfi
 from anyformer.config.inputs import EmbeddingConfig, PositionConfig
 from anyformer.config.output import HeadConfig, InitConfig, PoolingConfig, SpecialTokens
 from anyformer.config.types import Count, Factor, Rate
-from anyformer.schema import Checked, Rule, change, differences, make
+from anyformer.schema import Checked, Rule, change, differences, fits, make
 
-Layers = Annotated[int, Rule(lambda number: 0 <= number <= 10_000, "must lie in [0, 10,000]")]
+MOST_LAYERS = 10_000
 """Layers of a stack: ten times the deepest known at most (Wang et al. 2022, DeepNet)."""
+Layers = Annotated[int, Rule(lambda number: 0 <= number <= MOST_LAYERS, f"must lie in [0, {MOST_LAYERS:,}]")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,23 +180,27 @@ class ModelConfig(Checked):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ConfigError for unknown, missing or misshapen fields."""
-        return make(cls, _modernized(values))
+        return make(cls, from_earlier(values))
 
 
-def _modernized(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a config that an earlier version may have written, as they are called now."""
-    old: Any = values.get("attention")
-    if not isinstance(old, Mapping):
-        return values
-    attention = dict(cast("Mapping[str, Any]", old))
-    start, norm = attention.pop("window_from", 0), attention.get("qk_norm")
-    if isinstance(norm, bool):
-        attention["qk_norm"] = "head" if norm else "none"
-    values = {**values, "attention": attention}
-    if start and isinstance(start, int) and attention.get("window") is not None:
-        values["other_layers"] = {"first": "." * start, "then": "o", "window": attention["window"]}
-        attention["window"] = None
-    return values
+def from_earlier(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config under the names that they have now: 0.2 had `window_from` and a switch `qk_norm`."""
+    made = dict(values)
+    for part in ("attention", "decoder_attention"):
+        old: Any = made.get(part)
+        if not isinstance(old, Mapping):
+            continue
+        attention = dict(cast("Mapping[str, Any]", old))
+        start, norm = attention.pop("window_from", 0), attention.get("qk_norm")
+        if isinstance(norm, bool):
+            attention["qk_norm"] = "head" if norm else "none"
+        if fits(start, int) and start > 0 and attention.get("window") is not None:
+            layers = made.get("decoder_layers") or made.get("encoder_layers")
+            first = min(start, layers if fits(layers, int) else MOST_LAYERS, MOST_LAYERS)
+            made["other_layers"] = {"first": "." * first, "then": "o", "window": attention["window"]}
+            attention["window"] = None
+        made[part] = attention
+    return made
 
 
 def diff(a: ModelConfig, b: ModelConfig) -> dict[str, tuple[Any, Any]]:
