@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
+    "quick_gelu": "quick_gelu",
 }
 """Hugging Face's names and ours; the first of several is the one that is written."""
 CLASSIFIERS = ("classification", "token_classification")

@@ -29,6 +29,7 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``, as `torch.nn.functional.scaled_dot_product_attention`.
 
@@ -41,9 +42,10 @@ def attention(
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
         scale: Of the scores; None: ``1 / sqrt(head_dim)``.
         softcap: Bound on the scores, ``softcap * tanh(scores / softcap)``, which no fused kernel here has.
+        sinks: One more score for each head, whose weight is left out; no fused kernel here has it either.
     """
-    if softcap is not None:
-        return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, softcap)
+    if softcap is not None or sinks is not None:
+        return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, softcap, sinks)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     dtype = matmul_dtype(query)
     if _shapes_agree(query, key, value, attn_mask, is_causal) and _is_compiled(query, attn_mask, dtype, dropout_p):
@@ -122,13 +124,14 @@ def masked_attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "#batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``: `kernels.attention`, packed as the queries are."""
     if isinstance(mask, Mask):
-        return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale, softcap)
+        return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale, softcap, sinks)
     (scores, causal), queries, keys = mask
     operands = queries.scatter_heads(query), keys.scatter_heads(key), keys.scatter_heads(value)
-    out = attention(*operands, scores, dropout_p, causal, scale, softcap)
+    out = attention(*operands, scores, dropout_p, causal, scale, softcap, sinks)
     return queries.gather(out.transpose(1, 2)).transpose(1, 2)
 
 
@@ -138,11 +141,12 @@ def masked_attention_weights(
     mask: AttentionMask,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """``softmax(scale q k^T + mask)`` of all tokens of the batch; every row sums to 1."""
+    """``softmax(scale q k^T + mask)`` of all tokens of the batch; every row sums to 1, or to less with sinks."""
     if isinstance(mask, PackedMask):
         query, key, mask = mask.queries.scatter_heads(query), mask.keys.scatter_heads(key), mask.mask
-    return reference.attention_weights(query, key, mask.scores, mask.causal, scale, softcap)
+    return reference.attention_weights(query, key, mask.scores, mask.causal, scale, softcap, sinks)
 
 
 def with_layouts(mask: Mask, queries: Layout, keys: Layout = DENSE) -> AttentionMask:

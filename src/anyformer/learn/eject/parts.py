@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "relu_squared": "F.relu(%s).square()",
     "gelu": "F.gelu(%s)",
     "gelu_tanh": 'F.gelu(%s, approximate="tanh")',
+    "quick_gelu": "F.silu(1.702 * %s) / 1.702",
     "silu": "F.silu(%s)",
     "tanh": "torch.tanh(%s)",
 }

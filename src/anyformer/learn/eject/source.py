@@ -70,6 +70,8 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 NOT_WRITTEN = (
     *("norm.first", "other_layers.feed_forward", "attention.latent"),
+    *("attention.sinks", "decoder_attention.sinks", "feed_forward.limit", "feed_forward.up_offset"),
+    *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset", "feed_forward.experts.router_bias"),
     *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the templates do not know."""
