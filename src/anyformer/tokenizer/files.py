@@ -15,7 +15,7 @@ ADDED = "added_tokens.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 COMPANIONS = (CONFIG, SPECIAL_MAP, ADDED, CHAT_TEMPLATE)
 
-_ALONE = (TOKENIZER, "vocab.txt", "spiece.model", "tokenizer.model", "source.spm")
+_ALONE = (TOKENIZER, "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "source.spm")
 TOKENIZER_FILES = (*_ALONE, *COMPANIONS, "vocab.json", "merges.txt", "target.spm")
 """Every file that a tokenizer is read from or written to."""
 

@@ -62,7 +62,7 @@ def _read(path: Path, directory: Path) -> Tokenizer:
         )
     raise UserError(
         f"There is no tokenizer in {path}: none of tokenizer.json, vocab.txt, vocab.json with "
-        "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
+        "merges.txt, spiece.model, spm.model, or source.spm with target.spm and vocab.json."
     )
 
 
@@ -144,4 +144,5 @@ _LEGACY = {
     ("vocab.json", "merges.txt"): _byte_level,
     ("vocab.txt",): _word_piece,
     ("spiece.model",): sentencepiece.unigram,
+    ("spm.model",): sentencepiece.disentangled,
 }

@@ -1,4 +1,4 @@
-"""SentencePiece models (Kudo & Richardson 2018) read without the sentencepiece library: T5's and Marian's.
+"""SentencePiece models (Kudo & Richardson 2018) read without the sentencepiece library: T5's, DeBERTa's and Marian's.
 
 A model file is a protocol buffer. Only the few fields that segmentation needs are read here:
 pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, normalizer_spec = 3 {charsmap = 2}.
@@ -8,7 +8,7 @@ import hashlib
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -24,7 +24,7 @@ from anyformer.errors import UserError, cut, quote
 from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.files import CONFIG, to_json
-from anyformer.tokenizer.library import add, surround, translated
+from anyformer.tokenizer.library import add, surround, surround_sentences, translated
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 
@@ -65,7 +65,7 @@ def read_model(path: Path) -> Model:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{path} is not a whole SentencePiece model.") from error
     if kind != _UNIGRAM:
-        raise UserError(f"{path} is not a unigram SentencePiece model, the only kind that T5 and Marian use.")
+        raise UserError(f"{path} is not a unigram SentencePiece model, the only kind that T5, DeBERTa and Marian use.")
     if _UNKNOWN not in types:
         raise UserError(f"{path} is not a whole SentencePiece model: it has no unknown piece.")
     return Model(texts, scores, types, charsmap)
@@ -84,13 +84,35 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     unknown = model.types.index(_UNKNOWN)
     backend = pipeline(model.pieces + sentinels, model.scores + [0.0] * extra, unknown, model.charsmap)
     surround(backend, None, "</s>")
+    _add_whole(backend, model, reversed(sentinels))
+    return backend
+
+
+def disentangled(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """DeBERTa's tokenizer from `spm.model` (He et al. 2023): its pieces, [MASK] behind them, [CLS] and [SEP] around."""
+    path = directory / "spm.model"
+    model = read_model(path)
+    if missing := {"[CLS]", "[SEP]"}.difference(model.pieces):
+        raise UserError(f"{path} has no {min(missing)}, so it is not a DeBERTa vocabulary.")
+    spaces, marks = pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")
+    words = pre_tokenizers.Sequence([spaces, marks]) if config.get("split_by_punct") else spaces
+    backend = pipeline(model.pieces, model.scores, model.types.index(_UNKNOWN), model.charsmap, words)
+    if config.get("do_lower_case"):
+        parts = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
+        backend.normalizer = normalizers.Sequence(parts)
+    surround_sentences(backend, "[CLS]", "[SEP]")
+    _add_whole(backend, model, ["[MASK]"])
+    return backend
+
+
+def _add_whole(backend: tokenizers.Tokenizer, model: Model, more: Iterable[str]) -> None:
+    """Add what is never split: the pieces that SentencePiece does not, and special tokens behind them."""
     whole = [
         AddedToken(piece, normalized=False, special=kind == _CONTROL)
         for piece, kind in zip(model.pieces, model.types, strict=True)
         if kind in (_CONTROL, _USER)
     ]
-    add(backend, whole + [AddedToken(s, normalized=False, special=True) for s in reversed(sentinels)])
-    return backend
+    add(backend, whole + [AddedToken(token, normalized=False, special=True) for token in more])
 
 
 class MarianTokenizer(Tokenizer):
