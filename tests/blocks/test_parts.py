@@ -102,7 +102,7 @@ def test_relative_buckets(buckets: int, max_distance: int, causal: bool) -> None
     assert past[:exact] == list(range(exact))
 
 
-@given(st.sampled_from([2, 3, 8, 256]), st.integers(1, 300))
+@given(st.sampled_from([4, 8, 256]), st.integers(1, 300))
 @settings(max_examples=20)
 def test_disentangled_buckets(half: int, farther: int) -> None:
     config = PositionConfig(kind="disentangled", buckets=2 * half, max_distance=half + farther)
