@@ -12,11 +12,18 @@ from anyformer.config.block import AttentionConfig, FeedForwardConfig, NormConfi
 from anyformer.config.inputs import EmbeddingConfig, PositionConfig
 from anyformer.config.output import HeadConfig, InitConfig, PoolingConfig, SpecialTokens
 from anyformer.config.types import Count, Factor, Rate
+from anyformer.errors import UserError, quote
 from anyformer.schema import Checked, Rule, change, differences, fits, make
 
 MOST_LAYERS = 10_000
 """Layers of a stack: ten times the deepest known at most (Wang et al. 2022, DeepNet)."""
 Layers = Annotated[int, Rule(lambda number: 0 <= number <= MOST_LAYERS, f"must lie in [0, {MOST_LAYERS:,}]")]
+
+
+def check_layers(layers: object, subject: str) -> None:
+    """Raise UserError for more layers than a model may have, before anything is made for each of them."""
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"{subject} must lie in [0, {MOST_LAYERS:,}], and is {quote(layers)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +197,11 @@ class ModelConfig(Checked):
         return make(cls, from_earlier(values))
 
 
-def from_earlier(values: Mapping[str, Any]) -> dict[str, Any]:
+def from_earlier(values: Any) -> Any:
     """The fields of a config under the names that they have now: 0.2 had `window_from` and a switch `qk_norm`."""
-    made = dict(values)
+    if not isinstance(values, Mapping):
+        return values
+    made = dict(cast("Mapping[str, Any]", values))
     for part in ("attention", "decoder_attention"):
         old: Any = made.get(part)
         if not isinstance(old, Mapping):
