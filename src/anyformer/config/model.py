@@ -93,6 +93,13 @@ class ModelConfig(Checked):
         for name in ("distinct_layers", "embedding.width", "position.relative_bias"):
             if attrgetter(name)(self) and not self.is_encoder_only:
                 yield f"{name}: only an encoder has it"
+        if self.position.kind == "disentangled":
+            if not self.is_encoder_only:
+                yield "position.kind: only an encoder has disentangled positions"
+            plain = {"attention.qk_norm": "none", "attention.softcap": None, "attention.latent": None}
+            for name, value in {**plain, "attention.kv_heads": self.attention.heads, "embedding.width": None}.items():
+                if attrgetter(name)(self) not in (None, value):
+                    yield f"{name}: a model of disentangled positions has none of its own"
         has_first = self.norm.first or (self.norm.placement == "pre" and self.embedding.norm and self.is_encoder_only)
         if not has_first:
             yield "norm.first: only an encoder with pre-norm blocks and embedding.norm may do without it"
@@ -151,8 +158,8 @@ class ModelConfig(Checked):
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence in tokens that the model can take; None: positions set no limit (relative, none)."""
-        if self.position.kind in ("relative", "none"):
+        """Longest sequence in tokens that the model can take; None: positions set no limit (none, distances)."""
+        if self.position.kind in ("relative", "disentangled", "none"):
             return None
         scaling = self.position.scaling
         if scaling is not None and scaling.kind in ("linear", "dynamic"):

@@ -37,7 +37,7 @@ MOST_PARAMETERS = 36_000_000
 _KINDS = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"),
     "norm": ("layer", "layer_no_bias", "rms", "rms_offset"),
-    "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
+    "position": ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled"),
 }
 
 
