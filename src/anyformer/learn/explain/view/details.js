@@ -97,8 +97,8 @@ const blockDetails = (seen) => {
   const wrapped = (name) => (stack.pre_norm ? `x ← x + ${name}(${norm}(x))` : `x ← ${norm}(x + ${name}(x))`);
   const inner = reading.row(token, (record) => record.layers[layer].feedForward.inner);
   const nameOf = (neuron) => {
-    const expert = stack.experts ? `expert ${reading.chosen(token, layer)[Math.floor(neuron / stack.width)].expert + 1}, ` : "";
-    return `${expert}neuron ${(neuron % stack.width) + 1}`;
+    const place = (neuron % stack.width) + 1;
+    return stack.experts ? `${reading.chosen(token, layer)[Math.floor(neuron / stack.width)].expert + 1}: ${place}` : `neuron ${place}`;
   };
   const neurons = top(inner.map(Math.abs), 6).map(({ token: neuron }) => ({ name: nameOf(neuron), size: inner[neuron], text: decimals(inner[neuron]), tone: "feedForward" }));
   const active = inner.filter((number) => Math.abs(number) > 0.1).length / inner.length;
@@ -125,7 +125,7 @@ const blockDetails = (seen) => {
     element("h4", {}, stack.experts ? "Feed-forward of the chosen experts" : "Feed-forward"),
     lesson("feedForward"),
     equation(`${stack.experts ? "Σ p · " : ""}${stack.gated ? `down(${act}(gate(x)) ⊙ up(x))` : `down(${act}(up(x)))`}`),
-    caption(`${inner.length} neurons, of which ${percent(active)} are beyond ±0.1. The strongest:`),
+    caption(`${inner.length} neurons, of which ${percent(active)} are beyond ±0.1. The strongest${stack.experts ? ", as expert: neuron" : ""}:`),
     bars(neurons, { label: "The strongest neurons" }),
     ...(guesses ? [
       element("h4", {}, "Logit lens"),
