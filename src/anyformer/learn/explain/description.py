@@ -1,6 +1,7 @@
 """A model as a page's script has it: every choice of its config, resolved, and its weights."""
 
 import base64
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,7 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "activation": feed_forward.activation,
         "gated": feed_forward.gated,
         "width": feed_forward.width,
+        "experts": feed_forward.experts and dataclasses.asdict(feed_forward.experts),
         "skipped": stack.skipped,
         "projects": stack.embedding.projection is not None,
         "position": _position(config, stack, attention.head_dim),
