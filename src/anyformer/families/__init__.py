@@ -152,6 +152,8 @@ def with_head(
     Raises:
         UserError: the family has no such class, or the labels don't fit.
     """
+    if kind != "none":
+        config = config.replace(pooling={"dense": ()})
     names, count = ((), labels) if isinstance(labels, int) else (tuple(labels), len(labels))
     head = HeadConfig(kind=kind, labels=count, label_names=names, problem_type=problem_type)
     family, raw = to_huggingface(config)
