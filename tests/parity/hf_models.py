@@ -616,6 +616,28 @@ def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def deberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """DeBERTa in the form of its third version; the distances of a text may leave the buckets."""
+    drawn = draw(bert(architecture, "deberta-v2", pad=draw(st.sampled_from((0, 3)))))
+    buckets = draw(st.sampled_from((2, 3, 4, 9, 16)))
+    options = {
+        "type_vocab_size": draw(st.sampled_from((0, 0, 2))),
+        "relative_attention": True,
+        "position_biased_input": False,
+        "share_att_key": True,
+        "pos_att_type": draw(st.sampled_from((["p2c", "c2p"], "c2p|p2c"))),
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": buckets,
+        "max_relative_positions": draw(st.sampled_from((-1, buckets + 1, 20))),
+        "pooler_hidden_act": draw(st.sampled_from(ACTIVATIONS)),
+        "cls_dropout": drawn.options.pop("classifier_dropout"),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    drawn.options.update(options)
+    return drawn
+
+
+@st.composite
 def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """ModernBERT: no norm before the first attention, windows on both sides."""
     heads, layers, (length, parameters) = draw(st.sampled_from((1, 2, 4))), draw(st.integers(1, 4)), draw(rope())
@@ -818,6 +840,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "electra": electra,
     "albert": albert,
     "mpnet": mpnet,
+    "deberta-v2": deberta,
     "modernbert": modernbert,
     "distilbert": distilbert,
     "t5": t5,
@@ -896,6 +919,7 @@ ARCHITECTURES = {
     **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
     **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
     **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
+    **{f"DebertaV2{head}": "deberta-v2" for head in _ENCODER_HEADS},
     **{f"ModernBert{head}": "modernbert" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",

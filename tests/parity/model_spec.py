@@ -30,7 +30,7 @@ KINDS = {
     **dict.fromkeys(("gpt_oss",), "decoder"),
     **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet"), "encoder"),
-    **dict.fromkeys(("modernbert", "distilbert"), "encoder"),
+    **dict.fromkeys(("deberta-v2", "modernbert", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
 

@@ -170,6 +170,7 @@ def _load(
         model = skeleton(without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
     _assign(model, table, source, kind, dtype, device)
+    _assign_pooling(model, source, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         raise UserError(
             f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
@@ -284,6 +285,24 @@ def _assign(
     model.load_state_dict(weights, assign=True, strict=False)
     if quantized:
         model.requires_grad_(False)
+
+
+def _assign_pooling(model: Transformer, source: TensorSource, device: torch.device | str | None) -> None:
+    """Give the layers of the pooling their weights, in the dtype that the others have by now."""
+    shapes = {name: weight.shape for name, weight in model.pooling.state_dict().items()}
+    if not shapes:
+        return
+    stored = {
+        f"dense.{i}.{name}": part for i, layer in enumerate(source.pooling_weights()) for name, part in layer.items()
+    }
+    for name in sorted(shapes.keys() | stored.keys()):
+        has = list(stored[name].shape) if name in stored else "missing"
+        wants = list(shapes[name]) if name in shapes else "none"
+        if has != wants:
+            raise UserError(f"{source.path}: the weight {name} after pooling is {has}, and its config says {wants}.")
+        check_dtype(source.path, f"the weight {name}", stored[name])
+    weights = {name: part.to(device, model.dtype) for name, part in stored.items()}
+    model.pooling.load_state_dict(weights, assign=True)
 
 
 def _part_shape(shape: torch.Size, count: int) -> torch.Size:

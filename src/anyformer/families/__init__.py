@@ -16,6 +16,7 @@ from anyformer.families import (
     bart,
     bert,
     cohere,
+    deberta,
     deepseek,
     electra,
     falcon,
@@ -63,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         electra.FAMILY,
         albert.FAMILY,
         mpnet.FAMILY,
+        deberta.FAMILY,
         modernbert.FAMILY,
         *t5.FAMILIES,
         *bart.FAMILIES,
@@ -150,6 +152,8 @@ def with_head(
     Raises:
         UserError: the family has no such class, or the labels don't fit.
     """
+    if kind != "none":
+        config = config.replace(pooling={"dense": ()})
     names, count = ((), labels) if isinstance(labels, int) else (tuple(labels), len(labels))
     head = HeadConfig(kind=kind, labels=count, label_names=names, problem_type=problem_type)
     family, raw = to_huggingface(config)

@@ -73,6 +73,8 @@ class Operation:
     write: Callable[[Sequence[Tensor]], Tensor]
     heads: HeadLayout | None = None
     """The heads whose rows it moves, if it does no more than that."""
+    experts: int | None = None
+    """The number of matrices that it stacks (`stacked`)."""
 
 
 def _parts(tensor: Tensor, count: int) -> Sequence[Tensor]:
@@ -105,7 +107,7 @@ def stacked(count: int) -> Operation:
 
         return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
 
-    return Operation(read, write)
+    return Operation(read, write, experts=count)
 
 
 def experts_by_columns(count: int) -> Operation:

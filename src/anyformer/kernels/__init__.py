@@ -8,11 +8,13 @@ from anyformer.kernels.activation import activation, gelu_tanh, quick_gelu, relu
 from anyformer.kernels.attention import (
     AttentionMask,
     Mask,
+    RelativeVectors,
     attention,
     masked_attention,
     masked_attention_weights,
     select_query,
     with_layouts,
+    with_relative,
 )
 from anyformer.kernels.autocast import in_float32
 from anyformer.kernels.cross_entropy import drop_ignored, in_parts, linear_cross_entropy, quantized_linear_cross_entropy
@@ -38,6 +40,7 @@ __all__ = [
     "Mask",
     "Matmul",
     "PrepackedWeight",
+    "RelativeVectors",
     "activation",
     "attention",
     "choose_layout",
@@ -64,4 +67,5 @@ __all__ = [
     "select_query",
     "sort_by_group",
     "with_layouts",
+    "with_relative",
 ]

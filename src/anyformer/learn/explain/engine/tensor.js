@@ -25,6 +25,13 @@ class QuantizedMatrix {
     const start = index * this.columns, scale = this.scales[index];
     return Float32Array.from(this.integers.subarray(start, start + this.columns), (integer) => integer * scale);
   }
+
+  // One of several matrices that lie one below another.
+  part(index, count) {
+    const rows = this.rows / count, start = index * rows, place = start * this.columns;
+    const integers = this.integers.subarray(place, place + rows * this.columns);
+    return new QuantizedMatrix(rows, this.columns, integers, this.scales.subarray(start, start + rows));
+  }
 }
 
 // x @ weight.T + bias.
