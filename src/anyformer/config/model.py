@@ -96,7 +96,12 @@ class ModelConfig(Checked):
         if self.position.kind == "disentangled":
             if not self.is_encoder_only:
                 yield "position.kind: only an encoder has disentangled positions"
-            plain = {"attention.qk_norm": "none", "attention.softcap": None, "attention.latent": None}
+            plain = {
+                "attention.qk_norm": "none",
+                "attention.softcap": None,
+                "attention.latent": None,
+                "attention.sinks": False,
+            }
             for name, value in {**plain, "attention.kv_heads": self.attention.heads, "embedding.width": None}.items():
                 if attrgetter(name)(self) not in (None, value):
                     yield f"{name}: a model of disentangled positions has none of its own"
