@@ -97,12 +97,14 @@ class ModelConfig(Checked):
             if not self.is_encoder_only:
                 yield "position.kind: only an encoder has disentangled positions"
             plain = {
-                "attention.qk_norm": "none",
-                "attention.softcap": None,
-                "attention.latent": None,
-                "attention.sinks": False,
+                "qk_norm": "none",
+                "softcap": None,
+                "latent": None,
+                "sinks": False,
+                "kv_heads": self.attention.heads,
             }
-            for name, value in {**plain, "attention.kv_heads": self.attention.heads, "embedding.width": None}.items():
+            fields = {f"attention.{name}": value for name, value in plain.items()}
+            for name, value in {**fields, "embedding.width": None}.items():
                 if attrgetter(name)(self) not in (None, value):
                     yield f"{name}: a model of disentangled positions has none of its own"
         has_first = self.norm.first or (self.norm.placement == "pre" and self.embedding.norm and self.is_encoder_only)

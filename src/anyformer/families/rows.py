@@ -96,8 +96,8 @@ ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0]
 
 
 def stacked(count: int) -> Operation:
-    """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side. Biases are
-    [experts, out]."""
+    """The matrices of experts, which ours have one below another, as [experts, out, in], and their biases as [experts,
+    out]; several side by side."""
 
     def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
         stacks = tensor.chunk(parts, dim=1) if tensor.dim() in (2, 3) and len(tensor) == count else ()
