@@ -45,7 +45,7 @@ _NOT_COMPUTED = (
     *("norm.first", "other_layers.position", "other_layers.feed_forward"),
     *("attention.latent", "attention.softcap", "attention.sinks", "head.softcap"),
     *(f"{part}.{name}" for part in ("feed_forward", "decoder_feed_forward") for name in ("limit", "up_offset")),
-    *("decoder_attention.sinks", "decoder_feed_forward.experts", "feed_forward.experts.router_bias", *BEYOND_A_ROUTER),
+    *("decoder_attention.sinks", "decoder_feed_forward.experts", *BEYOND_A_ROUTER),
 )
 """Fields of the config that the page's engine does not know."""
 
