@@ -631,7 +631,6 @@ def deberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
         "max_relative_positions": draw(st.sampled_from((-1, buckets + 1, 20))),
         "pooler_hidden_act": draw(st.sampled_from(ACTIVATIONS)),
         "cls_dropout": drawn.options.pop("classifier_dropout"),
-        "tie_word_embeddings": draw(st.booleans()),
     }
     drawn.options.update(options)
     return drawn

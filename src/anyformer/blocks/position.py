@@ -110,7 +110,7 @@ class PositionalEncoding(nn.Module):
         """Bias added to the scores between tokens at these positions."""
         return None
 
-    def relative(
+    def relative_vectors(
         self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> RelativeVectors | None:
         """Vectors between tokens at these positions, which queries and keys are compared with."""
@@ -207,7 +207,9 @@ class DisentangledPosition(PositionalEncoding):
         signed = torch.where(distance.abs() <= near, distance, (far * distance.sign()).long())
         return half + signed.clamp(-half, half - 1)
 
-    def relative(self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]) -> RelativeVectors:
+    def relative_vectors(
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
+    ) -> RelativeVectors:
         """The vectors of all distances that a text of so many keys has."""
         half = self.config.buckets // 2
         reach = min(half, keys.shape[1] - 1)
