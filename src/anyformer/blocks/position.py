@@ -208,9 +208,9 @@ class DisentangledPosition(PositionalEncoding):
         return half + signed.clamp(-half, half - 1)
 
     def relative(self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]) -> RelativeVectors:
-        """The vectors of all distances that a text of so many keys has."""
-        half = self.config.buckets // 2
-        reach = min(half, keys.shape[1] - 1)
+        """The vectors of all distances that a text of so many keys may have."""
+        half, farthest = self.config.buckets // 2, keys.shape[1] - 1
+        reach = farthest if farthest <= half // 2 else half
         rows = torch.arange(half - reach, min(half + reach + 1, 2 * half), device=keys.device)
         index = self.bucket(queries[:, :, None] - keys[:, None, :]) - (half - reach)
         return RelativeVectors(self.norm(self.table(rows))[None], index, self.dropout.rate)
