@@ -300,6 +300,20 @@ def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @st.composite
+def gpt_oss(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """gpt-oss: sinks, experts with biases, a gate whose bound is often reached, windows in some layers."""
+    more = {
+        "sliding_window": st.integers(1, 12),
+        "head_dim": st.sampled_from((4, 6, 10)),
+        "attention_bias": st.booleans(),
+        "swiglu_limit": st.sampled_from((0.3, 1.0, 7.0)),
+    }
+    drawn = draw(rotary("gpt_oss", architecture, **more, **_EXPERTS))
+    options = {**drawn.options, "layer_types": _layer_types(draw, drawn.options["num_hidden_layers"])}
+    return replace(drawn, options=options)
+
+
+@st.composite
 def deepseek(draw: st.DrawFn, family: str, architecture: str) -> ModelSpec:
     """DeepSeek V2 and V3: queries with a latent or without, groups of experts, dense layers, YaRN's second factor."""
     layers, groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(2, 3))
@@ -811,6 +825,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen3_moe": qwen3_moe,
     "olmoe": olmoe,
     "granitemoe": granitemoe,
+    "gpt_oss": gpt_oss,
     "gpt_neox": gpt_neox,
     "phi": phi,
     "phi3": phi3,
@@ -864,6 +879,7 @@ ARCHITECTURES = {
     **{f"DeepseekV2{head}": "deepseek_v2" for head in ("ForCausalLM", "Model", "ForSequenceClassification")},
     **{f"DeepseekV3{head}": "deepseek_v3" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"GptOss{head}": "gpt_oss" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
     **{f"GraniteMoe{head}": "granitemoe" for head in ("ForCausalLM", "Model")},
     **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},

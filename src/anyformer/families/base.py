@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
+    "quick_gelu": "quick_gelu",
 }
 """Hugging Face's names and ours; the first of several is the one that is written."""
 CLASSIFIERS = ("classification", "token_classification")
@@ -227,9 +228,11 @@ class Family:
     def table(self, config: ModelConfig, ours: Collection[str]) -> dict[str, Row]:
         """The row for every name on disk of a model with these weights; a family without rows keeps the names.
 
+        The layers of a pooling are no part of it: they have files of their own (see `checkpoint.pooling`).
+
         Raises UserError for a weight that the family's format has no place for.
         """
-        rows = self.rows_of(config)
+        rows, ours = self.rows_of(config), [name for name in ours if not name.startswith("pooling.")]
         return resolve(rows, ours) if rows else {name: row(name, name) for name in ours}
 
     def rows_of(self, config: ModelConfig) -> Sequence[Row]:

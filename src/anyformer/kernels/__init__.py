@@ -4,7 +4,7 @@ One function an operation, with the arguments of torch's own. Each takes the fir
 (docs/kernels.md); `reference` has the operations as equations. ANYFORMER_NATIVE=0 leaves all work to torch.
 """
 
-from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
+from anyformer.kernels.activation import activation, gelu_tanh, quick_gelu, relu_squared
 from anyformer.kernels.attention import (
     AttentionMask,
     Mask,
@@ -24,6 +24,7 @@ from anyformer.kernels.grouped_linear import (
     gather_groups,
     grouped_linear,
     quantized_grouped_linear,
+    rows_by_group,
     scatter_groups,
     sort_by_group,
 )
@@ -58,8 +59,10 @@ __all__ = [
     "quantized_grouped_linear",
     "quantized_linear",
     "quantized_linear_cross_entropy",
+    "quick_gelu",
     "relu_squared",
     "rms_norm",
+    "rows_by_group",
     "scatter_groups",
     "select_query",
     "sort_by_group",

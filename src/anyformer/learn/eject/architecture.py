@@ -136,6 +136,8 @@ def constants(
         "DISTINCT_LAYERS": distinct_layers(config),
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
         **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
+        "EXPERTS": config.feed_forward.experts and config.feed_forward.experts.count,
+        "USED": config.feed_forward.experts and config.feed_forward.experts.used,
         "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
         "BUCKETS": position.buckets if position.has_buckets else None,
         "MAX_DISTANCE": position.max_distance if position.has_buckets else None,

@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "relu_squared": "F.relu(%s).square()",
     "gelu": "F.gelu(%s)",
     "gelu_tanh": 'F.gelu(%s, approximate="tanh")',
+    "quick_gelu": "F.silu(1.702 * %s) / 1.702",
     "silu": "F.silu(%s)",
     "tanh": "torch.tanh(%s)",
 }
@@ -199,9 +200,11 @@ def feed_forward_part(group: Group) -> dict[str, Any]:
     docstring = "down(act(up(x))), the same for every token (Vaswani et al. 2017, equation 2)."
     if part.gated:
         docstring = f"down(act(gate(x)) * up(x)): {gated} (Shazeer 2020, equation 6)."
+    if part.experts is not None:
+        docstring = "Networks of which a router chooses USED for each token (Shazeer et al. 2017, section 2)."
     return {
         "config": part,
-        "name": f"{group.name}FeedForward",
+        "name": f"{group.name}{'FeedForward' if part.experts is None else 'Experts'}",
         "docstring": docstring,
         "width": f"{group.prefix}WIDTH",
         "activation": ACTIVATIONS[part.activation],
