@@ -70,6 +70,8 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 NOT_WRITTEN = (
     *("norm.first", "other_layers.feed_forward", "attention.latent", "decoder_feed_forward.experts"),
+    *("attention.sinks", "decoder_attention.sinks", "feed_forward.limit", "feed_forward.up_offset"),
+    *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset"),
     *BEYOND_A_ROUTER,
 )
 """Fields of the config that the templates do not know."""

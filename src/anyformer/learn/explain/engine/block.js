@@ -69,8 +69,8 @@ class Block {
     this.feedForwardNorm = weights.norm(stack.shares_norm ? "attention_norm" : "feed_forward_norm", norm);
   }
 
-  // `context`: positions, visible, rotation, bias; `own` and `source` are keys and values. What each part reads and
-  // writes goes into `record`.
+  // `context`: positions, visible, rotation, bias, relative; `own` and `source` are keys and values. What each
+  // part reads and writes goes into `record`.
   forward(x, context, own, source, record) {
     // pre: x + f(norm(x)); post: norm(x + f(x)); parallel: x + f(norm(x)) + g(norm(x)).
     const start = x;
@@ -83,7 +83,7 @@ class Block {
     };
     around("attention", this.attentionNorm, (read) => {
       this.attention.offer(read, own, context.rotation);
-      return this.attention.attend(read, own, context.positions, context.visible, context.rotation, context.bias);
+      return this.attention.attend(read, own, context.positions, context.visible, context.rotation, context.bias, context.relative);
     });
     if (this.cross)
       around("cross", this.crossNorm, (read) => this.cross.attend(read, source, context.positions, (_, length) => [0, length]));

@@ -117,6 +117,7 @@ const erf = (x) => {
 
 const ACTIVATIONS = {
   relu: (x) => Math.max(x, 0),
+  quick_gelu: (x) => x / (1 + Math.exp(-1.702 * x)),
   relu_squared: (x) => Math.max(x, 0) ** 2,
   gelu: (x) => 0.5 * x * (1 + erf(x * Math.SQRT1_2)),
   gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),

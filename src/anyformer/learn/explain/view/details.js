@@ -6,8 +6,9 @@ const POSITIONS_IN_WORDS = {
   learned: "A learned vector for the token's place is added.",
   rotary: "The token's place is not added: it turns queries and keys in every block (RoPE).",
   relative: "The token's place is not added: every distance between two tokens has a learned bias on the scores.",
+  disentangled: "The token's place is not added: every distance between two tokens has a query and a key, which are scored as well.",
 };
-const ACTIVATIONS_IN_WORDS = { relu: "ReLU", relu_squared: "ReLU²", gelu: "GELU", gelu_tanh: "GELU", silu: "SiLU", tanh: "tanh" };
+const ACTIVATIONS_IN_WORDS = { relu: "ReLU", relu_squared: "ReLU²", gelu: "GELU", gelu_tanh: "GELU", quick_gelu: "GELU", silu: "SiLU", tanh: "tanh" };
 
 const equation = (...lines) => element("p", { class: "equation" }, lines.flatMap((line, i) => (i ? [element("br"), line] : [line])));
 // What a part is for, in a line.
