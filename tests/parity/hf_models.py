@@ -297,6 +297,15 @@ def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @st.composite
+def gpt_oss(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """gpt-oss: sinks, experts with biases, a gate whose bound is often reached, windows in some layers."""
+    names = f"sliding_window head_dim attention_bias swiglu_limit {_EXPERTS}"
+    drawn = draw(rotary("gpt_oss", architecture, names, swiglu_limit=st.sampled_from((0.3, 1.0, 7.0))))
+    types = draw(_layer_types(drawn.options["num_hidden_layers"]))
+    return replace(drawn, options={**drawn.options, "layer_types": types})
+
+
+@st.composite
 def deepseek(draw: st.DrawFn, architecture: str, family: str, choice: str, **others: Any) -> ModelSpec:
     """DeepSeek V2 and V3: queries with a latent or without, groups of experts, dense layers, YaRN's second factor."""
     layers, groups, size = draw(_LAYERS), draw(st.integers(1, 3)), draw(st.integers(2, 3))
@@ -504,6 +513,29 @@ def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def deberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """DeBERTa in the form of its third version; the distances of a text may leave the buckets."""
+    drawn = draw(bert(architecture, "deberta-v2", pads=(0, 3)))
+    buckets = draw(st.sampled_from((2, 3, 4, 9, 16)))
+    more = _options(
+        draw,
+        "type_vocab_size pos_att_type max_relative_positions pooler_hidden_act tie_word_embeddings",
+        type_vocab_size=st.sampled_from((0, 0, 2)),
+        relative_attention=True,
+        position_biased_input=False,
+        share_att_key=True,
+        pos_att_type=st.sampled_from((["p2c", "c2p"], "c2p|p2c")),
+        norm_rel_ebd="layer_norm",
+        position_buckets=buckets,
+        max_relative_positions=st.sampled_from((-1, buckets + 1, 20)),
+        pooler_hidden_act=_ACTIVATIONS,
+        cls_dropout=drawn.options.pop("classifier_dropout"),
+    )
+    drawn.options.update(more)
+    return drawn
+
+
+@st.composite
 def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """ModernBERT: no norm before the first attention, windows on both sides."""
     heads, layers, (length, parameters) = draw(st.sampled_from((1, 2, 4))), draw(st.integers(1, 4)), draw(rope())
@@ -636,6 +668,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "olmoe": olmoe,
     # Its experts are in one tensor for the matrices of all.
     "granitemoe": partial(granite, family="granitemoe", names=f"{_EXPERTS} attention_bias"),
+    "gpt_oss": gpt_oss,
     "gpt_neox": partial(partly_rotary, family="gpt_neox", heads=_HEADS, names=_NEOX),
     "phi": partial(partly_rotary, family="phi", heads=st.sampled_from((1, 2, 4)), names=_PHI),
     "phi3": phi3,
@@ -649,6 +682,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "electra": electra,
     "albert": albert,
     "mpnet": mpnet,
+    "deberta-v2": deberta,
     "modernbert": modernbert,
     "distilbert": distilbert,
     "t5": t5,
@@ -687,6 +721,7 @@ ARCHITECTURES = {
         ("qwen3_moe", "Qwen3Moe", (*_CAUSAL, *_CLASSIFIERS)),
         ("olmoe", "Olmoe", _CAUSAL),
         ("granitemoe", "GraniteMoe", _CAUSAL),
+        ("gpt_oss", "GptOss", (*_CAUSAL, *_CLASSIFIERS)),
         ("gpt_neox", "GPTNeoX", (*_CAUSAL, *_CLASSIFIERS)),
         ("phi", "Phi", (*_CAUSAL, *_CLASSIFIERS)),
         ("phi3", "Phi3", (*_CAUSAL, *_CLASSIFIERS)),
@@ -700,6 +735,7 @@ ARCHITECTURES = {
         ("electra", "Electra", (*_MASKED, "ForPreTraining")),
         ("albert", "Albert", _MASKED),
         ("mpnet", "MPNet", _MASKED),
+        ("deberta-v2", "DebertaV2", _MASKED),
         ("modernbert", "ModernBert", _MASKED),
         ("distilbert", "DistilBert", _MASKED),
         ("t5", "T5", (*_REWRITING, *_CLASSIFIERS)),
