@@ -54,7 +54,7 @@ class Request:
     """One for each token, if asked for."""
     cache: KeyValueCache | None = None
     """Keys and values of the prompt while it is prefilled."""
-    _eos: Sequence[int]
+    _eos: frozenset[int]
     _processors: Sequence[LogitsProcessor]
     _sampler: Sampler
     _detokenizer: Detokenizer | None
@@ -65,6 +65,11 @@ class Request:
     def finished(self) -> bool:
         """Whether no more will come."""
         return self.finish_reason is not None
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Whether its last token ended the text, and is no part of it."""
+        return bool(self.tokens) and self.tokens[-1] in self._eos
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
@@ -164,6 +169,7 @@ class BatchingEngine:
         config: GenerationConfig | None = None,
         *,
         logprobs: int | None = None,
+        also_eos: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """Add a text, which enters the batch as soon as a slot is free.
@@ -172,6 +178,7 @@ class BatchingEngine:
             prompt: A text or ids; for an encoder-decoder the source.
             config: How it is generated; None: greedily. With a seed, sampling gives the same text in any company.
             logprobs: Log-probabilities are noted, with those of so many of the likeliest tokens; None: not.
+            also_eos: A token that ends the text as well, such as the end of a turn of a chat.
             options: Fields of the config that differ.
 
         Raises:
@@ -196,10 +203,11 @@ class BatchingEngine:
                 f"The prompt and its {batch.max_new_tokens} new tokens are {batch.capacity}, and the engine has room "
                 f"for texts of {self.capacity} tokens: shorten it, or ask for less."
             )
-        eos, before = eos_ids(model, config), () if model.config.is_encoder_decoder else ids
+        eos = eos_ids(model, config) if also_eos is None else (*eos_ids(model, config), also_eos)
+        before = () if model.config.is_encoder_decoder else ids
         request = Request(
             prompt=batch,
-            _eos=eos,
+            _eos=frozenset(eos),
             _processors=make_processors(model, batch, eos, config),
             _sampler=make_sampler(config, model.device),
             _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop),
