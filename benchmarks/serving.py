@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx
 
@@ -49,12 +50,9 @@ class Measured:
 
 async def one_client(client: httpx.AsyncClient, url: str, model: str, number: int, tokens: int) -> list[float]:
     """The moments at which pieces came."""
-    body = {
-        **{"model": model, "prompt": f"{number}. {PROMPT}", "max_tokens": tokens, "temperature": 0},
-        **{"stream": True, "ignore_eos": True},
-    }
+    body = {"model": model, "prompt": f"{number}. {PROMPT}", "max_tokens": tokens, "ignore_eos": True}
     moments = list[float]()
-    async with client.stream("POST", f"{url}/completions", json=body) as answer:
+    async with client.stream("POST", f"{url}/completions", json={"stream": True, "temperature": 0, **body}) as answer:
         answer.raise_for_status()
         async for line in answer.aiter_lines():
             if line.startswith("data: ") and line != "data: [DONE]":
@@ -70,7 +68,7 @@ async def clients(url: str, model: str, count: int, tokens: int, measured: Measu
     measured.speeds.append(count * tokens / (ended - began))
     for moments in answers:
         measured.first.append(moments[0] - began)
-        measured.between += [after - before for before, after in zip(moments, moments[1:], strict=False)]
+        measured.between += [after - before for before, after in pairwise(moments)]
 
 
 def engine_alone(model: str, quantize: str | None, counts: list[int], tokens: int) -> dict[int, float]:
