@@ -96,7 +96,7 @@ class ModelConfig(Checked):
         if self.position.kind == "disentangled":
             if not self.is_encoder_only:
                 yield "position.kind: only an encoder has disentangled positions"
-            plain = {"qk_norm": "none", "softcap": None, "latent": None, "sinks": False}
+            plain: dict[str, Any] = {"qk_norm": "none", "softcap": None, "latent": None, "sinks": False}
             plain["kv_heads"] = self.attention.heads
             fields = {f"attention.{name}": value for name, value in plain.items()} | {"embedding.width": None}
             for name, value in fields.items():
