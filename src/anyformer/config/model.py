@@ -96,10 +96,9 @@ class ModelConfig(Checked):
         if self.position.kind == "disentangled":
             if not self.is_encoder_only:
                 yield "position.kind: only an encoder has disentangled positions"
-            plain: dict[str, Any] = {"qk_norm": "none", "softcap": None, "latent": None, "sinks": False}
-            plain["kv_heads"] = self.attention.heads
-            fields = {f"attention.{name}": value for name, value in plain.items()} | {"embedding.width": None}
-            for name, value in fields.items():
+            own = {"qk_norm": "none", "softcap": None, "latent": None, "sinks": False, "kv_heads": self.attention.heads}
+            own = {"embedding.width": None, **{f"attention.{name}": value for name, value in own.items()}}
+            for name, value in own.items():
                 if attrgetter(name)(self) not in (None, value):
                     yield f"{name}: a model of disentangled positions has none of its own"
         has_first = self.norm.first or (self.norm.placement == "pre" and self.embedding.norm and self.is_encoder_only)

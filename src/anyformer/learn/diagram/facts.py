@@ -181,7 +181,7 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
         yield "kv_heads", Fact(text, ("attention.latent", "attention.latent.rank", "attention.latent.rotary_dim"))
     if block == "attention":
         yield "mask", _mask(config, stack, field)
-        if _acts(config, "rotation", "bias", "relative"):
+        if _acts(config, "rotation", "bias", "relative_vectors"):
             yield "position", _position(config, ("rotary", "relative", "disentangled"))
         yield from _reach(config)
     else:
