@@ -88,6 +88,7 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
         "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
         "head.transform_bias": head.transform is not None and not head.transform_bias,
         "head.pooling": labels_texts and head.pooling == "mean",
+        "feed_forward.bias": config.feed_forward.experts is not None and config.feed_forward.bias,
     }
     for field, is_unknown in unknown.items():
         if is_unknown:

@@ -111,6 +111,8 @@ def check(config: ModelConfig, parameters: int) -> None:
         raise UserError(f"position.scaling.kind is {quote(scaling.kind)}, which no page can run yet.")
     if config.norm.placement in ("sandwich", "branch"):
         raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
+    if config.feed_forward.experts is not None and config.feed_forward.bias:
+        raise UserError("feed_forward.bias is True in a mixture of experts, which no page can run yet.")
     head = config.head
     if head.kind == "classification" and head.pooling == "mean":
         raise UserError(f"head.pooling is {quote(head.pooling)}, which no page can run yet.")
