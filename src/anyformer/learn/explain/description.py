@@ -92,9 +92,8 @@ def _position(config: ModelConfig, stack: Stack, head_dim: int) -> dict[str, Any
         radians, sharpness = frequencies(position, rotated, config.max_length, length)
         still = [0.0] * ((head_dim - rotated) // 2)
         described |= {"frequencies": [*radians.flatten().tolist(), *still], "sharpness": sharpness}
-    bucketed = RelativePosition | DisentangledPosition
     for relative in stack.position.modules():
-        if not isinstance(relative, bucketed):
+        if not isinstance(relative, RelativePosition | DisentangledPosition):
             continue
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
