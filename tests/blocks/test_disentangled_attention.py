@@ -58,6 +58,7 @@ def test_a_mask_without_positions_is_refused() -> None:
         ({"attention.kv_heads": 4}, "attention.kv_heads"),
         ({"attention.qk_norm": "head"}, "attention.qk_norm"),
         ({"attention.softcap": 3.0}, "attention.softcap"),
+        ({"attention.sinks": True}, "attention.sinks"),
         ({"embedding.width": 64}, "embedding.width"),
         ({"position.max_distance": 200}, "position.max_distance"),
     ],

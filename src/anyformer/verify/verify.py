@@ -216,9 +216,10 @@ def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Che
     prompt = ids if source is None else source
     new = min(NEW_TOKENS, (model.config.context_length or ids.shape[1] + NEW_TOKENS) - ids.shape[1])
     mask = torch.ones_like(prompt)
-    greedy = {"max_new_tokens": new, "do_sample": False, "num_beams": 1, "trust_remote_code": False}
+    # With its cache transformers computes something else of some models: of dynamic angles, of an M2M-100's padding.
+    greedy = {"do_sample": False, "num_beams": 1, "use_cache": False, "trust_remote_code": False}
     with _theirs():
-        expected = theirs.generate(prompt, attention_mask=mask, **greedy)
+        expected = theirs.generate(prompt, attention_mask=mask, max_new_tokens=new, **greedy)
     expected = expected[:, ids.shape[1] if source is None else 1 :]
     got = generate_ids(model, prompt, max_new_tokens=new, beams=1)
     if torch.equal(expected, got):
