@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.checkpoint.gguf import tokenizer_reader
+from anyformer.checkpoint.gguf.architecture import DENSE
 from anyformer.checkpoint.gguf.architectures import ARCHITECTURES, from_gguf
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.contents import Contents, Output
@@ -40,13 +41,18 @@ class GGUFSource(TensorSource):
         kind = ARCHITECTURES[contents.architecture]
         self.family = Family(f"GGUF {kind.name}", rows=kind.rows(self.config), ignored=kind.ignored)
         # A head that repeats the token embedding has been compared with it already.
-        self.names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
+        left = {*DENSE, *(() if contents.output == "own" else (_HEAD,))}
+        self.names = [name for name in self.container.tensors if name not in left]
         self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in self.names))
 
     @override
     def read(self, name: str) -> Tensor | QuantizedWeight:
         weight = quantized(self.container, name)
         return dense(self.container, name) if weight is None else weight
+
+    @override
+    def pooling_weights(self) -> list[dict[str, Tensor]]:
+        return [{"weight": dense(self.container, name)} for name in DENSE if name in self.container.tensors]
 
     @override
     def tokenizer(self) -> Tokenizer | None:

@@ -69,7 +69,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 NOT_WRITTEN = (
-    *("norm.first", "other_layers.feed_forward", "attention.latent"),
+    *("other_layers.feed_forward", "attention.latent"),
     *("feed_forward.experts", "decoder_feed_forward.experts"),
 )
 """Fields of the config that the templates do not know."""
@@ -80,16 +80,6 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
     require_defaults(config, NOT_WRITTEN, "no standalone file can be made of yet")
-    head = config.head
-    labels_texts, has_labels = head.kind == "classification", head.kind in ("classification", "token_classification")
-    unknown = {
-        "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
-        "head.transform_bias": head.transform is not None and not head.transform_bias,
-        "head.pooling": labels_texts and head.pooling == "mean",
-    }
-    for field, is_unknown in unknown.items():
-        if is_unknown:
-            raise UserError(f"This {field} is none that a standalone file can be made of yet.")
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."

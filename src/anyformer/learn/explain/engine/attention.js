@@ -47,7 +47,7 @@ class Attention {
   // `bias(head, query, key)` is added to scores. Returns what is written to the stream, and the weights of every head:
   // heads x queries x keys.
   attend(x, { keys, values, length }, positions, visible, rotation, bias) {
-    const { heads, kv_heads, head_dim } = this.size, wide = kv_heads * head_dim;
+    const { heads, kv_heads, head_dim, softcap } = this.size, wide = kv_heads * head_dim;
     let queries = this.query(x);
     if (this.queryNorm) queries = rmsNorm(queries, this.queryNorm);
     if (rotation) rotate(queries, head_dim, rotation);
@@ -60,7 +60,9 @@ class Attention {
         for (let key = first; key < end; key++) {
           let score = 0;
           for (let i = 0; i < head_dim; i++) score += query[own + i] * keys.numbers[key * wide + shared + i];
-          scores[key - first] = score * this.scale + (bias ? bias(head, position, key) : 0);
+          score *= this.scale;
+          if (softcap) score = softcap * Math.tanh(score / softcap); // Gemma 2
+          scores[key - first] = score + (bias ? bias(head, position, key) : 0);
         }
         const shares = softmax(scores), row = read.row(token);
         weights.set(shares, (head * x.rows + token) * length + first);
