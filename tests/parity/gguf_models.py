@@ -11,6 +11,7 @@ from tests.parity import hf_models
 from tests.parity.model_spec import ModelSpec
 
 _NO_BIAS = {"attention_bias": False, "mlp_bias": False}
+_DEEPSEEK = {"q_lora_rank": 4, "attention_bias": False, "rms_norm_eps": 1e-6}
 EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel",
@@ -52,6 +53,19 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconForCausalLM",
         {"activation": "gelu", "bias": False, "parallel_attn": True, "num_ln_in_parallel_attn": 1},
     ),
+    "mixtral": ("MixtralForCausalLM", {"hidden_act": "silu"}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"hidden_act": "silu", "attention_bias": False, "norm_topk_prob": True}),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        {"hidden_act": "silu", "attention_bias": False, "norm_topk_prob": False, "tie_word_embeddings": False},
+    ),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {"swiglu_limit": 7.0, "attention_bias": True, "tie_word_embeddings": False, "layer_types": None},
+    ),
+    "granitemoe": ("GraniteMoeForCausalLM", {"hidden_act": "silu", "attention_bias": False}),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", {**_DEEPSEEK, "topk_method": "greedy"}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", _DEEPSEEK),
     "bert": ("BertModel", {"hidden_act": "gelu"}),
     "roberta": ("RobertaModel", {"hidden_act": "gelu"}),
     "xlm-roberta": ("XLMRobertaModel", {"hidden_act": "gelu"}),
@@ -82,6 +96,11 @@ def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
             drawn,
             options={**drawn.options, **fixed, "num_hidden_layers": 3, "layer_types": types, "sliding_window": window},
         )
+    if family.startswith("deepseek"):
+        length, rope = draw(hf_models.rope(("default", "yarn")))
+        factors = dict.fromkeys(("mscale", "mscale_all_dim"), draw(st.sampled_from((1.0, 0.7))))
+        rope = {**rope, **factors} if rope["rope_type"] == "yarn" else rope
+        fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": rope}
     if family == "t5":
         fixed = {**fixed, "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu")))}
     if "layer_types" in drawn.options and draw(st.booleans()):

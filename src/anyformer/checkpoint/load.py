@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyformer.blocks.initialization import initialize_weights
-from anyformer.checkpoint import hub
+from anyformer.checkpoint import hub, mxfp4
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight, read_base, read_head
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
@@ -208,6 +208,8 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
     method = own.quantization_method(raw)
     if method == own.METHOD:
         return QuantizedSource(path, raw)
+    if method == mxfp4.METHOD:
+        return mxfp4.MXFP4Source(path, raw)
     if method is not None:
         raise UserError(
             f"{path} holds weights that were quantized by {quote(method)}, which is not supported: load the model that "

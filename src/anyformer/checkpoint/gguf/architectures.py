@@ -4,11 +4,13 @@ A Mistral is a `llama` there, and its window is not stored.
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
 from anyformer.checkpoint.gguf.architecture import DENSE, Architecture
 from anyformer.checkpoint.gguf.contents import Contents, layers, rope_factors, same_factors
+from anyformer.checkpoint.gguf.mixtures import MIXTRAL, MIXTURES
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
@@ -133,11 +135,31 @@ def _gemma2(contents: Contents) -> Raw:
     return {"query_pre_attn_scalar": scalar, "attention_bias": False}
 
 
+def _gpt_oss(contents: Contents) -> Raw:
+    """llama.cpp has the window in layers 0, 2, 4 ..., biases everywhere, and rounds YaRN's range."""
+    is_scaled = contents.get("rope.scaling.type") not in (None, "none")
+    return {
+        "sliding_window": contents.get(_WINDOW),
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        **({} if is_scaled else {"rope_parameters": {"rope_type": "default"}}),
+    }
+
+
 def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     return config.replace(model_type="olmo2") if config.other_layers is None else config
 
 
 _ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
+_GRANITE = Architecture(
+    "granite",
+    ("granite",),
+    neighboring=True,
+    keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
+    inferred=_granite,
+    more=_write_granite,
+    ignored=_ROPE_BUFFERS,
+)
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
@@ -238,14 +260,17 @@ ARCHITECTURES: dict[str, Architecture] = {
             more=_write_rotary,
         ),
         Architecture("phi3", ("phi3",), more=_write_rotary),
+        _GRANITE,
+        replace(_GRANITE, name="granitemoe", model_types=("granitemoe",)),
+        *MIXTURES,
         Architecture(
-            "granite",
-            ("granite",),
-            neighboring=True,
-            keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
-            inferred=_granite,
-            more=_write_granite,
-            ignored=_ROPE_BUFFERS,
+            "gpt-oss",
+            ("gpt_oss",),
+            has_windows=True,
+            keys={"expert_feed_forward_length": "feed_forward.width"},
+            names={"feed_forward_norm": "blk.{i}.post_attention_norm", "attention.sinks": "blk.{i}.attn_sinks"},
+            inferred=_gpt_oss,
+            more=lambda config: {_WINDOW: config.other_layers and config.other_layers.window},
         ),
         Architecture(
             "command-r",
@@ -292,9 +317,16 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def described(contents: Contents) -> Architecture:
+    """The architecture of a file. Raises UserError for one that is not supported."""
+    if contents.architecture == MIXTRAL.name and contents.get("expert_count"):
+        return MIXTRAL
+    return supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+
+
 def from_gguf(contents: Contents) -> ModelConfig:
     """The model that a GGUF file describes. Raises UserError for what is not supported, missing or misshapen."""
-    kind = supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+    kind = described(contents)
     config = kind.adjust(kind.family.read(kind.read(contents), kind.head), contents)
     # Before anything is built: a number of layers costs nothing to write.
     for count, prefix in ((config.encoder_layers, "enc."), (config.decoder_layers, "dec.")):
@@ -307,7 +339,7 @@ def from_gguf(contents: Contents) -> ModelConfig:
 def architecture_of(config: ModelConfig) -> Architecture | None:
     """The architecture for models of this type; None where there is none."""
     model_type = to_huggingface(config)[0].model_type
-    named = (kind for kind in ARCHITECTURES.values() if model_type in kind.model_types)
+    named = (kind for kind in (*ARCHITECTURES.values(), MIXTRAL) if model_type in kind.model_types)
     return next((kind for kind in named if (kind.head == "none") == config.is_encoder_only), None)
 
 
@@ -350,7 +382,11 @@ def _computed(config: ModelConfig) -> ModelConfig:
         usual = 0.1 * math.log(scaling.factor) + 1
         if math.isclose(scaling.attention_factor or usual, usual, rel_tol=1e-6):
             config = config.replace(**{"position.scaling.attention_factor": None})
-    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
+    mixture, choice = config.feed_forward.experts, {}
+    if mixture is not None:
+        ungrouped = {"groups": 1, "used_groups": 1} if mixture.used_groups == mixture.groups else {}
+        choice = {"feed_forward.experts": {"balance": 0.0, **ungrouped}}
+    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates, **choice)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:
