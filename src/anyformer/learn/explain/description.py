@@ -101,9 +101,8 @@ def _position(position: PositionConfig, max_length: int, module: nn.Module, head
         if scaling is not None and scaling.kind == "longrope" and scaling.original_length is not None:
             long, _ = angles(scaling.original_length + 1)
             described |= {"original_length": scaling.original_length, "long_frequencies": long}
-    bucketed = RelativePosition | DisentangledPosition
     for relative in module.modules():
-        if not isinstance(relative, bucketed):
+        if not isinstance(relative, RelativePosition | DisentangledPosition):
             continue
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
