@@ -99,7 +99,7 @@ def stacked(count: int) -> Operation:
     """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side."""
 
     def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
-        stacks = tensor.chunk(parts, dim=1) if len(tensor) == count and tensor.dim() == 3 else ()
+        stacks = tensor.chunk(parts, dim=1) if tensor.dim() == 3 and len(tensor) == count else ()
         return [stack.flatten(0, 1).contiguous() for stack in stacks]
 
     def write(tensors: Sequence[Tensor]) -> Tensor:
