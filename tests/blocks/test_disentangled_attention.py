@@ -23,7 +23,9 @@ def test_equals_the_equation(heads: int, time: int, window: int | None, seed: in
     config = PositionConfig(kind="disentangled", buckets=8, max_distance=9)
     position = DisentangledPosition(config, PositionSize(12, heads, 4, max_length=64, causal=False))
     x, where = torch.randn(2, time, 12), torch.arange(time)[None]
-    mask = attention_mask(where, where, causal=False, window=window)._replace(relative=position.relative(where, where))
+    mask = attention_mask(where, where, causal=False, window=window)._replace(
+        relative=position.relative_vectors(where, where)
+    )
     vectors = position.norm(position.table.weight)
     for text, weights in zip(x, attention.weights(x, mask=mask), strict=True):
         for head in range(heads):
@@ -56,6 +58,7 @@ def test_a_mask_without_positions_is_refused() -> None:
         ({"attention.kv_heads": 4}, "attention.kv_heads"),
         ({"attention.qk_norm": "head"}, "attention.qk_norm"),
         ({"attention.softcap": 3.0}, "attention.softcap"),
+        ({"attention.sinks": True}, "attention.sinks"),
         ({"embedding.width": 64}, "embedding.width"),
         ({"position.max_distance": 200}, "position.max_distance"),
     ],

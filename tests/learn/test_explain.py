@@ -105,7 +105,9 @@ def check(config: ModelConfig, steps: int = 0) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("llama-3.2-1b", "bert-base", "t5-small") else pytest.param(name, marks=pytest.mark.slow)
+        name
+        if name in ("llama-3.2-1b", "bert-base", "t5-small", "mixtral-8x7b")
+        else pytest.param(name, marks=pytest.mark.slow)
         for name in PRESETS
     ],
 )

@@ -54,6 +54,10 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
         "OlmoeForCausalLM",
         {"hidden_act": "silu", "attention_bias": False, "norm_topk_prob": False, "tie_word_embeddings": False},
     ),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {"swiglu_limit": 7.0, "attention_bias": True, "tie_word_embeddings": False, "layer_types": None},
+    ),
     "granitemoe": ("GraniteMoeForCausalLM", {"hidden_act": "silu", "attention_bias": False}),
     "deepseek_v2": ("DeepseekV2ForCausalLM", {**_DEEPSEEK, "topk_method": "greedy"}),
     "deepseek_v3": ("DeepseekV3ForCausalLM", _DEEPSEEK),

@@ -519,7 +519,7 @@ def deberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
     buckets = draw(st.sampled_from((2, 3, 4, 9, 16)))
     more = _options(
         draw,
-        "type_vocab_size pos_att_type max_relative_positions pooler_hidden_act tie_word_embeddings",
+        "type_vocab_size pos_att_type max_relative_positions pooler_hidden_act",
         type_vocab_size=st.sampled_from((0, 0, 2)),
         relative_attention=True,
         position_biased_input=False,

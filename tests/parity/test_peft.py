@@ -24,7 +24,6 @@ from tests.parity import hf_models
 from tests.parity.conversion import ours_of
 from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
 
-# To PEFT the matrices of a DeepSeek's dense layers are called as those of its experts, which have no adapters here.
 ARCHITECTURES = [name for name in hf_models.ARCHITECTURES if not name.endswith("Model")]
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's own
 few = settings(max_examples=4)

@@ -2,10 +2,10 @@
 
 A positional encoding acts in one of four ways::
 
-    embed      a vector added to the token's embedding      sinusoidal, learned
-    rotation   a rotation of every query and key            rotary
-    bias       a number added to every attention score      relative, and learned where it is asked for
-    relative   vectors compared with queries and keys       disentangled
+    embed             a vector added to the token's embedding      sinusoidal, learned
+    rotation          a rotation of every query and key            rotary
+    bias              a number added to every attention score      relative, and learned where it is asked for
+    relative_vectors  vectors compared with queries and keys       disentangled
 
 A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSITIONS`.
 """
@@ -110,7 +110,7 @@ class PositionalEncoding(nn.Module):
         """Bias added to the scores between tokens at these positions."""
         return None
 
-    def relative(
+    def relative_vectors(
         self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> RelativeVectors | None:
         """Vectors between tokens at these positions, which queries and keys are compared with."""
@@ -207,10 +207,12 @@ class DisentangledPosition(PositionalEncoding):
         signed = torch.where(distance.abs() <= near, distance, (far * distance.sign()).long())
         return half + signed.clamp(-half, half - 1)
 
-    def relative(self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]) -> RelativeVectors:
-        """The vectors of all distances that a text of so many keys has."""
-        half = self.config.buckets // 2
-        reach = min(half, keys.shape[1] - 1)
+    def relative_vectors(
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
+    ) -> RelativeVectors:
+        """The vectors of all distances that a text of so many keys may have."""
+        half, farthest = self.config.buckets // 2, keys.shape[1] - 1
+        reach = farthest if farthest <= half // 2 else half
         rows = torch.arange(half - reach, min(half + reach + 1, 2 * half), device=keys.device)
         index = self.bucket(queries[:, :, None] - keys[:, None, :]) - (half - reach)
         return RelativeVectors(self.norm(self.table(rows))[None], index, self.dropout.rate)

@@ -210,7 +210,7 @@ class Stack(nn.Module):
         """The inputs of each block: they differ by window and positions, and in the last if one token is needed."""
         queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
         seen = {"padding_mask": padding_mask, "bias": self.position.bias(queries, keys), "documents": documents}
-        relative = self.position.relative(queries, keys)
+        relative = self.position.relative_vectors(queries, keys)
         masks = {
             window: attention_mask(queries, keys, causal=self.causal, window=window, **seen)._replace(relative=relative)
             for window in set(self.windows)

@@ -96,8 +96,9 @@ class ModelConfig(Checked):
         if self.position.kind == "disentangled":
             if not self.is_encoder_only:
                 yield "position.kind: only an encoder has disentangled positions"
-            plain = {"attention.qk_norm": "none", "attention.softcap": None, "attention.latent": None}
-            for name, value in {**plain, "attention.kv_heads": self.attention.heads, "embedding.width": None}.items():
+            own = {"qk_norm": "none", "softcap": None, "latent": None, "sinks": False, "kv_heads": self.attention.heads}
+            own = {"embedding.width": None, **{f"attention.{name}": value for name, value in own.items()}}
+            for name, value in own.items():
                 if attrgetter(name)(self) not in (None, value):
                     yield f"{name}: a model of disentangled positions has none of its own"
         has_first = self.norm.first or (self.norm.placement == "pre" and self.embedding.norm and self.is_encoder_only)

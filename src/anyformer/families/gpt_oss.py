@@ -31,7 +31,7 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     count = raw.get("num_experts", values["feed_forward.experts.count"])
     types = read_layer_types(raw, values["decoder_layers"], lambda layer: layer % 2 == 0)
     has_rope = raw.get("rope_scaling") or raw.get("rope_parameters")
-    rope = read_rope(raw if has_rope else {**raw, "rope_parameters": _YARN}, values, head)
+    rope = read_rope(raw if has_rope else {"rope_parameters": _YARN}, values, head)
     # The published factor of 0.9 is meant for a training from nothing: transformers leaves the loss out unless told.
     is_balanced = raw.get("output_router_logits", False)
     experts = {"count": count, "balance": raw.get("router_aux_loss_coef", 0.001) if is_balanced else 0.0}

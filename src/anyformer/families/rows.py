@@ -96,10 +96,11 @@ ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0]
 
 
 def stacked(count: int) -> Operation:
-    """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side."""
+    """The matrices of experts, which ours have one below another, as [experts, out, in], and their biases as [experts,
+    out]; several side by side."""
 
     def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
-        stacks = tensor.chunk(parts, dim=1) if tensor.dim() == 3 and len(tensor) == count else ()
+        stacks = tensor.chunk(parts, dim=1) if tensor.dim() in (2, 3) and len(tensor) == count else ()
         return [stack.flatten(0, 1).contiguous() for stack in stacks]
 
     def write(tensors: Sequence[Tensor]) -> Tensor:
@@ -125,7 +126,7 @@ def experts_by_columns(count: int) -> Operation:
         rows = torch.stack([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=2)
         return rows.flatten(1, 2).transpose(1, -1).contiguous()
 
-    return Operation(read, write)
+    return Operation(read, write, experts=count)
 
 
 def split_heads(head_dim: int, *counts: int, groups: int = 1, order: Sequence[int] | None = None) -> Operation:

@@ -98,15 +98,15 @@ class RelativeVectors(NamedTuple):
     """Vectors of relative positions that queries and keys are compared with as well (He et al. 2021, section 3.1)."""
 
     vectors: Float[Tensor, "1 distances d_model"]
-    index: Int[Tensor, "#batch queries keys"]
-    """The one between each query and key."""
+    lookup: Int[Tensor, "#batch queries keys"]
+    """Index of the one between each query and key."""
     dropout: float = 0.0
     """Probability of dropping a number of them."""
 
     def select(self, index: Int[Tensor, " batch"]) -> "RelativeVectors":
         """The vectors between one query of each sequence, by its position, and all keys."""
-        rows = torch.arange(len(self.index), device=index.device)
-        return self._replace(index=self.index[rows, index][:, None])
+        rows = torch.arange(len(self.lookup), device=index.device)
+        return self._replace(lookup=self.lookup[rows, index][:, None])
 
 
 class Mask(NamedTuple):
@@ -186,7 +186,7 @@ def with_relative(
     dense, queries, keys = mask if isinstance(mask, PackedMask) else PackedMask(mask)
     assert dense.relative is not None
     of_queries, of_keys = queries.scatter_heads(of_queries), keys.scatter_heads(of_keys)
-    index = dense.relative.index[:, None].expand(*of_queries.shape[:2], -1, -1)
+    index = dense.relative.lookup[:, None].expand(*of_queries.shape[:2], -1, -1)
     scores = of_queries.gather(3, index) + of_keys.transpose(2, 3).gather(2, index)
     scores = scores if dense.scores is None else scores.masked_fill(~dense.scores, -torch.inf)
     return PackedMask(Mask(scores), queries, keys)

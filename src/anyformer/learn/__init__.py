@@ -16,10 +16,13 @@ BEYOND_A_ROUTER = tuple(
 
 
 def require_defaults(config: ModelConfig, names: Iterable[str], why: str) -> None:
-    """Raise UserError for a field among these that is not at its default: ``head.softcap is 30.0, which ...``."""
+    """Raise UserError for a field among these that is not at its default: ``head.softcap is 30.0, which ...``; and for
+    experts with biases."""
     for name in not_default(config, names):
         value = attrgetter(name)(config)
         raise UserError(f"{name} is {'set' if is_dataclass(value) else quote(value)}, which {why}.")
+    if config.feed_forward.experts is not None and config.feed_forward.bias:
+        raise UserError(f"feed_forward.bias is True beside experts, which {why}.")
 
 
 def require_own_blocks(config: ModelConfig, kinds: Mapping[str, Iterable[str]], why: str) -> None:

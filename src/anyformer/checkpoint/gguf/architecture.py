@@ -196,7 +196,8 @@ class Architecture:
         elif layer == "position.table" and config.position.skip_padding:
             operation = _rows_from(config.position.offset)
         prefix = _PREFIXES.get(stack, "") if config.is_encoder_decoder else ""
-        return Row(f"{prefix}{name}.{part or 'bias'}", line.ours, operation, requires=line.requires)
+        part = part or ("weight" if layer == "attention.sinks" else "bias")
+        return Row(f"{prefix}{name}.{part}", line.ours, operation, requires=line.requires)
 
 
 def _without_parts(line: Row) -> Sequence[Row]:

@@ -95,6 +95,17 @@ def _gemma2(contents: Contents) -> Raw:
     return {"query_pre_attn_scalar": scalar, "attention_bias": False}
 
 
+def _gpt_oss(contents: Contents) -> Raw:
+    """llama.cpp has the window in layers 0, 2, 4 ..., biases everywhere, and rounds YaRN's range."""
+    is_scaled = contents.get("rope.scaling.type") not in (None, "none")
+    return {
+        "sliding_window": contents.get(_WINDOW),
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        **({} if is_scaled else {"rope_parameters": {"rope_type": "default"}}),
+    }
+
+
 def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     return config.replace(model_type="olmo2") if config.other_layers is None else config
 
@@ -184,6 +195,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         _GRANITE,
         replace(_GRANITE, name="granitemoe", model_types=("granitemoe",)),
         *MIXTURES,
+        Architecture(
+            "gpt-oss",
+            ("gpt_oss",),
+            has_windows=True,
+            keys={"expert_feed_forward_length": "feed_forward.width"},
+            names={"feed_forward_norm": "blk.{i}.post_attention_norm", "attention.sinks": "blk.{i}.attn_sinks"},
+            inferred=_gpt_oss,
+            more=lambda config: {_WINDOW: config.other_layers and config.other_layers.window},
+        ),
         Architecture(
             "command-r",
             ("cohere",),

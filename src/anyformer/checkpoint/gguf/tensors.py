@@ -92,10 +92,10 @@ def format_named(name: str) -> TensorType:
 def stored_as(name: str, shape: Sequence[int], file_type: TensorType) -> TensorType:
     """The format of one tensor in a file of this type.
 
-    Vectors and small tables stay F32. Where weights get fewer than 8 bits, the token table and the head, on which
-    quality hangs most, get 8; rows that are no whole number of blocks fall back to F16.
+    Vectors, biases of experts and small tables stay F32. Where weights get fewer than 8 bits, the token table and the
+    head, on which quality hangs most, get 8; rows that are no whole number of blocks fall back to F16.
     """
-    if len(shape) < 2 or name.endswith(_EXACT):
+    if len(shape) < 2 or name.endswith((*_EXACT, ".bias")):
         return NAMED["F32"]
     if file_type.block > 1 and shape[-1] % file_type.block:
         return NAMED["F16"]

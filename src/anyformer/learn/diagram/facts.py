@@ -181,7 +181,7 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
         yield "kv_heads", Fact(text, ("attention.latent", "attention.latent.rank", "attention.latent.rotary_dim"))
     if block == "attention":
         yield "mask", _mask(config, stack, field)
-        if _acts(config, "rotation", "bias", "relative"):
+        if _acts(config, "rotation", "bias", "relative_vectors"):
             yield "position", _position(config, ("rotary", "relative", "disentangled"))
         yield from _reach(config)
     else:
@@ -219,12 +219,7 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
     yield "width", Fact(width, (*field("width"), "d_model"))
     yield "activation", Fact(feed_forward.activation, field("activation"))
     if feed_forward.gated:
-        yield "gated", Fact("gated", field("gated"))
-        limit, offset = feed_forward.limit, feed_forward.up_offset
-        bounds = [f"up {offset:+g}"] if offset else []
-        bounds += [] if limit is None else [f"within {limit:g}"]
-        if bounds:
-            yield "bounds", Fact(", ".join(bounds), field("gated", "up_offset", "limit"))
+        yield "gated", Fact("gated", field("gated", "limit", "up_offset"))
     yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
     if (experts := feed_forward.experts) is not None:
         fields = field("experts", "experts.count", "experts.used")

@@ -166,7 +166,7 @@ _LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
         (82, ("bias", "scale")),
         (97, ("qk_norm", "sinks")),
     ],
-    "feed-forward": [(35, ("width", "bounds")), (50, ("activation", "gated", "bias")), (65, ("router",))],
+    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",))],
 }
 """The lines of a block: their baselines, and the facts in each."""
 _PAD, _BESIDE = 12.0, 36.0

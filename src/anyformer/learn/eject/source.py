@@ -71,7 +71,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 NOT_WRITTEN = (
     *("norm.first", "other_layers.feed_forward", "attention.latent", "decoder_feed_forward.experts"),
     *("attention.sinks", "decoder_attention.sinks", "feed_forward.limit", "feed_forward.up_offset"),
-    *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset", "feed_forward.experts.router_bias"),
+    *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset"),
     *BEYOND_A_ROUTER,
 )
 """Fields of the config that the templates do not know."""
@@ -88,6 +88,7 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
         "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
         "head.transform_bias": head.transform is not None and not head.transform_bias,
         "head.pooling": labels_texts and head.pooling == "mean",
+        "feed_forward.bias": config.feed_forward.experts is not None and config.feed_forward.bias,
     }
     for field, is_unknown in unknown.items():
         if is_unknown:

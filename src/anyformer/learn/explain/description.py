@@ -93,7 +93,9 @@ def _position(config: ModelConfig, stack: Stack, head_dim: int) -> dict[str, Any
         still = [0.0] * ((head_dim - rotated) // 2)
         described |= {"frequencies": [*radians.flatten().tolist(), *still], "sharpness": sharpness}
     bucketed = RelativePosition | DisentangledPosition
-    for relative in (part for part in stack.position.modules() if isinstance(part, bucketed)):
+    for relative in stack.position.modules():
+        if not isinstance(relative, bucketed):
+            continue
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
         described |= {"max_distance": far, "buckets": relative.bucket(torch.arange(-far, far + 1)[None])[0].tolist()}

@@ -45,7 +45,7 @@ _NOT_COMPUTED = (
     *("norm.first", "other_layers.position", "other_layers.feed_forward"),
     *("attention.latent", "attention.softcap", "attention.sinks", "head.softcap"),
     *(f"{part}.{name}" for part in ("feed_forward", "decoder_feed_forward") for name in ("limit", "up_offset")),
-    *("decoder_attention.sinks", "decoder_feed_forward.experts", "feed_forward.experts.router_bias", *BEYOND_A_ROUTER),
+    *("decoder_attention.sinks", "decoder_feed_forward.experts", *BEYOND_A_ROUTER),
 )
 """Fields of the config that the page's engine does not know."""
 
@@ -111,6 +111,8 @@ def check(config: ModelConfig, parameters: int) -> None:
         raise UserError(f"position.scaling.kind is {quote(scaling.kind)}, which no page can run yet.")
     if config.norm.placement in ("sandwich", "branch"):
         raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
+    if config.feed_forward.experts is not None and config.feed_forward.bias:
+        raise UserError("feed_forward.bias is True in a mixture of experts, which no page can run yet.")
     head = config.head
     if head.kind == "classification" and head.pooling == "mean":
         raise UserError(f"head.pooling is {quote(head.pooling)}, which no page can run yet.")

@@ -1,0 +1,92 @@
+"""The application: endpoints, errors and the life of the models' threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from anyformer import __version__
+from anyformer.errors import UserError
+from anyformer.serving.api import chat, completions, encoders, status
+from anyformer.serving.errors import ApiError, crashed
+from anyformer.serving.gate import Gate
+from anyformer.serving.state import ClientLeftError, Server
+
+log = logging.getLogger("anyformer.serving")
+
+_LONGEST_VALUE = 200
+
+
+def create_app(server: Server, key: str | None = None) -> FastAPI:
+    """The application of a server.
+
+    Args:
+        server: The models and settings.
+        key: The key that clients send; None: none.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        for served in server.models.values():
+            served.worker.start(asyncio.get_running_loop())
+        yield
+        for served in server.models.values():
+            served.worker.stop()
+
+    app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None)
+    app.state.server = server
+    for module in (chat, completions, encoders, status):
+        app.include_router(module.router)
+    app.add_middleware(Gate, settings=server.settings, key=key, metrics=server.metrics)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientLeftError, _left)
+    app.add_exception_handler(Exception, _crash)
+    return app
+
+
+async def _api_error(request: Request, error: Any) -> Response:
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _user_error(request: Request, error: Any) -> Response:
+    return await _api_error(request, ApiError(400, str(error)))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    """A field that is missing, unknown or of another type, by its name."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part != "body"]
+    name = ".".join(path)[:_LONGEST_VALUE] or None
+    if first["type"] == "extra_forbidden":
+        message = f"There is no field {name!r} here, or this server can't honor it: leave it out."
+    elif first["type"] == "json_invalid":
+        message = f"The request is no JSON: {first.get('ctx', {}).get('error', 'it ends too early')}."
+    else:
+        message = f"{name or 'The request'}: {first['msg'][:_LONGEST_VALUE]}."
+    return await _api_error(request, ApiError(400, message, name))
+
+
+async def _http(request: Request, error: Any) -> Response:
+    messages = {404: "There is no such path here: /docs lists them.", 400: "The request can't be read as JSON."}
+    message = messages.get(error.status_code, f"{error.detail}.")
+    return await _api_error(request, ApiError(error.status_code, message, headers=dict(error.headers or {})))
+
+
+async def _left(request: Request, error: Any) -> Response:
+    return Response(status_code=499)
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return await _api_error(request, crashed())
