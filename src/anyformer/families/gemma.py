@@ -14,11 +14,12 @@ from anyformer.families.llama import (
     BIAS,
     FIELDS,
     LAYER,
-    LAYER_TYPES,
     LLAMA,
     NANO,
     decoder_rows,
+    layers_with_window,
     read_layer_types,
+    read_period,
     read_rope,
     write_layer_types,
     write_rope,
@@ -38,16 +39,15 @@ def _scale(raw: Raw, values: Values) -> Values:
 
 
 def _derived2(raw: Raw, values: Values, head: HeadKind) -> Values:
-    layers = values["decoder_layers"]
-    types = raw.get("layer_types") or [LAYER_TYPES[layer % 2 == 0] for layer in range(layers)]
-    window = raw.get("sliding_window", 4096)
-    return {**read_rope(raw, values, head), **_scale(raw, values), **read_layer_types(types, layers, window)}
+    types = read_layer_types(raw, values["decoder_layers"], lambda layer: layer % 2 == 0)
+    windows = layers_with_window(types, raw.get("sliding_window", 4096))
+    return {**read_rope(raw, values, head), **_scale(raw, values), **windows}
 
 
 def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
     layers, window = values["decoder_layers"], raw.get("sliding_window", 4096)
-    period = raw.get("sliding_window_pattern", 6)
-    types = raw.get("layer_types") or [LAYER_TYPES[(layer + 1) % period != 0] for layer in range(layers)]
+    period = read_period(raw, "sliding_window_pattern", 6)
+    types = read_layer_types(raw, layers, lambda layer: (layer + 1) % period != 0)
     stacks: Values = {}
     if raw.get("use_bidirectional_attention"):
         stacks = {"encoder_layers": layers, "decoder_layers": 0}
