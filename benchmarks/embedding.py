@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--only", default="", help="candidates with one of these names, such as 'bfloat16'")
+    parser.add_argument("--only", default="", help="candidates with one of these names, such as 'bfloat16; int8, batch 16'")
     parser.add_argument("--stsb", type=Path)
     parser.add_argument("--export", type=Path, help="where the peers' int8 models are kept; none: made anew")
     options = parser.parse_args()
@@ -206,10 +206,10 @@ def main() -> None:
         made[f"ONNX Runtime int8, batch {size}"] = lambda sizes=sizes: onnxruntime(*sizes)
         made[f"OpenVINO int8, batch {size}"] = lambda sizes=sizes: openvino(*sizes, texts[::20][:100])
         made[f"fastembed int8, batch {size}"] = lambda sizes=sizes: fastembed(*sizes)
-    wanted = options.only.split(",")
+    wanted = options.only.split(";")
     candidates: dict[str, Encode] = {}
     for name, make in made.items():
-        if any(part in name for part in wanted):
+        if any(part.strip() in name for part in wanted):
             try:
                 if " int8, " in name and not (exported / "int8.onnx").exists():
                     export(options.model, exported)
