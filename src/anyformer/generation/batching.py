@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Unpack
+from typing import Literal, Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -36,6 +36,18 @@ class TokenLogprob:
     """The likeliest tokens in its place, the likeliest first."""
 
 
+class Constraint(Protocol):
+    """A processor that decides token by token what one text may be, after all others."""
+
+    def __call__(self, logits: Tensor, history: History) -> Tensor:
+        """The logits, with -inf for each token that may not come next. Raises UserError where none may."""
+        ...
+
+    def push(self, token: int) -> bool:
+        """Note the token that was chosen; returns whether the text is complete with it."""
+        ...
+
+
 @dataclass(eq=False, kw_only=True)
 class Request:
     """A text of a `BatchingEngine`.
@@ -59,6 +71,7 @@ class Request:
     _sampler: Sampler
     _detokenizer: Detokenizer | None
     _top: int | None
+    _constraint: Constraint | None = None
     _pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue[str | None])
 
     @property
@@ -70,6 +83,11 @@ class Request:
     def ends_with_eos(self) -> bool:
         """Whether its last token ended the text, and is no part of it."""
         return bool(self.tokens) and self.tokens[-1] in self._eos
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return None if self._detokenizer is None else self._detokenizer.matched
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
@@ -94,6 +112,8 @@ class Request:
         if not stopped and self._detokenizer is not None:
             self._append_text(self._detokenizer.push_token(token))
             stopped = self._detokenizer.stopped
+        if not stopped and self._constraint is not None:
+            stopped = self._constraint.push(token)
         if stopped:
             self.finish("stop")
         elif len(self.tokens) == self.prompt.max_new_tokens:
@@ -170,6 +190,8 @@ class BatchingEngine:
         *,
         logprobs: int | None = None,
         also_eos: int | None = None,
+        constraint: Constraint | None = None,
+        skip_special: bool = True,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """Add a text, which enters the batch as soon as a slot is free.
@@ -179,6 +201,8 @@ class BatchingEngine:
             config: How it is generated; None: greedily. With a seed, sampling gives the same text in any company.
             logprobs: Log-probabilities are noted, with those of so many of the likeliest tokens; None: not.
             also_eos: A token that ends the text as well, such as the end of a turn of a chat.
+            constraint: What the text may be; for this request alone.
+            skip_special: Special tokens have no text.
             options: Fields of the config that differ.
 
         Raises:
@@ -208,10 +232,11 @@ class BatchingEngine:
         request = Request(
             prompt=batch,
             _eos=frozenset(eos),
-            _processors=make_processors(model, batch, eos, config),
+            _processors=[*make_processors(model, batch, eos, config), *([] if constraint is None else [constraint])],
             _sampler=make_sampler(config, model.device),
-            _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop),
+            _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop, skip_special),
             _top=logprobs,
+            _constraint=constraint,
         )
         self._waiting.append(request)
         return request
@@ -232,13 +257,14 @@ class BatchingEngine:
         """Read a chunk of a prompt, and generate a token more of every text; False: there is nothing left to do.
 
         Raises:
-            UserError: the model answers with NaN. The texts that it answers end with "error", the others go on. After
-                any other exception all texts end with "error", since the cache may hold a part of a step.
+            UserError: the model answers with NaN, or a constraint allows no token. Such texts end with "error", the
+                others go on. After any other exception all texts end with "error", since the cache may hold a part of
+                a step.
         """
         with self._lock, evaluating(self.model), torch.inference_mode():
             try:
                 return self._advance()
-            except DamagedError:
+            except UserError:
                 raise
             except BaseException:
                 self._fail()
@@ -254,16 +280,20 @@ class BatchingEngine:
             latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self.model.device)
             logits = self._step(latest, self._cache)[:, 0]
             damaged: list[bool] = logits.amax(dim=-1).isnan().tolist()
+            failure: UserError | None = None
             for request, row, is_damaged in zip(list(self._running), logits.split(1), damaged, strict=True):
-                if is_damaged:
-                    request.finish("error")
-                else:
+                try:
+                    if is_damaged:
+                        raise DamagedError
                     request.append(row)
+                except UserError as error:
+                    request.finish("error")
+                    failure = error
             for row in reversed(range(len(self._running))):
                 if self._running[row].finished:
                     self._leave(row)
-            if any(damaged):
-                raise DamagedError
+            if failure is not None:
+                raise failure
         budget = self.chunk
         while budget > 0 and self._waiting and len(self._running) < self.slots:
             budget -= self._read(self._waiting[0], budget)

@@ -1,0 +1,221 @@
+"""A turn of a conversation: what the model is shown, what it may answer, and the parts of its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyformer.errors import UserError
+from anyformer.generation.config import GenerationOptions
+from anyformer.serving.api.choices import FINISH, merged
+from anyformer.serving.errors import ApiError
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
+from anyformer.serving.tool_parser import CallBegin, Part, Text, ToolParser
+from anyformer.serving.worker import Delta, Stream
+
+
+@dataclass(kw_only=True)
+class Call:
+    """A call of a tool."""
+
+    id: str
+    name: str
+    arguments: str = ""
+    """JSON."""
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """An answer as far as it is known."""
+
+    parser: ToolParser | None
+    text: str = ""
+    calls: list[Call] = field(default_factory=list[Call])
+    finish: str | None = None
+    """None: not yet; else stop, length or tool_calls."""
+
+    def push(self, text: str, finish: str | None) -> list[Part]:
+        """Add a piece of the model's text."""
+        if self.parser is None:
+            parts: list[Part] = [Text(text)] if text else []
+        else:
+            parts = self.parser.push(text)
+            if finish is not None:
+                parts += self.parser.flush()
+        for part in parts:
+            if isinstance(part, Text):
+                self.text += part.text
+            elif isinstance(part, CallBegin):
+                self.calls.append(Call(id=part.id, name=part.name))
+            else:
+                self.calls[part.index].arguments += part.text
+        self.finish = "tool_calls" if finish == "stop" and self.calls else finish
+        return parts
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """A turn of a conversation.
+
+    Attributes:
+        served: The model that answers.
+        messages: As chat templates read them.
+        tools: What it may call.
+        rules: Lark rules of its answer; None: any text.
+        rules_param: The field that these come from.
+    """
+
+    served: ServedModel
+    messages: Sequence[Mapping[str, Any]]
+    tools: Tools | None = None
+    rules: str | None = None
+    rules_param: str = "response_format"
+    ids: list[int] = field(default_factory=list[int])
+    streams: list[Stream] = field(default_factory=list[Stream])
+    answers: list[Answer] = field(default_factory=list[Answer])
+
+    async def begin(
+        self, options: GenerationOptions, count: int = 1, most: int | None = None, logprobs: int | None = None
+    ) -> None:
+        """Check everything, and submit the texts.
+
+        Args:
+            options, count, most, logprobs: As for `ServedModel.submit_chat`.
+
+        Raises:
+            ApiError: the template refuses the messages, or something can't be enforced.
+        """
+        served, tools = self.served, self.tools
+        await self.encode()
+        constrain = None
+        if tools is not None and tools.is_enforced:
+            try:
+                rules = tools.rules(served.grammars)
+            except UserError as error:
+                raise ApiError(400, str(error), "tools") from None
+            constrain = await served.compile(rules, self.ids, "tools")
+        elif self.rules is not None:
+            constrain = await served.compile(self.rules, self.ids, self.rules_param)
+        if constrain is not None and not options.get("stop_at_eos", True):
+            raise ApiError(400, "ignore_eos goes on behind the end that a grammar sets: leave it out.", "ignore_eos")
+        self._hides = tools is None or not _is_special(tools.form, served)
+        self.streams = await served.submit_chat(
+            self.ids, options, count, most, logprobs, constrain=constrain, skip_special=self._hides
+        )
+        self.answers = [Answer(parser=self._parser()) for _ in self.streams]
+
+    async def encode(self) -> None:
+        """Write the conversation in the words of the chat template."""
+        shown = None if self.tools is None else [function.described for function in self.tools.functions]
+        self.ids = await self.served.encode_chat(self.messages, shown)
+
+    def _parser(self) -> ToolParser | None:
+        if self.tools is None:
+            return None
+        names = {function.name for function in self.tools.functions}
+        return ToolParser(self.tools.form, names)
+
+    async def parts(self) -> AsyncIterator[tuple[int, Delta, list[Part]]]:
+        """The answers in parts as they come, each with the number of its answer."""
+        async for number, delta in merged(self.streams):
+            yield number, delta, self._push(number, delta)
+
+    async def whole(self) -> list[Delta]:
+        """Wait for the answers."""
+        deltas = list[Delta]()
+        for number, stream in enumerate(self.streams):
+            deltas.append(await stream.whole())
+            self._push(number, deltas[-1])
+        return deltas
+
+    def _push(self, number: int, delta: Delta) -> list[Part]:
+        text = delta.text
+        if not self._hides and self.tools is not None and self.served.token_text is not None:
+            text = self.served.token_text.without_special(text, _written(self.tools.form))
+        return self.answers[number].push(text, None if delta.finish is None else FINISH[delta.finish])
+
+
+def _written(form: ToolFormat) -> str:
+    return form.trigger + form.open + form.call + form.close
+
+
+def _is_special(form: ToolFormat, served: ServedModel) -> bool:
+    text = served.token_text
+    return text is not None and any(token is not None for _, token in text.split_special(_written(form)))
+
+
+def make_tools(
+    served: ServedModel,
+    functions: Sequence[Function],
+    *,
+    required: bool = False,
+    only: str | None = None,
+    parallel: bool = True,
+) -> Tools:
+    """The tools of a request.
+
+    Raises:
+        ApiError: the model can't be shown tools, or the one that it has to call is not among them.
+    """
+    form = format_of(served.require_tokenizer().chat_template)
+    if form is None:
+        raise ApiError(
+            400,
+            f"The chat template of {served.name} has no tools, or in a form that this server doesn't read: leave out "
+            "tools, or set tool_choice none.",
+            "tools",
+        )
+    names = [function.name for function in functions]
+    if len(set(names)) < len(names):
+        raise ApiError(400, "Two tools have the same name.", "tools")
+    if only is not None and only not in names:
+        raise ApiError(400, f"There is no tool {only[:64]!r} among tools.", "tool_choice")
+    return Tools(functions=functions, form=form, required=required or only is not None, only=only, parallel=parallel)
+
+
+def assistant_message(text: str | None, calls: Sequence[Call], param: str) -> dict[str, Any]:
+    """An assistant's message as chat templates read it: arguments are objects.
+
+    Raises:
+        ApiError: arguments are no JSON object.
+    """
+    message: dict[str, Any] = {"role": "assistant", "content": text or ("" if calls else text)}
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _object(call, param)}}
+            for call in calls
+        ]
+    return message
+
+
+def _object(call: Call, param: str) -> dict[str, Any]:
+    try:
+        arguments: Any = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ApiError(400, f"The arguments of the call {call.id[:64]!r} are no JSON object.", param)
+    return arguments  # pyright: ignore[reportUnknownVariableType]
+
+
+def tool_message(messages: Sequence[Mapping[str, Any]], call_id: str, content: str, param: str) -> dict[str, Any]:
+    """The result of a call as chat templates read it.
+
+    Args:
+        messages: Those before it.
+        call_id: The call that it answers.
+        content: The result.
+        param: The field that it comes from.
+
+    Raises:
+        ApiError: there was no such call.
+    """
+    calls = (call for message in reversed(messages) for call in message.get("tool_calls") or ())
+    name = next((call["function"]["name"] for call in calls if call["id"] == call_id), None)
+    if name is None:
+        raise ApiError(400, f"There is no call {call_id[:64]!r} before its result.", param)
+    return {"role": "tool", "name": name, "tool_call_id": call_id, "content": content}
