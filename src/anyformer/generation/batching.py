@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Unpack, cast
+from typing import Any, Literal, Protocol, Unpack, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class TokenLogprob:
     """The likeliest tokens in its place, the likeliest first."""
 
 
+@runtime_checkable
 class Constraint(Protocol):
     """A processor that decides token by token what one text may be, after all others."""
 

@@ -119,9 +119,9 @@ class _Writer:
 
         for number in range(len(self.turn.streams)):
             yield chunk(number, {"role": "assistant", "content": ""})
-        async for number, delta, parts in self.turn.parts():
+        async for number, delta, steps in self.turn.steps():
             logprobs = self._logprobs(number, delta)
-            for part in parts or ([Text("")] if logprobs else []):
+            for part in [step.part for step in steps] or ([Text("")] if logprobs else []):
                 yield chunk(number, _delta(part), logprobs)
                 logprobs = None
             if delta.finish is not None:

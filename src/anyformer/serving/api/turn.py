@@ -13,7 +13,7 @@ from anyformer.serving.api.choices import FINISH, merged
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
-from anyformer.serving.tool_parser import CallBegin, Part, Text, ToolParser
+from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text, ToolParser
 from anyformer.serving.worker import Delta, Stream
 
 
@@ -28,16 +28,47 @@ class Call:
 
 
 @dataclass(kw_only=True)
+class Passage:
+    """A text before, between or behind calls."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A part of an answer.
+
+    Attributes:
+        item: The number of the item that it belongs to.
+        begins: It is the first of that item.
+        part: What comes.
+    """
+
+    item: int
+    begins: bool
+    part: Part
+
+
+@dataclass(kw_only=True)
 class Answer:
-    """An answer as far as it is known."""
+    """An answer as far as it is known: passages and calls in their order."""
 
     parser: ToolParser | None
-    text: str = ""
-    calls: list[Call] = field(default_factory=list[Call])
+    items: list[Passage | Call] = field(default_factory=list[Passage | Call])
     finish: str | None = None
     """None: not yet; else stop, length or tool_calls."""
 
-    def push(self, text: str, finish: str | None) -> list[Part]:
+    @property
+    def text(self) -> str:
+        """All passages."""
+        return "".join(item.text for item in self.items if isinstance(item, Passage))
+
+    @property
+    def calls(self) -> list[Call]:
+        """All calls."""
+        return [item for item in self.items if isinstance(item, Call)]
+
+    def push(self, text: str, finish: str | None) -> list[Step]:
         """Add a piece of the model's text."""
         if self.parser is None:
             parts: list[Part] = [Text(text)] if text else []
@@ -45,15 +76,21 @@ class Answer:
             parts = self.parser.push(text)
             if finish is not None:
                 parts += self.parser.flush()
-        for part in parts:
-            if isinstance(part, Text):
-                self.text += part.text
-            elif isinstance(part, CallBegin):
-                self.calls.append(Call(id=part.id, name=part.name))
-            else:
-                self.calls[part.index].arguments += part.text
+        steps = [self._add(part) for part in parts]
         self.finish = "tool_calls" if finish == "stop" and self.calls else finish
-        return parts
+        return steps
+
+    def _add(self, part: Part) -> Step:
+        latest = self.items[-1] if self.items else None
+        begins = isinstance(part, CallBegin) or (isinstance(part, Text) and not isinstance(latest, Passage))
+        if begins:
+            latest = Call(id=part.id, name=part.name) if isinstance(part, CallBegin) else Passage()
+            self.items.append(latest)
+        if isinstance(latest, Passage) and isinstance(part, Text):
+            latest.text += part.text
+        elif isinstance(latest, Call) and isinstance(part, Arguments):
+            latest.arguments += part.text
+        return Step(item=len(self.items) - 1, begins=begins, part=part)
 
 
 @dataclass(kw_only=True)
@@ -118,8 +155,8 @@ class Turn:
         names = {function.name for function in self.tools.functions}
         return ToolParser(self.tools.form, names)
 
-    async def parts(self) -> AsyncIterator[tuple[int, Delta, list[Part]]]:
-        """The answers in parts as they come, each with the number of its answer."""
+    async def steps(self) -> AsyncIterator[tuple[int, Delta, list[Step]]]:
+        """The parts of the answers as they come, with the number of the answer."""
         async for number, delta in merged(self.streams):
             yield number, delta, self._push(number, delta)
 
@@ -131,7 +168,7 @@ class Turn:
             self._push(number, deltas[-1])
         return deltas
 
-    def _push(self, number: int, delta: Delta) -> list[Part]:
+    def _push(self, number: int, delta: Delta) -> list[Step]:
         text = delta.text
         if not self._hides and self.tools is not None and self.served.token_text is not None:
             text = self.served.token_text.without_special(text, _written(self.tools.form))
