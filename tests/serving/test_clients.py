@@ -28,6 +28,7 @@ WEATHER: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
+ROME = {"city": "Rome"}
 TOOLS = [{"type": "function", "function": WEATHER}]
 CALL = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
@@ -121,7 +122,7 @@ def test_results_of_tools_are_shown(clients: Clients) -> None:
         model="gpt",
         messages=[
             {"role": "user", "content": [{"type": "text", "text": "weather?"}]},
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "abc", "name": "weather", "input": {"city": "Rome"}}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "abc", "name": "weather", "input": ROME}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "abc", "content": "sunny"}]},
         ],
     )  # fmt: skip
@@ -171,7 +172,8 @@ def test_messages(clients: Clients) -> None:
             kinds = [event.type for event in stream]
             streamed = stream.get_final_message()
         plain = clients[1].messages.create(**body, tools=tools, tool_choice={"type": "none"})
-        text = "".join(clients[1].messages.stream(**body).__enter__().text_stream)
+        with clients[1].messages.stream(**body) as stream:
+            text = "".join(stream.text_stream)
     assert [block.type for block in whole.content] == ["text", "tool_use"]
     assert whole.content[0].text == "Let me see."
     assert whole.content[1].input == {"city": "Rome"}
@@ -236,29 +238,35 @@ def test_json(clients: Clients) -> None:
 
 CHAT, MESSAGES = {**USER}, {**USER, "max_tokens": 3}
 RESPONSES: dict[str, Any] = {"model": "gpt", "input": "a"}
-UNIQUE = {"type": "array", "uniqueItems": True}
 DEEP: dict[str, Any] = {}
 for _ in range(200):
     DEEP = {"items": DEEP}
-CALLED = {
-    "role": "assistant",
-    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "["}}],
-}
+CALLED = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "["}}]
+
+
+def by_schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def said(content: Any, role: str = "user", **more: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content, **more}]
+
+
 REFUSED = [
     ("chat/completions", CHAT, "frobnicate", 1, "frobnicate"),
     ("chat/completions", CHAT, "web_search_options", {}, "web_search_options"),
     ("chat/completions", CHAT, "tools", [{"type": "function", "function": {"name": "a b"}}], "tools.0.function.name"),
     ("chat/completions", CHAT, "tools", [{"type": "custom"}], "tools.0"),
     ("chat/completions", CHAT, "tool_choice", "required", "tool_choice"),
-    ("chat/completions", CHAT, "messages", [{"role": "user", "content": "a", "images": []}], "messages.0.images"),
-    ("chat/completions", CHAT, "messages", [{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content"),
-    ("chat/completions", CHAT, "messages", [{"role": "robot", "content": "a"}], "messages.0"),
-    ("chat/completions", CHAT, "messages", [CALLED], "messages.0.tool_calls"),
-    ("chat/completions", CHAT, "messages", [{"role": "tool", "content": "a", "tool_call_id": "b"}], "messages.0.tool_call_id"),
+    ("chat/completions", CHAT, "messages", said("a", images=[]), "messages.0.images"),
+    ("chat/completions", CHAT, "messages", said([{"type": "image_url"}]), "messages.0.content"),
+    ("chat/completions", CHAT, "messages", said("a", role="robot"), "messages.0"),
+    ("chat/completions", CHAT, "messages", said(None, "assistant", tool_calls=CALLED), "messages.0.tool_calls"),
+    ("chat/completions", CHAT, "messages", said("a", "tool", tool_call_id="b"), "messages.0.tool_call_id"),
     ("chat/completions", CHAT, "response_format", {"type": "xml"}, "response_format"),
-    ("chat/completions", CHAT, "response_format", {"type": "json_schema", "json_schema": {"schema": UNIQUE}}, "response_format"),
-    ("chat/completions", CHAT, "response_format", {"type": "json_schema", "json_schema": {"schema": DEEP}}, "response_format"),
-    ("chat/completions", CHAT, "response_format", {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}, "response_format"),
+    ("chat/completions", CHAT, "response_format", by_schema({"type": "array", "uniqueItems": True}), "response_format"),
+    ("chat/completions", CHAT, "response_format", by_schema(DEEP), "response_format"),
+    ("chat/completions", CHAT, "response_format", by_schema({"enum": ["x" * 70_000]}), "response_format"),
     ("chat/completions", CHAT, "grammar", {"type": "regex", "value": "(?=a)b"}, "grammar"),
     ("chat/completions", CHAT, "grammar", {"type": "regex", "value": "a" * 5000}, "grammar"),
     ("chat/completions", CHAT, "grammar", {"type": "lark", "value": "a"}, "grammar.type"),
@@ -266,16 +274,16 @@ REFUSED = [
     ("messages", USER, "system", "a", "max_tokens"),
     ("messages", MESSAGES, "thinking", {"type": "enabled", "budget_tokens": 5}, "thinking"),
     ("messages", MESSAGES, "tool_choice", {"type": "tool"}, "tool_choice"),
-    ("messages", MESSAGES, "messages", [{"role": "assistant", "content": "a"}], "messages"),
-    ("messages", MESSAGES, "messages", [{"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}], "messages.0.content.0.b"),
+    ("messages", MESSAGES, "messages", said("a", "assistant"), "messages"),
+    ("messages", MESSAGES, "messages", said([{"type": "text", "text": "a", "b": 1}]), "messages.0.content.0.b"),
     ("responses", RESPONSES, "frobnicate", 1, "frobnicate"),
     ("responses", RESPONSES, "previous_response_id", "resp_1", "previous_response_id"),
     ("responses", RESPONSES, "store", True, "store"),
     ("responses", RESPONSES, "reasoning", {"effort": "high"}, "reasoning"),
     ("responses", RESPONSES, "tools", [{"type": "web_search"}], "tools.0"),
-    ("responses", RESPONSES, "input", [{"role": "user", "content": "a", "b": 1}], "input.0.b"),
+    ("responses", RESPONSES, "input", said("a", b=1), "input.0.b"),
     ("responses", RESPONSES, "input", [{"type": "item_reference", "id": "a"}], "input.0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("path", "body", "name", "value", "param"), REFUSED)

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ LONGEST_SCHEMA = 64 << 10
 LONGEST_REGEX = 4 << 10
 """Characters of a regex."""
 _LONGEST_REASON = 300
-_LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
+_LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=20_000, verbose_errors=False)
 _JSON = {
     # Bounded, since a weak model would write spaces for ever.
     "whitespace_pattern": r"( |\n {0,20})?",
@@ -123,7 +124,7 @@ class Grammars:
         first, vocab_size = matcher, self.vocab_size
         return lambda: TokenMask(first.deep_copy(), vocab_size)
 
-    @property
+    @cached_property
     def writes_json(self) -> bool:
         """Whether all characters that JSON needs are tokens."""
         single = {each for each in map(self._text.bytes, range(self._tokenizer.vocab_size)) if len(each) == 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Any
 
 from anyformer.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ class TokenText:
         """Whether the text of several tokens is their bytes one after the other, but for a space before the first."""
         self._special = {tokenizer.token(token) or "": token for token in tokenizer.special_ids}
 
-    @property
+    @cached_property
     def space(self) -> int | None:
         """A token of sentencepiece that begins with a space, which may be lost at the beginning of a text."""
         if not self._metaspace:
