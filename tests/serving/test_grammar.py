@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.errors import UserError
 from anyformer.generation import BatchingEngine
+from anyformer.serving.api.turn import Answer
 from anyformer.serving.grammar import Grammars, json_rule, regex_rule
 from anyformer.serving.token_text import TokenText
+from anyformer.serving.tool_formats import FORMATS, Function, ToolFormat, Tools
+from anyformer.serving.tool_parser import ToolParser
 from tests.serving.talking import json_tokenizer, small_model
 
 few = settings(max_examples=8, derandomize=True, database=None, deadline=None)
@@ -146,3 +149,42 @@ def test_a_text_that_loses_its_beginning() -> None:
     allowed = mask(torch.zeros(1, grammars.vocab_size), None).isfinite()[0]  # type: ignore[arg-type]
     text = TokenText(tokenizer)
     assert {text.bytes(token)[:1] for token in allowed.nonzero()[:, 0].tolist()} == {b" "}
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: f"{form.open}{form.call}"[:20])
+def test_calls_that_are_enforced_are_read(form: ToolFormat, special: bool) -> None:
+    tokenizer = json_tokenizer(special=form.trigger if special else None)
+    model = small_model(tokenizer)
+    engine, grammars = BatchingEngine(model, tokenizer, 4, 1000), Grammars(model, tokenizer, [0])
+    schema = {"properties": {"a": {"enum": [1, "}"]}}, "required": ["a"], "additionalProperties": False}
+    functions = [Function(name=name, parameters=schema, strict=True) for name in ("add", "sub")]
+    choices = [(True, None, True), (True, "sub", False), (False, None, True), (False, None, False)]
+    for required, only, parallel in choices:
+        tools = Tools(functions=functions, form=form, required=required, only=only, parallel=parallel)
+        make = grammars.compile(tools.rules(grammars), [5])
+        written = form.call.replace("NAME", "add").replace("ARGUMENTS", '{"a": 2}')
+        script = tokenizer.encode(f"{form.open}{written}{form.close}", special=False)
+        bias = dict.fromkeys(script, 6.0) | {0: 3.0}
+        texts = [
+            engine.submit(
+                [5],
+                constraint=make(),
+                max_new_tokens=300,
+                temperature=1.0,
+                seed=seed,
+                logit_bias=bias,
+                skip_special=not special,
+            )
+            for seed in range(2)
+        ]
+        engine.run()
+        for text in texts:
+            answer = Answer(parser=ToolParser(form, {"add", "sub"}))
+            answer.push(text.text, "stop")
+            assert not required or text.finish_reason == "length" or answer.calls
+            assert not required or answer.text == ""
+            assert parallel or len(answer.calls) < 2
+            if text.finish_reason == "stop":
+                assert all(json.loads(call.arguments)["a"] in (1, "}") for call in answer.calls)
+            assert only is None or {call.name for call in answer.calls} <= {only}

@@ -46,11 +46,11 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
         if not schema:
             raise UserError("The schema allows nothing.")
         schema = {}
+    if _depth(schema) > DEPTH:
+        raise UserError(f"The schema has more than {DEPTH} levels.")
     text = json.dumps({**schema, "x-guidance": _JSON})
     if len(text) > LONGEST_SCHEMA:
         raise UserError(f"The schema has {len(text):,} bytes, and {LONGEST_SCHEMA:,} are allowed.")
-    if _depth(schema) > DEPTH:
-        raise UserError(f"The schema has more than {DEPTH} levels.")
     return f"%json {text}"
 
 
@@ -58,7 +58,10 @@ def regex_rule(regex: str) -> str:
     """A regex, which the whole text matches, as the body of a Lark rule. Raises UserError for one that is too long."""
     if len(regex) > LONGEST_REGEX:
         raise UserError(f"The regex has {len(regex):,} characters, and {LONGEST_REGEX:,} are allowed.")
-    return f"/{regex_to_lark(regex, '')}/"
+    try:
+        return f"/{regex_to_lark(regex, '')}/"
+    except UnicodeEncodeError:
+        raise UserError("The regex is no Unicode text: it holds half of a surrogate pair.") from None
 
 
 def _depth(value: object) -> int:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 from starlette.types import Receive
 
@@ -17,7 +17,7 @@ from anyformer.generation.batching import TokenLogprob
 from anyformer.serving.api.chat_messages import ChatMessage, rendered
 from anyformer.serving.api.choices import shown_logprobs, usage
 from anyformer.serving.api.fields import Count, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.api.sse import DONE, EventStream, JsonAnswer, event
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Turn
 from anyformer.serving.served_model import ServedModel
@@ -71,7 +71,7 @@ async def chat_completions(
     if body.stream:
         return EventStream(writer.events(), writer.running)
     async with writer.running(request.receive):
-        return JSONResponse(await writer.answer())
+        return JsonAnswer(await writer.answer())
 
 
 class _Writer:

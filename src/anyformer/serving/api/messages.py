@@ -9,14 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
 from anyformer.serving.api.formats import Schema, form_rules
-from anyformer.serving.api.sse import EventStream, event
+from anyformer.serving.api.sse import EventStream, JsonAnswer, event
 from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
@@ -230,7 +230,7 @@ async def messages(body: MessagesRequest, request: Request, server: Annotated[Se
         return EventStream(writer.events(), writer.running, lambda error: event(error.body, "error"))
     async with writer.running(request.receive):
         await writer.turn.whole()
-        return JSONResponse(writer.message())
+        return JsonAnswer(writer.message())
 
 
 @router.post("/v1/messages/count_tokens")

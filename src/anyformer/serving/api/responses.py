@@ -9,14 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
 from anyformer.serving.api.formats import ANY_OBJECT, JsonObject, PlainText, Schema, form_rules
-from anyformer.serving.api.sse import EventStream, event
+from anyformer.serving.api.sse import EventStream, JsonAnswer, event
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, FunctionBody, ToolName, chosen_tools
 from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
@@ -234,7 +234,7 @@ async def responses(
         return EventStream(writer.events(), writer.running, writer.failed)
     async with writer.running(request.receive):
         await writer.turn.whole()
-        return JSONResponse(writer.response())
+        return JsonAnswer(writer.response())
 
 
 class _Writer:
