@@ -56,22 +56,22 @@ def saying(server: Server, text: str, name: str = "gpt") -> Generator[None]:
     engine = served.worker.engine
     assert engine is not None
     assert served.tokenizer is not None
-    script, step = [*served.tokenizer.encode(text, special=False), 0], engine._step  # pyright: ignore[reportPrivateUsage]
+    script, step = [*served.tokenizer.encode(text, special=False), 0], engine._step
 
     def scripted(tokens: Any, cache: Any, **options: Any) -> Any:
         logits = step(tokens, cache, **options)
-        running = engine._running  # pyright: ignore[reportPrivateUsage]
+        running = engine._running
         rows = [running[row] for row in range(len(running))] if "last_only" not in options else [None]
         for row, request in enumerate(rows):
             done = 0 if request is None else len(request.tokens)
             logits[row, -1, script[min(done, len(script) - 1)]] += 1000
         return logits
 
-    engine._step = scripted  # type: ignore[assignment] # pyright: ignore[reportPrivateUsage]
+    engine._step = scripted  # type: ignore[assignment]
     try:
         yield
     finally:
-        engine._step = step  # pyright: ignore[reportPrivateUsage]
+        engine._step = step
 
 
 def models(tokenizer: af.Tokenizer | None = None) -> Mapping[str, tuple[Transformer, af.Tokenizer | None]]:

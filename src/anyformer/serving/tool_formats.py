@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from anyformer.serving.grammar import Grammars, json_rule
 
@@ -185,7 +185,7 @@ class Tools:
             return "\n".join(lines)
         return "\n".join([*lines, *self._free(literal)])
 
-    def _free(self, literal: Any) -> list[str]:
+    def _free(self, literal: Callable[[str], str]) -> list[str]:
         """Rules of text in which calls may stand behind the trigger."""
         form = self.form
         trigger = literal(form.trigger)
@@ -206,10 +206,13 @@ class Tools:
 def parsed_object(text: str) -> tuple[str, str] | None:
     """Name and arguments of a call that is written as one JSON object in any order; None: it is none."""
     try:
-        value = json.loads(text)
+        value: Any = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
+    if not isinstance(value, dict):
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    found = cast("dict[str, Any]", value)
+    name, arguments = found.get("name"), found.get("arguments", found.get("parameters", {}))
+    if not isinstance(name, str):
+        return None
     return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -305,11 +305,7 @@ def _block(item: Passage | Call) -> dict[str, Any]:
     """A block of the answer. Arguments that were cut off, or are no JSON, are left out."""
     if isinstance(item, Passage):
         return {"type": "text", "text": item.text}
-    try:
-        arguments: Any = json.loads(item.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = {}
-    return {"type": "tool_use", "id": item.id, "name": item.name, "input": arguments}
+    return {"type": "tool_use", "id": item.id, "name": item.name, "input": item.parsed() or {}}
 
 
 def _begun(part: Part) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from anyformer.errors import UserError
 from anyformer.generation.config import GenerationOptions
@@ -25,6 +25,14 @@ class Call:
     name: str
     arguments: str = ""
     """JSON."""
+
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments; None: they were cut off, or are no JSON object."""
+        try:
+            value: Any = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return None
+        return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 @dataclass(kw_only=True)
@@ -229,13 +237,10 @@ def assistant_message(text: str | None, calls: Sequence[Call], param: str) -> di
 
 
 def _object(call: Call, param: str) -> dict[str, Any]:
-    try:
-        arguments: Any = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
+    arguments = call.parsed()
+    if arguments is None:
         raise ApiError(400, f"The arguments of the call {call.id[:64]!r} are no JSON object.", param)
-    return arguments  # pyright: ignore[reportUnknownVariableType]
+    return arguments
 
 
 def tool_message(messages: Sequence[Mapping[str, Any]], call_id: str, content: str, param: str) -> dict[str, Any]:
