@@ -13,9 +13,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive
 
-from anyformer.generation.batching import TokenLogprob
-from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, usage
-from anyformer.serving.api.fields import Count, SamplingBody
+from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
+from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
 from anyformer.serving.api.sse import DONE, EventStream, event
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, server_of
@@ -60,6 +59,8 @@ class ChatRequest(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     store: Literal[False] | None = None
     response_format: ResponseFormat | None = None
+    prefix_ids: PrefixIds | None = None
+    """Token ids that the answer begins with: it is written from behind them."""
 
 
 class ResponseFormat(BaseModel):
@@ -104,6 +105,7 @@ class _Writer:
         body, served, count = self.body, self.served, self.body.n or 1
         self.server.limit(count, "n")
         self.ids = await served.encode_chat([message.rendered() for message in body.messages])
+        self.ids = served.with_prefix(self.ids, body.prefix_ids)
         most = body.max_completion_tokens or body.max_tokens
         self.streams = await served.submit_chat(
             self.ids, body.options(), count, most, (body.top_logprobs or 0) if body.logprobs else None
@@ -153,14 +155,6 @@ class _Writer:
 
     def _logprobs(self, number: int, delta: Delta) -> dict[str, Any] | None:
         scores = shown_logprobs(self.streams[number], delta)
-        return {"content": [self._token(score) for score in scores]} if self.body.logprobs and scores else None
-
-    def _token(self, score: TokenLogprob) -> dict[str, Any]:
-        spell = self._spelled
-        top = [spell(token, logprob) for token, logprob in score.top.items()] if self.body.top_logprobs else []
-        return {**spell(score.token, score.logprob), "top_logprobs": top}
-
-    def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.served.token_text
         assert text is not None
-        return {"token": text.text(token), "logprob": logprob, "bytes": list(text.bytes(token))}
+        return {"content": [spelled(text, score) for score in scores]} if self.body.logprobs and scores else None
