@@ -56,7 +56,7 @@ class Gate:
             if allowed is not None and scope["method"] == "OPTIONS":
                 await JSONResponse({}, headers=_PREFLIGHT)(scope, receive, answer)
             else:
-                await self._app(scope, self._limited(receive), answer)
+                await self._app(scope, receive, answer)
         except ApiError as error:
             await JSONResponse(error.body, error.status, headers=error.headers)(scope, receive, answer)
         finally:
@@ -78,28 +78,10 @@ class Gate:
             given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key):
                 raise ApiError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
-        if headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")[:20]) > self._most:
-            raise self._too_large()
-
-    @property
-    def _most(self) -> int:
-        return self._settings.max_body
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"The request has more than {self._most:,} bytes.")
-
-    def _limited(self, receive: Receive) -> Receive:
-        size = 0
-
-        async def limited() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._most:
-                raise self._too_large()
-            return message
-
-        return limited
+        if "transfer-encoding" in headers:
+            raise ApiError(411, "The request does not say how long it is: send it with a Content-Length.")
+        if int(headers.get("content-length", "0")) > self._settings.max_body:
+            raise ApiError(413, f"The request has more than {self._settings.max_body:,} bytes.")
 
 
 _PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "*"}

@@ -28,7 +28,7 @@ def prompt_logprobs(model: Transformer, ids: Sequence[int], top: int) -> list[To
     Raises:
         UserError: the model answers with NaN.
     """
-    step, cache = DecoderStep(model, wait=True), model.make_cache(1, len(ids))
+    step, cache = DecoderStep(model), model.make_cache(1, len(ids))
     tokens = torch.tensor([list(ids)], device=model.device)
     found: list[TokenLogprob | None] = [None]
     with evaluating(model), torch.inference_mode():

@@ -87,7 +87,7 @@ class Worker:
     ) -> None:
         generates = not model.config.is_encoder_only and model.config.head.kind == "language_model"
         self.model, self.tokenizer, self._most_waiting = model, tokenizer, waiting
-        self.engine = BatchingEngine(model, tokenizer, slots, capacity) if generates else None
+        self.engine = BatchingEngine(model, tokenizer, slots, capacity, prefixes=slots) if generates else None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: set[Stream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None

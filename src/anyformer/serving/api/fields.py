@@ -14,6 +14,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
 PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
@@ -48,7 +49,7 @@ class SamplingBody(RequestBody):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     """By token id, as a string; -100 bans a token."""
     seed: Annotated[int, _SEED] | None = None
     stop: Stop | None = None
