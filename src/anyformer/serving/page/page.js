@@ -87,7 +87,7 @@
   const messages = (turn, column) => {
     const system = $("system").value.trim(), found = system ? [{ role: "system", content: system }] : [];
     for (const each of turns.slice(0, turns.indexOf(turn))) {
-      const content = each.mode === "chat" && textOf(shownOf(each.answers[column] ?? each.answers[0])).replace(/^ /, "");
+      const content = each.mode === "chat" && textOf(shownOf(each.answers[column] ?? each.answers[0]));
       if (content) found.push({ role: "user", content: each.prompt }, { role: "assistant", content });
     }
     return [...found, { role: "user", content: turn.prompt }];
@@ -121,6 +121,9 @@
         const choice = chunk.choices[0], tokens = choice?.logprobs?.content ?? [];
         if (tokens.length) {
           version.last = performance.now();
+          const said = choice.delta?.content ?? choice.text;
+          // A sentencepiece model's first word has no space before it, though its token has.
+          if (!version.tokens.length && said && !said.startsWith(" ") && tokens[0].bytes[0] === 32) tokens[0].bytes.shift();
           if (version.first === null) [version.first, version.burst] = [version.last, tokens.length];
           version.tokens.push(...tokens);
           if (shownOf(answer) === version) follow(() => drawTokens(answer));
