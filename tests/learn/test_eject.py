@@ -85,7 +85,11 @@ def small(config: ModelConfig) -> ModelConfig:
         encoder_layers=min(config.encoder_layers, 3),
         decoder_layers=min(config.decoder_layers, 2),
         max_length=32,
-        embedding={"padding": token(config.embedding.padding), "ngram_rows": 40},
+        # Only what the family has: with another number, names would be ours and not Hugging Face's.
+        embedding={
+            "padding": token(config.embedding.padding),
+            "ngram_rows": 40 if config.embedding.ngrams > 1 else config.embedding.ngram_rows,
+        },
         special_tokens={
             "bos": token(tokens.bos),
             "eos": tuple(each % VOCAB for each in tokens.eos),

@@ -11,6 +11,7 @@ from tests.parity import hf_models
 from tests.parity.model_spec import ModelSpec
 
 _NO_BIAS = {"attention_bias": False, "mlp_bias": False}
+_DEEPSEEK = {"q_lora_rank": 4, "attention_bias": False, "rms_norm_eps": 1e-6}
 EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel",
@@ -47,6 +48,15 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconForCausalLM",
         {"activation": "gelu", "bias": False, "parallel_attn": True, "num_ln_in_parallel_attn": 1},
     ),
+    "mixtral": ("MixtralForCausalLM", {"hidden_act": "silu"}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"hidden_act": "silu", "attention_bias": False, "norm_topk_prob": True}),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        {"hidden_act": "silu", "attention_bias": False, "norm_topk_prob": False, "tie_word_embeddings": False},
+    ),
+    "granitemoe": ("GraniteMoeForCausalLM", {"hidden_act": "silu", "attention_bias": False}),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", {**_DEEPSEEK, "topk_method": "greedy"}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", _DEEPSEEK),
     "bert": ("BertModel", {"hidden_act": "gelu"}),
     "roberta": ("RobertaModel", {"hidden_act": "gelu"}),
     "xlm-roberta": ("XLMRobertaModel", {"hidden_act": "gelu"}),
@@ -70,6 +80,11 @@ def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
         local = {"rope_type": "default", "rope_theta": rope["rope_theta"] if family == "olmo3" else 50.0}
         ropes = {"full_attention": rope, "sliding_attention": local}
         fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": ropes}
+    if family.startswith("deepseek"):
+        length, rope = draw(hf_models.rope(("default", "yarn")))
+        factors = dict.fromkeys(("mscale", "mscale_all_dim"), draw(st.sampled_from((1.0, 0.7))))
+        rope = {**rope, **factors} if rope["rope_type"] == "yarn" else rope
+        fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": rope}
     if family == "t5":
         fixed = {**fixed, "feed_forward_proj": draw(st.sampled_from(("relu", "gated-gelu")))}
     if "layer_types" in drawn.options and draw(st.booleans()):

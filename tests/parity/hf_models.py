@@ -300,6 +300,20 @@ def qwen3_moe(architecture: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @st.composite
+def gpt_oss(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """gpt-oss: sinks, experts with biases, a gate whose bound is often reached, windows in some layers."""
+    more = {
+        "sliding_window": st.integers(1, 12),
+        "head_dim": st.sampled_from((4, 6, 10)),
+        "attention_bias": st.booleans(),
+        "swiglu_limit": st.sampled_from((0.3, 1.0, 7.0)),
+    }
+    drawn = draw(rotary("gpt_oss", architecture, **more, **_EXPERTS))
+    options = {**drawn.options, "layer_types": _layer_types(draw, drawn.options["num_hidden_layers"])}
+    return replace(drawn, options=options)
+
+
+@st.composite
 def deepseek(draw: st.DrawFn, family: str, architecture: str) -> ModelSpec:
     """DeepSeek V2 and V3: queries with a latent or without, groups of experts, dense layers, YaRN's second factor."""
     layers, groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(2, 3))
@@ -602,6 +616,27 @@ def mpnet(draw: st.DrawFn, architecture: str) -> ModelSpec:
 
 
 @st.composite
+def deberta(draw: st.DrawFn, architecture: str) -> ModelSpec:
+    """DeBERTa in the form of its third version; the distances of a text may leave the buckets."""
+    drawn = draw(bert(architecture, "deberta-v2", pad=draw(st.sampled_from((0, 3)))))
+    buckets = draw(st.sampled_from((2, 3, 4, 9, 16)))
+    options = {
+        "type_vocab_size": draw(st.sampled_from((0, 0, 2))),
+        "relative_attention": True,
+        "position_biased_input": False,
+        "share_att_key": True,
+        "pos_att_type": draw(st.sampled_from((["p2c", "c2p"], "c2p|p2c"))),
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": buckets,
+        "max_relative_positions": draw(st.sampled_from((-1, buckets + 1, 20))),
+        "pooler_hidden_act": draw(st.sampled_from(ACTIVATIONS)),
+        "cls_dropout": drawn.options.pop("classifier_dropout"),
+    }
+    drawn.options.update(options)
+    return drawn
+
+
+@st.composite
 def modernbert(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """ModernBERT: no norm before the first attention, windows on both sides."""
     heads, layers, (length, parameters) = draw(st.sampled_from((1, 2, 4))), draw(st.integers(1, 4)), draw(rope())
@@ -790,6 +825,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "qwen3_moe": qwen3_moe,
     "olmoe": olmoe,
     "granitemoe": granitemoe,
+    "gpt_oss": gpt_oss,
     "gpt_neox": gpt_neox,
     "phi": phi,
     "phi3": phi3,
@@ -803,6 +839,7 @@ FAMILIES: dict[str, Callable[[str], st.SearchStrategy[ModelSpec]]] = {
     "electra": electra,
     "albert": albert,
     "mpnet": mpnet,
+    "deberta-v2": deberta,
     "modernbert": modernbert,
     "distilbert": distilbert,
     "t5": t5,
@@ -842,6 +879,7 @@ ARCHITECTURES = {
     **{f"DeepseekV2{head}": "deepseek_v2" for head in ("ForCausalLM", "Model", "ForSequenceClassification")},
     **{f"DeepseekV3{head}": "deepseek_v3" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Mixtral{head}": "mixtral" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
+    **{f"GptOss{head}": "gpt_oss" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
     **{f"Olmoe{head}": "olmoe" for head in ("ForCausalLM", "Model")},
     **{f"GraniteMoe{head}": "granitemoe" for head in ("ForCausalLM", "Model")},
     **{f"Qwen3Moe{head}": "qwen3_moe" for head in ("ForCausalLM", *_BARE_AND_CLASSIFIERS)},
@@ -880,6 +918,7 @@ ARCHITECTURES = {
     **{f"Electra{head}": "electra" for head in (*_ENCODER_HEADS, "ForPreTraining")},
     **{f"Albert{head}": "albert" for head in _ENCODER_HEADS},
     **{f"MPNet{head}": "mpnet" for head in _ENCODER_HEADS},
+    **{f"DebertaV2{head}": "deberta-v2" for head in _ENCODER_HEADS},
     **{f"ModernBert{head}": "modernbert" for head in _ENCODER_HEADS},
     **{f"DistilBert{head}": "distilbert" for head in _ENCODER_HEADS},
     "T5ForConditionalGeneration": "t5",

@@ -136,12 +136,18 @@ class CompiledDecoder:
         if block.feed_forward.activation not in COMPILED:
             raise UnsupportedModelError("a custom activation")
         norms = self._norms(block, "attention" if block.shares_norm else "feed_forward")
+        limit = block.feed_forward.limit or 0.0
         activation = COMPILED[block.feed_forward.activation]
         return structs.Layer(
             attention=self._attention(block, "attention", window, rotation),
             cross_attention=self._attention(block, "cross_attention"),
             feed_forward=self._part(
-                structs.FeedForward, block.feed_forward, norms=norms, activation=activation, **self._router(block)
+                structs.FeedForward,
+                block.feed_forward,
+                norms=norms,
+                activation=activation,
+                limit=limit,
+                **self._router(block),
             ),
         )
 
@@ -168,6 +174,7 @@ class CompiledDecoder:
             window=window or 0,
             rotation=rotation,
             softcap=attention.softcap or 0.0,
+            sinks=self._pointer(attention.sinks),
         )
 
     def _norms(self, block: TransformerBlock, name: str) -> Structure:

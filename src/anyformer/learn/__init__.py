@@ -1,12 +1,18 @@
 """Looking inside: diagrams, maps of attention, an architecture as one file, a page in which a model runs."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from operator import attrgetter
 
-from anyformer.config import ModelConfig
+from anyformer.config import ExpertsConfig, ModelConfig
 from anyformer.errors import UserError, nearest, quote
 from anyformer.schema import not_default
+
+_ROUTER = ("count", "used", "normalized", "balance")
+BEYOND_A_ROUTER = tuple(
+    f"feed_forward.experts.{each.name}" for each in fields(ExpertsConfig) if each.name not in _ROUTER
+)
+"""Fields of a mixture of experts that is more than a softmax over all, of which the largest are chosen (Mixtral)."""
 
 
 def require_defaults(config: ModelConfig, names: Iterable[str], why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -112,6 +113,7 @@ def serve_models(
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         h11_max_incomplete_event_size=64 << 10,
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is in our own log, once
     with _listening(settings) as listener, _quiet_signals():
         host, port = listener.getsockname()[:2]
         started(f"http://{f'[{host}]' if ':' in host else host}:{port}")

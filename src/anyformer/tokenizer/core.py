@@ -78,7 +78,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load from a model's directory, or from one file of it (tokenizer.json, vocab.txt, spiece.model).
+        """Load from a model's directory, or from one file of it (tokenizer.json, vocab.txt, spiece.model, spm.model).
 
         Raises:
             UserError: there is no tokenizer, or one of its files is damaged.

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from anyformer.blocks.experts import Experts
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.mxfp4 import METHOD
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.families.own import quantization_method
@@ -87,7 +88,7 @@ def verify(
         UserError: transformers (or llama.cpp) is not installed, can't open the model, or would run code of its own.
     """
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
-    if path.is_dir() and quantization_method(read_object(path / "config.json")) is not None:
+    if path.is_dir() and quantization_method(read_object(path / "config.json")) not in (None, METHOD):
         raise UserError(
             f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
         )

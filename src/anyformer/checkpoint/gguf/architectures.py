@@ -3,10 +3,12 @@
 A Mistral is a `llama` there, and its window is not stored.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 from anyformer.checkpoint.gguf.architecture import Architecture
 from anyformer.checkpoint.gguf.contents import Contents, layers, rope_factors, same_factors
+from anyformer.checkpoint.gguf.mixtures import MIXTRAL, MIXTURES
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
@@ -98,6 +100,15 @@ def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
 
 
 _ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
+_GRANITE = Architecture(
+    "granite",
+    ("granite",),
+    neighboring=True,
+    keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
+    inferred=_granite,
+    more=_write_granite,
+    ignored=_ROPE_BUFFERS,
+)
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
@@ -170,15 +181,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             more=_write_rotary,
         ),
         Architecture("phi3", ("phi3",), more=_write_rotary),
-        Architecture(
-            "granite",
-            ("granite",),
-            neighboring=True,
-            keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
-            inferred=_granite,
-            more=_write_granite,
-            ignored=_ROPE_BUFFERS,
-        ),
+        _GRANITE,
+        replace(_GRANITE, name="granitemoe", model_types=("granitemoe",)),
+        *MIXTURES,
         Architecture(
             "command-r",
             ("cohere",),
@@ -224,9 +229,16 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def described(contents: Contents) -> Architecture:
+    """The architecture of a file. Raises UserError for one that is not supported."""
+    if contents.architecture == MIXTRAL.name and contents.get("expert_count"):
+        return MIXTRAL
+    return supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+
+
 def from_gguf(contents: Contents) -> ModelConfig:
     """The model that a GGUF file describes. Raises UserError for what is not supported, missing or misshapen."""
-    kind = supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+    kind = described(contents)
     config = kind.adjust(kind.family.read(kind.read(contents), kind.head), contents)
     # Before anything is built: a number of layers costs nothing to write.
     for count, prefix in ((config.encoder_layers, "enc."), (config.decoder_layers, "dec.")):
@@ -239,7 +251,7 @@ def from_gguf(contents: Contents) -> ModelConfig:
 def architecture_of(config: ModelConfig) -> Architecture | None:
     """The architecture for models of this type; None where there is none."""
     model_type = to_huggingface(config)[0].model_type
-    return next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
+    return next((kind for kind in (*ARCHITECTURES.values(), MIXTRAL) if model_type in kind.model_types), None)
 
 
 def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
@@ -274,7 +286,11 @@ def _computed(config: ModelConfig) -> ModelConfig:
     position = {"offset": 0, "skip_padding": False} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
     config = canonical(config.replace(position=position))
-    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
+    mixture, choice = config.feed_forward.experts, {}
+    if mixture is not None:
+        ungrouped = {"groups": 1, "used_groups": 1} if mixture.used_groups == mixture.groups else {}
+        choice = {"feed_forward.experts": {"balance": 0.0, **ungrouped}}
+    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates, **choice)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

@@ -27,7 +27,7 @@ from anyformer.tokenizer.library import (
     surround_sentences,
     translated,
 )
-from anyformer.tokenizer.sentencepiece import SPACE, pipeline
+from anyformer.tokenizer.sentencepiece import SPACE, pipeline, unigram_model
 from anyformer.tokenizer.special import CONVENTIONS
 
 KEY = "tokenizer.ggml."
@@ -268,7 +268,7 @@ def _unigram(source: _Source) -> tokenizers.Tokenizer:
         raise UserError("The vocabulary has no unknown token.")
     charsmap: Any = source.get("precompiled_charsmap")
     charsmap = b"" if charsmap is None else bytes(charsmap.astype("u1"))
-    backend = pipeline(source.tokens, source.scores(), source.ids[unknown], charsmap)
+    backend = pipeline(unigram_model(source.tokens, source.scores(), source.ids[unknown]), charsmap)
     if not source.flag("remove_extra_whitespaces", True):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
         backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="first", split=True)

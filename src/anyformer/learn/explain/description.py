@@ -1,6 +1,7 @@
 """A model as a page's script has it: every choice of its config, resolved, and its weights."""
 
 import base64
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.norm import OffsetRMSNorm
-from anyformer.blocks.position import RelativePosition, frequencies
+from anyformer.blocks.position import DisentangledPosition, RelativePosition, frequencies
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -65,6 +66,7 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "activation": feed_forward.activation,
         "gated": feed_forward.gated,
         "width": feed_forward.width,
+        "experts": feed_forward.experts and dataclasses.asdict(feed_forward.experts),
         "skipped": stack.skipped,
         "projects": stack.embedding.projection is not None,
         "position": _position(config, stack, attention.head_dim),
@@ -90,7 +92,10 @@ def _position(config: ModelConfig, stack: Stack, head_dim: int) -> dict[str, Any
         radians, sharpness = frequencies(position, rotated, config.max_length, length)
         still = [0.0] * ((head_dim - rotated) // 2)
         described |= {"frequencies": [*radians.flatten().tolist(), *still], "sharpness": sharpness}
-    for relative in (part for part in stack.position.modules() if isinstance(part, RelativePosition)):
+    bucketed = RelativePosition | DisentangledPosition
+    for relative in stack.position.modules():
+        if not isinstance(relative, bucketed):
+            continue
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
         described |= {"max_distance": far, "buckets": relative.bucket(torch.arange(-far, far + 1)[None])[0].tolist()}

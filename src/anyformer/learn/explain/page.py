@@ -19,7 +19,7 @@ from anyformer.errors import UserError, quote
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
-from anyformer.learn import require_defaults, require_own_blocks
+from anyformer.learn import BEYOND_A_ROUTER, require_defaults, require_own_blocks
 from anyformer.learn.diagram import draw, panels
 from anyformer.learn.explain.description import describe, pack, page_weights
 from anyformer.learn.explain.tokenizer import can_encode, describe_tokenizer
@@ -35,16 +35,17 @@ from anyformer.training.config_file import read_yaml
 MOST_PARAMETERS = 36_000_000
 """Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KINDS = {
-    "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
+    "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"),
     "norm": ("layer", "layer_no_bias", "rms", "rms_offset"),
-    "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
+    "position": ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled"),
 }
 
 
 _NOT_COMPUTED = (
     *("norm.first", "other_layers.position", "other_layers.feed_forward"),
-    *("attention.latent", "attention.softcap", "head.softcap"),
-    *("feed_forward.experts", "decoder_feed_forward.experts"),
+    *("attention.latent", "attention.softcap", "attention.sinks", "head.softcap"),
+    *(f"{part}.{name}" for part in ("feed_forward", "decoder_feed_forward") for name in ("limit", "up_offset")),
+    *("decoder_attention.sinks", "decoder_feed_forward.experts", *BEYOND_A_ROUTER),
 )
 """Fields of the config that the page's engine does not know."""
 

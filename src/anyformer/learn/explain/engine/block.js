@@ -18,6 +18,42 @@ class FeedForward {
   }
 }
 
+// Networks of which a router chooses some for each token: the sum of p[e] network[e](x) over the largest
+// p = softmax(router(x)) (Shazeer et al. 2017). `inner` has the neurons of the chosen ones, side by side.
+class Experts {
+  constructor(weights, activation, { count, used, normalized }) {
+    Object.assign(this, { used, normalized, router: weights.linear("router") });
+    const names = ["up", "gate", "down"].map((name) => `${name}.weight`).filter((name) => weights.has(name));
+    this.networks = Array.from({ length: count }, (_, expert) =>
+      new FeedForward(new Weights(new Map(names.map((name) => [name, weights.matrix(name).part(expert, count)]))), activation));
+  }
+
+  forward(x) {
+    const logits = this.router(x), probabilities = new Matrix(x.rows, this.networks.length), written = new Matrix(x.rows, x.columns);
+    const chosen = Array.from({ length: x.rows }, (_, token) => {
+      const shares = softmax(logits.row(token)), best = top(shares, this.used);
+      probabilities.row(token).set(shares);
+      const sum = this.normalized ? best.reduce((total, { share }) => total + share, 0) : 1;
+      return best.map(({ token: expert, share }) => ({ expert, weight: share / sum }));
+    });
+    let inner = null;
+    this.networks.forEach((network, expert) => {
+      const rows = chosen.flatMap((choice, token) => choice.flatMap((each, place) => (each.expert === expert ? [{ token, place, weight: each.weight }] : [])));
+      if (rows.length === 0) return;
+      const read = new Matrix(rows.length, x.columns);
+      rows.forEach(({ token }, i) => read.row(i).set(x.row(token)));
+      const found = network.forward(read), width = found.inner.columns;
+      inner ??= new Matrix(x.rows, this.used * width);
+      rows.forEach(({ token, place, weight }, i) => {
+        inner.row(token).set(found.inner.row(i), place * width);
+        const out = written.row(token);
+        found.written.row(i).forEach((number, j) => { out[j] += weight * number; });
+      });
+    });
+    return { written, inner, probabilities, chosen };
+  }
+}
+
 class Block {
   constructor(weights, model, stack, layer) {
     const { norm } = model, attention = (name) => new Attention(weights.under(name), stack, layer, norm.eps);
@@ -28,12 +64,13 @@ class Block {
     this.attentionNorm = weights.norm("attention_norm", norm);
     this.cross = stack.cross ? attention("cross_attention") : null;
     this.crossNorm = stack.cross ? weights.norm("cross_attention_norm", norm) : null;
-    this.feedForward = new FeedForward(weights.under("feed_forward"), stack.activation);
+    const network = weights.under("feed_forward");
+    this.feedForward = stack.experts ? new Experts(network, stack.activation, stack.experts) : new FeedForward(network, stack.activation);
     this.feedForwardNorm = weights.norm(stack.shares_norm ? "attention_norm" : "feed_forward_norm", norm);
   }
 
-  // `context`: positions, visible, rotation, bias; `own` and `source` are keys and values. What each part reads and
-  // writes goes into `record`.
+  // `context`: positions, visible, rotation, bias, relative; `own` and `source` are keys and values. What each
+  // part reads and writes goes into `record`.
   forward(x, context, own, source, record) {
     // pre: x + f(norm(x)); post: norm(x + f(x)); parallel: x + f(norm(x)) + g(norm(x)).
     const start = x;
@@ -46,7 +83,7 @@ class Block {
     };
     around("attention", this.attentionNorm, (read) => {
       this.attention.offer(read, own, context.rotation);
-      return this.attention.attend(read, own, context.positions, context.visible, context.rotation, context.bias);
+      return this.attention.attend(read, own, context.positions, context.visible, context.rotation, context.bias, context.relative);
     });
     if (this.cross)
       around("cross", this.crossNorm, (read) => this.cross.attend(read, source, context.positions, (_, length) => [0, length]));

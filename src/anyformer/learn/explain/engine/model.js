@@ -62,7 +62,7 @@ class Stack {
     this.ngrams = weights.has("embedding.ngrams.table") ? weights.matrix("embedding.ngrams.table") : null;
     this.norm = weights.norm("embedding.norm", model.norm);
     this.projection = weights.has("embedding.projection.weight") ? weights.linear("embedding.projection") : null;
-    const sizes = { ...model, ...stack, table: weights.matrix("position.table.weight"), biases: weights.matrix("position.relative.table.weight") };
+    const sizes = { ...model, ...stack, table: weights.matrix("position.table.weight"), biases: weights.matrix("position.relative.table.weight"), relative_norm: weights.norm("position.norm", model.norm) };
     this.position = POSITIONS[stack.position.kind](stack.position, sizes);
     const block = (layer) => Math.floor((layer * stack.distinct) / stack.layers); // layers may share their weights
     this.blocks = Array.from({ length: stack.layers }, (_, layer) => new Block(weights.under(`blocks.${block(layer)}`), model, stack, layer));
@@ -109,11 +109,12 @@ class Stack {
     if (this.projection) x = this.projection(x);
     record.embedded = x;
     const rotation = this.position.rotation(encoded, all.length), bias = position.buckets ? this.position.bias : null;
+    const relative = this.position.relative();
     this.blocks.forEach((block, layer) => {
       const reach = windows[layer] ?? Infinity;
       const visible = (query, length) => [Math.max(0, query - reach + 1), causal ? query + 1 : Math.min(length, query + reach)];
       const entry = { input: x };
-      x = block.forward(x, { positions, visible, rotation, bias }, cache.own[layer], cache.source[layer], entry);
+      x = block.forward(x, { positions, visible, rotation, bias, relative }, cache.own[layer], cache.source[layer], entry);
       record.layers.push(entry);
     });
     record.output = this.finalNorm(x);

@@ -1,6 +1,7 @@
-// How the order of the tokens enters: a vector that is added, a rotation of queries and keys, or a bias on the scores.
+// How the order of the tokens enters: a vector that is added, a rotation of queries and keys, a bias on the scores,
+// or vectors that are compared with queries and keys.
 
-const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null };
+const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null, relative: () => null };
 
 // Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
 const sinusoidal = ({ layout, offset, skips }, { embedding_width: width }) => {
@@ -79,4 +80,13 @@ const relative = ({ buckets, max_distance }, { table }) => ({
   },
 });
 
-const POSITIONS = { none: () => ({ ...NO_POSITIONS }), sinusoidal, learned, rotary, relative };
+// A vector for each (bucketed) distance, which each layer makes a query and a key of (He et al. 2021, section 3.1).
+const disentangled = ({ buckets, max_distance }, { table, relative_norm }) => ({
+  ...NO_POSITIONS,
+  relative: () => ({
+    vectors: relative_norm(table),
+    row: (query, key) => buckets[Math.max(-max_distance, Math.min(max_distance, query - key)) + max_distance],
+  }),
+});
+
+const POSITIONS = { none: () => ({ ...NO_POSITIONS }), sinusoidal, learned, rotary, relative, disentangled };
