@@ -171,6 +171,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             f"llama.cpp computes a {kind.name} model only where its heads are as wide as the model: {attention.heads} "
             f"heads of {attention.head_dim} make {width}, not {config.d_model}."
         )
+    if kind.name == "olmoe" and attention.kv_heads not in (None, attention.heads):
+        raise UserError("llama.cpp computes an olmoe model only where no heads share keys and values (kv_heads).")
     if kind.name in ("qwen3", "qwen3moe") and (attention.bias or attention.output_bias):
         raise UserError(f"llama.cpp knows no biases in a {kind.name} model's attention.")
     if attention.latent is not None and (attention.latent.query_rank is None) != (config.decoder_layers in (26, 27)):
