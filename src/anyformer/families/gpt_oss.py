@@ -11,8 +11,8 @@ from anyformer.errors import UserError
 from anyformer.families.base import Raw, Values, classes, special_tokens
 from anyformer.families.llama import (
     FIELDS,
-    LAYER_TYPES,
     LLAMA,
+    layers_with_window,
     read_layer_types,
     read_rope,
     write_layer_types,
@@ -29,8 +29,7 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     if raw.get("swiglu_alpha", _ALPHA) != _ALPHA:
         raise UserError(f"config.json: gpt-oss is supported where swiglu_alpha = {_ALPHA}.")
     count = raw.get("num_experts", values["feed_forward.experts.count"])
-    layers, window = values["decoder_layers"], raw.get("sliding_window", 128)
-    types = raw.get("layer_types") or [LAYER_TYPES[layer % 2 == 0] for layer in range(layers)]
+    types = read_layer_types(raw, values["decoder_layers"], lambda layer: layer % 2 == 0)
     has_rope = raw.get("rope_scaling") or raw.get("rope_parameters")
     rope = read_rope(raw if has_rope else {"rope_parameters": _YARN}, values, head)
     # The published factor of 0.9 is meant for a training from nothing: transformers leaves the loss out unless told.
@@ -38,7 +37,7 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     experts = {"count": count, "balance": raw.get("router_aux_loss_coef", 0.001) if is_balanced else 0.0}
     return {
         **rope,
-        **read_layer_types(types, layers, window),
+        **layers_with_window(types, raw.get("sliding_window", 128)),
         **{f"feed_forward.experts.{name}": value for name, value in experts.items()},
     }
 

@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from anyformer.generation.batching import BatchingEngine, Finish, Request, TokenLogprob
@@ -162,11 +163,10 @@ class Worker:
             if future.cancelled():
                 return
             try:
-                result = function()
+                settle = partial(future.set_result, function())
             except BaseException as error:  # handed to whoever waits for it
-                loop.call_soon_threadsafe(_settle, future, None, error)
-            else:
-                loop.call_soon_threadsafe(_settle, future, result, None)
+                settle = partial(future.set_exception, error)
+            loop.call_soon_threadsafe(unless_done, future, settle)
 
         self._jobs.put(job)
         return await future
@@ -206,10 +206,7 @@ def _nothing() -> None:
     """Wake the thread."""
 
 
-def _settle(future: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)  # type: ignore[arg-type]
+def unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:
+    """Settle a future, unless its client has left."""
+    if not future.done():
+        settle()

@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.types import Receive
 
 from anyformer.generation.batching import TokenLogprob
-from anyformer.generation.config import GenerationConfig
+from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, usage
 from anyformer.serving.api.fields import SamplingBody
 from anyformer.serving.api.sse import DONE, EventStream, event
@@ -104,8 +104,8 @@ class _Writer:
             return
         for ids, room in zip(self.prompts, rooms, strict=True):
             new = room if body.max_tokens is None else min(body.max_tokens, room)
-            options = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
-            config = GenerationConfig().replace(**options)  # type: ignore[arg-type]
+            options: GenerationOptions = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
+            config = GenerationConfig().replace(**options)
             configs = [seeded(config, number) for number in range(count)]
             try:
                 self.streams += await served.worker.submit(ids, configs, body.logprobs)
