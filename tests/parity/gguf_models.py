@@ -33,6 +33,11 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3ForCausalLM",
         {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "final_logit_softcapping": None},
     ),
+    "gemma-embedding": (
+        "Gemma3TextModel",
+        {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "use_bidirectional_attention": True},
+    ),
+    "modernbert": ("ModernBertModel", {"hidden_activation": "gelu", "norm_bias": False, **_NO_BIAS}),
     "olmo2": ("Olmo2ForCausalLM", {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}),
     "olmo3": ("Olmo3ForCausalLM", {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}),
     "smollm3": (
@@ -74,16 +79,23 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
 def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
     """A model of which llama.cpp can compute nearly everything that is drawn."""
     architecture, fixed = EXPRESSIBLE[family]
-    drawn = draw(hf_models.FAMILIES[family](architecture))
-    if family in ("gemma2", "gemma3_text"):
+    drawn = draw(hf_models.FAMILIES[hf_models.ARCHITECTURES[architecture]](architecture))
+    if family in ("gemma2", "gemma3_text", "gemma-embedding"):
         # llama.cpp bounds every Gemma 2, and its scale is that of the width of a head.
         caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0} if family == "gemma2" else {}
         fixed = {**fixed, **caps, "query_pre_attn_scalar": drawn.options["head_dim"]}
-    if family in ("gemma3_text", "olmo3"):
-        length, rope = draw(hf_models.rope(("default", "linear")))
+    if family in ("gemma3_text", "gemma-embedding", "olmo3", "modernbert"):
+        length, rope = draw(hf_models.rope(("default",) if family == "modernbert" else ("default", "linear")))
         local = {"rope_type": "default", "rope_theta": rope["rope_theta"] if family == "olmo3" else 50.0}
         ropes = {"full_attention": rope, "sliding_attention": local}
         fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": ropes}
+    if family == "gemma-embedding":
+        types = ["sliding_attention", "full_attention", "sliding_attention"]
+        window = draw(st.integers(2, 12))
+        return replace(
+            drawn,
+            options={**drawn.options, **fixed, "num_hidden_layers": 3, "layer_types": types, "sliding_window": window},
+        )
     if family.startswith("deepseek"):
         length, rope = draw(hf_models.rope(("default", "yarn")))
         factors = dict.fromkeys(("mscale", "mscale_all_dim"), draw(st.sampled_from((1.0, 0.7))))

@@ -1,7 +1,8 @@
 """From the hidden states of a text to one vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,7 @@ class TextPooling(nn.Module):
     ) -> Float[Tensor, "batch width"]:
         """Vectors in float32; the mask is False for padding."""
         vectors = self.pool(hidden.float(), mask)
-        for layer in self.dense:
+        for layer in cast("Iterable[nn.Linear]", self.dense):
             vectors = layer(vectors.to(layer.weight.dtype))
             vectors = (vectors if self.activation is None else self.activation(vectors)).float()
         return F.normalize(vectors, dim=-1) if self.normalize else vectors

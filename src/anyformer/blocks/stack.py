@@ -119,8 +119,8 @@ class Stack(nn.Module):
 
         The other arguments are those of `Transformer`.
         """
-        positions = self._positions(tokens, mask, documents, segments, needed, cache)
-        x = self._embed(vectors, tokens, segments, positions, cache)
+        positions = self.positions(tokens, mask, documents, segments, needed, cache)
+        x = self.embed(vectors, tokens, segments, positions, cache)
         inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
         caches = [None] * len(self.windows) if cache is None else cache.layers
         for block, block_inputs, layer_cache in zip(self.layers, inputs, caches, strict=True):
@@ -139,7 +139,7 @@ class Stack(nn.Module):
         blocks, layers = cast("list[TransformerBlock]", [*self.blocks]), len(self.windows)
         return [blocks[layer * len(blocks) // layers] for layer in range(layers)]
 
-    def _positions(
+    def positions(
         self,
         tokens: Tensor,
         mask: Tensor | None,
@@ -148,6 +148,7 @@ class Stack(nn.Module):
         needed: Tensor | None,
         cache: KeyValueCache | None,
     ) -> Positions:
+        """Positions of a batch, with the arguments of `forward`; the cache, if there is one, gets its tokens."""
         if documents is not None and (cache is not None or self.cross):
             raise ValueError("documents are told apart only in a single stack without a cache")
         if cache is not None:
@@ -183,7 +184,7 @@ class Stack(nn.Module):
         counted = cache.tokens[:, : cache.length] != self.skipped
         return (counted.cumsum(dim=1) * counted - 1).gather(1, slots.expand(cache.batch, -1))
 
-    def _embed(
+    def embed(
         self,
         vectors: Tensor,
         tokens: Tensor,

@@ -66,8 +66,8 @@ def save(
     if next(adapters(model), None) is not None:
         raise UserError("The model has adapters: `merge` them into its weights first, or `save_adapter`.")
     config, bits = model.config, bits_of(model)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        sizes = f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
+    if tokenizer is not None and tokenizer.table_size > config.vocab_size:
+        sizes = f"The tokenizer has {tokenizer.table_size} tokens and the model only {config.vocab_size}"
         raise UserError(f"{sizes}: they do not belong together.")
     family, raw = _config_json(model)
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():

@@ -15,6 +15,7 @@ from anyformer.families.llama import (
     FIELDS,
     LAYER,
     LLAMA,
+    NANO,
     decoder_rows,
     layers_with_window,
     read_layer_types,
@@ -171,6 +172,15 @@ _GEMMA3_TEXT = replace(
         "gemma-3-4b": _sizes(2560, 34, 8, 4, 10240, **_LINEAR),
         "gemma-3-12b": _sizes(3840, 48, 16, 8, 15360, **_LINEAR),
         "gemma-3-27b": _sizes(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
+        # Six layers, so that one is without a window, which is shorter than the texts.
+        "gemma3-nano": _sizes(
+            *(128, 6, 4, 1, 384),
+            **NANO,
+            head_dim=32,
+            query_pre_attn_scalar=32,
+            sliding_window=32,
+            pad_token_id=None,
+        ),
     },
 )
 _GEMMA3 = replace(

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Unpack, cast
+from typing import Any, Literal, Protocol, Unpack, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,19 @@ class TokenLogprob:
     """The likeliest tokens in its place, the likeliest first."""
 
 
+@runtime_checkable
+class Constraint(Protocol):
+    """A processor that decides token by token what one text may be, after all others."""
+
+    def __call__(self, logits: Tensor, history: History) -> Tensor:
+        """The logits, with -inf for each token that may not come next. Raises UserError where none may."""
+        ...
+
+    def push(self, token: int) -> bool:
+        """Note the token that was chosen; returns whether the text is complete with it."""
+        ...
+
+
 @dataclass(eq=False, kw_only=True)
 class Request:
     """A text of a `BatchingEngine`.
@@ -60,6 +73,7 @@ class Request:
     _sampler: Sampler
     _detokenizer: Detokenizer | None
     _top: int | None
+    _constraint: Constraint | None = None
     _pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue[str | None])
 
     @property
@@ -71,6 +85,11 @@ class Request:
     def ends_with_eos(self) -> bool:
         """Whether its last token ended the text, and is no part of it."""
         return bool(self.tokens) and self.tokens[-1] in self._eos
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return None if self._detokenizer is None else self._detokenizer.matched
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
@@ -95,6 +114,8 @@ class Request:
         if not stopped and self._detokenizer is not None:
             self._append_text(self._detokenizer.push_token(token))
             stopped = self._detokenizer.stopped
+        if not stopped and self._constraint is not None:
+            stopped = self._constraint.push(token)
         if stopped:
             self.finish("stop")
         elif len(self.tokens) == self.prompt.max_new_tokens:
@@ -192,6 +213,8 @@ class BatchingEngine:
         *,
         logprobs: int | None = None,
         also_eos: int | None = None,
+        constraint: Constraint | None = None,
+        skip_special: bool = True,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """Add a text, which enters the batch as soon as a slot is free.
@@ -201,6 +224,8 @@ class BatchingEngine:
             config: How it is generated; None: greedily. With a seed, sampling gives the same text in any company.
             logprobs: Log-probabilities are noted, with those of so many of the likeliest tokens; None: not.
             also_eos: A token that ends the text as well, such as the end of a turn of a chat.
+            constraint: What the text may be; for this request alone.
+            skip_special: Special tokens have no text.
             options: Fields of the config that differ.
 
         Raises:
@@ -230,10 +255,11 @@ class BatchingEngine:
         request = Request(
             prompt=batch,
             _eos=frozenset(eos),
-            _processors=make_processors(model, batch, eos, config),
+            _processors=[*make_processors(model, batch, eos, config), *([] if constraint is None else [constraint])],
             _sampler=make_sampler(config, model.device),
-            _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop),
+            _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop, skip_special),
             _top=logprobs,
+            _constraint=constraint,
         )
         self._waiting.append(request)
         return request

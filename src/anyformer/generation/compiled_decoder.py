@@ -94,45 +94,30 @@ class _PositionTables(NamedTuple):
     """Tables that `rotations` points to."""
 
 
-class CompiledDecoder:
-    """A model's decoder as a table of pointers, whose targets it keeps alive.
+class CompiledLayers:
+    """The layers of a stack as tables of pointers, whose targets it keeps alive.
 
     Raises:
-        UnsupportedModelError: The compiled step cannot run the model.
+        UnsupportedModelError: Compiled code has no layers like these.
     """
 
-    def __init__(self, model: Transformer) -> None:
-        decoder, head = model.decoder, model.head
-        if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
-            raise UnsupportedModelError("no plain language-model head")
-        _check_modules(model, decoder, head)
+    def __init__(self, model: Transformer, stack: Stack) -> None:
+        if type(model) is not Transformer or type(stack) is not Stack or type(stack.position) not in _POSITIONS:
+            raise UnsupportedModelError("a custom class")
+        _check_modules([model, model.token_embedding, *stack.modules()])
         _check_fields(model.config)
         self._kept: list[Any] = []
-        self.model, self.decoder, self.dtype = model, decoder, model.dtype
-        blocks = [cast("TransformerBlock", block) for block in decoder.blocks]
-        self.has_cross_attention = any(block.cross_attention is not None for block in blocks)
-        layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, decoder.windows, decoder.has_other_position))
+        self.model, blocks = model, stack.layers
+        layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, stack.windows, stack.has_other_position))
         self._kept.append(layers)
-        last = self._matrix(head.projection or model.token_embedding.table, head.bias)
-        self.vocab_size = last.out_features
-        self.table = structs.Decoder(
-            layers=ctypes.addressof(layers),
-            num_layers=len(blocks),
-            d_model=model.config.d_model,
-            is_parallel=int(model.config.norm.is_parallel),
-            residual_scale=model.config.residual_scale,
-            embedding=self._embedding(model.token_embedding, decoder),
-            embedding_scale=model.token_embedding.scale,
-            dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
-            final_norm=self._norm(decoder.final_norm),
-            head_scale=head.scale,
-            softcap=head.softcap or 0.0,
-            head=last,
-        )
-        self._tables = _PositionTables()
-        self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], Any]] = WeakKeyDictionary()
-        self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
-        self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._stack = {
+            "layers": ctypes.addressof(layers),
+            "num_layers": len(blocks),
+            "d_model": model.config.d_model,
+            "is_parallel": int(model.config.norm.is_parallel),
+            "residual_scale": model.config.residual_scale,
+            "final_norm": self._norm(stack.final_norm),
+        }
 
     def _layer(self, block: TransformerBlock, window: int | None, rotation: int) -> Structure:
         if block.feed_forward.activation not in COMPILED:
@@ -238,6 +223,38 @@ class CompiledDecoder:
             return None
         self._kept.append(tensor.detach().float().contiguous())
         return self._kept[-1].data_ptr()
+
+
+class CompiledDecoder(CompiledLayers):
+    """A model's decoder as a table of pointers.
+
+    Raises:
+        UnsupportedModelError: The compiled step cannot run the model.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        decoder, head = model.decoder, model.head
+        if decoder is None or type(head) is not LanguageModelHead or head.transform is not None:
+            raise UnsupportedModelError("no plain language-model head")
+        super().__init__(model, decoder)
+        _check_modules([head])
+        self.decoder, self.dtype = decoder, model.dtype
+        self.has_cross_attention = any(block.cross_attention is not None for block in decoder.layers)
+        last = self._matrix(head.projection or model.token_embedding.table, head.bias)
+        self.vocab_size = last.out_features
+        self.table = structs.Decoder(
+            **self._stack,
+            embedding=self._embedding(model.token_embedding, decoder),
+            embedding_scale=model.token_embedding.scale,
+            dtype=structs.DTYPES.get(self.dtype, structs.FLOAT32),
+            head_scale=head.scale,
+            softcap=head.softcap or 0.0,
+            head=last,
+        )
+        self._tables = _PositionTables()
+        self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], Any]] = WeakKeyDictionary()
+        self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> Structure:
         """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
@@ -378,11 +395,9 @@ def _warn(field: str) -> None:
     _log.warning("torch alone computes each token, slower than compiled code, which doesn't know %s.", field)
 
 
-def _check_modules(model: Transformer, decoder: Stack, head: LanguageModelHead) -> None:
+def _check_modules(modules: Sequence[nn.Module]) -> None:
     """Raise UnsupportedModelError for modules, hooks or methods that are not the library's."""
-    if type(model) is not Transformer or type(decoder) is not Stack or type(decoder.position) not in _POSITIONS:
-        raise UnsupportedModelError("a custom class")
-    for module in [model, model.token_embedding, head, *decoder.modules()]:
+    for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
             raise UnsupportedModelError("hooks")
         if "forward" in vars(module):

@@ -1,7 +1,7 @@
 """Text embeddings."""
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from jaxtyping import Float
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from anyformer.blocks.linear import Linear
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
+from anyformer.generation.compiled_decoder import UnsupportedModelError
+from anyformer.generation.compiled_encoder import CompiledEncoder
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prompt import input_pad_id, pad
 from anyformer.kernels.linear import DtypeCast, prepack, supports_prepacking
 from anyformer.model import Transformer
+from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
 
 _MIN_TOKENS, _MAX_TOKENS = 512, 4096
@@ -58,11 +61,21 @@ def embed(
     rows = _encode(tokenizer, [texts] if isinstance(texts, str) else texts, longest)
     vectors = torch.empty((len(rows), (config.d_model, *pooling.dense)[-1]), device=device)
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
+        encode = _encoder(model)
         for indices in _batches([len(row) for row in rows], batch_size or len(rows)):
             ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer), device)
             check_ids(ids, config.source_vocab_size or config.vocab_size)
-            vectors[indices] = check_nan(model.embed_text(ids, None if bool(mask.all()) else mask))
+            mask = None if bool(mask.all()) else mask
+            vectors[indices] = check_nan(model.pooling(encode(ids, mask), mask))
     return vectors
+
+
+def _encoder(model: Transformer) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Last hidden states of token ids and their mask: by compiled code, where the weights are quantized."""
+    if bits_of(model) is not None:
+        with suppress(UnsupportedModelError):
+            return CompiledEncoder(model)
+    return model.encode_text
 
 
 @contextmanager

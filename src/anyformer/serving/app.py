@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from anyformer import __version__
 from anyformer.errors import UserError
-from anyformer.serving.api import chat, completions, encoders, status
+from anyformer.serving.api import chat, completions, encoders, messages, responses, status
 from anyformer.serving.errors import ApiError, crashed
 from anyformer.serving.gate import Gate
 from anyformer.serving.state import ClientLeftError, Server
@@ -43,7 +43,7 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
     app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None)
     app.state.server = server
-    for module in (chat, completions, encoders, status):
+    for module in (chat, completions, messages, responses, encoders, status):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=server.settings, key=key, metrics=server.metrics)
     app.add_exception_handler(ApiError, _api_error)
@@ -65,9 +65,8 @@ async def _user_error(request: Request, error: Any) -> Response:
 
 async def _invalid(request: Request, error: Any) -> Response:
     """A field that is missing, unknown or of another type, by its name."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
-    name = ".".join(path)[:_LONGEST_VALUE] or None
+    first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union, the form that fits best
+    name = ".".join(_place(first["loc"][1:], error.body, first["type"] == "missing"))[:_LONGEST_VALUE] or None
     if first["type"] == "extra_forbidden":
         message = f"There is no field {name!r} here, or this server can't honor it: leave it out."
     elif first["type"] == "json_invalid":
@@ -75,6 +74,19 @@ async def _invalid(request: Request, error: Any) -> Response:
     else:
         message = f"{name or 'The request'}: {first['msg'][:_LONGEST_VALUE]}."
     return await _api_error(request, ApiError(400, message, name))
+
+
+def _place(location: Sequence[str | int], body: Any, is_missing: bool) -> list[str]:
+    """The path of a field in a request, without the names of the forms that a union has."""
+    if not location:
+        return []
+    part, *rest = location
+    paths = [_place(rest, body, is_missing)]
+    if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+        paths.append([str(part), *_place(rest, body[part], is_missing)])
+    elif is_missing and not rest:
+        paths.append([str(part)])
+    return max(paths, key=lambda path: (path[-1:] == [str(location[-1])], len(path)))
 
 
 async def _http(request: Request, error: Any) -> Response:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from anyformer.errors import UserError
-from anyformer.serving.worker import Worker
+from anyformer.serving.worker import Worker, unless_done
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -46,19 +47,12 @@ class BatchedCalls(Generic[Item, Answer]):
         except UserError:
             answers = [self._alone(items) for items, _ in waiting]
         for (_, future), answer in zip(waiting, answers, strict=True):
-            future.get_loop().call_soon_threadsafe(_settle, future, answer)
+            failed = isinstance(answer, UserError)
+            settle = partial(future.set_exception, answer) if failed else partial(future.set_result, answer)
+            future.get_loop().call_soon_threadsafe(unless_done, future, settle)
 
     def _alone(self, items: Sequence[Item]) -> Sequence[Answer] | UserError:
         try:
             return self._function(items)
         except UserError as error:
             return error
-
-
-def _settle(future: asyncio.Future[Sequence[Answer]], answer: Sequence[Answer] | UserError) -> None:
-    if future.done():
-        return
-    if isinstance(answer, UserError):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)

@@ -48,7 +48,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
+        return {"type": "error", "error": error}  # the outer type is Anthropic's
 
 
 def crashed() -> ApiError:

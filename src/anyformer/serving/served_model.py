@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anyformer.errors import UserError
+from anyformer.generation.batching import Constraint
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.embed import embed
 from anyformer.generation.inference import check_ids
-from anyformer.generation.prompt import encode_prompt
+from anyformer.generation.prompt import encode_prompt, eos_ids
 from anyformer.model import Transformer
 from anyformer.serving.batched_calls import BatchedCalls
 from anyformer.serving.errors import ApiError
+from anyformer.serving.grammar import Grammars
 from anyformer.serving.token_text import TokenText
 from anyformer.serving.worker import Stream, Worker
 from anyformer.tokenizer import Tokenizer
@@ -118,6 +121,9 @@ class ServedModel:
         count: int = 1,
         max_new_tokens: int | None = None,
         logprobs: int | None = None,
+        *,
+        constrain: Callable[[], Constraint] | None = None,
+        skip_special: bool = True,
     ) -> list[Stream]:
         """Answers to a conversation, sampled as the model's own generation settings recommend where options don't say.
 
@@ -126,14 +132,37 @@ class ServedModel:
             options: Options of generation.
             count: Number of answers.
             max_new_tokens: The longest answer; None: as long as there is room for.
-            logprobs: As for `BatchingEngine.submit`.
+            logprobs, skip_special: As for `BatchingEngine.submit`.
+            constrain: Makes what each answer may be.
         """
         room = self.room(ids, "messages")
         options["max_new_tokens"] = min(max_new_tokens or room, room)
         config = GenerationConfig.for_chat(self.model, **options)
         eos = None if self.tokenizer is None else self.tokenizer.eos
         configs = [seeded(config, number) for number in range(count)]
-        return await self.worker.submit(ids, configs, logprobs, also_eos=eos if config.stop_at_eos else None)
+        return await self.worker.submit(
+            ids,
+            configs,
+            logprobs,
+            also_eos=eos if config.stop_at_eos else None,
+            constrain=constrain,
+            skip_special=skip_special,
+        )
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars that its texts obey."""
+        tokenizer = self.require_tokenizer()
+        eos = {*eos_ids(self.model, GenerationConfig()), *([] if tokenizer.eos is None else [tokenizer.eos])}
+        return Grammars(self.model, tokenizer, sorted(eos))
+
+    async def compile(self, rules: str, prompt: Sequence[int], param: str) -> Callable[[], Constraint]:
+        """A maker of constraints by a grammar, see `Grammars`. Raises ApiError for one that can't be enforced."""
+        before = () if self.model.config.is_encoder_decoder else prompt
+        try:
+            return await asyncio.to_thread(lambda: self.grammars.compile(rules, before))
+        except UserError as error:
+            raise ApiError(400, str(error), param) from None
 
     def room(self, prompt: Sequence[int], param: str) -> int:
         """New tokens that there is room for behind a prompt. Raises ApiError where there is none."""

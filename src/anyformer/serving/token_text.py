@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Any
 
 from anyformer.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _METASPACE = "\u2581"
+_EXACT = {"ByteLevel", "Metaspace", "ByteFallback", "Replace", "Fuse", "Strip", "Sequence"}
 
 
 class TokenText:
@@ -23,6 +25,28 @@ class TokenText:
         self._bytes = _byte_of_character() if "ByteLevel" in kinds else None
         self._metaspace = bool(kinds & {"Metaspace", "ByteFallback", "Replace"})
         self._pieces = decoder.get("prefix", "##") if "WordPiece" in kinds else None
+        self.is_exact = kinds <= _EXACT
+        """Whether the text of several tokens is their bytes one after the other, but for a space before the first."""
+        self._special = {tokenizer.token(token) or "": token for token in tokenizer.special_ids}
+
+    @cached_property
+    def space(self) -> int | None:
+        """A token of sentencepiece that begins with a space, which may be lost at the beginning of a text."""
+        if not self._metaspace:
+            return None
+        return next((token for token in range(self._tokenizer.vocab_size) if self.bytes(token)[:1] == b" "), None)
+
+    def without_special(self, text: str, kept: str) -> str:
+        """A text without its special tokens, but those that stand in another."""
+        return "".join(piece for piece, token in self.split_special(text) if token is None or piece in kept)
+
+    def split_special(self, text: str) -> list[tuple[str, int | None]]:
+        """The special tokens of a text with their ids, and what is between them."""
+        found = sorted((spelled for spelled in self._special if spelled and spelled in text), key=len, reverse=True)
+        if not found:
+            return [(text, None)]
+        pieces = re.split(f"({'|'.join(map(re.escape, found))})", text)
+        return [(piece, self._special.get(piece)) for piece in pieces if piece]
 
     def bytes(self, token: int) -> bytes:
         """The bytes of a token as they stand within a text."""

@@ -8,9 +8,10 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
-from anyformer.generation.batching import BatchingEngine, Finish, Request, TokenLogprob
+from anyformer.generation.batching import BatchingEngine, Constraint, Finish, Request, TokenLogprob
 from anyformer.generation.config import GenerationConfig
 from anyformer.model import Transformer
 from anyformer.serving.errors import ApiError, crashed
@@ -114,14 +115,16 @@ class Worker:
         configs: Sequence[GenerationConfig],
         logprobs: int | None = None,
         also_eos: int | None = None,
+        constrain: Callable[[], Constraint] | None = None,
+        skip_special: bool = True,
     ) -> list[Stream]:
-        """Add a text for each config. `also_eos` ends a text as well, beside the model's own end-of-text tokens.
+        """Add a text for each config. `constrain` makes what each may be; the others are as for `BatchingEngine`.
 
         Raises:
             ApiError: too many texts wait already.
             UserError: as `BatchingEngine.submit`.
         """
-        engine = self.engine
+        engine, make = self.engine, constrain or _unconstrained
         assert engine is not None
         if engine.waiting + len(configs) > self._most_waiting + max(0, engine.slots - engine.running):
             raise ApiError(
@@ -129,7 +132,17 @@ class Worker:
             )
         submitting = asyncio.ensure_future(
             asyncio.to_thread(
-                lambda: [engine.submit(prompt, each, logprobs=logprobs, also_eos=also_eos) for each in configs]
+                lambda: [
+                    engine.submit(
+                        prompt,
+                        each,
+                        logprobs=logprobs,
+                        also_eos=also_eos,
+                        constraint=make(),
+                        skip_special=skip_special,
+                    )
+                    for each in configs
+                ]
             )
         )
         try:
@@ -162,11 +175,10 @@ class Worker:
             if future.cancelled():
                 return
             try:
-                result = function()
+                settle = partial(future.set_result, function())
             except BaseException as error:  # handed to whoever waits for it
-                loop.call_soon_threadsafe(_settle, future, None, error)
-            else:
-                loop.call_soon_threadsafe(_settle, future, result, None)
+                settle = partial(future.set_exception, error)
+            loop.call_soon_threadsafe(unless_done, future, settle)
 
         self._jobs.put(job)
         return await future
@@ -206,10 +218,11 @@ def _nothing() -> None:
     """Wake the thread."""
 
 
-def _settle(future: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)  # type: ignore[arg-type]
+def _unconstrained() -> None:
+    """A text may be anything."""
+
+
+def unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:
+    """Settle a future, unless its client has left."""
+    if not future.done():
+        settle()

@@ -124,6 +124,15 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
+    def table_size(self) -> int:
+        """Rows that the token table of a text model needs: tokens that stand for an image (Gemma 3) have none."""
+        size, added = self.vocab_size, self.backend.get_added_tokens_decoder()
+        extra = {**self.config, **(self.config.get("extra_special_tokens") or {})}
+        while size - 1 in added and added[size - 1].content == extra.get("image_token"):
+            size -= 1
+        return size
+
+    @property
     def mask_token(self) -> str | None:
         """The text that stands for a word to be filled in, such as [MASK]."""
         return self._roles["mask"].content if "mask" in self._roles else None

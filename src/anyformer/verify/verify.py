@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -276,9 +277,14 @@ def _same_weights(model: Transformer, original: Transformer) -> bool:
 
 
 def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:
-    """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder."""
+    """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder.
+
+    Where nothing is pooled, llama.cpp applies the layers after pooling to every token.
+    """
     output = model(torch.tensor([ids]), source=None if source is None else torch.tensor([source]))
-    return output.hidden[0] if model.decoder is None or output.logits is None else output.logits[0]
+    if model.decoder is None or output.logits is None:
+        return reduce(lambda hidden, layer: layer(hidden), model.pooling.dense, output.hidden[0])
+    return output.logits[0]
 
 
 def _gguf_greedy(

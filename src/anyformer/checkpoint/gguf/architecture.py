@@ -19,7 +19,7 @@ from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES
 from anyformer.families.base import Family, Raw, complete
-from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, split_heads, stacked
+from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, row, split_heads, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +72,8 @@ _NAMES = {
     "head.projection": "output",
 }
 """Our layers, several where a family holds them side by side -> GGUF's name."""
+DENSE = {"dense_2.weight": "pooling.dense.0.weight", "dense_3.weight": "pooling.dense.1.weight"}
+"""Names of linear layers after pooling (EmbeddingGemma's)."""
 _OURS = re.compile(r"(?:(encoder|decoder)\.)?(?:blocks\.\{i\}\.)?(.+?)(?:\.(weight|bias))?")
 _PREFIXES = {"encoder": "enc.", "decoder": "dec."}
 """Stacks of encoder-decoders."""
@@ -92,6 +94,8 @@ class Architecture:
     """Rotary positions turn neighboring pairs of rows of a head, not its two halves as in Hugging Face."""
     has_windows: bool = False
     """llama.cpp knows the windows of its layers."""
+    is_encoder: bool = False
+    """Its models are the encoders of a family that has decoders as well."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
     """More keys that may be missing. Two keys may say the same."""
     names: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -113,14 +117,20 @@ class Architecture:
     @property
     def head(self) -> HeadKind:
         """The head of its models: encoders there end with the hidden states."""
-        return "language_model" if "decoder_layers" in self.family.json_names else "none"
+        is_encoder = self.is_encoder or "decoder_layers" not in self.family.json_names
+        return "none" if is_encoder else "language_model"
+
+    @property
+    def json_names(self) -> dict[str, str]:
+        """Field of ModelConfig -> field of config.json."""
+        return {"encoder_layers": "num_hidden_layers", **self.family.json_names}
 
     @cached_property
     def all_keys(self) -> dict[str, str]:
         """Key -> field of ModelConfig."""
         config = next(iter(self.family.presets.values()))
         keys = {
-            "block_count": "encoder_layers" if config.encoder_layers else "decoder_layers",
+            "block_count": "encoder_layers" if config.encoder_layers or self.is_encoder else "decoder_layers",
             f"attention.layer_norm_{'rms_' if config.norm.kind.startswith('rms') else ''}epsilon": "norm.eps",
             **_REQUIRED,
         }
@@ -131,7 +141,7 @@ class Architecture:
 
     def read(self, contents: Contents) -> dict[str, Any]:
         """The fields of config.json. Raises UserError for a key that is missing or misshapen."""
-        fields = self.family.json_names
+        fields = self.json_names
         values = {key: contents.get(key) for key in self.all_keys}
         raw = {
             fields[self.all_keys[key]]: _number(f"{self.name}.{key}", value)
@@ -163,7 +173,7 @@ class Architecture:
         lines = (line for row in self.family.rows_of(config) if not row.alias for line in _without_parts(row))
         rows = [self._row(line, config) for line in lines]
         if self.head == "none":
-            return [line for line in rows if line is not None]
+            return [*filter(None, rows), *(row(theirs, ours) for theirs, ours in DENSE.items())]
         # llama.cpp multiplies by `output.weight` and nothing else, so where the head of a T5 1.0 is its token embedding
         # over sqrt(d_model), the file needs that product.
         scale = 1 / math.sqrt(config.d_model)

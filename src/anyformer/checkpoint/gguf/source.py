@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.checkpoint.gguf import tokenizer_reader
+from anyformer.checkpoint.gguf.architecture import DENSE
 from anyformer.checkpoint.gguf.architectures import described, from_gguf
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.contents import Contents, Output
@@ -41,7 +42,8 @@ class GGUFSource(TensorSource):
         kind = described(contents)
         self.family = Family(f"GGUF {kind.name}", rows=kind.rows(self.config), ignored=kind.ignored)
         # A head that repeats the token embedding has been compared with it already.
-        names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
+        left = {*DENSE, *(() if contents.output == "own" else (_HEAD,))}
+        names = [name for name in self.container.tensors if name not in left]
         self.names = joined_latents(names)
         self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in names))
 
@@ -55,6 +57,10 @@ class GGUFSource(TensorSource):
                 raise UserError(f"{self.path}: the two parts of {name} do not fit each other.") from error
         weight = quantized(self.container, name)
         return dense(self.container, name) if weight is None else weight
+
+    @override
+    def pooling_weights(self) -> list[dict[str, Tensor]]:
+        return [{"weight": dense(self.container, name)} for name in DENSE if name in self.container.tensors]
 
     @override
     def tokenizer(self) -> Tokenizer | None:

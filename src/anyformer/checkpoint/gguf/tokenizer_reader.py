@@ -214,7 +214,11 @@ def _sentencepiece(source: _Source) -> tokenizers.Tokenizer:
 
 
 def _merges(source: _Source) -> list[tuple[str, str]]:
-    """All pairs of tokens whose union is a token, the best first."""
+    """All pairs of tokens whose union is a token, the best first.
+
+    Of pairs as good llama.cpp joins the leftmost, so that runs of one character (Gemma's) grow from their left end: by
+    pairs, those with the longest left part.
+    """
     ids = source.ids
     halves = (
         (-score, token[:at], token[at:])
@@ -222,7 +226,7 @@ def _merges(source: _Source) -> list[tuple[str, str]]:
         if kind not in (UNKNOWN, CONTROL, BYTE)
         for at in range(1, len(token))
     )
-    scored = [(score, ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
+    scored = [(score, -len(a), ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
     return [(left, right) for *_, left, right in sorted(scored)]
 
 

@@ -171,6 +171,12 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             f"llama.cpp computes a {kind.name} model only where its heads are as wide as the model: {attention.heads} "
             f"heads of {attention.head_dim} make {width}, not {config.d_model}."
         )
+    if kind.name == "gemma-embedding" and len({*map(bool, config.others(config.encoder_layers))}) == 1:
+        raise UserError(
+            "llama.cpp computes a gemma-embedding model only where some layers have a window and others none."
+        )
+    if config.pooling.dense and (len(config.pooling.dense) != 2 or config.pooling.dense[-1] != config.d_model):
+        raise UserError("llama.cpp computes two linear layers after pooling, the second as wide as the model, or none.")
     if kind.name in ("qwen3", "qwen3moe") and (attention.bias or attention.output_bias):
         raise UserError(f"llama.cpp knows no biases in a {kind.name} model's attention.")
     if attention.latent is not None and (attention.latent.query_rank is None) != (config.decoder_layers in (26, 27)):
@@ -187,8 +193,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
         )
     if scaling is not None and scaling.kind == "llama3" and kind.name != "llama":
         raise UserError(f"llama.cpp does not scale the positions of a {kind.name} model as LLaMA 3 does.")
-    if scaling is not None and scaling.kind == "yarn" and kind.name == "gemma3":
-        raise UserError("llama.cpp scales the positions of a gemma3 model's windows by YaRN, too.")
+    if scaling is not None and scaling.kind == "yarn" and kind.name in ("gemma3", "gemma-embedding"):
+        raise UserError(f"llama.cpp scales the positions of a {kind.name} model's windows by YaRN, too.")
     if scaling is not None and scaling.kind == "yarn" and (scaling.beta_fast, scaling.beta_slow) != (32, 1):
         raise UserError(
             "llama.cpp computes YaRN with beta_fast 32 and beta_slow 1 whatever the file says, not with "

@@ -56,6 +56,21 @@ inline FloatVec apply_gate(const FeedForward& f, FloatVec gate, FloatVec up) {
     return (up + float(f.up_offset)) * apply_activation(f.activation, gate);
 }
 
+// The same within 2e-4, and 3e-5 of large numbers, where it is rounded to 8 bits: a quarter of GELU's instructions. The
+// polynomial, of least error on [-4, 4], is (Phi(x) - 1/2) / x.
+inline FloatVec activation_of_8_bits(Activation activation, FloatVec x) {
+    if (activation != GELU) return apply_activation(activation, x);
+    const FloatVec near = min(broadcast(4.0f), max(broadcast(-4.0f), x)), square = near * near;  // NaN propagates
+    FloatVec p = broadcast(2.278082072e-08f);
+    p = p * square - 1.598568048e-06f;
+    p = p * square + 4.795477840e-05f;
+    p = p * square - 8.140075989e-04f;
+    p = p * square + 8.772346004e-03f;
+    p = p * square - 6.457300613e-02f;
+    p = p * square + 3.978832625e-01f;
+    return x * (p * near + 0.5f);
+}
+
 // The derivative of an activation function.
 inline FloatVec activation_grad(Activation activation, FloatVec x) {
     switch (activation) {

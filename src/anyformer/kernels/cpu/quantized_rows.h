@@ -205,6 +205,7 @@ class Quantizer {
     }
 
     IntVec round(FloatVec x, Dither& dither) const {
+        asm("" : "+v"(x));  // multiplied and added in one step in one place only, equal rows would be rounded differently
         if (stochastic) x = min(broadcast(127.0f), x + dither.next());
         return bit_cast<IntVec>(x + to.rounding);
     }

@@ -109,6 +109,16 @@ struct Batch {
     int64_t num_threads;
 };
 
+// Texts one behind the other, that pass through the layers of a Decoder by themselves.
+struct Texts {
+    const int64_t* starts;  // [texts + 1]: the row of each one's first token; the number of rows
+    const int64_t* blocks;  // [num_blocks + 1]: the first of the texts that are computed together; the number of texts
+    int64_t num_blocks;
+    float* hidden_states;  // [rows, d_model]: the embeddings; overwritten
+    void* workspace;
+    int64_t num_threads;
+};
+
 // Attention in training, forward or (with grad_out) backward. Tensors have one dtype unless noted.
 struct AttentionArgs {
     TensorView query, key, value, out;                      // [batch, heads or kv_heads, queries or keys, head_dim]

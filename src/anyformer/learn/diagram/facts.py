@@ -190,7 +190,7 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
     summed = 3 if config.position.kind == "disentangled" else 1
     scale = f"scale {attention.scale:g}" if attention.scale is not None else f"scale 1/√{summed * head_dim:,}"
     depth, scale_fields = (" / layer", ("scale", "scale_by_layer")) if attention.scale_by_layer else ("", ("scale",))
-    implied = () if attention.scale is not None else width
+    implied = () if attention.scale is not None else (*width, *(("position.kind",) if summed > 1 else ()))
     yield "scale", Fact(scale + depth, (*field(*scale_fields), *implied))
     if attention.qk_norm != "none":
         yield "qk_norm", Fact("QK norm", field("qk_norm"))

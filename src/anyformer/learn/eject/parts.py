@@ -263,7 +263,7 @@ def stack_part(
             rotation and ("other_rotation if is_other else rotation" if other_rotation else "rotation"),
             attention["relative"] and "relative",
         ),
-        "scale_by_layer": stack.attention.scale_by_layer,
+        "is_numbered": stack.attention.scale_by_layer or not config.norm.first,
         "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
         "modules": _block_modules(config, stack, attention["name"], feed_forward["name"], cross=cross),
@@ -293,7 +293,8 @@ def _block_modules(
     for name, made in {**parts, "feed_forward": f"{feed_forward}()"}.items():
         modules.append((name, made))
         if placement != "branch" and (placement, name) != ("parallel_shared", "feed_forward"):
-            modules.append((f"{name}_norm", norm))
+            is_absent = name == "attention" and not config.norm.first
+            modules.append((f"{name}_norm", f"{norm} if layer else nn.Identity()" if is_absent else norm))
         if placement in ("branch", "sandwich"):
             modules.append((f"{name}_output_norm", norm))
     return modules

@@ -69,7 +69,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 NOT_WRITTEN = (
-    *("norm.first", "other_layers.feed_forward", "attention.latent", "decoder_feed_forward.experts"),
+    *("other_layers.feed_forward", "attention.latent", "decoder_feed_forward.experts"),
     *("attention.sinks", "decoder_attention.sinks", "feed_forward.limit", "feed_forward.up_offset"),
     *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset"),
     *BEYOND_A_ROUTER,
@@ -82,17 +82,10 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
     require_defaults(config, NOT_WRITTEN, "no standalone file can be made of yet")
-    head = config.head
-    labels_texts, has_labels = head.kind == "classification", head.kind in ("classification", "token_classification")
-    unknown = {
-        "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
-        "head.transform_bias": head.transform is not None and not head.transform_bias,
-        "head.pooling": labels_texts and head.pooling == "mean",
-        "feed_forward.bias": config.feed_forward.experts is not None and config.feed_forward.bias,
-    }
-    for field, is_unknown in unknown.items():
-        if is_unknown:
-            raise UserError(f"This {field} is none that a standalone file can be made of yet.")
+    if config.feed_forward.experts is not None and config.feed_forward.bias:
+        raise UserError(
+            "feed_forward.bias is True in a mixture of experts, which no standalone file can be made of yet."
+        )
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
@@ -263,6 +256,9 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
             continue
         transposed = transposed or row.operation is TRANSPOSE
         halves = halves or (row.operation is SPLIT and row.ours[0].endswith("feed_forward.gate.weight"))
+        if row.operation is SPLIT and ".attention." in row.ours[0]:
+            counts = (config.attention.heads,) * len(row.ours)
+            heads |= {ours.split(".")[-2]: (1, counts, index) for index, ours in enumerate(row.ours)}
         if (layout := row.operation.heads) is not None:
             turned = layout.order or turned
             for index, ours in enumerate(row.ours):

@@ -15,7 +15,7 @@ from anyformer.checkpoint.load import inspect
 from anyformer.config import ModelConfig
 from anyformer.data.corpus import documents
 from anyformer.data.input_files import walk
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
@@ -36,14 +36,13 @@ MOST_PARAMETERS = 36_000_000
 """Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KINDS = {
     "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"),
-    "norm": ("layer", "layer_no_bias", "rms", "rms_offset"),
+    "norm": ("layer", "layer_no_bias", "rms", "rms_offset", "rms_plain"),
     "position": ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled"),
 }
 
 
 _NOT_COMPUTED = (
-    *("norm.first", "other_layers.position", "other_layers.feed_forward"),
-    *("attention.latent", "attention.softcap", "attention.sinks", "head.softcap"),
+    *("other_layers.feed_forward", "attention.latent", "attention.sinks"),
     *(f"{part}.{name}" for part in ("feed_forward", "decoder_feed_forward") for name in ("limit", "up_offset")),
     *("decoder_attention.sinks", "decoder_feed_forward.experts", *BEYOND_A_ROUTER),
 )
@@ -106,19 +105,8 @@ def check(config: ModelConfig, parameters: int) -> None:
     """Raise UserError for a model that no page can run."""
     require_own_blocks(config, _KINDS, "a page can't run")
     require_defaults(config, _NOT_COMPUTED, "no page can run yet")
-    scaling, turns_in_part = config.position.scaling, config.position.rotary_fraction != 1.0
-    if scaling is not None and (scaling.kind == "longrope" or (turns_in_part and scaling.kind != "linear")):
-        raise UserError(f"position.scaling.kind is {quote(scaling.kind)}, which no page can run yet.")
-    if config.norm.placement in ("sandwich", "branch"):
-        raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
     if config.feed_forward.experts is not None and config.feed_forward.bias:
         raise UserError("feed_forward.bias is True in a mixture of experts, which no page can run yet.")
-    head = config.head
-    if head.kind == "classification" and head.pooling == "mean":
-        raise UserError(f"head.pooling is {quote(head.pooling)}, which no page can run yet.")
-    labels_tokens = head.kind == "token_classification" and not head.transform_norm
-    if head.kind != "language_model" and head.transform is not None and not labels_tokens:
-        raise UserError(f"head.transform is {quote(head.transform)} before labels, which no page can run yet.")
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "

@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.types import Receive
 
 from anyformer.generation.batching import TokenLogprob
-from anyformer.generation.config import GenerationConfig
+from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, usage
 from anyformer.serving.api.fields import SamplingBody
 from anyformer.serving.api.sse import DONE, EventStream, event
@@ -93,6 +93,7 @@ class _Writer:
             _refuse("max_tokens", "max_tokens 0 asks for nothing: set echo, or ask for at least one token.")
         if body.echo and served.model.config.is_encoder_decoder:
             _refuse("echo", "An encoder-decoder's text does not go on from its prompt: leave out echo.")
+        rules = body.rules()
         rooms = [served.room(ids[: len(ids) - (not self.generates)], "prompt") for ids in self.prompts]
         self.scores: list[list[TokenLogprob | None]] = [[] for _ in prompts]
         if body.echo and (top := body.logprobs) is not None:
@@ -104,11 +105,12 @@ class _Writer:
             return
         for ids, room in zip(self.prompts, rooms, strict=True):
             new = room if body.max_tokens is None else min(body.max_tokens, room)
-            options = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
-            config = GenerationConfig().replace(**options)  # type: ignore[arg-type]
+            options: GenerationOptions = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
+            config = GenerationConfig().replace(**options)
             configs = [seeded(config, number) for number in range(count)]
             try:
-                self.streams += await served.worker.submit(ids, configs, body.logprobs)
+                constrain = None if rules is None else await served.compile(rules, ids, body.rules_param)
+                self.streams += await served.worker.submit(ids, configs, body.logprobs, constrain=constrain)
             except BaseException:
                 served.worker.release(self.streams)
                 raise

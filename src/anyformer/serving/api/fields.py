@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from anyformer.generation.config import GenerationOptions
+from anyformer.serving.api.formats import Regex, ResponseFormat, form_rules, schema_of
+from anyformer.serving.errors import ApiError
 
 _SEED = Field(ge=-(2**63), lt=2**63)
 Temperature = Annotated[float, Field(ge=0, le=100)]
@@ -55,12 +57,30 @@ class SamplingBody(RequestBody):
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    """JSON, or JSON by a schema."""
+    grammar: Regex | None = None
+    """A regex that the text matches."""
     ignore_eos: bool = False
     """Go on behind the end of the text."""
     user: str | None = None
     """Changes nothing."""
     metadata: dict[str, Any] | None = None
     """Changes nothing."""
+
+    def rules(self) -> str | None:
+        """Lark rules of what the text may be; None: anything. Raises ApiError for a grammar that is too large."""
+        schema = schema_of(self.response_format)
+        if self.grammar is not None and schema is not None:
+            raise ApiError(400, "grammar and response_format both say what the text may be: leave out one.", "grammar")
+        if self.grammar is None and schema is None:
+            return None
+        return form_rules(schema, self.grammar and self.grammar.value, self.rules_param)
+
+    @property
+    def rules_param(self) -> str:
+        """The field that `rules` come from."""
+        return "response_format" if self.grammar is None else "grammar"
 
     def options(self) -> GenerationOptions:
         """The fields that were given, as options of generation."""

@@ -29,6 +29,16 @@ def event(value: Any, name: str | None = None) -> bytes:
     return f"{head}data: {dumps(value)}\n\n".encode("utf-8", "replace")
 
 
+class JsonAnswer(Response):
+    """A response with JSON. Half of a surrogate pair, which a model can write into JSON, becomes a question mark."""
+
+    media_type = "application/json"
+
+    @override
+    def render(self, content: Any) -> bytes:
+        return dumps(content).encode("utf-8", "replace")
+
+
 class EventStream(Response):
     """A response that sends events as they come. An error after the first is an event, and the end.
 

@@ -48,7 +48,7 @@ class Attention {
   // query are scored as well. Returns what is written to the stream, and the weights of every head:
   // heads x queries x keys.
   attend(x, { keys, values, length }, positions, visible, rotation, bias, relative) {
-    const { heads, kv_heads, head_dim } = this.size, wide = kv_heads * head_dim;
+    const { heads, kv_heads, head_dim, softcap } = this.size, wide = kv_heads * head_dim;
     let queries = this.query(x);
     if (this.queryNorm) queries = rmsNorm(queries, this.queryNorm);
     if (rotation) rotate(queries, head_dim, rotation);
@@ -66,7 +66,9 @@ class Attention {
             const row = relative.row(position, key), placeQuery = places.queries.row(row), placeKey = places.keys.row(row);
             for (let i = own; i < own + head_dim; i++) score += query[i] * placeKey[i] + placeQuery[i] * keys.numbers[key * wide + i];
           }
-          scores[key - first] = score * this.scale + (bias ? bias(head, position, key) : 0);
+          score *= this.scale;
+          if (softcap) score = softcap * Math.tanh(score / softcap); // Gemma 2
+          scores[key - first] = score + (bias ? bias(head, position, key) : 0);
         }
         const shares = softmax(scores), row = read.row(token);
         weights.set(shares, (head * x.rows + token) * length + first);

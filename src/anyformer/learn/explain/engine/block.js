@@ -57,37 +57,41 @@ class Experts {
 class Block {
   constructor(weights, model, stack, layer) {
     const { norm } = model, attention = (name) => new Attention(weights.under(name), stack, layer, norm.eps);
-    this.preNorm = stack.pre_norm;
-    this.parallel = stack.parallel; // both parts read what comes into the block
+    this.postNorm = stack.placement === "post";
+    this.parallel = stack.placement.startsWith("parallel"); // both parts read what comes into the block
     this.scale = stack.residual_scale;
     this.attention = attention("attention");
-    this.attentionNorm = weights.norm("attention_norm", norm);
+    const norms = (name) => [weights.norm(`${name}_norm`, norm), weights.norm(`${name}_output_norm`, norm)];
+    this.attentionNorms = norms("attention");
     this.cross = stack.cross ? attention("cross_attention") : null;
-    this.crossNorm = stack.cross ? weights.norm("cross_attention_norm", norm) : null;
+    this.crossNorms = norms("cross_attention");
     const network = weights.under("feed_forward");
     this.feedForward = stack.experts ? new Experts(network, stack.activation, stack.experts) : new FeedForward(network, stack.activation);
-    this.feedForwardNorm = weights.norm(stack.shares_norm ? "attention_norm" : "feed_forward_norm", norm);
+    this.feedForwardNorms = norms("feed_forward");
+    if (stack.placement === "parallel_shared") [this.feedForwardNorms[0]] = this.attentionNorms;
   }
 
   // `context`: positions, visible, rotation, bias, relative; `own` and `source` are keys and values. What each
   // part reads and writes goes into `record`.
   forward(x, context, own, source, record) {
-    // pre: x + f(norm(x)); post: norm(x + f(x)); parallel: x + f(norm(x)) + g(norm(x)).
+    // x + outputNorm(f(norm(x))), where either norm may be missing; post: norm(x + f(x)); parallel: f and g read the
+    // same x.
     const start = x;
-    const around = (name, norm, part) => {
-      const found = part(this.preNorm ? norm(this.parallel ? start : x) : x);
+    const around = (name, [norm, outputNorm], part) => {
+      const found = part(this.postNorm ? x : norm(this.parallel ? start : x));
+      found.written = outputNorm(found.written);
       if (this.scale !== 1) found.written.numbers.forEach((number, i) => { found.written.numbers[i] = number * this.scale; });
       const sum = add(x, found.written);
-      x = this.preNorm ? sum : norm(sum);
+      x = this.postNorm ? norm(sum) : sum;
       record[name] = found;
     };
-    around("attention", this.attentionNorm, (read) => {
+    around("attention", this.attentionNorms, (read) => {
       this.attention.offer(read, own, context.rotation);
       return this.attention.attend(read, own, context.positions, context.visible, context.rotation, context.bias, context.relative);
     });
     if (this.cross)
-      around("cross", this.crossNorm, (read) => this.cross.attend(read, source, context.positions, (_, length) => [0, length]));
-    around("feedForward", this.feedForwardNorm, (read) => this.feedForward.forward(read));
+      around("cross", this.crossNorms, (read) => this.cross.attend(read, source, context.positions, (_, length) => [0, length]));
+    around("feedForward", this.feedForwardNorms, (read) => this.feedForward.forward(read));
     record.output = x;
     return x;
   }

@@ -95,7 +95,12 @@ const blockDetails = (seen) => {
   const names = { attention: "attention", cross: "cross-attention", feedForward: "feed-forward" };
   const parts = ["attention", ...(stack.cross ? ["cross"] : []), "feedForward"];
   const x = entry("input"), norm = model.norm.kind === "rms" ? "RMSNorm" : "LayerNorm";
-  const wrapped = (name) => (stack.pre_norm ? `x ← x + ${name}(${norm}(x))` : `x ← ${norm}(x + ${name}(x))`);
+  const isPost = stack.placement === "post";
+  const branches = { branch: (name) => `${norm}(${name}(x))`, sandwich: (name) => `${norm}(${name}(${norm}(x)))` };
+  const branch = branches[stack.placement] ?? ((name) => `${name}(${norm}(x))`);
+  const wrapped = (name) => (isPost ? `x ← ${norm}(x + ${name}(x))` : `x ← x + ${branch(name)}`);
+  const added = parts.map((name) => ({ attention: "attention", cross: "cross", feedForward: "feed-forward" })[name]);
+  const equations = stack.placement.startsWith("parallel") ? [`x ← x + ${added.map(branch).join(" + ")}`] : added.map(wrapped);
   const inner = reading.row(token, (record) => record.layers[layer].feedForward.inner);
   const nameOf = (neuron) => {
     const place = (neuron % stack.width) + 1;
@@ -106,9 +111,9 @@ const blockDetails = (seen) => {
   const window = stack.windows[layer];
   const act = ACTIVATIONS_IN_WORDS[stack.activation];
   return [
-    equation(...parts.map((name) => wrapped({ attention: "attention", cross: "cross", feedForward: "feed-forward" }[name]))),
+    equation(...equations),
     element("h4", {}, "Residual stream"),
-    lesson(stack.pre_norm ? "stream" : "normed"),
+    lesson(isPost ? "normed" : "stream"),
     caption("Lengths of the vectors:"),
     bars([
       { name: "x", size: length(x), text: decimals(length(x)), tone: "stream" },
@@ -118,7 +123,7 @@ const blockDetails = (seen) => {
     caption(`The stream turns by ${Math.round((Math.acos(Math.min(1, cosine(x, entry("output")))) * 180) / Math.PI)}°.`),
     element("h4", {}, "Attention"),
     lesson("attention"),
-    equation("softmax(q·k · scale) v"),
+    equation(stack.softcap ? "softmax(c · tanh(q·k · scale / c)) v" : "softmax(q·k · scale) v"),
     caption(`${stack.causal ? "Each token reads those before it and itself" : "Each token reads all others"}${window === null ? "" : `, ${window} of them at most`}; here the token that each of ${stack.heads} heads reads most.${stack.kv_heads < stack.heads ? ` ${stack.heads / stack.kv_heads} heads share keys and values.` : ""}`),
     headsOfToken(seen, "attention", keys, lookAt),
     ...(stack.cross ? [element("h4", {}, "Cross-attention"), lesson("cross"), headsOfToken(seen, "cross", sourceKeys, lookAt)] : []),

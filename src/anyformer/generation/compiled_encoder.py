@@ -1,0 +1,130 @@
+"""An encoder in compiled code: whole texts, in products of 8-bit integers (`kernels/cpu/encode_texts.cpp`).
+
+Each token's vector is rounded to 8 bits by its largest number, and so is each row of a weight: of two roundings one
+after the other, where the weight has a scale for every group of a row.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from ctypes import Structure, c_int64, c_void_p
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from typing_extensions import override
+
+from anyformer.blocks.linear import Linear
+from anyformer.blocks.position import LearnedPosition, PositionalEncoding, SinusoidalPosition
+from anyformer.blocks.quantized import QuantizedMatrix
+from anyformer.generation.compiled_decoder import CompiledLayers, UnsupportedModelError
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu.library import is_intercepted
+from anyformer.kernels.cpu_features import enabled
+from anyformer.model import Transformer
+from anyformer.schema import not_default
+
+LIBRARY = Library(
+    "encode_texts",
+    supported=(c_int64,),
+    packed_size=(c_int64, c_int64, c_int64),
+    pack=(None, c_void_p),
+    workspace_size=(c_int64, c_void_p, c_void_p),
+    encode_texts=(None, c_void_p, c_void_p),
+)
+_POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition)
+_UNKNOWN = ("attention.window", "attention.qk_norm", "attention.softcap", "other_layers", "feed_forward.experts")
+"""Fields of the config that encode_texts.cpp does not know."""
+_BLOCK_ROWS = 256
+"""Tokens that are computed together, of several texts: a core's second-level cache has room for their activations."""
+_MIN_ROWS = 32
+_HEAD_DIM_MULTIPLE = 32
+
+_packed = WeakTensorKeyDictionary()
+"""Packed weights, by their integers: a byte more for each weight."""
+
+
+class CompiledEncoder(CompiledLayers):
+    """The encoder of a quantized model as a table of pointers, with its weights packed anew.
+
+    Raises:
+        UnsupportedModelError: Compiled code cannot run the model, or would be slower.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        stack = model.encoder
+        if stack is None or model.device.type != "cpu" or not enabled() or is_intercepted():
+            raise UnsupportedModelError("no encoder on a CPU")
+        if type(stack.position) not in _POSITIONS or model.config.norm.is_parallel:
+            raise UnsupportedModelError("other positions, or parts side by side")
+        if unknown := not_default(model.config, _UNKNOWN):
+            raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
+        if stack.head_dim % _HEAD_DIM_MULTIPLE:
+            raise UnsupportedModelError("heads whose width is no multiple of 32")
+        library: Any = LIBRARY.get(wait=True)
+        if library is None or not library.supported():
+            raise UnsupportedModelError("a processor without products of integers")
+        self.stack = stack
+        super().__init__(model, stack)
+        self.table = structs.Decoder(**self._stack)
+
+    @override
+    def _matrix(self, module: nn.Module | None, bias: Tensor | None = None) -> Structure:
+        """The weight of a linear layer, with one scale for each row."""
+        if module is None:
+            return structs.Matrix()
+        described = super()._matrix(module, bias)
+        if type(module) is not Linear or not isinstance(module.weight, QuantizedMatrix):
+            raise UnsupportedModelError("weights in floating point")
+        packed = _pack(module.weight)
+        self._kept.append(packed)
+        described.weights, described.dtype = packed.data_ptr(), structs.INT8
+        return described
+
+    def __call__(
+        self, tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"] | None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """The encoder's output; undefined for padding."""
+        vectors = self.model.token_embedding(tokens)
+        positions = self.stack.positions(tokens, mask, None, None, None, None)
+        layout = positions.layout
+        hidden = self.stack.embed(vectors, tokens, None, positions, None).flatten(0, 1).float().contiguous()
+        lengths = [tokens.shape[1]] * len(tokens) if mask is None else cast("list[int]", mask.sum(dim=1).tolist())
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        threads = torch.get_num_threads()
+        blocks = torch.tensor(list(_blocks(lengths, max(_MIN_ROWS, min(_BLOCK_ROWS, len(hidden) // threads)))))
+        library: Any = LIBRARY.get(wait=True)
+        sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads}
+        texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, **sizes)
+        decoder = ctypes.addressof(self.table)
+        workspace = torch.empty(library.workspace_size(decoder, ctypes.addressof(texts)), dtype=torch.uint8)
+        texts.workspace = workspace.data_ptr()
+        library.encode_texts(decoder, ctypes.addressof(texts))
+        return layout.scatter(hidden[None]) if layout.packed is not None else hidden.view(*tokens.shape, -1)
+
+
+def _pack(weight: QuantizedMatrix) -> Tensor:
+    """The weight with a scale for each row, as encode_texts.cpp reads it; made once."""
+    if weight.integers not in _packed:
+        library: Any = LIBRARY.get(wait=True)
+        rows, columns = weight.shape
+        packed = torch.empty(library.packed_size(rows, columns), dtype=torch.uint8)
+        sizes = {"columns": rows, "depth": columns, "num_threads": torch.get_num_threads()}
+        matrix = weight.dequantize(torch.float32)
+        arguments = structs.make(structs.MatmulArgs, right=matrix, out=packed, **sizes)
+        library.pack(ctypes.addressof(arguments))
+        _packed[weight.integers] = packed
+    return _packed[weight.integers]
+
+
+def _blocks(lengths: Sequence[int], most: int) -> Iterator[int]:
+    """The first of the texts of each block of at most so many tokens, or of one text; and the number of texts."""
+    total = 0
+    for index, length in enumerate(lengths):
+        if index == 0 or total + length > most:
+            yield index
+            total = 0
+        total += length
+    yield len(lengths)

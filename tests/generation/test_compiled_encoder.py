@@ -1,0 +1,104 @@
+"""Encoders in compiled code: torch's forward pass with the operands of its products rounded to 8 bits."""
+
+from collections.abc import Callable
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import anyformer as af
+from anyformer.blocks.linear import Linear, dense
+from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, NormConfig, PositionConfig
+from anyformer.generation.compiled_decoder import UnsupportedModelError
+from anyformer.generation.compiled_encoder import LIBRARY, CompiledEncoder
+from anyformer.kernels.cpu_features import enabled
+from anyformer.model import Transformer
+from tests.generation.models import VOCAB, build, config
+
+
+def _is_supported() -> bool:
+    library = LIBRARY.get(wait=True) if enabled() else None
+    return library is not None and library.supported() > 0
+
+
+pytestmark = pytest.mark.skipif(not _is_supported(), reason="a processor without products of integers and bfloat16")
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    head_dim, group = draw(st.sampled_from([32, 64])), draw(st.sampled_from([1, 2]))
+    kv_heads = draw(st.integers(1, 2))
+    activation = draw(st.sampled_from(["relu", "relu_squared", "gelu", "gelu_tanh", "silu"]))
+    gated, bias = draw(st.booleans()), draw(st.booleans())
+    placement = draw(st.sampled_from(["pre", "post", "sandwich", "branch"]))
+    return config(
+        d_model=draw(st.sampled_from([32, 64, 96])),
+        encoder_layers=draw(st.integers(1, 2)),
+        decoder_layers=0,
+        max_length=80,
+        attention=AttentionConfig(heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim, bias=bias),
+        feed_forward=FeedForwardConfig(
+            width=draw(st.sampled_from([32, 64, 160])), activation=activation, gated=gated, bias=bias
+        ),
+        norm=NormConfig(kind=draw(st.sampled_from(["layer", "rms"])), placement=placement),
+        position=PositionConfig(kind=draw(st.sampled_from(["none", "sinusoidal", "learned"]))),
+        residual_scale=draw(st.sampled_from([1.0, 0.5])),
+    )
+
+
+def rounded(x: Tensor) -> Tensor:
+    scale = x.abs().amax(dim=-1, keepdim=True) / 127
+    return torch.where(scale > 0, (x / scale).round() * scale, 0)
+
+
+def reference(model: Transformer, ids: Tensor, mask: Tensor, operand: Callable[[Tensor], Tensor]) -> Tensor:
+    """The model's own forward pass, by products of changed operands."""
+
+    def forward(linear: Linear, x: Tensor) -> Tensor:
+        return F.linear(operand(x), operand(dense(linear.weight, torch.float32)), linear.bias)
+
+    with patch.object(Linear, "forward", forward):
+        return model.encode(ids, mask)[mask]
+
+
+@given(configs(), st.lists(st.integers(1, 70), min_size=1, max_size=5), st.booleans(), st.data())
+def test_error_is_that_of_rounded_operands(
+    made: ModelConfig, lengths: list[int], left: bool, data: st.DataObject
+) -> None:
+    model = af.quantize(build(made), data.draw(st.sampled_from(["int8", "int4"])))
+    ids = torch.randint(3, VOCAB, (len(lengths), max(lengths)))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask = mask.flip(1) if left else mask
+    with torch.inference_mode():
+        compiled = CompiledEncoder(model)
+        out, exact = compiled(ids, mask)[mask], reference(model, ids, mask, lambda operand: operand)
+        # Other numbers are rounded up and down, as the least difference before decides, but the error is as large.
+        error = (reference(model, ids, mask, rounded) - exact).norm()
+        assert (out - exact).norm() < 1.5 * error + 0.01 * exact.norm()
+        for row, length in enumerate(lengths):
+            alone = compiled(ids[row : row + 1, mask[row]], None)
+            assert alone.shape[1] == length
+            assert torch.equal(alone[0], out[sum(lengths[:row]) : sum(lengths[: row + 1])])
+
+
+def test_others_are_left_to_torch() -> None:
+    plain = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 0, "feed_forward": FeedForwardConfig(width=32)}
+    for changes in (
+        {"attention": AttentionConfig(heads=4)},
+        {"attention": AttentionConfig(heads=2, qk_norm="head")},
+        {"attention": AttentionConfig(heads=2), "position": PositionConfig(kind="relative")},
+        {"attention": AttentionConfig(heads=2), "position": PositionConfig(kind="rotary")},
+    ):
+        with pytest.raises(UnsupportedModelError):
+            CompiledEncoder(af.quantize(build(config(**(plain | changes))), "int8"))
+    with pytest.raises(UnsupportedModelError, match="floating point"):
+        CompiledEncoder(build(config(**plain, attention=AttentionConfig(heads=2))))
+    hooked = af.quantize(build(config(**plain, attention=AttentionConfig(heads=2))), "int8")
+    CompiledEncoder(hooked)
+    hooked.encoder.register_forward_hook(lambda *_: None)  # pyright: ignore[reportOptionalMemberAccess]
+    with pytest.raises(UnsupportedModelError, match="hooks"):
+        CompiledEncoder(hooked)
