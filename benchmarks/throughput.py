@@ -71,6 +71,7 @@ ROWS = {
     # 512 tokens with 15% in spans of 3 hidden: the decoder writes the spans and their sentinels.
     "t5": Row("t5-small", "T5ForConditionalGeneration", 8, 114, source=512),
     "2017": Row("transformer-base", "MarianMTModel", 32, 32, source=32),
+    "mixtral": Row("mixtral-nano", "MixtralForCausalLM", 32, 128),
 }
 
 

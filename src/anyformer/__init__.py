@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from anyformer.model import ModelOutput, Transformer, build
     from anyformer.plan.plan import TrainingPlan, plan
     from anyformer.quantization import quantize
+    from anyformer.serving.serve import serve
     from anyformer.tasks.evaluate import evaluate
     from anyformer.tokenizer import Tokenizer
 
@@ -63,6 +64,7 @@ _NAMES = {
     "model": "ModelOutput Transformer build",
     "plan.plan": "TrainingPlan plan",
     "quantization": "quantize",
+    "serving.serve": "serve",
     "tasks.evaluate": "evaluate",
     "tokenizer": "Tokenizer",
 }
@@ -105,6 +107,7 @@ __all__ = [
     "save_adapter",
     "save_gguf",
     "score",
+    "serve",
     "tag",
 ]
 

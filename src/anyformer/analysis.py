@@ -6,6 +6,7 @@ from torch import nn
 
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.linear import GroupedLinear
+from anyformer.blocks.position import DisentangledPosition
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.model import skeleton
@@ -55,6 +56,8 @@ def _stack(name: str, stack: Stack, context: int) -> list[PartCost]:
     norms = [part for block in blocks for name, part in block.named_children() if name.endswith("_norm")]
     embedding, widths = stack.embedding, attention[0].heads * (attention[0].head_dim + attention[0].value_dim)
     attended = sum(min(context, window or context) for window in stack.windows)
+    if isinstance(stack.position, DisentangledPosition):
+        attended += len(blocks) * min(stack.position.config.buckets, 2 * context)  # vectors of distances, both ways
 
     def part(label: str, layers: int, *modules: nn.Module | None, scores: int = 0) -> PartCost:
         return PartCost(f"{name} {label}", layers, _parameters(*modules), _matmul_flops(*modules) + scores)

@@ -21,7 +21,7 @@ from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.head import IGNORED, Classifier, LanguageModelHead, Pooler, loss
 from anyformer.blocks.initialization import initialize_weights
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.pooling import last_token
+from anyformer.blocks.pooling import TextPooling, last_token
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
@@ -80,6 +80,7 @@ class Transformer(nn.Module):
         self.encoder = Stack(config, causal=False, cross=False) if config.encoder_layers else None
         self.decoder = Stack(config, causal=True, cross=config.encoder_layers > 0) if config.decoder_layers else None
         self.pooler = Pooler(head, d_model) if head.pooler or head.kind == "classification" else None
+        self.pooling = TextPooling(config.pooling, d_model)
         self.head: LanguageModelHead | Classifier | None = None
         if head.kind == "language_model":
             tied, width = config.embedding.tied, config.embedding.width
@@ -185,6 +186,12 @@ class Transformer(nn.Module):
         if self.decoder is None or self.encoder is not None:
             return self.encode(tokens, mask)
         return self.decoder(self.token_embedding(tokens), tokens, mask=mask)
+
+    def embed_text(
+        self, tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch width"]:
+        """A vector of each text in float32, as `config.pooling` says."""
+        return self.pooling(self.encode_text(tokens, mask), mask)
 
     @property
     def dtype(self) -> torch.dtype:

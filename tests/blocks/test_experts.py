@@ -93,5 +93,5 @@ def test_routing_is_kept_for_training_alone() -> None:
 def test_more_used_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match="used: 5 of 4 experts can't be chosen"):
         ExpertsConfig(count=4, used=5)
-    with pytest.raises(ConfigError, match="bias: networks of a mixture of experts have none"):
-        FeedForwardConfig(width=8, experts=ExpertsConfig(count=4, used=2))
+    with pytest.raises(ConfigError, match="limit: only a gated feed-forward has it"):
+        FeedForwardConfig(width=8, limit=7.0)

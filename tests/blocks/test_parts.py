@@ -11,7 +11,13 @@ from torch import nn
 import anyformer as af
 from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.norm import NORMS, LayerNorm, RMSNorm
-from anyformer.blocks.position import POSITIONS, PositionSize, RelativePosition, SinusoidalPosition
+from anyformer.blocks.position import (
+    POSITIONS,
+    DisentangledPosition,
+    PositionSize,
+    RelativePosition,
+    SinusoidalPosition,
+)
 from anyformer.config import FeedForwardConfig, PositionConfig
 from anyformer.schema import ConfigError
 
@@ -94,6 +100,19 @@ def test_relative_buckets(buckets: int, max_distance: int, causal: bool) -> None
         assert [b - buckets // 2 for b in future[1:]] == past[1:]
     exact = (buckets if causal else buckets // 2) // 2
     assert past[:exact] == list(range(exact))
+
+
+@given(st.sampled_from([4, 8, 256]), st.integers(1, 300))
+@settings(max_examples=20)
+def test_disentangled_buckets(half: int, farther: int) -> None:
+    config = PositionConfig(kind="disentangled", buckets=2 * half, max_distance=half + farther)
+    far = 2 * config.max_distance
+    bucket = DisentangledPosition(config, SIZE).bucket(torch.arange(-far, far + 1)[None])[0].tolist()
+    assert bucket == sorted(bucket)
+    near = half // 2
+    assert bucket[far - near : far + near] == list(range(half - near, half + near))
+    assert {*bucket[: far - config.max_distance]} == {0}
+    assert {*bucket[far + config.max_distance :]} == {2 * half - 1}
 
 
 def test_unknown_kinds_are_refused_with_a_hint() -> None:

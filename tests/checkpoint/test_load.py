@@ -138,7 +138,9 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("model.safetensors.index.json", '{"weight_map": 3}', "no weight_map"),
         ("model.safetensors.index.json", r'{"weight_map": {"a": "\u0000"}}', "names a file outside itself"),
         ("modules.json", "[1]", "list of modules"),
-        ("modules.json", '[{"type": "x.Dense", "path": ""}]', "'Dense', which is not supported"),
+        ("modules.json", '[{"type": "x.CNN", "path": ""}]', "'CNN', which is not supported"),
+        ("modules.json", '[{"type": "x.Dense", "path": ""}]', "config.json describes a layer with"),
+        ("modules.json", '[{"type": "x.Dense", "path": "../x"}]', "names a file outside itself"),
     ],
 )
 def test_damaged_json(directory: Path, name: str, text: str, message: str) -> None:

@@ -65,11 +65,13 @@ WRITERS = (*TRAINERS, "convert", "attention", "eject", "explain")
 """Commands that write a folder or a file here."""
 
 
+ENDING = [name for name in COMMANDS if name != "serve"]
+"""Commands that end by themselves; tests/serving has tests of the one that does not."""
 GATE = ("diff", "convert")
 IN_GATE = (("diff", 0.0), ("convert", 0.05), ("convert", 0.2))
 """Commands that get a signal, and when."""
 walked = pytest.mark.parametrize(
-    "command", [name if name in GATE else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
+    "command", [name if name in GATE else pytest.param(name, marks=pytest.mark.slow) for name in ENDING]
 )
 
 _ROOT = hasattr(os, "getuid") and os.getuid() == 0
@@ -295,7 +297,7 @@ def test_ascii(command: str, start: Start, here: Path, tmp_path: Path) -> None:
     ("command", "moment"),
     [
         pytest.param(command, moment, marks=[] if (command, moment) in IN_GATE else pytest.mark.slow)
-        for command in COMMANDS
+        for command in ENDING
         for moment in (0.0, 0.05, 0.2)
     ],
 )

@@ -211,6 +211,18 @@ def test_budgets_in_flops_are_equal(data: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_mixture_of_experts_has_as_many_flops_as_a_dense_model(data: str, tmp_path: Path) -> None:
+    """With as many parameters it reads more tokens."""
+    found = compare(["llama", "mixtral"], data=data, out=tmp_path / "out", flops=1e10, seeds=1, **SMALL)
+    dense, mixed = found.models
+    assert dense.flops == pytest.approx(1e10, rel=0.05)
+    assert mixed.flops == pytest.approx(1e10, rel=0.05)
+    assert mixed.flops_per_token < 0.5 * dense.flops_per_token
+    assert mixed.tokens > 2 * dense.tokens
+    assert max(found.setup.matched.values()) / min(found.setup.matched.values()) < 1.05
+
+
+@pytest.mark.slow
 def test_budgets_in_minutes_are_of_time_measured_here(data: str, tmp_path: Path) -> None:
     compiled_decoder.LIBRARY.get(wait=True)  # a compiler that runs beside the second model would slow it down
     found = compare(["gpt2", "bert"], data=data, out=tmp_path / "out", minutes=0.05, seeds=1, **SMALL)

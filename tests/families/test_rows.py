@@ -125,6 +125,8 @@ def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
     for change in changes:
         if base.attention.latent is not None and "attention" in change:
             continue  # latents have norms of their own
+        if base.position.kind == "disentangled" and "attention" in change:
+            change = {"attention": {"window": 3}}  # no norms of queries and keys, while positions are compared
         family, written = to_huggingface(base.replace(**change))
         assert written["model_type"] == family.model_type
 

@@ -94,6 +94,20 @@ WRITERS = {
     "many experts": config(
         feed_forward=FeedForwardConfig(width=24, bias=False, experts=ExpertsConfig(count=12, used=9, normalized=False))
     ),
+    "sinks, bounded experts": config(
+        position=ROTARY,
+        norm=RMS,
+        attention=AttentionConfig(heads=4, kv_heads=2, head_dim=6, sinks=True),
+        feed_forward=replace(
+            GATED,
+            activation="quick_gelu",
+            bias=True,
+            limit=0.3,
+            up_offset=1.0,
+            experts=ExpertsConfig(count=5, used=2, router_bias=True),
+        ),
+        other_layers=OtherLayers(then="o.", window=4),
+    ),
     "no bias": config(position=ROTARY, norm=NormConfig(kind="layer_no_bias")),
     "learned": config(embedding=EmbeddingConfig()),
     "rotary": config(position=ROTARY, norm=RMS, feed_forward=GATED),

@@ -152,8 +152,10 @@ def test_prompts_in_pieces_equal_the_model(
                 wanted = real if real is not None else torch.ones_like(tokens, dtype=torch.bool)
                 wanted = wanted[:, -1:] if last_only else wanted
                 errors = ((ours - theirs) * wanted[..., None] / theirs.abs().max()).abs()
-                # Long prompts of integers are rounded to bfloat16 in the one and not in the other: some scores jump.
-                error = errors.mean() if kind == "int4" else errors.max()
+                # Long prompts of integers are rounded to bfloat16 in the one and not in the other: some scores jump. So
+                # they do where rounding lets a router choose another expert.
+                jumps = kind == "int4" or (kind == "bfloat16" and made.feed_forward.experts is not None)
+                error = errors.mean() if jumps else errors.max()
                 assert float(error) < {"float32": 1e-5, "bfloat16": 0.05, "int4": 0.05}[kind]
 
 

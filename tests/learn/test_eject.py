@@ -85,7 +85,11 @@ def small(config: ModelConfig) -> ModelConfig:
         encoder_layers=min(config.encoder_layers, 3),
         decoder_layers=min(config.decoder_layers, 2),
         max_length=32,
-        embedding={"padding": token(config.embedding.padding), "ngram_rows": 40},
+        # Only what the family has: with another number, names would be ours and not Hugging Face's.
+        embedding={
+            "padding": token(config.embedding.padding),
+            "ngram_rows": 40 if config.embedding.ngrams > 1 else config.embedding.ngram_rows,
+        },
         special_tokens={
             "bos": token(tokens.bos),
             "eos": tuple(each % VOCAB for each in tokens.eos),
@@ -205,12 +209,13 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         },
         "head": {
             "kind": head,
-            "transform": draw(st.sampled_from([None, "gelu"])) if writes or head == "token_classification" else None,
-            "transform_norm": writes,
+            "transform": draw(st.sampled_from([None, "gelu"])) if head != "none" else None,
+            "transform_norm": draw(flag),
+            "transform_bias": draw(flag),
             "problem_type": binary,
             "bias": draw(st.sampled_from(["none", "learned", "fixed"])) if writes else "none",
             "scaled": draw(flag) if writes else False,
-            "pooling": draw(st.sampled_from(["first", "last"])) if layers[1] == 0 else "last",
+            "pooling": draw(st.sampled_from(["first", "last", "mean"])) if layers[1] == 0 else "last",
             "pooler": draw(st.sampled_from([None, "tanh"])) if head in ("classification", "none") else None,
             "labels": labels,
             "label_bias": draw(flag),
@@ -245,6 +250,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     if not both:
         config["other_layers"] = draw(st.none() | other_layers(kind))
     if not layers[1]:
+        if config["norm"]["placement"] == "pre" and config["embedding"]["norm"]:
+            config["norm"]["first"] = draw(flag)
         config["position"]["relative_bias"] = kind == "learned" and draw(flag)
         config["distinct_layers"] = (
             None

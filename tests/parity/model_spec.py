@@ -27,9 +27,10 @@ KINDS = {
     **dict.fromkeys(("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"), "decoder"),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3"), "decoder"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe", "olmoe", "granitemoe"), "decoder"),
+    **dict.fromkeys(("gpt_oss",), "decoder"),
     **dict.fromkeys(("gpt_neox", "phi", "phi3", "granite", "cohere", "falcon", "nanochat"), "decoder"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet"), "encoder"),
-    **dict.fromkeys(("modernbert", "distilbert"), "encoder"),
+    **dict.fromkeys(("deberta-v2", "modernbert", "distilbert"), "encoder"),
     **dict.fromkeys(("t5", "mt5", "marian", "bart", "mbart", "pegasus", "m2m_100"), "seq2seq"),
 }
 

@@ -59,6 +59,9 @@ def assert_same(data: st.DataObject, architecture: str) -> None:
     for layers in found.values():
         for weights in layers:
             sums = weights.sum(dim=-1)
+            if ours.config.attention.sinks:  # which have the rest
+                assert 0 <= float(sums.min()) <= float(sums.max()) <= 1 + TOLERANCE
+                continue
             torch.testing.assert_close(sums, torch.ones_like(sums), atol=TOLERANCE, rtol=0)
     off = {name: error for name, error in _differences(found, expected, inputs).items() if error > TOLERANCE}
     if not off:

@@ -40,6 +40,50 @@ def test_sentencepiece_of_t5(tmp_path: Path, config: dict[str, Any] | None):
     assert ours.encode("a", second="b") == theirs("a", "b")["input_ids"]
 
 
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": True}, {"split_by_punct": True}])
+def test_sentencepiece_of_deberta(tmp_path: Path, config: dict[str, Any]):
+    pytest.importorskip("google.protobuf")
+    ids, pieces = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}, {"pad_piece": "[PAD]", "bos_piece": "[CLS]"}
+    sentencepiece_model(tmp_path, "spm", CORPUS, **ids, **pieces, eos_piece="[SEP]", unk_piece="[UNK]")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deberta-v2"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"vocab_type": "spm", **config}))
+    ours, theirs = Tokenizer.load(tmp_path), automatic(tmp_path)
+    assert [ours.pad, ours.cls, ours.sep, ours.unk, ours.mask] == [0, 1, 2, 3, theirs.mask_token_id]
+    assert ours.vocab_size == len(theirs)
+    for text in SAMPLES:
+        assert_equal(ours, theirs, text)
+    assert ours.encode("a", second="b") == theirs("a", "b")["input_ids"]
+    # The characters are those of the model's own table, which transformers 5 leaves aside.
+    assert ours.encode("ﬁne ①") == ours.encode("fine 1")
+    out = tmp_path / "saved"
+    ours.save(out)
+    assert Tokenizer.load(out).encode(SAMPLES[1]) == ours.encode(SAMPLES[1])
+
+
+def test_sentencepiece_of_m2m_100(tmp_path: Path):
+    from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
+
+    pieces = sentencepiece_model(tmp_path, "sentencepiece.bpe", CORPUS[:3], model_type="bpe")
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *reversed(pieces[3:])]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: id_ for id_, piece in enumerate(vocabulary)}))
+    languages = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
+    config = {"tokenizer_class": "M2M100Tokenizer", "src_lang": "de", "additional_special_tokens": languages}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "m2m_100"}))
+    ours, theirs = Tokenizer.load(tmp_path), automatic(tmp_path)
+    assert [ours.pad, ours.eos, ours.unk, ours.id("__en__")] == [1, 2, 3, theirs.get_lang_id("en")]
+    for text in (*SAMPLES[:5], "ﬁne ①", *CORPUS[:3]):
+        ids = ours.encode(text)
+        assert ids == theirs(text)["input_ids"]
+        assert ours.encode(text, special=False) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.decode(ids).strip() == theirs.decode(ids, skip_special_tokens=True)
+    ours.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").encode(CORPUS[0]) == ours.encode(CORPUS[0])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "src_lang": "xx"}))
+    with pytest.raises(UserError, match="'__xx__' is not among the additional_special_tokens"):
+        Tokenizer.load(tmp_path)
+
+
 def test_sentencepiece_pair_of_marian(tmp_path: Path):
     source = sentencepiece_model(tmp_path, "source", CORPUS[:2])
     target = sentencepiece_model(tmp_path, "target", CORPUS[2:3])

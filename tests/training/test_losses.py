@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import anyformer as af
+from anyformer.blocks import TextPooling
 from anyformer.blocks import head as heads
+from anyformer.config import PoolingConfig
 from anyformer.data.batch import IGNORED, Batch, EmbeddingBatch, PreferenceBatch
 from anyformer.errors import UserError
 from anyformer.training.losses import (
@@ -379,7 +381,7 @@ def test_vectors_are_those_that_embed_makes() -> None:
     torch.manual_seed(0)
     model = af.build(af.preset("t5-nano", vocab_size=40, d_model=16, attention={"heads": 2, "head_dim": 4})).eval()
     for kind in POOLINGS:
-        model.config = model.config.replace(pooling={"kind": kind, "normalize": True})
+        model.pooling = TextPooling(PoolingConfig(kind=kind, normalize=True), 16)
         right = embeddings("cosine")
         loss = value(EmbeddingLoss(model, "cosine"), right)
         cosines = []

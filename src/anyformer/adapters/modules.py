@@ -116,13 +116,16 @@ def prefix_of(model: Transformer) -> str:
 def targets(model: Transformer) -> dict[str, Target]:
     """Every linear layer and embedding of a model, by its dotted name in Hugging Face's class.
 
-    Experts and their routers are none: there each has one weight for all of its matrices, and is no linear layer.
+    Experts and their routers are none: there each has one weight for all of its matrices, and is no linear layer. Nor
+    are layers that are called as an expert's (the dense ones of a DeepSeek): PEFT takes their names for the experts'.
     """
     modules, prefix = dict(model.named_modules()), prefix_of(model)
     experts = {part for module in modules.values() if isinstance(module, Experts) for part in module.children()}
     layers: dict[str, Target] = {}
+    rows = family_of(model).rows_of(model.config)
+    of_experts = {row.theirs.split(".")[-2] for row in rows if row.part is not None}
     for theirs, row in _table(model).items():
-        if row.alias or not theirs.endswith(".weight"):
+        if row.alias or not theirs.endswith(".weight") or theirs.split(".")[-2:][0] in of_experts:
             continue
         parts = [modules.get(name.removesuffix(".weight")) for name in row.ours]
         held = [part for part in parts if isinstance(part, Linear | Embedding) and part not in experts]

@@ -15,6 +15,7 @@ from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.head import Classifier, LanguageModelHead, Pooler
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.norm import NORMS, LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
+from anyformer.blocks.pooling import TextPooling
 from anyformer.blocks.position import (
     POSITIONS,
     LearnedPosition,
@@ -50,6 +51,7 @@ __all__ = [
     "Rotation",
     "SinusoidalPosition",
     "Stack",
+    "TextPooling",
     "TokenEmbedding",
     "TransformerBlock",
     "attention_mask",

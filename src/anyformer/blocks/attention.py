@@ -38,6 +38,7 @@ class MultiHeadAttention(nn.Module):
         self.scale = self.head_dim**-0.5 if config.scale is None else config.scale
         self.scale /= layer + 1 if config.scale_by_layer else 1
         self.softcap = config.softcap
+        self.sinks = nn.Parameter(torch.zeros(self.heads)) if config.sinks else None
         self.dropout = Dropout(config.dropout)
         self.query = Linear(d_model, self.heads * self.head_dim, bias=config.bias)
         self.key = Linear(d_model, self.kv_heads * self.head_dim, bias=config.bias)
@@ -68,7 +69,8 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.project(x, states, rotation)
         if cache is not None:
             key, value = cache.update(key, value)
-        out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale, self.softcap)
+        scoring = self.scale, self.softcap, self.sinks
+        out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, *scoring)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def weights(
@@ -79,10 +81,12 @@ class MultiHeadAttention(nn.Module):
         mask: AttentionMask = ALL_VISIBLE,
         rotation: Rotation = UNROTATED,
     ) -> Float[Tensor, "rows heads time seen"]:
-        """The attention weights, which `forward` never holds as a whole, in float32 at least; every row sums to 1."""
+        """The attention weights, which `forward` need not hold as a whole, in float32 at least; every row sums to 1, or
+        with its head's sink."""
         query, key, _ = self.project(x, states, rotation)
         dtype = torch.promote_types(query.dtype, torch.float32)
-        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), mask, self.scale, self.softcap)
+        scoring = self.scale, self.softcap, self.sinks
+        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), mask, *scoring)
 
     def project(
         self, x: Tensor, states: Tensor | KeysValues | None = None, rotation: Rotation = UNROTATED

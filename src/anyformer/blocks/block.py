@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.disentangled_attention import DisentangledAttention
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
@@ -32,8 +33,8 @@ class TransformerBlock(nn.Module):
     Args:
         layer: The number of this block in its stack.
         cross: Whether it attends to an encoder as well.
-        dropout: Dropout on what is added to the stream.
-        residual_scale: Factor on what is added to the stream.
+        dropout, residual_scale: Dropout and a factor on what is added to the stream.
+        disentangled: Whether attention compares the relative positions of its mask as well.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class TransformerBlock(nn.Module):
         cross: bool = False,
         dropout: float = 0.0,
         residual_scale: float = 1.0,
+        disentangled: bool = False,
     ) -> None:
         super().__init__()
         placement = norm_config.placement
@@ -55,7 +57,8 @@ class TransformerBlock(nn.Module):
         self.residual_scale = residual_scale
 
         def new_attention() -> MultiHeadAttention:
-            return MultiHeadAttention(attention, d_model, layer=layer, norm_config=norm_config)
+            kind = DisentangledAttention if disentangled else MultiHeadAttention
+            return kind(attention, d_model, layer=layer, norm_config=norm_config)
 
         def new_norm(*absent_in: str) -> nn.Module:
             return nn.Identity() if placement in absent_in else norm(norm_config, d_model)

@@ -44,7 +44,7 @@ class Experts(FeedForward):
         assert config.experts is not None
         self.config = experts = config.experts
         self.count, self.used, self.balance = experts.count, experts.used, experts.balance
-        self.router = Linear(d_model, self.count, bias=False)
+        self.router = Linear(d_model, self.count, bias=experts.router_bias)
         self.register_buffer("correction", torch.zeros(self.count) if experts.correction else None)
         self.shared = None
         if experts.shared:

@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # Hendrycks & Gimpel 2016, with the exact error function
     "gelu_tanh": kernels.gelu_tanh,  # and its approximation, which GPT-2 and T5 v1.1 trained with
     "silu": F.silu,
+    "quick_gelu": kernels.quick_gelu,  # Hendrycks & Gimpel 2016, with a sigmoid: gpt-oss
     "tanh": torch.tanh,
 }
 
@@ -26,7 +27,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """``down(act(up(x)))`` (Vaswani et al. 2017, equation 2), or gated: ``down(act(gate(x)) * up(x))``.
 
-    The gated form with SiLU is LLaMA's SwiGLU, with GELU it is T5 v1.1's GEGLU (Shazeer 2020, equation 6).
+    The gated form with SiLU is LLaMA's SwiGLU, with GELU it is T5 v1.1's GEGLU (Shazeer 2020, equation 6). gpt-oss
+    bounds both factors and adds 1 to the second: ``act(min(gate(x), limit)) * (clamp(up(x), -limit, limit) + 1)``.
     """
 
     def __init__(self, config: FeedForwardConfig, d_model: int) -> None:
@@ -35,6 +37,7 @@ class FeedForward(nn.Module):
         linear = Linear if config.experts is None else partial(GroupedLinear, config.experts.count)
         self.up = linear(d_model, config.width, bias=config.bias)
         self.gate = linear(d_model, config.width, bias=config.bias) if config.gated else None
+        self.limit, self.up_offset = config.limit, config.up_offset
         self.down = linear(config.width, d_model, bias=config.bias)
         self.dropout = Dropout(config.dropout)
 
@@ -47,5 +50,9 @@ class FeedForward(nn.Module):
         if self.gate is None:
             inner = kernels.activation(self.up(x, *ends), self.activation)
         else:
-            inner = kernels.activation(self.gate(x, *ends), self.activation, multiplier=self.up(x, *ends))
+            gate, up = self.gate(x, *ends), self.up(x, *ends)
+            if self.limit is not None:
+                gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+            up = up + self.up_offset if self.up_offset else up
+            inner = kernels.activation(gate, self.activation, multiplier=up)
         return self.down(self.dropout(inner), *ends)

@@ -15,7 +15,7 @@ from anyformer.blocks.position import Rotation
 from anyformer.config import AttentionConfig
 from anyformer.kernels import AttentionMask
 
-_EPS = 1e-6
+EPS = 1e-6
 """Epsilon of the norms inside, whatever that of the model's is (DeepSeek's code)."""
 
 
@@ -41,10 +41,10 @@ class LatentAttention(nn.Module):
         self.dropout = Dropout(config.dropout)
         query_rank, queries = latent.query_rank, self.heads * head_dim
         self.query_down = Linear(d_model, query_rank, bias=config.bias) if query_rank else nn.Identity()
-        self.query_norm = RMSNorm(query_rank, _EPS) if query_rank else nn.Identity()
+        self.query_norm = RMSNorm(query_rank, EPS) if query_rank else nn.Identity()
         self.query = Linear(query_rank or d_model, queries, bias=False)
         self.latent_down = Linear(d_model, self.rank + self.rotary_dim, bias=config.bias)
-        self.latent_norm = RMSNorm(self.rank, _EPS)
+        self.latent_norm = RMSNorm(self.rank, EPS)
         self.latent_up = Linear(self.rank, self.heads * (head_dim - self.rotary_dim + self.value_dim), bias=False)
         self.output = Linear(self.heads * self.value_dim, d_model, bias=config.output_bias)
 

@@ -165,11 +165,12 @@ class Linear(nn.Linear):
 
 
 class GroupedLinear(Linear):
-    """Linear layers side by side, of which each row goes through one: ``x @ weight[group].T``.
+    """Linear layers side by side, of which each row goes through one: ``x @ weight[group].T + bias[group]``.
 
     Attributes:
         groups: The number of layers.
         weight: Their matrices, one below another: [groups * out_features, in_features].
+        bias: Theirs in a row, [groups * out_features]; None: they have none.
     """
 
     def __init__(self, groups: int, in_features: int, out_features: int, bias: bool = False) -> None:
@@ -181,8 +182,10 @@ class GroupedLinear(Linear):
     ) -> Float[Tensor, "rows outputs"]:
         """Transform rows that are sorted by group; `ends` says where each group ends."""
         if isinstance(self.weight, QuantizedMatrix):
-            return kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
-        return kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
+            out = kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
+        else:
+            out = kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
+        return out if cast("Tensor | None", self.bias) is None else out + kernels.rows_by_group(self.bias, ends, len(x))
 
 
 class Embedding(nn.Embedding):

@@ -1,10 +1,17 @@
 """From the hidden states of a text to one vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+
+from anyformer.blocks.feed_forward import ACTIVATIONS
+from anyformer.config import PoolingConfig
+from anyformer.schema import lookup
 
 
 def pool_mean(
@@ -69,3 +76,29 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "last": lambda hidden, mask: _vectors(hidden, last_token(hidden, mask)),
 }
 """From hidden states [batch, time, d_model] and mask [batch, time] to [batch, d_model]."""
+
+
+class TextPooling(nn.Module):
+    """The vector of a text: pooled hidden states, linear layers on them where there are any, length 1 if asked for.
+
+    Reimers & Gurevych 2019, section 3, and sentence-transformers' modules Pooling, Dense and Normalize.
+    """
+
+    def __init__(self, config: PoolingConfig, d_model: int) -> None:
+        super().__init__()
+        self.normalize, activation = config.normalize, config.dense_activation
+        self.pool = POOLINGS[config.kind]
+        widths = (d_model, *config.dense)
+        # Of torch's own class: too few weights to be quantized or adapted.
+        self.dense = nn.ModuleList(nn.Linear(*sizes, bias=config.dense_bias) for sizes in pairwise(widths))
+        self.activation = lookup(ACTIVATIONS, activation, "pooling.dense_activation") if activation else None
+
+    def forward(
+        self, hidden: Float[Tensor, "batch time d_model"], mask: Bool[Tensor, "batch time"] | None = None
+    ) -> Float[Tensor, "batch width"]:
+        """Vectors in float32; the mask is False for padding."""
+        vectors = self.pool(hidden.float(), mask)
+        for layer in cast("Iterable[nn.Linear]", self.dense):
+            vectors = layer(vectors.to(layer.weight.dtype))
+            vectors = (vectors if self.activation is None else self.activation(vectors)).float()
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors

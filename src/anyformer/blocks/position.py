@@ -1,10 +1,11 @@
 """Positional encodings: how the order of the tokens enters a transformer.
 
-A positional encoding acts in one of three ways::
+A positional encoding acts in one of four ways::
 
-    embed      a vector added to the token's embedding      sinusoidal, learned
-    rotation   a rotation of every query and key            rotary
-    bias       a number added to every attention score      relative, and learned where it is asked for
+    embed             a vector added to the token's embedding      sinusoidal, learned
+    rotation          a rotation of every query and key            rotary
+    bias              a number added to every attention score      relative, and learned where it is asked for
+    relative_vectors  vectors compared with queries and keys       disentangled
 
 A kind of one's own is a subclass of `PositionalEncoding` and an entry in `POSITIONS`.
 """
@@ -18,9 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks.linear import Embedding
+from anyformer.blocks.linear import Dropout, Embedding
+from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import select
-from anyformer.config import PositionConfig, RotaryScaling
+from anyformer.config import NormConfig, PositionConfig, RotaryScaling
+from anyformer.kernels import RelativeVectors
 from anyformer.schema import lookup
 
 
@@ -79,6 +82,10 @@ class PositionSize(NamedTuple):
     """Longest sequence, in tokens."""
     causal: bool
     """Whether tokens see only what came before."""
+    norm: NormConfig = NormConfig()
+    """The norms of the model."""
+    dropout: float = 0.0
+    """Dropout on vectors of positions that are compared."""
 
 
 class PositionalEncoding(nn.Module):
@@ -101,6 +108,12 @@ class PositionalEncoding(nn.Module):
         self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
     ) -> Float[Tensor, "batch heads queries keys"] | None:
         """Bias added to the scores between tokens at these positions."""
+        return None
+
+    def relative_vectors(
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
+    ) -> RelativeVectors | None:
+        """Vectors between tokens at these positions, which queries and keys are compared with."""
         return None
 
 
@@ -171,6 +184,40 @@ class RelativePosition(PositionalEncoding):
         return self.table(self.bucket(keys[:, None, :] - queries[:, :, None])).permute(0, 3, 1, 2)
 
 
+class DisentangledPosition(PositionalEncoding):
+    """A learned vector for each (bucketed) distance, the same in all layers, which the projections of every layer turn
+    into a query and a key (He et al. 2021, section 3.1; `DisentangledAttention`).
+
+    Near distances have a bucket each, farther ones share logarithmically wider buckets (its code, LogBucket).
+    """
+
+    def __init__(self, config: PositionConfig, size: PositionSize) -> None:
+        super().__init__(config, size)
+        self.table = Embedding(config.buckets, size.width)
+        self.norm = norm(size.norm, size.width)
+        self.dropout = Dropout(size.dropout)
+
+    def bucket(self, distance: Int[Tensor, "*batch queries keys"]) -> Int[Tensor, "*batch queries keys"]:
+        """The bucket of ``query - key``: the lower half of them for keys that follow."""
+        half = self.config.buckets // 2
+        near = half // 2
+        # In float32 and in this order, as the reference: where it is a whole number, rounding decides the bucket.
+        stretch = torch.log(torch.tensor((self.config.max_distance - 1) / near))
+        far = torch.ceil(torch.log(distance.abs().clamp(min=near) / near) / stretch * (near - 1)) + near
+        signed = torch.where(distance.abs() <= near, distance, (far * distance.sign()).long())
+        return half + signed.clamp(-half, half - 1)
+
+    def relative_vectors(
+        self, queries: Int[Tensor, "#batch queries"], keys: Int[Tensor, "#batch keys"]
+    ) -> RelativeVectors:
+        """The vectors of all distances that a text of so many keys may have."""
+        half, farthest = self.config.buckets // 2, keys.shape[1] - 1
+        reach = farthest if farthest <= half // 2 else half
+        rows = torch.arange(half - reach, min(half + reach + 1, 2 * half), device=keys.device)
+        index = self.bucket(queries[:, :, None] - keys[:, None, :]) - (half - reach)
+        return RelativeVectors(self.norm(self.table(rows))[None], index, self.dropout.rate)
+
+
 class LearnedPosition(PositionalEncoding):
     """One learned vector for each position (GPT-2, BERT); `offset` rows of the table come before position 0.
 
@@ -200,6 +247,7 @@ POSITIONS: dict[str, type[PositionalEncoding]] = {
     "learned": LearnedPosition,
     "rotary": RotaryPosition,
     "relative": RelativePosition,
+    "disentangled": DisentangledPosition,
 }
 
 

@@ -71,7 +71,9 @@ class Stack(nn.Module):
         self.skipped = config.embedding.padding if config.position.skip_padding else None
         self.embedding = InputEmbedding(config.embedding, config.norm, config.d_model)
         width, distinct = config.embedding.width or config.d_model, min(layers, config.distinct_layers or layers)
-        size = PositionSize(width, attention.heads, head_dim, config.max_length, causal)
+        size = PositionSize(
+            width, attention.heads, head_dim, config.max_length, causal, norm=config.norm, dropout=config.dropout
+        )
         self.position = positional_encoding(config.position, size)
         other_position = config.other_layers and config.other_layers.position
         self.other_position = positional_encoding(other_position, size) if other_position else None
@@ -86,6 +88,7 @@ class Stack(nn.Module):
                 cross=cross,
                 dropout=config.dropout,
                 residual_scale=config.residual_scale,
+                disentangled=config.position.kind == "disentangled",
             )
             for layer, other in enumerate(others[:distinct])
         )
@@ -208,7 +211,11 @@ class Stack(nn.Module):
         """The inputs of each block: they differ by window and positions, and in the last if one token is needed."""
         queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
         seen = {"padding_mask": padding_mask, "bias": self.position.bias(queries, keys), "documents": documents}
-        masks = {w: attention_mask(queries, keys, causal=self.causal, window=w, **seen) for w in set(self.windows)}
+        relative = self.position.relative_vectors(queries, keys)
+        masks = {
+            window: attention_mask(queries, keys, causal=self.causal, window=window, **seen)._replace(relative=relative)
+            for window in set(self.windows)
+        }
         source = Mask(None if source_mask is None else source_mask[:, None, None, :])
         encodings = (self.position, self.other_position) if self.other_position is not None else (self.position,)
         rotations = [encoding.rotation(encoded, lengths).to(dtype) for encoding in encodings]

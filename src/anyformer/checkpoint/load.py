@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyformer.blocks.initialization import initialize_weights
-from anyformer.checkpoint import hub
+from anyformer.checkpoint import hub, mxfp4
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight, read_base, read_head
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
@@ -170,6 +170,7 @@ def _load(
         model = skeleton(without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
     _assign(model, table, source, kind, dtype, device)
+    _assign_pooling(model, source, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         raise UserError(
             f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
@@ -207,6 +208,8 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
     method = own.quantization_method(raw)
     if method == own.METHOD:
         return QuantizedSource(path, raw)
+    if method == mxfp4.METHOD:
+        return mxfp4.MXFP4Source(path, raw)
     if method is not None:
         raise UserError(
             f"{path} holds weights that were quantized by {quote(method)}, which is not supported: load the model that "
@@ -282,6 +285,24 @@ def _assign(
     model.load_state_dict(weights, assign=True, strict=False)
     if quantized:
         model.requires_grad_(False)
+
+
+def _assign_pooling(model: Transformer, source: TensorSource, device: torch.device | str | None) -> None:
+    """Give the layers of the pooling their weights, in the dtype that the others have by now."""
+    shapes = {name: weight.shape for name, weight in model.pooling.state_dict().items()}
+    if not shapes:
+        return
+    stored = {
+        f"dense.{i}.{name}": part for i, layer in enumerate(source.pooling_weights()) for name, part in layer.items()
+    }
+    for name in sorted(shapes.keys() | stored.keys()):
+        has = list(stored[name].shape) if name in stored else "missing"
+        wants = list(shapes[name]) if name in shapes else "none"
+        if has != wants:
+            raise UserError(f"{source.path}: the weight {name} after pooling is {has}, and its config says {wants}.")
+        check_dtype(source.path, f"the weight {name}", stored[name])
+    weights = {name: part.to(device, model.dtype) for name, part in stored.items()}
+    model.pooling.load_state_dict(weights, assign=True)
 
 
 def _part_shape(shape: torch.Size, count: int) -> torch.Size:

@@ -1,12 +1,18 @@
 """The files in which sentence-transformers says how a text becomes one vector."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
+
+from torch import Tensor
 
 from anyformer.config import PoolingConfig
 from anyformer.errors import UserError, quote
 from anyformer.limits import path_inside, read_json, read_object
-from anyformer.schema import fits
+from anyformer.schema import change, fits
 
 _FLAGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -17,35 +23,73 @@ _FLAGS = {
 """Fields of 1_Pooling/config.json, one of which is true."""
 _KINDS = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max", **_FLAGS}
 """Also values of its field `pooling_mode`, which sentence-transformers writes from version 6 on."""
+_ACTIVATIONS = {"Identity": None, "Tanh": "tanh", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}
+"""Classes of torch in the config.json of a Dense module."""
 _ENDLESS = 10**6
 """Tokens from which on a tokenizer's limit only says that there is none."""
-FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+_DENSE, _WEIGHTS = "{}_Dense", "model.safetensors"
+"""The folder of a Dense module, which is the second module or a later one, and its weights."""
+FILES = (
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+    *(f"{_DENSE.format(place)}/{file}" for place in range(2, 10) for file in ("config.json", _WEIGHTS)),
+)
 """All that is written for any pooling."""
 
 
 def read(directory: Path) -> PoolingConfig:
     """The pooling of a model directory, plain means by default. Raises UserError for one that is not supported."""
-    modules = directory / "modules.json"
-    if not modules.is_file():
-        return PoolingConfig()
-    kind, normalize, max_tokens = "mean", False, None
-    chain = read_json(modules)
-    if not isinstance(chain, list) or not all(isinstance(module, dict) for module in cast("list[Any]", chain)):
-        raise UserError(f"{modules} should hold a list of modules, each a JSON object.")
-    for module in cast("list[dict[str, Any]]", chain):
-        name = str(module.get("type", "")).rsplit(".", 1)[-1]
-        path = str(module.get("path", ""))
-        lengths = path_inside(directory, f"{path}/sentence_bert_config.json".lstrip("/"))
+    pooling = PoolingConfig()
+    for name, folder in _modules(directory):
         if name == "Transformer":
+            lengths = folder / "sentence_bert_config.json"
             limit = read_object(lengths).get("max_seq_length") if lengths.is_file() else None
-            max_tokens = _model_max_length(directory) if limit is None else limit
+            pooling = replace(pooling, max_tokens=_model_max_length(directory) if limit is None else limit)
         elif name == "Pooling":
-            kind = _kind(path_inside(directory, f"{path}/config.json"))
+            pooling = replace(pooling, kind=_kind(folder / "config.json"))
+        elif name == "Dense":
+            pooling = _with_dense(pooling, folder / "config.json")
         elif name == "Normalize":
-            normalize = True
+            pooling = replace(pooling, normalize=True)
         else:
-            raise UserError(f"{modules} asks for a module {quote(name)}, which is not supported.")
-    return PoolingConfig(kind=kind, normalize=normalize, max_tokens=max_tokens)
+            raise UserError(f"{directory / 'modules.json'} asks for a module {quote(name)}, which is not supported.")
+    return pooling
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of the weights of a directory's Dense modules, in their order."""
+    return [folder / _WEIGHTS for name, folder in _modules(directory) if name == "Dense"]
+
+
+def _modules(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Class and folder of each module."""
+    path = directory / "modules.json"
+    chain = read_json(path) if path.is_file() else []
+    if not isinstance(chain, list) or not all(isinstance(module, dict) for module in cast("list[Any]", chain)):
+        raise UserError(f"{path} should hold a list of modules, each a JSON object.")
+    for module in cast("list[dict[str, Any]]", chain):
+        folder = str(module.get("path", ""))
+        for name in ("config.json", "sentence_bert_config.json", _WEIGHTS):
+            path_inside(directory, f"{folder}/{name}".lstrip("/"))
+        yield str(module.get("type", "")).rsplit(".", 1)[-1], directory / folder
+
+
+def _with_dense(pooling: PoolingConfig, path: Path) -> PoolingConfig:
+    """The pooling with one more layer, as the config.json of a Dense module describes it."""
+    settings = read_object(path)
+    activation = str(settings.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+    vector = (None, "sentence_embedding")
+    others = {"use_residual": (None, False), "module_input_name": vector, "module_output_name": vector}
+    changed = [name for name, usual in others.items() if settings.get(name) not in usual]
+    if pooling.normalize or changed or activation not in _ACTIVATIONS:
+        what = "that comes after Normalize" if pooling.normalize else f"with {changed[0] if changed else activation}"
+        raise UserError(f"{path} describes a layer {what[:80]}, which is not supported.")
+    layer = {"dense_bias": settings.get("bias", True), "dense_activation": _ACTIVATIONS[activation]}
+    if pooling.dense and layer != {name: getattr(pooling, name) for name in layer}:
+        raise UserError(f"{path} differs from the layer before it in its bias or activation, which is not supported.")
+    try:
+        return change(pooling, {"dense": [*pooling.dense, settings.get("out_features")], **layer})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _kind(path: Path) -> Any:
@@ -71,15 +115,41 @@ def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
     """Files for this pooling: file name -> JSON value; none for plain means, which are the default."""
     if pooling == PoolingConfig():
         return {}
-    chain = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    names = ["Transformer", "Pooling", *("Dense" for _ in pooling.dense), *(["Normalize"] if pooling.normalize else [])]
+    activation = next(name for name, ours in _ACTIVATIONS.items() if ours == pooling.dense_activation)
+    room = "linear" if activation == "Identity" else "activation"
+    layers = {
+        f"{_DENSE.format(place)}/config.json": {
+            "in_features": inputs,
+            "out_features": outputs,
+            "bias": pooling.dense_bias,
+            "activation_function": f"torch.nn.modules.{room}.{activation}",
+        }
+        for place, (inputs, outputs) in enumerate(pairwise((d_model, *pooling.dense)), 2)
+    }
     return {
         "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
-            for i, (path, name) in enumerate(chain[: 3 if pooling.normalize else 2])
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{name}" if i else "",
+                "type": f"sentence_transformers.models.{name}",
+            }
+            for i, name in enumerate(names)
         ],
         "1_Pooling/config.json": {
             "word_embedding_dimension": d_model,
             **{name: kind == pooling.kind for name, kind in _FLAGS.items()},
         },
+        **layers,
         "sentence_bert_config.json": {"max_seq_length": pooling.max_tokens, "do_lower_case": False},
     }
+
+
+def stored_weights(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by their names on disk in each file, of the weights of a `TextPooling`."""
+    stored: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in weights.items():
+        _, layer, part = name.split(".")
+        stored[f"{_DENSE.format(2 + int(layer))}/{_WEIGHTS}"][f"linear.{part}"] = tensor
+    return stored

@@ -66,13 +66,14 @@ def save(
     if next(adapters(model), None) is not None:
         raise UserError("The model has adapters: `merge` them into its weights first, or `save_adapter`.")
     config, bits = model.config, bits_of(model)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        sizes = f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
+    if tokenizer is not None and tokenizer.table_size > config.vocab_size:
+        sizes = f"The tokenizer has {tokenizer.table_size} tokens and the model only {config.vocab_size}"
         raise UserError(f"{sizes}: they do not belong together.")
     family, raw = _config_json(model)
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
-    state, prefix = model.state_dict(), family.prefix if config.head.kind == "none" else ""
+    prefix = family.prefix if config.head.kind == "none" else ""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooling.")}
     if bits is None:
         state = {
             theirs.removeprefix(prefix): line.write(state)
@@ -84,6 +85,8 @@ def save(
         _write_weights(state, target, max_shard_size)
         for name, value in pooling.files(config.pooling, config.d_model).items():
             _write_json(target / name, value)
+        for name, tensors in pooling.stored_weights(model.pooling.state_dict()).items():
+            write_tensors(target / name, {part: tensor.contiguous().cpu() for part, tensor in tensors.items()})
         _write_json(target / "generation_config.json", _generation(model))
         if tokenizer is not None:
             tokenizer.save(target)

@@ -73,6 +73,10 @@ class TensorSource(ABC):
     def read(self, name: str) -> Tensor | QuantizedWeight:
         """One tensor on the CPU, in the dtype that it is stored in. Raises UserError for one that is damaged."""
 
+    def pooling_weights(self) -> list[dict[str, Tensor]]:
+        """The weights of the linear layers of its pooling: ``weight`` and perhaps ``bias`` of each, in their order."""
+        return []
+
     @abstractmethod
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies with the model. Raises UserError for one that is damaged."""
@@ -90,6 +94,11 @@ class _ModelDirectory(TensorSource):
             raise UserError(f"{path}: {error}") from error
         self.config = replace(config, pooling=pooling.read(path))
         self.family = family or FAMILIES[raw["model_type"]]
+
+    @override
+    def pooling_weights(self) -> list[dict[str, Tensor]]:
+        files = map(read_tensors, pooling.weight_files(self.path))
+        return [{name.removeprefix("linear."): tensor for name, tensor in file.items()} for file in files]
 
     @override
     def tokenizer(self) -> Tokenizer | None:

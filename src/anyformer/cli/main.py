@@ -23,6 +23,7 @@ _GROUPS = {
         "fill": "fill in masked words",
         "embed": "turn texts into vectors",
         "classify": "label texts, or the words of texts",
+        "serve": "an OpenAI-compatible server, for the clients that people have",
     },
     "Look inside": {
         "show": "what a model is made of and what it costs",

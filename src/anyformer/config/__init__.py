@@ -14,7 +14,7 @@ imports no torch, so that the command line can show, compare and check configs a
 
 from anyformer.config.block import AttentionConfig, ExpertsConfig, FeedForwardConfig, NormConfig, OtherLayers
 from anyformer.config.inputs import EmbeddingConfig, PositionConfig, RotaryScaling
-from anyformer.config.model import ModelConfig, diff
+from anyformer.config.model import ModelConfig, check_layers, diff
 from anyformer.config.output import HeadConfig, HeadKind, InitConfig, PoolingConfig, ProblemType, SpecialTokens
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "ProblemType",
     "RotaryScaling",
     "SpecialTokens",
+    "check_layers",
     "diff",
 ]

@@ -60,6 +60,8 @@ class AttentionConfig(Checked, part="attention"):
     """An RMS norm on the queries and keys of each head (Qwen3), or of all heads together (OLMo 2)."""
     softcap: Softcap | None = None
     """Bound on the scores, ``softcap * tanh(scores / softcap)`` (Gemma 2, section 2)."""
+    sinks: bool = False
+    """A learned score of each head that takes a share of the softmax and adds nothing (gpt-oss, section 2.3)."""
     latent: LatentConfig | None = None
     """Keys and values made of a latent (DeepSeek); None: of the hidden state."""
     dropout: Rate = 0.0
@@ -75,7 +77,7 @@ class AttentionConfig(Checked, part="attention"):
     def _faulty_latent(self) -> Iterator[str]:
         if self.kv_heads not in (None, self.heads):
             yield "kv_heads: latent attention makes keys and values of every head"
-        for name, plain in (("qk_norm", "none"), ("softcap", None), ("scale_by_layer", False)):
+        for name, plain in (("qk_norm", "none"), ("softcap", None), ("sinks", False), ("scale_by_layer", False)):
             if getattr(self, name) != plain:
                 yield f"{name}: latent attention has none"
 
@@ -92,6 +94,8 @@ class ExpertsConfig(Checked, part="feed_forward.experts"):
     """Networks, each as wide as `feed_forward.width`."""
     used: Count
     """Networks that each token is computed by."""
+    router_bias: bool = False
+    """Bias on the router's logits (gpt-oss)."""
     normalized: bool = True
     """The weights of the chosen networks sum to 1 (Mixtral; without it OLMoE)."""
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -130,6 +134,10 @@ class FeedForwardConfig(Checked, part="feed_forward"):
     activation: str = "gelu"
     """A name in `anyformer.blocks.feed_forward.ACTIVATIONS`: relu, gelu, gelu_tanh, silu, ..."""
     gated: bool = False
+    limit: Softcap | None = None
+    """Bound of the gate from above, and of up(x) on both sides (gpt-oss)."""
+    up_offset: float = 0.0
+    """What is added to up(x) before it is multiplied by the gate (gpt-oss: 1)."""
     bias: bool = True
     dropout: Rate = 0.0
     """Dropout on the inner activations."""
@@ -138,8 +146,9 @@ class FeedForwardConfig(Checked, part="feed_forward"):
 
     @override
     def _faults(self) -> Iterator[str]:
-        if self.experts is not None and self.bias:
-            yield "bias: networks of a mixture of experts have none"
+        for name, plain in (("limit", None), ("up_offset", 0.0)):
+            if getattr(self, name) != plain and not self.gated:
+                yield f"{name}: only a gated feed-forward has it"
 
 
 @dataclass(frozen=True, kw_only=True)

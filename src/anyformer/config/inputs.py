@@ -84,15 +84,17 @@ class RotaryScaling(Checked, part="position.scaling"):
 class PositionConfig(Checked, part="position"):
     """Positions: the order of the tokens.
 
-    ========== =================================================== ==========================================
-    kind       what it does                                        source
-    ========== =================================================== ==========================================
-    none       nothing (a causal decoder can still learn order)    Haviv et al. 2022
-    sinusoidal adds fixed sines and cosines to the embeddings      Vaswani et al. 2017, section 3.5
-    learned    adds a learned vector for each position             GPT-2, BERT
-    rotary     rotates queries and keys by their position          Su et al. 2021
-    relative   adds a learned bias for each distance to the scores T5: Raffel et al. 2020, section 2.1
-    ========== =================================================== ==========================================
+    ============ =================================================== ==========================================
+    kind         what it does                                        source
+    ============ =================================================== ==========================================
+    none         nothing (a causal decoder can still learn order)    Haviv et al. 2022
+    sinusoidal   adds fixed sines and cosines to the embeddings      Vaswani et al. 2017, section 3.5
+    learned      adds a learned vector for each position             GPT-2, BERT
+    rotary       rotates queries and keys by their position          Su et al. 2021
+    relative     adds a learned bias for each distance to the scores T5: Raffel et al. 2020, section 2.1
+    disentangled compares queries and keys with a learned vector for DeBERTa: He et al. 2021, section 3.1
+                 each distance as well
+    ============ =================================================== ==========================================
     """
 
     kind: str = "learned"
@@ -112,14 +114,19 @@ class PositionConfig(Checked, part="position"):
     rotary_fraction: Annotated[float, Rule(lambda part: 0 < part <= 1, "lies above 0, up to 1")] = 1.0
     """rotary: the part of each head that is rotated: of the pairs (i, i + head_dim / 2) the first (GPT-NeoX, Phi)."""
     buckets: Annotated[int, Rule(lambda n: n >= 4 and n % 2 == 0, "is an even number of at least 4")] = 32
-    """relative, relative_bias: number of distances told apart."""
+    """relative, relative_bias, disentangled: number of distances told apart."""
     max_distance: int = 128
-    """relative, relative_bias: distances from here on share one bucket."""
+    """relative, relative_bias, disentangled: distances from here on share one bucket."""
 
     @property
     def has_bias(self) -> bool:
         """Whether a bias for each distance is added to the scores."""
         return self.kind == "relative" or self.relative_bias
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether positions are distances, which far apart share a bucket."""
+        return self.has_bias or self.kind == "disentangled"
 
     @override
     def _faults(self) -> Iterator[str]:

@@ -12,11 +12,18 @@ from anyformer.config.block import AttentionConfig, FeedForwardConfig, NormConfi
 from anyformer.config.inputs import EmbeddingConfig, PositionConfig
 from anyformer.config.output import HeadConfig, InitConfig, PoolingConfig, SpecialTokens
 from anyformer.config.types import Count, Factor, Rate
+from anyformer.errors import UserError, quote
 from anyformer.schema import Checked, Rule, change, differences, fits, make
 
 MOST_LAYERS = 10_000
 """Layers of a stack: ten times the deepest known at most (Wang et al. 2022, DeepNet)."""
 Layers = Annotated[int, Rule(lambda number: 0 <= number <= MOST_LAYERS, f"must lie in [0, {MOST_LAYERS:,}]")]
+
+
+def check_layers(layers: object, subject: str) -> None:
+    """Raise UserError for more layers than a model may have, before anything is made for each of them."""
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"{subject} must lie in [0, {MOST_LAYERS:,}], and is {quote(layers)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,14 @@ class ModelConfig(Checked):
         for name in ("distinct_layers", "embedding.width", "position.relative_bias"):
             if attrgetter(name)(self) and not self.is_encoder_only:
                 yield f"{name}: only an encoder has it"
+        if self.position.kind == "disentangled":
+            if not self.is_encoder_only:
+                yield "position.kind: only an encoder has disentangled positions"
+            own = {"qk_norm": "none", "softcap": None, "latent": None, "sinks": False, "kv_heads": self.attention.heads}
+            own = {"embedding.width": None, **{f"attention.{name}": value for name, value in own.items()}}
+            for name, value in own.items():
+                if attrgetter(name)(self) not in (None, value):
+                    yield f"{name}: a model of disentangled positions has none of its own"
         has_first = self.norm.first or (self.norm.placement == "pre" and self.embedding.norm and self.is_encoder_only)
         if not has_first:
             yield "norm.first: only an encoder with pre-norm blocks and embedding.norm may do without it"
@@ -144,8 +159,8 @@ class ModelConfig(Checked):
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence in tokens that the model can take; None: positions set no limit (relative, none)."""
-        if self.position.kind in ("relative", "none"):
+        """Longest sequence in tokens that the model can take; None: positions set no limit (none, distances)."""
+        if self.position.kind in ("relative", "disentangled", "none"):
             return None
         scaling = self.position.scaling
         if scaling is not None and scaling.kind in ("linear", "dynamic"):
@@ -183,9 +198,11 @@ class ModelConfig(Checked):
         return make(cls, from_earlier(values))
 
 
-def from_earlier(values: Mapping[str, Any]) -> dict[str, Any]:
+def from_earlier(values: Any) -> Any:
     """The fields of a config under the names that they have now: 0.2 had `window_from` and a switch `qk_norm`."""
-    made = dict(values)
+    if not isinstance(values, Mapping):
+        return values
+    made = dict(cast("Mapping[str, Any]", values))
     for part in ("attention", "decoder_attention"):
         old: Any = made.get(part)
         if not isinstance(old, Mapping):

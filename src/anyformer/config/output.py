@@ -78,7 +78,14 @@ class PoolingConfig(Checked, part="pooling"):
     """Pooling, by which `anyformer.embed` makes one vector of a text (the pooling files of sentence-transformers)."""
 
     kind: Literal["mean", "first", "last", "max"] = "mean"
+    dense: Annotated[tuple[Count, ...], Rule(lambda widths: len(widths) <= 8, "has at most 8 layers")] = ()
+    """Widths of linear layers on the pooled vector (EmbeddingGemma: 3,072 and 768)."""
+    dense_bias: bool = False
+    """Their biases (LaBSE)."""
+    dense_activation: str | None = None
+    """The name of an activation after each of them (LaBSE: tanh); None: none."""
     normalize: bool = False
+    """Divide the vector by its length."""
     max_tokens: int | None = None
     """Texts are cut to this many tokens; None: to the model's `max_length`."""
 

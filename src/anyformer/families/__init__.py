@@ -16,12 +16,14 @@ from anyformer.families import (
     bart,
     bert,
     cohere,
+    deberta,
     deepseek,
     electra,
     falcon,
     gemma,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
     llama,
     mixtral,
@@ -50,6 +52,7 @@ FAMILIES: dict[str, Family] = {
         smollm3.FAMILY,
         *mixtral.FAMILIES,
         *deepseek.FAMILIES,
+        gpt_oss.FAMILY,
         gpt_neox.FAMILY,
         phi.FAMILY,
         phi3.FAMILY,
@@ -61,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         electra.FAMILY,
         albert.FAMILY,
         mpnet.FAMILY,
+        deberta.FAMILY,
         modernbert.FAMILY,
         *t5.FAMILIES,
         *bart.FAMILIES,
@@ -148,6 +152,8 @@ def with_head(
     Raises:
         UserError: the family has no such class, or the labels don't fit.
     """
+    if kind != "none":
+        config = config.replace(pooling={"dense": ()})
     names, count = ((), labels) if isinstance(labels, int) else (tuple(labels), len(labels))
     head = HeadConfig(kind=kind, labels=count, label_names=names, problem_type=problem_type)
     family, raw = to_huggingface(config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
 from typing import Any, TypeVar, cast
 
-from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig
+from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig, check_layers
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families.rows import Operation, Pairs, Row, linear, resolve, rotary_order, row, split_heads
 from anyformer.schema import make
@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
+    "quick_gelu": "quick_gelu",
 }
 """Hugging Face's names and ours; the first of several is the one that is written."""
 CLASSIFIERS = ("classification", "token_classification")
@@ -216,6 +217,8 @@ class Family:
             return self.text_model.read(ChainMap(cast("dict[str, Any]", text), cast("dict[str, Any]", raw)), head)
         refuse(raw, **self.refused)
         values = {**read_fields(raw, self.fields), **self.constants, **self.read_head(raw, head)}
+        for name in ("encoder_layers", "decoder_layers"):
+            check_layers(values.get(name), f"config.json: {name}")
         return make_config({**values, **self.derived(raw, values, head)}, self.model_type)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
@@ -225,9 +228,11 @@ class Family:
     def table(self, config: ModelConfig, ours: Collection[str]) -> dict[str, Row]:
         """The row for every name on disk of a model with these weights; a family without rows keeps the names.
 
+        The layers of a pooling are no part of it: they have files of their own (see `checkpoint.pooling`).
+
         Raises UserError for a weight that the family's format has no place for.
         """
-        rows = self.rows_of(config)
+        rows, ours = self.rows_of(config), [name for name in ours if not name.startswith("pooling.")]
         return resolve(rows, ours) if rows else {name: row(name, name) for name in ours}
 
     def rows_of(self, config: ModelConfig) -> Sequence[Row]:

@@ -43,7 +43,22 @@ def _is_plain(name: str) -> bool:
     return name.startswith("feed_forward.") and "experts" not in name
 
 
+def _check_router(raw: Raw, scores: str, *methods: str) -> None:
+    """Raise UserError for scores or a choice of experts that this type does not have."""
+    for name, known in {"scoring_func": (scores,), "topk_method": methods, "moe_layer_freq": (1,)}.items():
+        value: Any = raw.get(name, known[0])
+        if value not in known:
+            choices = " or ".join(map(str, known))
+            raise UserError(f"config.json: {name} = {quote(value)} is not supported for this DeepSeek ({choices} is).")
+
+
+def _derived_v2(raw: Raw, values: Values, head: HeadKind) -> Values:
+    _check_router(raw, "softmax", "greedy", "group_limited_greedy")
+    return _derived(raw, values, head)
+
+
 def _derived_v3(raw: Raw, values: Values, head: HeadKind) -> Values:
+    _check_router(raw, "sigmoid", "noaux_tc")
     defaults = {"n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "intermediate_size": 18432}
     return _derived(ChainMap(cast("dict[str, Any]", raw), defaults), values, head, best=2, method="noaux_tc")
 
@@ -156,7 +171,7 @@ _V2 = replace(
     },
     constants={**LLAMA.constants, "feed_forward.bias": False, "feed_forward.experts.normalized": False},
     refused={"norm_topk_prob": True, "mlp_bias": True},
-    derived=_derived,
+    derived=_derived_v2,
     written=_written_v2,
     rows=_rows,
     published={

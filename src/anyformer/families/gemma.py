@@ -14,10 +14,12 @@ from anyformer.families.llama import (
     BIAS,
     FIELDS,
     LAYER,
-    LAYER_TYPES,
     LLAMA,
+    NANO,
     decoder_rows,
+    layers_with_window,
     read_layer_types,
+    read_period,
     read_rope,
     write_layer_types,
     write_rope,
@@ -37,16 +39,15 @@ def _scale(raw: Raw, values: Values) -> Values:
 
 
 def _derived2(raw: Raw, values: Values, head: HeadKind) -> Values:
-    layers = values["decoder_layers"]
-    types = raw.get("layer_types") or [LAYER_TYPES[layer % 2 == 0] for layer in range(layers)]
-    window = raw.get("sliding_window", 4096)
-    return {**read_rope(raw, values, head), **_scale(raw, values), **read_layer_types(types, layers, window)}
+    types = read_layer_types(raw, values["decoder_layers"], lambda layer: layer % 2 == 0)
+    windows = layers_with_window(types, raw.get("sliding_window", 4096))
+    return {**read_rope(raw, values, head), **_scale(raw, values), **windows}
 
 
 def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
     layers, window = values["decoder_layers"], raw.get("sliding_window", 4096)
-    period = raw.get("sliding_window_pattern", 6)
-    types = raw.get("layer_types") or [LAYER_TYPES[(layer + 1) % period != 0] for layer in range(layers)]
+    period = read_period(raw, "sliding_window_pattern", 6)
+    types = read_layer_types(raw, layers, lambda layer: (layer + 1) % period != 0)
     stacks: Values = {}
     if raw.get("use_bidirectional_attention"):
         stacks = {"encoder_layers": layers, "decoder_layers": 0}
@@ -171,6 +172,15 @@ _GEMMA3_TEXT = replace(
         "gemma-3-4b": _sizes(2560, 34, 8, 4, 10240, **_LINEAR),
         "gemma-3-12b": _sizes(3840, 48, 16, 8, 15360, **_LINEAR),
         "gemma-3-27b": _sizes(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
+        # Six layers, so that one is without a window, which is shorter than the texts.
+        "gemma3-nano": _sizes(
+            *(128, 6, 4, 1, 384),
+            **NANO,
+            head_dim=32,
+            query_pre_attn_scalar=32,
+            sliding_window=32,
+            pad_token_id=None,
+        ),
     },
 )
 _GEMMA3 = replace(

@@ -5,7 +5,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig, PositionConfig
 from anyformer.families.base import Raw, Values
-from anyformer.families.llama import LAYER_TYPES, ORIGINAL, read_layer_types, read_rope, write_rope
+from anyformer.families.llama import LAYER_TYPES, ORIGINAL, layers_with_window, read_rope, write_rope
 from anyformer.schema import make
 
 
@@ -36,8 +36,7 @@ def read_layers(
     own, other = positions(0, scaling), positions(1, scaling if scales_both else {})
     fields = {name.removeprefix("position."): value for name, value in other.items()}
     position = None if own == other else make(PositionConfig, {"kind": "rotary", **fields})
-    layers = values["encoder_layers" if "encoder_layers" in values else "decoder_layers"]
-    return {**own, **read_layer_types(types, layers, window, position=position)}
+    return {**own, **layers_with_window(types, window, position=position)}
 
 
 def write_ropes(config: ModelConfig) -> dict[str, Any]:

@@ -5,9 +5,9 @@ They differ in biases, windows and norms on queries and keys.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from anyformer.config import HeadKind, ModelConfig, OtherLayers
 from anyformer.errors import UserError, quote
@@ -84,28 +84,55 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Rotary positions, and the window on the upper layers, which newer files list one by one."""
     rope, layers, window = read_rope(raw, values, head), values["decoder_layers"], raw.get("sliding_window", 4096)
+    types = read_layer_types(raw, layers, lambda layer: layer >= raw.get("max_window_layers", 28))
     if not raw.get("use_sliding_window", False) or window is None:
         return rope
-    types: list[str] | None = raw.get("layer_types")
-    if types is None:
-        types = [LAYER_TYPES[layer >= raw.get("max_window_layers", 28)] for layer in range(layers)]
-    return rope | read_layer_types(types, layers, window)
+    return rope | layers_with_window(types, window)
 
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Names of layers without and with a window in `layer_types`."""
 
 
-def read_layer_types(types: Sequence[str], layers: int, window: int | None, **fields: Any) -> Values:
-    """The layers that have a window, and whatever else they have of their own.
+def read_layer_types(raw: Raw, layers: int, has_window: Callable[[int], bool]) -> list[str]:
+    """The type of each layer in `layer_types`, or by a family's rule where config.json doesn't list them.
 
     Raises UserError for a list of another length, or a type that is not known.
     """
-    if len(types) != layers:
-        raise UserError(f"config.json: layer_types has {len(types)} entries for {layers} layers.")
-    if unknown := {*types}.difference(LAYER_TYPES):
-        known = " and ".join(LAYER_TYPES)
-        raise UserError(f"config.json: the layer type {quote(min(unknown))} is not supported ({known} are).")
+    types = read_list(raw, "layer_types", layers)
+    if types is None:
+        return [LAYER_TYPES[has_window(layer)] for layer in range(layers)]
+    for name in types:
+        if name not in LAYER_TYPES:
+            known = " and ".join(LAYER_TYPES)
+            raise UserError(f"config.json: the layer type {quote(name)} is not supported ({known} are).")
+    return types
+
+
+def read_list(raw: Raw, name: str, layers: int) -> list[Any] | None:
+    """A field of config.json with an entry for each layer. Raises UserError for a list of another length."""
+    entries: Any = raw.get(name)
+    if entries is None:
+        return None
+    if not isinstance(entries, list | tuple):
+        raise UserError(f"config.json: {name} is a list with an entry for each layer, not {quote(entries)}.")
+    listed = [*cast("Sequence[Any]", entries)]
+    if len(listed) != layers:
+        raise UserError(f"config.json: {name} has {len(listed)} entries for {layers} layers.")
+    return listed
+
+
+def read_period(raw: Raw, name: str, default: int) -> int:
+    """A field of config.json that says how many layers there are to one of a kind. Raises UserError where it is 0."""
+    given: Any = raw.get(name)
+    period = default if given is None else given
+    if not isinstance(period, int) or period < 1:
+        raise UserError(f"config.json: {name} is a number of layers, at least 1, not {quote(period)}.")
+    return period
+
+
+def layers_with_window(types: Sequence[str], window: int | None, **fields: Any) -> Values:
+    """The layers whose type has a window, and whatever else they have of their own."""
     others = OtherLayers.from_list([name == LAYER_TYPES[1] for name in types], window=window, **fields)
     if others is not None and not fields and "." not in others.first + others.then:
         return {"attention.window": window}
@@ -113,7 +140,7 @@ def read_layer_types(types: Sequence[str], layers: int, window: int | None, **fi
 
 
 def write_layer_types(config: ModelConfig) -> list[str]:
-    """The inverse of `read_layer_types`."""
+    """The inverse of `layers_with_window`."""
     layers = config.decoder_layers or config.encoder_layers
     if config.other_layers is None:
         return [LAYER_TYPES[config.attention.window is not None]] * layers

@@ -20,7 +20,7 @@ from anyformer.families.base import (
     write_labels,
 )
 from anyformer.families.layered_rope import read_layers, write_ropes
-from anyformer.families.llama import BIAS, LAYER_TYPES, write_layer_types
+from anyformer.families.llama import BIAS, read_layer_types, read_period, write_layer_types
 from anyformer.families.rows import SPLIT, linear, linears, row, tied
 
 _WINDOW, _PERIOD = 128, 3
@@ -30,8 +30,8 @@ _POOLINGS = {"cls": "first", "mean": "mean"}
 def _derived(raw: Raw, values: Values, kind: HeadKind) -> Values:
     if raw.get("attention_dropout"):
         raise UserError("config.json: ModernBERT is supported where attention_dropout = 0.")
-    layers, period = values["encoder_layers"], raw.get("global_attn_every_n_layers", _PERIOD)
-    types = raw.get("layer_types") or [LAYER_TYPES[layer % period != 0] for layer in range(layers)]
+    period = read_period(raw, "global_attn_every_n_layers", _PERIOD)
+    types = read_layer_types(raw, values["encoder_layers"], lambda layer: layer % period != 0)
     window = raw.get("local_attention", _WINDOW) // 2 + 1  # both sides are counted there, and one here
     thetas = raw.get("global_rope_theta", 160_000.0), raw.get("local_rope_theta", 10_000.0)
     return {

@@ -8,12 +8,12 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.families.base import Raw, Values, classes, sizes, special_tokens
 from anyformer.families.layered_rope import read_layers, write_ropes
-from anyformer.families.llama import BIAS, FIELDS, LAYER, LAYER_TYPES, LLAMA, decoder_rows, write_layer_types
+from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, decoder_rows, read_layer_types, write_layer_types
 
 
 def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
-    layers, window = values["decoder_layers"], raw.get("sliding_window", 4096)
-    types = raw.get("layer_types") or [LAYER_TYPES[(layer + 1) % 4 != 0] for layer in range(layers)]
+    window = raw.get("sliding_window", 4096)
+    types = read_layer_types(raw, values["decoder_layers"], lambda layer: (layer + 1) % 4 != 0)
     # An older file's theta is that of the layers without a window alone.
     return read_layers(raw, values, head, types, window, (raw.get("rope_theta", 500_000.0), 500_000.0))
 

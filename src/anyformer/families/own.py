@@ -29,12 +29,17 @@ def quantization_method(raw: Raw) -> str | None:
     return value if value is None else str(cast("Raw", value).get("quant_method") if isinstance(value, dict) else value)
 
 
+def without_quantization(raw: Raw) -> dict[str, Any]:
+    """A config.json that says nothing of quantization."""
+    return {name: value for name, value in raw.items() if name != _KEY}
+
+
 def unquantized_config_json(raw: Raw) -> Raw:
     """The inverse of `quantized_config_json`; any other config.json stays as it is."""
     if quantization_method(raw) != METHOD:
         return raw
     model_type = cast("Raw", raw[_KEY]).get("model_type", "")
-    return {**{key: value for key, value in raw.items() if key != _KEY}, "model_type": model_type}
+    return {**without_quantization(raw), "model_type": model_type}
 
 
 class _OwnFormat(Family):

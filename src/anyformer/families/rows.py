@@ -73,6 +73,8 @@ class Operation:
     write: Callable[[Sequence[Tensor]], Tensor]
     heads: HeadLayout | None = None
     """The heads whose rows it moves, if it does no more than that."""
+    experts: int | None = None
+    """The number of matrices that it stacks (`stacked`)."""
 
 
 def _parts(tensor: Tensor, count: int) -> Sequence[Tensor]:
@@ -94,10 +96,11 @@ ROW = Operation(lambda tensor, _: [tensor.flatten()], lambda tensors: tensors[0]
 
 
 def stacked(count: int) -> Operation:
-    """The matrices of experts, which ours have one below another, as [experts, out, in]; several side by side."""
+    """The matrices of experts, which ours have one below another, as [experts, out, in], and their biases as [experts,
+    out]; several side by side."""
 
     def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
-        stacks = tensor.chunk(parts, dim=1) if len(tensor) == count and tensor.dim() == 3 else ()
+        stacks = tensor.chunk(parts, dim=1) if tensor.dim() in (2, 3) and len(tensor) == count else ()
         return [stack.flatten(0, 1).contiguous() for stack in stacks]
 
     def write(tensors: Sequence[Tensor]) -> Tensor:
@@ -105,7 +108,25 @@ def stacked(count: int) -> Operation:
 
         return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
 
-    return Operation(read, write)
+    return Operation(read, write, experts=count)
+
+
+def experts_by_columns(count: int) -> Operation:
+    """The matrices of experts as [experts, in, out], whose columns are those of each of ours in turn: of two matrices
+    0, 1, 0, 1 ... (gpt-oss). Biases are [experts, out] in the same order."""
+
+    def read(tensor: Tensor, parts: int) -> Sequence[Tensor]:
+        fits = tensor.dim() in (2, 3) and len(tensor) == count and tensor.shape[-1] % parts == 0
+        rows = tensor.transpose(1, -1).unflatten(1, (-1, parts)) if fits else None
+        return () if rows is None else [rows[:, :, part].flatten(0, 1) for part in range(parts)]
+
+    def write(tensors: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        rows = torch.stack([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=2)
+        return rows.flatten(1, 2).transpose(1, -1).contiguous()
+
+    return Operation(read, write, experts=count)
 
 
 def split_heads(head_dim: int, *counts: int, groups: int = 1, order: Sequence[int] | None = None) -> Operation:

@@ -6,23 +6,23 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig, OtherLayers, PositionConfig
 from anyformer.errors import UserError
 from anyformer.families.base import Raw, Values, classes, sizes, special_tokens
-from anyformer.families.llama import LAYER_TYPES, LLAMA, read_rope, write_rope
+from anyformer.families.llama import LAYER_TYPES, LLAMA, read_layer_types, read_list, read_period, read_rope, write_rope
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Layers without positions, which alone may have a window."""
-    layers, interval = values["decoder_layers"], raw.get("no_rope_layer_interval", 4)
-    rotated: list[int] = raw.get("no_rope_layers") or [(layer + 1) % interval for layer in range(layers)]
-    unrotated = [not flag for flag in rotated[:layers]]
+    layers, interval = values["decoder_layers"], read_period(raw, "no_rope_layer_interval", 4)
+    rotated = read_list(raw, "no_rope_layers", layers)
+    if rotated is None:
+        rotated = [(layer + 1) % interval for layer in range(layers)]
+    unrotated = [not flag for flag in rotated]
     window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
-    types: list[str] | None = raw.get("layer_types")
-    if types is None:
-        types = [LAYER_TYPES[other and window is not None] for other in unrotated]
+    types = read_layer_types(raw, layers, lambda layer: unrotated[layer] and window is not None)
     windowed = [name == LAYER_TYPES[1] for name in types]
-    if len(unrotated) < layers or windowed != [other and any(windowed) for other in unrotated]:
+    if windowed != [other and any(windowed) for other in unrotated]:
         raise UserError(
-            "config.json: SmolLM3 is supported where no_rope_layers has a number for each layer, and all layers "
-            "without positions, or none, are sliding_attention in layer_types."
+            "config.json: SmolLM3 is supported where all layers without positions (no_rope_layers), or none, are "
+            "sliding_attention in layer_types."
         )
     own = window if any(windowed) else None
     others = OtherLayers.from_list(unrotated, window=own, position=PositionConfig(kind="none"))

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Unpack
+from typing import Any, Literal, Protocol, Unpack, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import DamagedError, cache_limit, check_nan, evaluating, require_generative
+from anyformer.generation.inference import cache_limit, check_nan, evaluating, require_generative
 from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors, process
+from anyformer.generation.prefix_store import PrefixStore
 from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids, make_prompt
 from anyformer.generation.sampling import Sampler, make_sampler
 from anyformer.generation.stop_strings import Detokenizer
@@ -36,6 +37,19 @@ class TokenLogprob:
     """The likeliest tokens in its place, the likeliest first."""
 
 
+@runtime_checkable
+class Constraint(Protocol):
+    """A processor that decides token by token what one text may be, after all others."""
+
+    def __call__(self, logits: Tensor, history: History) -> Tensor:
+        """The logits, with -inf for each token that may not come next. Raises UserError where none may."""
+        ...
+
+    def push(self, token: int) -> bool:
+        """Note the token that was chosen; returns whether the text is complete with it."""
+        ...
+
+
 @dataclass(eq=False, kw_only=True)
 class Request:
     """A text of a `BatchingEngine`.
@@ -54,17 +68,28 @@ class Request:
     """One for each token, if asked for."""
     cache: KeyValueCache | None = None
     """Keys and values of the prompt while it is prefilled."""
-    _eos: Sequence[int]
+    _eos: frozenset[int]
     _processors: Sequence[LogitsProcessor]
     _sampler: Sampler
     _detokenizer: Detokenizer | None
     _top: int | None
+    _constraint: Constraint | None = None
     _pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue[str | None])
 
     @property
     def finished(self) -> bool:
         """Whether no more will come."""
         return self.finish_reason is not None
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Whether its last token ended the text, and is no part of it."""
+        return bool(self.tokens) and self.tokens[-1] in self._eos
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return None if self._detokenizer is None else self._detokenizer.matched
 
     def __iter__(self) -> Iterator[str]:
         while (piece := self._pieces.get()) is not None:
@@ -89,6 +114,8 @@ class Request:
         if not stopped and self._detokenizer is not None:
             self._append_text(self._detokenizer.push_token(token))
             stopped = self._detokenizer.stopped
+        if not stopped and self._constraint is not None:
+            stopped = self._constraint.push(token)
         if stopped:
             self.finish("stop")
         elif len(self.tokens) == self.prompt.max_new_tokens:
@@ -109,6 +136,23 @@ class Request:
             self._pieces.put(piece)
 
 
+class _TextError(Exception):
+    """One text failed, for a reason of its own."""
+
+    def __init__(self, reason: Exception) -> None:
+        self.reason = reason
+
+
+def _append(request: Request, logits: Tensor) -> Exception | None:
+    """Choose the next token of a text, which ends if that fails; returns the reason."""
+    try:
+        request.append(check_nan(logits))
+    except Exception as error:
+        request.finish("error")
+        return error
+    return None
+
+
 class BatchingEngine:
     """Continuous batching: many texts at a time, each as it would be generated alone.
 
@@ -121,6 +165,8 @@ class BatchingEngine:
         capacity: Longest text with its prompt, in tokens; the memory of all slots is reserved at once. None: the
             model's context, but no more than 2048.
         chunk: Tokens of a prompt that are read between two steps, so that a long one does not hold up the others.
+        prefixes: Texts whose keys and values are kept, for prompts of decoder-only models that begin with the same
+            tokens, as the next turn of a chat does. They take memory beside the slots.
 
     Raises:
         UserError: a model that doesn't generate text, or a size below 1.
@@ -133,6 +179,7 @@ class BatchingEngine:
         slots: int = 16,
         capacity: int | None = None,
         chunk: int = 256,
+        prefixes: int = 0,
     ) -> None:
         require_generative(model)
         self.capacity = min(size for size in (cache_limit(model), capacity or 2048) if size is not None)
@@ -146,6 +193,7 @@ class BatchingEngine:
         self._waiting = deque[Request]()
         """The first of them may have been read in part."""
         self._running: list[Request] = []
+        self._prefixes = PrefixStore(model, prefixes)
         self._lock = threading.RLock()
 
     @property
@@ -164,6 +212,9 @@ class BatchingEngine:
         config: GenerationConfig | None = None,
         *,
         logprobs: int | None = None,
+        also_eos: int | None = None,
+        constraint: Constraint | None = None,
+        skip_special: bool = True,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """Add a text, which enters the batch as soon as a slot is free.
@@ -172,6 +223,9 @@ class BatchingEngine:
             prompt: A text or ids; for an encoder-decoder the source.
             config: How it is generated; None: greedily. With a seed, sampling gives the same text in any company.
             logprobs: Log-probabilities are noted, with those of so many of the likeliest tokens; None: not.
+            also_eos: A token that ends the text as well, such as the end of a turn of a chat.
+            constraint: What the text may be; for this request alone.
+            skip_special: Special tokens have no text.
             options: Fields of the config that differ.
 
         Raises:
@@ -196,14 +250,16 @@ class BatchingEngine:
                 f"The prompt and its {batch.max_new_tokens} new tokens are {batch.capacity}, and the engine has room "
                 f"for texts of {self.capacity} tokens: shorten it, or ask for less."
             )
-        eos, before = eos_ids(model, config), () if model.config.is_encoder_decoder else ids
+        eos = eos_ids(model, config) if also_eos is None else (*eos_ids(model, config), also_eos)
+        before = () if model.config.is_encoder_decoder else ids
         request = Request(
             prompt=batch,
-            _eos=eos,
-            _processors=make_processors(model, batch, eos, config),
+            _eos=frozenset(eos),
+            _processors=[*make_processors(model, batch, eos, config), *([] if constraint is None else [constraint])],
             _sampler=make_sampler(config, model.device),
-            _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop),
+            _detokenizer=None if tokenizer is None else Detokenizer(tokenizer, before, config.stop, skip_special),
             _top=logprobs,
+            _constraint=constraint,
         )
         self._waiting.append(request)
         return request
@@ -224,14 +280,15 @@ class BatchingEngine:
         """Read a chunk of a prompt, and generate a token more of every text; False: there is nothing left to do.
 
         Raises:
-            UserError: the model answers with NaN. The texts that it answers end with "error", the others go on. After
-                any other exception all texts end with "error", since the cache may hold a part of a step.
+            UserError: the model answers with NaN. The texts that it answers end with "error", the others go on, and so
+                they do after an exception of one text's own logits processors or tokenizer, which is raised as it is.
+                After any other exception all texts end with "error", since the cache may hold a part of a step.
         """
         with self._lock, evaluating(self.model), torch.inference_mode():
             try:
                 return self._advance()
-            except DamagedError:
-                raise
+            except _TextError as error:
+                raise error.reason from None
             except BaseException:
                 self._fail()
                 raise
@@ -245,17 +302,12 @@ class BatchingEngine:
         if self._running:
             latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self.model.device)
             logits = self._step(latest, self._cache)[:, 0]
-            damaged: list[bool] = logits.amax(dim=-1).isnan().tolist()
-            for request, row, is_damaged in zip(list(self._running), logits.split(1), damaged, strict=True):
-                if is_damaged:
-                    request.finish("error")
-                else:
-                    request.append(row)
+            errors = [_append(*each) for each in zip(list(self._running), logits.split(1), strict=True)]
             for row in reversed(range(len(self._running))):
                 if self._running[row].finished:
                     self._leave(row)
-            if any(damaged):
-                raise DamagedError
+            if reasons := [error for error in errors if error is not None]:
+                raise _TextError(reasons[0])
         budget = self.chunk
         while budget > 0 and self._waiting and len(self._running) < self.slots:
             budget -= self._read(self._waiting[0], budget)
@@ -264,26 +316,28 @@ class BatchingEngine:
     def _read(self, request: Request, budget: int) -> int:
         """Read a chunk of a prompt; returns what it costs in tokens."""
         prompt = request.prompt
-        cache = request.cache = request.cache or self.model.make_cache(1, prompt.ids.shape[1])
+        if request.cache is None:
+            ids = cast("list[int]", cast("Any", prompt.ids[0]).tolist())
+            request.cache = self._prefixes.find(ids) or self.model.make_cache(1, len(ids))
+        cache = request.cache
         chunk = prompt.ids[:, cache.length : cache.length + budget]
         source = prompt.source if cache.length == 0 else None
         logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
         if cache.length == prompt.ids.shape[1]:
             self._waiting.popleft().cache = None
-            try:
-                request.append(check_nan(logits))
-            except BaseException:
-                request.finish("error")
-                raise
+            error = _append(request, logits)
             if not request.finished:
                 self._cache.put(len(self._running), cache)
                 self._running.append(request)
+            if error is not None:
+                raise _TextError(error)
+            self._prefixes.keep(cache)
         return chunk.shape[1] + (0 if source is None else source.shape[1])
 
     def _fail(self) -> None:
         """End all texts where they are."""
         requests = [*self._running, *self._waiting]
-        for held in (self._running, self._waiting, self._cache):
+        for held in (self._running, self._waiting, self._cache, self._prefixes):
             held.clear()
         for request in requests:
             request.cache = None
@@ -291,6 +345,8 @@ class BatchingEngine:
                 request.finish("error")
 
     def _leave(self, row: int) -> None:
+        if self._running[row].finish_reason != "error":
+            self._prefixes.keep(self._cache, row)
         self._cache.remove(row)
         self._running[row] = self._running[-1]
         self._running.pop()

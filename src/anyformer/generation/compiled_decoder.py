@@ -5,6 +5,7 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 """
 
 import ctypes
+import logging
 from collections.abc import Callable, Sequence
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
@@ -61,6 +62,7 @@ _MODULES = (
     InputEmbedding,
     TokenEmbedding,
 )
+_log = logging.getLogger("anyformer")
 _UNKNOWN = (
     *("other_layers.feed_forward", "attention.latent"),
     *(f"feed_forward.experts.{name}" for name in ("scores", "scale", "shared", "groups", "used_groups", "correction")),
@@ -121,12 +123,18 @@ class CompiledLayers:
         if block.feed_forward.activation not in COMPILED:
             raise UnsupportedModelError("a custom activation")
         norms = self._norms(block, "attention" if block.shares_norm else "feed_forward")
+        limit = block.feed_forward.limit or 0.0
         activation = COMPILED[block.feed_forward.activation]
         return structs.Layer(
             attention=self._attention(block, "attention", window, rotation),
             cross_attention=self._attention(block, "cross_attention"),
             feed_forward=self._part(
-                structs.FeedForward, block.feed_forward, norms=norms, activation=activation, **self._router(block)
+                structs.FeedForward,
+                block.feed_forward,
+                norms=norms,
+                activation=activation,
+                limit=limit,
+                **self._router(block),
             ),
         )
 
@@ -153,6 +161,7 @@ class CompiledLayers:
             window=window or 0,
             rotation=rotation,
             softcap=attention.softcap or 0.0,
+            sinks=self._pointer(attention.sinks),
         )
 
     def _norms(self, block: TransformerBlock, name: str) -> Structure:
@@ -371,11 +380,19 @@ class CompiledDecoder(CompiledLayers):
 
 
 def _check_fields(config: ModelConfig) -> None:
-    """Raise UnsupportedModelError for fields of the config that decode_step.cpp does not know."""
-    if unknown := not_default(config, _UNKNOWN):
-        raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
+    """Raise UnsupportedModelError for fields that decode_step.cpp does not know, and warn of the speed."""
+    unknown = not_default(config, _UNKNOWN)
     if config.norm.is_parallel and config.feed_forward.experts is not None:
-        raise UnsupportedModelError("experts beside attention")
+        unknown = (*unknown, "feed_forward.experts beside attention")
+    if unknown:
+        _warn(unknown[0])
+        raise UnsupportedModelError(unknown[0])
+
+
+@cache
+def _warn(field: str) -> None:
+    """Once a process: every text and every request would say it again."""
+    _log.warning("torch alone computes each token, slower than compiled code, which doesn't know %s.", field)
 
 
 def _check_modules(modules: Sequence[nn.Module]) -> None:

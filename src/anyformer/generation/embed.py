@@ -4,12 +4,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.linear import Linear
-from anyformer.blocks.pooling import POOLINGS
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
 from anyformer.generation.compiled_decoder import UnsupportedModelError
@@ -32,11 +30,12 @@ def embed(
     texts: str | Sequence[str],
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
-) -> Float[Tensor, "n d_model"]:
+) -> Float[Tensor, "n width"]:
     """Embed texts as the model's `pooling` says.
 
-    The last hidden states of a text's tokens, special ones included, are pooled and, if the model says so,
-    normalized to length 1. Texts longer than the model takes are truncated; the special tokens at their ends stay.
+    The last hidden states of a text's tokens, special ones included, are pooled and, if the model says so, go through
+    linear layers and are normalized to length 1. Texts longer than the model takes are truncated; the special tokens
+    at their ends stay.
 
     Args:
         model, tokenizer: Any model, and its tokenizer; of an encoder-decoder the encoder is used.
@@ -60,15 +59,14 @@ def embed(
     longest = pooling.max_tokens or config.max_length
     longest = longest if config.context_length is None else min(longest, config.context_length)
     rows = _encode(tokenizer, [texts] if isinstance(texts, str) else texts, longest)
-    vectors = torch.empty((len(rows), config.d_model), device=device)
+    vectors = torch.empty((len(rows), (config.d_model, *pooling.dense)[-1]), device=device)
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
         encode = _encoder(model)
         for indices in _batches([len(row) for row in rows], batch_size or len(rows)):
             ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer), device)
             check_ids(ids, config.source_vocab_size or config.vocab_size)
-            hidden = encode(ids, None if bool(mask.all()) else mask)
-            pooled = check_nan(POOLINGS[pooling.kind](hidden.float(), mask))
-            vectors[indices] = F.normalize(pooled, dim=-1) if pooling.normalize else pooled
+            mask = None if bool(mask.all()) else mask
+            vectors[indices] = check_nan(model.pooling(encode(ids, mask), mask))
     return vectors
 
 

@@ -22,17 +22,23 @@ class StopStrings:
     def __init__(self, stop: str | Sequence[str]) -> None:
         self._stop = [stop] if isinstance(stop, str) else list(stop)
         self._held = ""
-        self.stopped = False
+        self.matched: str | None = None
+        """The one that has come."""
+
+    @property
+    def stopped(self) -> bool:
         """Whether one has come."""
+        return self.matched is not None
 
     def push(self, piece: str) -> str:
         """Append to the text; returns what is certain by now."""
         if self.stopped:
             return ""
         text = self._held + piece
-        if ends := [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]:
-            self.stopped, self._held = True, ""
-            return text[: min(ends)[1]]
+        if ends := [(begin + len(stop), begin, stop) for stop in self._stop if (begin := text.find(stop)) >= 0]:
+            _, begin, self.matched = min(ends)
+            self._held = ""
+            return text[:begin]
         # The text may end with the beginning of a stop string.
         lengths = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
         certain = len(text) - max(lengths, default=0)
@@ -60,12 +66,18 @@ def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[st
 class Detokenizer(StopStrings):
     """The text of new tokens after a prompt, in pieces, up to a stop string, which is no part of it."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), stop: str | Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int] = (),
+        stop: str | Sequence[str] = (),
+        skip_special: bool = True,
+    ) -> None:
         super().__init__(stop)
         prompt = prompt[-_CONTEXT:]
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, skip_special=skip_special)
         decoded = sum(len(self._decoder.push(token)) for token in prompt)
-        self._pending = len(tokenizer.decode(prompt)) - decoded if prompt else 0
+        self._pending = len(tokenizer.decode(prompt, skip_special)) - decoded if prompt else 0
         """Characters of the prompt that the decoder holds back."""
 
     def push_token(self, token: int) -> str:

@@ -4,15 +4,17 @@ One function an operation, with the arguments of torch's own. Each takes the fir
 (docs/kernels.md); `reference` has the operations as equations. ANYFORMER_NATIVE=0 leaves all work to torch.
 """
 
-from anyformer.kernels.activation import activation, gelu_tanh, relu_squared
+from anyformer.kernels.activation import activation, gelu_tanh, quick_gelu, relu_squared
 from anyformer.kernels.attention import (
     AttentionMask,
     Mask,
+    RelativeVectors,
     attention,
     masked_attention,
     masked_attention_weights,
     select_query,
     with_layouts,
+    with_relative,
 )
 from anyformer.kernels.autocast import in_float32
 from anyformer.kernels.cross_entropy import drop_ignored, in_parts, linear_cross_entropy, quantized_linear_cross_entropy
@@ -22,6 +24,7 @@ from anyformer.kernels.grouped_linear import (
     gather_groups,
     grouped_linear,
     quantized_grouped_linear,
+    rows_by_group,
     scatter_groups,
     sort_by_group,
 )
@@ -37,6 +40,7 @@ __all__ = [
     "Mask",
     "Matmul",
     "PrepackedWeight",
+    "RelativeVectors",
     "activation",
     "attention",
     "choose_layout",
@@ -55,10 +59,13 @@ __all__ = [
     "quantized_grouped_linear",
     "quantized_linear",
     "quantized_linear_cross_entropy",
+    "quick_gelu",
     "relu_squared",
     "rms_norm",
+    "rows_by_group",
     "scatter_groups",
     "select_query",
     "sort_by_group",
     "with_layouts",
+    "with_relative",
 ]

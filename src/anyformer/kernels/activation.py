@@ -27,11 +27,17 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x sigmoid(1.702 x)``, the other approximation of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 COMPILED: dict[Callable[..., Tensor], int] = {
     F.relu: structs.RELU,
     relu_squared: structs.RELU_SQUARED,
     F.gelu: structs.GELU,
     gelu_tanh: structs.GELU_TANH,
+    quick_gelu: structs.QUICK_GELU,
     F.silu: structs.SILU,
     torch.tanh: structs.TANH,
 }

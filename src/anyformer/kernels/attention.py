@@ -29,6 +29,7 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``, as `torch.nn.functional.scaled_dot_product_attention`.
 
@@ -41,9 +42,10 @@ def attention(
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
         scale: Of the scores; None: ``1 / sqrt(head_dim)``.
         softcap: Bound on the scores, ``softcap * tanh(scores / softcap)``, which no fused kernel here has.
+        sinks: One more score for each head, whose weight is left out; no fused kernel here has it either.
     """
-    if softcap is not None:
-        return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, softcap)
+    if softcap is not None or sinks is not None:
+        return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale, softcap, sinks)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     dtype = matmul_dtype(query)
     if _shapes_agree(query, key, value, attn_mask, is_causal) and _is_compiled(query, attn_mask, dtype, dropout_p):
@@ -92,6 +94,21 @@ def _by_key(attn_mask: Tensor, queries: int, block: int) -> Float[Tensor, "#batc
     return padded.contiguous()
 
 
+class RelativeVectors(NamedTuple):
+    """Vectors of relative positions that queries and keys are compared with as well (He et al. 2021, section 3.1)."""
+
+    vectors: Float[Tensor, "1 distances d_model"]
+    lookup: Int[Tensor, "#batch queries keys"]
+    """Index of the one between each query and key."""
+    dropout: float = 0.0
+    """Probability of dropping a number of them."""
+
+    def select(self, index: Int[Tensor, " batch"]) -> "RelativeVectors":
+        """The vectors between one query of each sequence, by its position, and all keys."""
+        rows = torch.arange(len(self.lookup), device=index.device)
+        return self._replace(lookup=self.lookup[rows, index][:, None])
+
+
 class Mask(NamedTuple):
     """A mask in the form that lets attention take the fastest path.
 
@@ -101,6 +118,8 @@ class Mask(NamedTuple):
 
     scores: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None
     causal: bool = False
+    relative: RelativeVectors | None = None
+    """What disentangled attention adds to the scores, see `with_relative`."""
 
 
 class PackedMask(NamedTuple):
@@ -109,6 +128,11 @@ class PackedMask(NamedTuple):
     mask: Mask
     queries: Layout = DENSE
     keys: Layout = DENSE
+
+    @property
+    def relative(self) -> RelativeVectors | None:
+        """As of the mask."""
+        return self.mask.relative
 
 
 AttentionMask = Mask | PackedMask
@@ -122,13 +146,14 @@ def masked_attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "#batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``: `kernels.attention`, packed as the queries are."""
     if isinstance(mask, Mask):
-        return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale, softcap)
-    (scores, causal), queries, keys = mask
+        return attention(query, key, value, mask.scores, dropout_p, mask.causal, scale, softcap, sinks)
+    dense, queries, keys = mask
     operands = queries.scatter_heads(query), keys.scatter_heads(key), keys.scatter_heads(value)
-    out = attention(*operands, scores, dropout_p, causal, scale, softcap)
+    out = attention(*operands, dense.scores, dropout_p, dense.causal, scale, softcap, sinks)
     return queries.gather(out.transpose(1, 2)).transpose(1, 2)
 
 
@@ -138,11 +163,12 @@ def masked_attention_weights(
     mask: AttentionMask,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """``softmax(scale q k^T + mask)`` of all tokens of the batch; every row sums to 1."""
+    """``softmax(scale q k^T + mask)`` of all tokens of the batch; every row sums to 1, or to less with sinks."""
     if isinstance(mask, PackedMask):
         query, key, mask = mask.queries.scatter_heads(query), mask.keys.scatter_heads(key), mask.mask
-    return reference.attention_weights(query, key, mask.scores, mask.causal, scale, softcap)
+    return reference.attention_weights(query, key, mask.scores, mask.causal, scale, softcap, sinks)
 
 
 def with_layouts(mask: Mask, queries: Layout, keys: Layout = DENSE) -> AttentionMask:
@@ -150,11 +176,27 @@ def with_layouts(mask: Mask, queries: Layout, keys: Layout = DENSE) -> Attention
     return mask if queries.indices is None and keys.indices is None else PackedMask(mask, queries, keys)
 
 
+def with_relative(
+    mask: AttentionMask,
+    of_queries: Float[Tensor, "#batch heads queries distances"],
+    of_keys: Float[Tensor, "#batch heads keys distances"],
+) -> AttentionMask:
+    """The mask with the scores ``of_queries[i, d] + of_keys[j, d]`` between query i and key j, of which d is the index
+    of their relative vector."""
+    dense, queries, keys = mask if isinstance(mask, PackedMask) else PackedMask(mask)
+    assert dense.relative is not None
+    of_queries, of_keys = queries.scatter_heads(of_queries), keys.scatter_heads(of_keys)
+    index = dense.relative.lookup[:, None].expand(*of_queries.shape[:2], -1, -1)
+    scores = of_queries.gather(3, index) + of_keys.transpose(2, 3).gather(2, index)
+    scores = scores if dense.scores is None else scores.masked_fill(~dense.scores, -torch.inf)
+    return PackedMask(Mask(scores), queries, keys)
+
+
 def select_query(mask: Mask, index: Int[Tensor, " batch"], keys: int) -> Mask:
     """The mask of one query of each sequence, by its position, between it and so many keys."""
-    scores = mask.scores
+    scores, relative = mask.scores, mask.relative
     if scores is not None:
         scores = scores[torch.arange(len(scores), device=index.device), :, index][:, :, None]
     elif mask.causal:
         scores = (torch.arange(keys, device=index.device) <= index[:, None])[:, None, None]
-    return Mask(scores)
+    return Mask(scores, relative=relative and relative.select(index))

@@ -85,6 +85,14 @@ def grouped_linear(
         return _grouped(as_rows(input, matmul_dtype(input)), weight, ends, matmul == "int8")
 
 
+def rows_by_group(
+    input: Float[Tensor, " outputs_of_all"], ends: Int[Tensor, " groups"], rows: int
+) -> Float[Tensor, "rows outputs"]:
+    """The part of each row's group, of rows that are sorted by group."""
+    group = torch.searchsorted(ends, torch.arange(rows, device=ends.device, dtype=ends.dtype), right=True)
+    return input.unflatten(0, (len(ends), -1)).index_select(0, group)
+
+
 def _like_output(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
     return x.new_empty(len(x), len(weight) // len(ends))
 

@@ -35,6 +35,8 @@ class QuantizedWeight(NamedTuple):
     @property
     def shape(self) -> torch.Size:
         """[rows, columns] of the matrix."""
+        if self.bits == 8:
+            return self.integers.shape
         rows, groups = self.scales.shape
         return torch.Size((rows, groups * GROUP))
 

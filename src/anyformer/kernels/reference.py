@@ -18,10 +18,12 @@ def attention_weights(
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """``softmax(scale q k^T + mask)`` (Vaswani et al. 2017, equation 1); every row sums to 1.
 
-    A softcap bounds the scores before the mask: ``softcap * tanh(scores / softcap)`` (Gemma 2, section 2).
+    A softcap bounds the scores before the mask: ``softcap * tanh(scores / softcap)`` (Gemma 2, section 2). The sink of
+    a head is one more score of every row, whose weight is left out: a row then sums to less (gpt-oss, section 2.3).
     """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query * scale) @ repeat_kv(key, query).transpose(2, 3)
@@ -33,7 +35,10 @@ def attention_weights(
     if attn_mask is not None:
         is_boolean = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if is_boolean else scores + attn_mask
-    return scores.softmax(dim=-1)
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+    return torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def attention(
@@ -45,9 +50,10 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``."""
-    weights = attention_weights(query, key, attn_mask, is_causal, scale, softcap)
+    weights = attention_weights(query, key, attn_mask, is_causal, scale, softcap, sinks)
     return dropout(weights, dropout_p) @ repeat_kv(value, query)
 
 

@@ -78,7 +78,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load from a model's directory, or from one file of it (tokenizer.json, vocab.txt, spiece.model).
+        """Load from a model's directory, or from one file of it (tokenizer.json, vocab.txt, spiece.model, spm.model).
 
         Raises:
             UserError: there is no tokenizer, or one of its files is damaged.
@@ -122,6 +122,15 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def table_size(self) -> int:
+        """Rows that the token table of a text model needs: tokens that stand for an image (Gemma 3) have none."""
+        size, added = self.vocab_size, self.backend.get_added_tokens_decoder()
+        extra = {**self.config, **(self.config.get("extra_special_tokens") or {})}
+        while size - 1 in added and added[size - 1].content == extra.get("image_token"):
+            size -= 1
+        return size
 
     @property
     def mask_token(self) -> str | None:

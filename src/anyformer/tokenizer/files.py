@@ -15,8 +15,9 @@ ADDED = "added_tokens.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 COMPANIONS = (CONFIG, SPECIAL_MAP, ADDED, CHAT_TEMPLATE)
 
-_ALONE = (TOKENIZER, "vocab.txt", "spiece.model", "tokenizer.model", "source.spm")
-TOKENIZER_FILES = (*_ALONE, *COMPANIONS, "vocab.json", "merges.txt", "target.spm")
+_ALONE = (TOKENIZER, "vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "source.spm")
+_BESIDE_VOCABULARY = ("merges.txt", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (*_ALONE, *COMPANIONS, "vocab.json", *_BESIDE_VOCABULARY, "target.spm")
 """Every file that a tokenizer is read from or written to."""
 
 
@@ -27,7 +28,7 @@ def has_tokenizer(directory: str | os.PathLike[str]) -> bool:
         return path.suffix in {".json", ".txt", ".model"}
     if any((path / name).is_file() for name in _ALONE):
         return True
-    return (path / "vocab.json").is_file() and (path / "merges.txt").is_file()
+    return (path / "vocab.json").is_file() and any((path / name).is_file() for name in _BESIDE_VOCABULARY)
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:

@@ -55,14 +55,16 @@ def _read(path: Path, directory: Path) -> Tokenizer:
     for names, build in _LEGACY.items():
         if all((directory / name).is_file() for name in names):
             return Tokenizer(build(directory, declared), config, companions)
-    if (directory / "tokenizer.model").is_file():
+    for name in ("tokenizer.model", "sentencepiece.bpe.model"):
+        if not (directory / name).is_file():
+            continue
         raise UserError(
-            f"{directory} has only a SentencePiece tokenizer.model: open it once with transformers' "
+            f"{directory} has only a SentencePiece {name}: open it once with transformers' "
             "AutoTokenizer and save_pretrained it, which writes the tokenizer.json that is read here."
         )
     raise UserError(
         f"There is no tokenizer in {path}: none of tokenizer.json, vocab.txt, vocab.json with "
-        "merges.txt, spiece.model, or source.spm with target.spm and vocab.json."
+        "merges.txt or sentencepiece.bpe.model, spiece.model, spm.model, or source.spm with target.spm and vocab.json."
     )
 
 
@@ -144,4 +146,6 @@ _LEGACY = {
     ("vocab.json", "merges.txt"): _byte_level,
     ("vocab.txt",): _word_piece,
     ("spiece.model",): sentencepiece.unigram,
+    ("spm.model",): sentencepiece.disentangled,
+    ("sentencepiece.bpe.model", "vocab.json"): sentencepiece.many_to_many,
 }

@@ -1,4 +1,4 @@
-"""SentencePiece models (Kudo & Richardson 2018) read without the sentencepiece library: T5's and Marian's.
+"""SentencePiece models (Kudo & Richardson 2018) without that library: those of T5, DeBERTa, M2M-100 and Marian.
 
 A model file is a protocol buffer. Only the few fields that segmentation needs are read here:
 pieces = 1 {piece = 1, score = 2, type = 3}, trainer_spec = 2 {model_type = 3}, normalizer_spec = 3 {charsmap = 2}.
@@ -8,11 +8,11 @@ import hashlib
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tokenizers
@@ -24,16 +24,19 @@ from anyformer.errors import UserError, cut, quote
 from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.files import CONFIG, to_json
-from anyformer.tokenizer.library import add, surround, translated
+from anyformer.tokenizer.library import add, surround, surround_sentences, translated
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 
 SPACE = "\u2581"
-_UNIGRAM = 1
-_UNKNOWN, _CONTROL, _USER = 2, 3, 4
+_UNIGRAM, _BPE = 1, 2
+_KINDS = {_UNIGRAM: "unigram", _BPE: "BPE"}
+_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
 _VARINT, _BYTES = 0, 2
 _BYTES_OF_MODEL = 16 * MEGABYTE
 """Three times the largest published; each field of one takes some tens of bytes of memory."""
+_LONGEST_PIECE = 512
+"""Characters; SentencePiece's own limit is 16 unless it is told another."""
 _MOST_SENTINELS = 10_000
 """A hundred times as many as T5 has."""
 _FIXED_SIZES = {1: 8, 5: 4}
@@ -42,7 +45,7 @@ _FIXED_SIZES = {1: 8, 5: 4}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A unigram SentencePiece model: pieces with their log probabilities and types, and the character map."""
+    """A SentencePiece model: pieces with their log probabilities (or ranks) and types, and the character map."""
 
     pieces: list[str]
     scores: list[float]
@@ -50,8 +53,8 @@ class Model:
     charsmap: bytes
 
 
-def read_model(path: Path) -> Model:
-    """Read a SentencePiece model; raises UserError when it is damaged or not a unigram model."""
+def read_model(path: Path, wanted: int = _UNIGRAM) -> Model:
+    """Read a SentencePiece model; raises UserError when it is damaged or of another kind."""
     content = read_bytes(path, _BYTES_OF_MODEL)
     try:
         model = _fields(content)
@@ -64,8 +67,8 @@ def read_model(path: Path) -> Model:
         charsmap = bytes(memoryview(normalizer.get(2, [b""])[-1]))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{path} is not a whole SentencePiece model.") from error
-    if kind != _UNIGRAM:
-        raise UserError(f"{path} is not a unigram SentencePiece model, the only kind that T5 and Marian use.")
+    if kind != wanted:
+        raise UserError(f"{path} is not a {_KINDS[wanted]} SentencePiece model, the only kind that its tokenizer uses.")
     if _UNKNOWN not in types:
         raise UserError(f"{path} is not a whole SentencePiece model: it has no unknown piece.")
     return Model(texts, scores, types, charsmap)
@@ -82,15 +85,71 @@ def unigram(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
         raise UserError(f"{directory}: extra_ids should be a number from 0 to {_MOST_SENTINELS:,}, not {quote(extra)}.")
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
     unknown = model.types.index(_UNKNOWN)
-    backend = pipeline(model.pieces + sentinels, model.scores + [0.0] * extra, unknown, model.charsmap)
+    backend = pipeline(unigram_model(model.pieces + sentinels, model.scores + [0.0] * extra, unknown), model.charsmap)
     surround(backend, None, "</s>")
+    _add_whole(backend, model, reversed(sentinels))
+    return backend
+
+
+def disentangled(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """DeBERTa's tokenizer from `spm.model` (He et al. 2023): its pieces, [MASK] behind them, [CLS] and [SEP] around."""
+    path = directory / "spm.model"
+    model = read_model(path)
+    if missing := {"[CLS]", "[SEP]"}.difference(model.pieces):
+        raise UserError(f"{path} has no {min(missing)}, so it is not a DeBERTa vocabulary.")
+    words = pre_tokenizers.Punctuation(behavior="isolated") if config.get("split_by_punct") else None
+    unknown = model.types.index(_UNKNOWN)
+    backend = pipeline(unigram_model(model.pieces, model.scores, unknown), model.charsmap, words)
+    first = [normalizers.Lowercase(), normalizers.Strip()] if config.get("do_lower_case") else [normalizers.Strip()]
+    table = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([*first, *table, normalizers.Replace(Regex(" {2,}"), " ")])
+    surround_sentences(backend, "[CLS]", "[SEP]")
+    _add_whole(backend, model, ["[MASK]"])
+    return backend
+
+
+def many_to_many(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """M2M-100's tokenizer (Fan et al. 2020) from `sentencepiece.bpe.model` and `vocab.json`, which has the pieces' ids.
+
+    The languages come behind the vocabulary, in the order in which the directory names them. Of a piece that ends up in
+    two ways, the pair of earlier pieces is merged first.
+    """
+    path = directory / "vocab.json"
+    model, vocabulary = read_model(directory / "sentencepiece.bpe.model", _BPE), parse_object(read_bytes(path), path)
+    typed = zip(model.pieces, model.scores, model.types, strict=True)
+    ranks = {piece: rank for piece, rank, kind in typed if kind == _NORMAL}
+    if (longest := max(map(len, ranks), default=0)) > _LONGEST_PIECE:
+        raise UserError(f"{directory}: a piece of {longest:,} characters is none of a SentencePiece vocabulary.")
+    if missing := {*ranks, "<unk>", "</s>"}.difference(vocabulary):
+        raise UserError(f"{path} lacks pieces of sentencepiece.bpe.model ({quote(min(missing))}, for one).")
+    pairs = [
+        (-rank, vocabulary[piece[:cut]], vocabulary[piece[cut:]], piece[:cut], piece[cut:])
+        for piece, rank in ranks.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ranks and piece[cut:] in ranks
+    ]
+    merges = [(first, second) for *_, first, second in sorted(pairs)]
+    with translated(f"{path} is not a vocabulary"):
+        bpe = models.BPE(cast("Any", vocabulary), merges, unk_token="<unk>", fuse_unk=True)
+    languages = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    source = f"__{config.get('src_lang') or 'en'}__"
+    if source not in languages:
+        raise UserError(f"{directory}: the language {quote(source)} is not among the additional_special_tokens.")
+    backend = pipeline(bpe, model.charsmap)
+    whole = [token for token in ("<s>", "<pad>", "</s>", "<unk>") if token in vocabulary]
+    add(backend, [AddedToken(token, normalized=False, special=True) for token in (*whole, *languages)])
+    surround(backend, source, "</s>")
+    return backend
+
+
+def _add_whole(backend: tokenizers.Tokenizer, model: Model, more: Iterable[str]) -> None:
+    """Add what is never split: the pieces that SentencePiece does not, and special tokens behind them."""
     whole = [
         AddedToken(piece, normalized=False, special=kind == _CONTROL)
         for piece, kind in zip(model.pieces, model.types, strict=True)
         if kind in (_CONTROL, _USER)
     ]
-    add(backend, whole + [AddedToken(s, normalized=False, special=True) for s in reversed(sentinels)])
-    return backend
+    add(backend, whole + [AddedToken(token, normalized=False, special=True) for token in more])
 
 
 class MarianTokenizer(Tokenizer):
@@ -111,7 +170,8 @@ class MarianTokenizer(Tokenizer):
         names = [f"\0{p}" if t == _CONTROL else p for p, t in zip(source.pieces, source.types, strict=True)]
         # SentencePiece splits words at spaces alone, to which its table of characters turns other white space.
         spaces = pre_tokenizers.Split(Regex(" +"), "removed")
-        self._segmenter = pipeline(names, source.scores, source.types.index(_UNKNOWN), source.charsmap, spaces)
+        pieces = unigram_model(names, source.scores, source.types.index(_UNKNOWN))
+        self._segmenter = pipeline(pieces, source.charsmap, spaces)
         try:
             vocabulary: Any = parse_object(own["vocab.json"], directory / "vocab.json")
             words = models.WordLevel(vocab=vocabulary, unk_token="<unk>")
@@ -187,16 +247,14 @@ class MarianTokenizer(Tokenizer):
             return code + self._segmenter.encode(part[start:], add_special_tokens=False).tokens
 
 
-def pipeline(
-    pieces: list[str],
-    scores: list[float],
-    unknown: int,
-    charsmap: bytes,
-    words: PreTokenizer | None = None,
-) -> tokenizers.Tokenizer:
-    """The pipeline of a unigram model: its map of characters, words at white space, the likeliest pieces."""
-    vocabulary = list(zip(pieces, scores, strict=True))
-    backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
+def unigram_model(pieces: list[str], scores: list[float], unknown: int) -> models.Model:
+    """The likeliest pieces of a word (Kudo 2018)."""
+    return models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unknown, byte_fallback=False)
+
+
+def pipeline(model: models.Model, charsmap: bytes, words: PreTokenizer | None = None) -> tokenizers.Tokenizer:
+    """The pipeline of a SentencePiece model: its map of characters, words at white space, the pieces of each."""
+    backend = tokenizers.Tokenizer(model)
     if charsmap:
         check_charsmap(charsmap)
         backend.normalizer = normalizers.Precompiled(charsmap)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anyformer.blocks.head import IGNORED, LanguageModelHead
-from anyformer.blocks.pooling import POOLINGS
 from anyformer.errors import UserError, nearest, quote
 from anyformer.kernels.autocast import autocast_disabled
 from anyformer.model import Transformer
@@ -164,10 +163,7 @@ class EmbeddingLoss(LossModule):
         return_logits: bool = False,
         label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""] | Vectors:
-        pooling = self.model.config.pooling
-        rows = POOLINGS[pooling.kind](self.model.encode_text(tokens, mask).float(), mask)
-        if pooling.normalize:
-            rows = F.normalize(rows, dim=-1)
+        rows = self.model.embed_text(tokens, mask)
         vectors = rows.unflatten(0, (len(targets), -1))
         if return_vectors:
             return vectors

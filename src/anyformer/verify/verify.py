@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.nn.functional import normalize
 from anyformer.blocks.experts import Experts
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.mxfp4 import METHOD
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
 from anyformer.families.own import quantization_method
@@ -87,7 +89,7 @@ def verify(
         UserError: transformers (or llama.cpp) is not installed, can't open the model, or would run code of its own.
     """
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
-    if path.is_dir() and quantization_method(read_object(path / "config.json")) is not None:
+    if path.is_dir() and quantization_method(read_object(path / "config.json")) not in (None, METHOD):
         raise UserError(
             f"{path_or_hub_id} holds integers, which transformers can't read: verify the model that they were made of."
         )
@@ -215,9 +217,10 @@ def _greedy(theirs: Any, model: Transformer, tokenizer: Tokenizer | None) -> Che
     prompt = ids if source is None else source
     new = min(NEW_TOKENS, (model.config.context_length or ids.shape[1] + NEW_TOKENS) - ids.shape[1])
     mask = torch.ones_like(prompt)
-    greedy = {"max_new_tokens": new, "do_sample": False, "num_beams": 1, "trust_remote_code": False}
+    # With its cache transformers computes something else of some models: of dynamic angles, of an M2M-100's padding.
+    greedy = {"do_sample": False, "num_beams": 1, "use_cache": False, "trust_remote_code": False}
     with _theirs():
-        expected = theirs.generate(prompt, attention_mask=mask, **greedy)
+        expected = theirs.generate(prompt, attention_mask=mask, max_new_tokens=new, **greedy)
     expected = expected[:, ids.shape[1] if source is None else 1 :]
     got = generate_ids(model, prompt, max_new_tokens=new, beams=1)
     if torch.equal(expected, got):
@@ -274,9 +277,14 @@ def _same_weights(model: Transformer, original: Transformer) -> bool:
 
 
 def _output(model: Transformer, ids: Sequence[int], source: Sequence[int] | None) -> Tensor:
-    """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder."""
+    """Logits [time, vocabulary] of a decoder, hidden states [time, d_model] of an encoder.
+
+    Where nothing is pooled, llama.cpp applies the layers after pooling to every token.
+    """
     output = model(torch.tensor([ids]), source=None if source is None else torch.tensor([source]))
-    return output.hidden[0] if model.decoder is None or output.logits is None else output.logits[0]
+    if model.decoder is None or output.logits is None:
+        return reduce(lambda hidden, layer: layer(hidden), model.pooling.dense, output.hidden[0])
+    return output.logits[0]
 
 
 def _gguf_greedy(

@@ -114,7 +114,11 @@ def test_another_file(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": ({"general.architecture": "mamba"}, "The GGUF architecture 'mamba' is not supported"),
     "a part": ({"split.count": 3}, "one of 3 parts; join them"),
-    "experts": ({"llama.expert_count": 8}, "mixture of experts"),
+    "experts": ({"llama.expert_count": 8}, r"blk\.0\.ffn_gate_inp\.weight is missing|is unknown to"),
+    "experts of another kind": (
+        {"general.architecture": "gemma", **{f"gemma.{key}": 1 for key in ("expert_count", "block_count")}},
+        "mixture of experts|is missing",
+    ),
     "more layers than tensors": ({"llama.block_count": 9999}, "says 9999 layers"),
     "no heads": ({"llama.attention.head_count": 0}, "missing or misshapen|heads: must be positive"),
     "a text for a number": ({"llama.block_count": "one"}, "llama.block_count should be one positive number, not 'one'"),

@@ -19,7 +19,7 @@ from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES
 from anyformer.families.base import Family, Raw, complete
-from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, split_heads
+from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, row, split_heads, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,8 @@ _OPTIONAL = {
     "attention.relative_buckets_count": "position.buckets",
     "rope.dimension_count": "attention.head_dim",
     "rope.freq_base": "position.theta",
+    "expert_count": "feed_forward.experts.count",
+    "expert_used_count": "feed_forward.experts.used",
 }
 """Keys of families that have the field in their table of config.json; those of `rope` where positions are rotary."""
 _NAMES = {
@@ -64,12 +66,15 @@ _NAMES = {
     "feed_forward.gate feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.up": "blk.{i}.ffn_up",
     "feed_forward.down": "blk.{i}.ffn_down",
+    "feed_forward.router": "blk.{i}.ffn_gate_inp",
     "feed_forward_output_norm": "blk.{i}.post_ffw_norm",
     "final_norm": "output_norm",
     "head.projection": "output",
 }
 """Our layers, several where a family holds them side by side -> GGUF's name."""
-_OURS = re.compile(r"(?:(encoder|decoder)\.)?(?:blocks\.\{i\}\.)?(.+)\.(weight|bias)")
+DENSE = {"dense_2.weight": "pooling.dense.0.weight", "dense_3.weight": "pooling.dense.1.weight"}
+"""Names of linear layers after pooling (EmbeddingGemma's)."""
+_OURS = re.compile(r"(?:(encoder|decoder)\.)?(?:blocks\.\{i\}\.)?(.+?)(?:\.(weight|bias))?")
 _PREFIXES = {"encoder": "enc.", "decoder": "dec."}
 """Stacks of encoder-decoders."""
 
@@ -89,10 +94,12 @@ class Architecture:
     """Rotary positions turn neighboring pairs of rows of a head, not its two halves as in Hugging Face."""
     has_windows: bool = False
     """llama.cpp knows the windows of its layers."""
+    is_encoder: bool = False
+    """Its models are the encoders of a family that has decoders as well."""
     keys: Mapping[str, str] = field(default_factory=dict[str, str])
     """More keys that may be missing. Two keys may say the same."""
     names: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Names of tensors that differ from the usual ones, as in `_NAMES`."""
+    """Names of tensors that differ from the usual ones, as in `_NAMES`; or by the last name that a family has."""
     inferred: Callable[[Contents], Raw] = lambda contents: {}
     """More fields of config.json that follow from which tensors there are."""
     more: Callable[[ModelConfig], Raw] = lambda config: {}
@@ -110,14 +117,20 @@ class Architecture:
     @property
     def head(self) -> HeadKind:
         """The head of its models: encoders there end with the hidden states."""
-        return "language_model" if "decoder_layers" in self.family.json_names else "none"
+        is_encoder = self.is_encoder or "decoder_layers" not in self.family.json_names
+        return "none" if is_encoder else "language_model"
+
+    @property
+    def json_names(self) -> dict[str, str]:
+        """Field of ModelConfig -> field of config.json."""
+        return {"encoder_layers": "num_hidden_layers", **self.family.json_names}
 
     @cached_property
     def all_keys(self) -> dict[str, str]:
         """Key -> field of ModelConfig."""
         config = next(iter(self.family.presets.values()))
         keys = {
-            "block_count": "encoder_layers" if config.encoder_layers else "decoder_layers",
+            "block_count": "encoder_layers" if config.encoder_layers or self.is_encoder else "decoder_layers",
             f"attention.layer_norm_{'rms_' if config.norm.kind.startswith('rms') else ''}epsilon": "norm.eps",
             **_REQUIRED,
         }
@@ -128,7 +141,7 @@ class Architecture:
 
     def read(self, contents: Contents) -> dict[str, Any]:
         """The fields of config.json. Raises UserError for a key that is missing or misshapen."""
-        fields = self.family.json_names
+        fields = self.json_names
         values = {key: contents.get(key) for key in self.all_keys}
         raw = {
             fields[self.all_keys[key]]: _number(f"{self.name}.{key}", value)
@@ -138,7 +151,9 @@ class Architecture:
         for key, name in self.all_keys.items():
             if key not in _OPTIONAL and key not in self.keys and fields[name] not in raw:
                 raise UserError(f"The key {self.name}.{key} is missing.")
-        inferred = _inferred(contents, is_partial="position.rotary_fraction" in fields)
+        if contents.get("expert_count") and "feed_forward.experts.count" not in fields:
+            raise UserError(f"A mixture of experts is not supported in the GGUF architecture {quote(self.name)}.")
+        inferred = _inferred(contents, fields)
         raw |= {fields[name]: value for name, value in inferred.items() if name in fields}
         return {**raw, **read_rope_scaling(contents), **self.inferred(contents), **token_ids(contents)}
 
@@ -155,9 +170,10 @@ class Architecture:
         Every operation moves whole rows, so that it can be applied to quantized tensors as well. An alias with an
         operation of its own (T5's head) has to be written: other programs look for it.
         """
-        rows = [self._row(line, config) for line in self.family.rows_of(config) if not line.alias]
+        lines = (line for row in self.family.rows_of(config) if not row.alias for line in _without_parts(row))
+        rows = [self._row(line, config) for line in lines]
         if self.head == "none":
-            return [line for line in rows if line is not None]
+            return [*filter(None, rows), *(row(theirs, ours) for theirs, ours in DENSE.items())]
         # llama.cpp multiplies by `output.weight` and nothing else, so where the head of a T5 1.0 is its token embedding
         # over sqrt(d_model), the file needs that product.
         scale = 1 / math.sqrt(config.d_model)
@@ -168,11 +184,14 @@ class Architecture:
     def _row(self, line: Row, config: ModelConfig) -> Row | None:
         """The row of a family's as GGUF has it, with matrices of [out, in]; None where it has no such tensor."""
         layers = [match.groups() for name in line.ours if (match := _OURS.fullmatch(name))]
-        name = {**_NAMES, **self.names}.get(" ".join(layer for _, layer, _ in layers))
+        names = {**_NAMES, **self.names}
+        name = self.names.get(line.theirs.split(".")[-2:][0]) or names.get(" ".join(layer for _, layer, _ in layers))
         if name is None:
             return None
         (stack, layer, part), operation = layers[0], line.operation
-        if self.neighboring and layer in ("attention.query", "attention.key"):
+        if operation.experts is not None:
+            name += "_exps"
+        elif self.neighboring and layer in ("attention.query", "attention.key"):
             attention = config.attention
             is_key = layer == "attention.key"
             operation = neighbors(attention.kv_heads or attention.heads if is_key else attention.heads)
@@ -187,7 +206,17 @@ class Architecture:
         elif layer == "position.table" and config.position.skip_padding:
             operation = _rows_from(config.position.offset)
         prefix = _PREFIXES.get(stack, "") if config.is_encoder_decoder else ""
-        return Row(f"{prefix}{name}.{part}", line.ours, operation)
+        part = part or ("weight" if layer == "attention.sinks" else "bias")
+        return Row(f"{prefix}{name}.{part}", line.ours, operation, requires=line.requires)
+
+
+def _without_parts(line: Row) -> Sequence[Row]:
+    """The lines in which the matrices of experts are one tensor of each kind, in the place of the family's."""
+    count = line.operation.experts if line.part is None else line.part[1]
+    if count is None:
+        return [line]
+    first = line.part is None or line.part[0] == 0
+    return [replace(line, ours=(ours,), operation=stacked(count), part=None) for ours in line.ours if first]
 
 
 ONE_MORE = Operation(lambda tensor, _: [tensor.float() - 1], lambda tensors: tensors[0].float() + 1)
@@ -227,15 +256,14 @@ def _number(key: str, value: Any) -> int | float:
     return value
 
 
-def _inferred(contents: Contents, *, is_partial: bool) -> dict[str, Any]:
+def _inferred(contents: Contents, fields: Mapping[str, str]) -> dict[str, Any]:
     """Fields of ModelConfig that follow from which tensors there are, and how much of a head turns, if it is a part."""
     if "token_embd.weight" not in contents.shapes:
         raise UserError("The tensor token_embd.weight is missing.")
-    if contents.get("expert_count"):
-        raise UserError("The model is a mixture of experts, which is not supported.")
+    is_partial = "position.rotary_fraction" in fields
     names = ["attention.key_length", "attention.value_length", *(() if is_partial else ("rope.dimension_count",))]
     widths = {key: contents.get(key) for key in names if contents.get(key) is not None}
-    if len(set(widths.values())) > 1:
+    if len(set(widths.values())) > 1 and "attention.latent.rank" not in fields:
         listed = ", ".join(f"{key} {width}" for key, width in widths.items())
         raise UserError(f"Keys, values and rotary positions of different widths are not supported ({listed}).")
     return {

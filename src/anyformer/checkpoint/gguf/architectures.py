@@ -3,10 +3,14 @@
 A Mistral is a `llama` there, and its window is not stored.
 """
 
+import math
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, cast
 
-from anyformer.checkpoint.gguf.architecture import Architecture
+from anyformer.checkpoint.gguf.architecture import DENSE, Architecture
 from anyformer.checkpoint.gguf.contents import Contents, layers, rope_factors, same_factors
+from anyformer.checkpoint.gguf.mixtures import MIXTRAL, MIXTURES
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, canonical, to_huggingface
@@ -48,13 +52,25 @@ _POOLING = {"mean": 1, "first": 2, "last": 3}
 
 
 def _bert_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
+    # Without segments it is a DistilBERT to Hugging Face.
+    model_type = "bert" if config.embedding.segments else "distilbert"
+    return _read_pooling(config, contents).replace(head={"pooler": None}, model_type=model_type)
+
+
+def _write_pooling(config: ModelConfig) -> Raw:
+    widths = (config.d_model, *config.pooling.dense)
+    sizes = {
+        f"dense_{place}_feat_{end}": width
+        for place, pair in enumerate(pairwise(widths), 2)
+        for end, width in zip(("in", "out"), pair, strict=True)
+    }
+    return {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind), **sizes}
+
+
+def _read_pooling(config: ModelConfig, contents: Contents) -> ModelConfig:
     kinds = {number: kind for kind, number in _POOLING.items()}
-    return config.replace(
-        head={"pooler": None},
-        pooling={"kind": kinds.get(contents.get("pooling_type"), "mean")},
-        # Without segments it is a DistilBERT to Hugging Face.
-        model_type="bert" if config.embedding.segments else "distilbert",
-    )
+    widths = [contents.shapes[name][0] for name in DENSE if name in contents.shapes]
+    return config.replace(pooling={"kind": kinds.get(contents.get("pooling_type"), "mean"), "dense": widths})
 
 
 _WINDOW, _PERIOD, _LOCAL_THETA = "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"
@@ -85,6 +101,32 @@ def _local_theta(config: ModelConfig) -> Raw:
     return {_LOCAL_THETA: None if config.other_layers is None else (other or config.position).theta}
 
 
+def _both_sides(config: ModelConfig) -> int | None:
+    """The window as files of encoders count it, on both sides of a token."""
+    window = config.other_layers and config.other_layers.window
+    return None if window is None else 2 * (window - 1)
+
+
+def _modern_bert(contents: Contents) -> Raw:
+    """Every third layer, from the first on, sees the whole text; llama.cpp knows no biases."""
+    window, period, count = contents.get(_WINDOW), contents.get(_PERIOD) or 3, layers(contents)
+    theta = contents.get("rope.freq_base") or 10_000.0
+    return {
+        "layer_types": [LAYER_TYPES[bool(window) and layer % period != 0] for layer in range(count)],
+        "local_attention": window or 0,
+        "global_rope_theta": theta,
+        "local_rope_theta": contents.get(_LOCAL_THETA) or theta,
+        **dict.fromkeys(("attention_bias", "mlp_bias"), False),
+    }
+
+
+def _write_modern_bert(config: ModelConfig) -> Raw:
+    types, keys = write_layer_types(config), {"rope.freq_base": config.position.theta, **_local_theta(config)}
+    fits = (n for n in (3, *range(2, len(types) + 2)) if types == [LAYER_TYPES[i % n != 0] for i in range(len(types))])
+    found = next(fits, 3)
+    return keys | {_WINDOW: _both_sides(config), _PERIOD: None if found == 3 else found}
+
+
 def _gemma2(contents: Contents) -> Raw:
     """Fields that llama.cpp decides by itself: it has no biases, and knows the largest model by its layers."""
     is_largest = layers(contents) in (46, 62)
@@ -93,11 +135,31 @@ def _gemma2(contents: Contents) -> Raw:
     return {"query_pre_attn_scalar": scalar, "attention_bias": False}
 
 
+def _gpt_oss(contents: Contents) -> Raw:
+    """llama.cpp has the window in layers 0, 2, 4 ..., biases everywhere, and rounds YaRN's range."""
+    is_scaled = contents.get("rope.scaling.type") not in (None, "none")
+    return {
+        "sliding_window": contents.get(_WINDOW),
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        **({} if is_scaled else {"rope_parameters": {"rope_type": "default"}}),
+    }
+
+
 def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     return config.replace(model_type="olmo2") if config.other_layers is None else config
 
 
 _ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
+_GRANITE = Architecture(
+    "granite",
+    ("granite",),
+    neighboring=True,
+    keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
+    inferred=_granite,
+    more=_write_granite,
+    ignored=_ROPE_BUFFERS,
+)
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
@@ -129,6 +191,34 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "rope_local_base_freq": contents.get(_LOCAL_THETA) or 10_000.0,
             },
             more=lambda config: {**_write_windows(config, 6), **_local_theta(config)},
+        ),
+        Architecture(
+            "gemma-embedding",
+            ("gemma3_text",),
+            is_encoder=True,
+            has_windows=True,
+            inferred=lambda contents: {
+                **_windows(contents, 6),
+                "query_pre_attn_scalar": contents.get("attention.key_length"),
+                "rope_local_base_freq": contents.get(_LOCAL_THETA) or 10_000.0,
+                "attention_bias": False,
+                "use_bidirectional_attention": True,
+            },
+            more=lambda config: {
+                **_write_windows(config, 6),
+                **_local_theta(config),
+                _WINDOW: _both_sides(config),
+                **_write_pooling(config),
+            },
+            adjust=_read_pooling,
+        ),
+        Architecture(
+            "modern-bert",
+            ("modernbert",),
+            has_windows=True,
+            inferred=_modern_bert,
+            more=lambda config: {**_write_modern_bert(config), **_write_pooling(config)},
+            adjust=_read_pooling,
         ),
         Architecture(
             "olmo2",
@@ -170,14 +260,17 @@ ARCHITECTURES: dict[str, Architecture] = {
             more=_write_rotary,
         ),
         Architecture("phi3", ("phi3",), more=_write_rotary),
+        _GRANITE,
+        replace(_GRANITE, name="granitemoe", model_types=("granitemoe",)),
+        *MIXTURES,
         Architecture(
-            "granite",
-            ("granite",),
-            neighboring=True,
-            keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
-            inferred=_granite,
-            more=_write_granite,
-            ignored=_ROPE_BUFFERS,
+            "gpt-oss",
+            ("gpt_oss",),
+            has_windows=True,
+            keys={"expert_feed_forward_length": "feed_forward.width"},
+            names={"feed_forward_norm": "blk.{i}.post_attention_norm", "attention.sinks": "blk.{i}.attn_sinks"},
+            inferred=_gpt_oss,
+            more=lambda config: {_WINDOW: config.other_layers and config.other_layers.window},
         ),
         Architecture(
             "command-r",
@@ -200,7 +293,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "bert",
             ("bert", "distilbert", "roberta", "xlm-roberta"),
             names={"attention_norm": "blk.{i}.attn_output_norm", "feed_forward_norm": "blk.{i}.layer_output_norm"},
-            more=lambda config: {"attention.causal": False, "pooling_type": _POOLING.get(config.pooling.kind)},
+            more=_write_pooling,
             adjust=_bert_adjust,
             # Poolers and heads that a converter left in: what this architecture computes ends with the hidden states.
             ignored=(r"cls(\.output)?\.(weight|bias)",),
@@ -224,9 +317,16 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def described(contents: Contents) -> Architecture:
+    """The architecture of a file. Raises UserError for one that is not supported."""
+    if contents.architecture == MIXTRAL.name and contents.get("expert_count"):
+        return MIXTRAL
+    return supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+
+
 def from_gguf(contents: Contents) -> ModelConfig:
     """The model that a GGUF file describes. Raises UserError for what is not supported, missing or misshapen."""
-    kind = supported(ARCHITECTURES, contents.architecture, "The GGUF architecture")
+    kind = described(contents)
     config = kind.adjust(kind.family.read(kind.read(contents), kind.head), contents)
     # Before anything is built: a number of layers costs nothing to write.
     for count, prefix in ((config.encoder_layers, "enc."), (config.decoder_layers, "dec.")):
@@ -239,7 +339,8 @@ def from_gguf(contents: Contents) -> ModelConfig:
 def architecture_of(config: ModelConfig) -> Architecture | None:
     """The architecture for models of this type; None where there is none."""
     model_type = to_huggingface(config)[0].model_type
-    return next((kind for kind in ARCHITECTURES.values() if model_type in kind.model_types), None)
+    named = (kind for kind in (*ARCHITECTURES.values(), MIXTRAL) if model_type in kind.model_types)
+    return next((kind for kind in named if (kind.head == "none") == config.is_encoder_only), None)
 
 
 def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
@@ -269,12 +370,23 @@ def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
 
 def _computed(config: ModelConfig) -> ModelConfig:
     """The config that llama.cpp computes by: without training's settings, token ids, and synonyms."""
-    pooling = {"kind": config.pooling.kind} if config.is_encoder_only else {}
+    pooling = {name: getattr(config.pooling, name) for name in ("kind", "dense", "dense_bias", "dense_activation")}
+    if not config.is_encoder_only:
+        pooling = {}
     # A text has no padding, and the file's table of positions begins with that of its first token.
     position = {"offset": 0, "skip_padding": False} if config.is_encoder_only else {}
     rates = {part: {"dropout": 0.0} for part in ("attention", "feed_forward", "embedding", "head")}
     config = canonical(config.replace(position=position))
-    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates)
+    scaling = config.position.scaling
+    if scaling is not None and scaling.kind == "yarn":
+        usual = 0.1 * math.log(scaling.factor) + 1
+        if math.isclose(scaling.attention_factor or usual, usual, rel_tol=1e-6):
+            config = config.replace(**{"position.scaling.attention_factor": None})
+    mixture, choice = config.feed_forward.experts, {}
+    if mixture is not None:
+        ungrouped = {"groups": 1, "used_groups": 1} if mixture.used_groups == mixture.groups else {}
+        choice = {"feed_forward.experts": {"balance": 0.0, **ungrouped}}
+    return config.replace(dropout=0.0, special_tokens=SpecialTokens(), pooling=pooling, **rates, **choice)
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:

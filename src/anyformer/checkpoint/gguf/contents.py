@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from anyformer.config import ModelConfig
+from anyformer.config import ModelConfig, check_layers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Raw
 
@@ -40,9 +40,11 @@ class Contents:
 
 
 def layers(contents: Contents, prefix: str = "") -> int:
-    """The number of layers in the names of tensors: `blk.0`, `blk.1`, ..."""
+    """The number of layers in the names of tensors: `blk.0`, `blk.1`, ... Raises UserError for too many."""
     pattern = re.compile(re.escape(prefix) + r"blk\.(\d{1,9})\.")
-    return 1 + max((int(m[1]) for name in contents.shapes if (m := pattern.match(name))), default=-1)
+    count = 1 + max((int(m[1]) for name in contents.shapes if (m := pattern.match(name))), default=-1)
+    check_layers(count, "The number of layers in the names of the tensors")
+    return count
 
 
 _TOKEN_KEYS = {

@@ -9,9 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from anyformer.checkpoint.gguf import tokenizer_reader
-from anyformer.checkpoint.gguf.architectures import ARCHITECTURES, from_gguf
+from anyformer.checkpoint.gguf.architecture import DENSE
+from anyformer.checkpoint.gguf.architectures import described, from_gguf
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.contents import Contents, Output
+from anyformer.checkpoint.gguf.mixtures import halves_of_latent, join_latent, joined_latents
 from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
 from anyformer.checkpoint.sources import TensorSource
 from anyformer.config import ModelConfig
@@ -37,16 +39,28 @@ class GGUFSource(TensorSource):
         self.container = Container(path)
         contents = _contents(self.container)
         self.config = read_config(self.container, contents)
-        kind = ARCHITECTURES[contents.architecture]
+        kind = described(contents)
         self.family = Family(f"GGUF {kind.name}", rows=kind.rows(self.config), ignored=kind.ignored)
         # A head that repeats the token embedding has been compared with it already.
-        self.names = [name for name in self.container.tensors if contents.output == "own" or name != _HEAD]
-        self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in self.names))
+        left = {*DENSE, *(() if contents.output == "own" else (_HEAD,))}
+        names = [name for name in self.container.tensors if name not in left]
+        self.names = joined_latents(names)
+        self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in names))
 
     @override
     def read(self, name: str) -> Tensor | QuantizedWeight:
+        if name not in self.container.tensors:
+            key, value = (dense(self.container, half) for half in halves_of_latent(name))
+            try:
+                return join_latent(key, value)
+            except (RuntimeError, IndexError) as error:
+                raise UserError(f"{self.path}: the two parts of {name} do not fit each other.") from error
         weight = quantized(self.container, name)
         return dense(self.container, name) if weight is None else weight
+
+    @override
+    def pooling_weights(self) -> list[dict[str, Tensor]]:
+        return [{"weight": dense(self.container, name)} for name in DENSE if name in self.container.tensors]
 
     @override
     def tokenizer(self) -> Tokenizer | None:

@@ -44,17 +44,17 @@ def dense(container: Container, name: str) -> Tensor:
 
 
 def quantized(container: Container, name: str) -> QuantizedWeight | None:
-    """A matrix of one of the `QUANTIZED` types, as it is stored; None for any other tensor. A copy.
+    """A matrix, or a stack of them, of one of the `QUANTIZED` types, as stored; None for any other tensor. A copy.
 
     In a block of 4 bits as in ours, byte j holds weight j in its low bits and weight j + 16 in its high ones.
     """
     info = container.tensors[name]
     kind = info.type.name
-    if kind not in QUANTIZED or len(info.shape) != 2:
+    if kind not in QUANTIZED or len(info.shape) not in (2, 3):
         return None
-    blocks = torch.from_numpy(container.blocks(name).copy()).view(info.shape[0], -1, info.type.bytes)
+    blocks = torch.from_numpy(container.blocks(name).copy()).view(*info.shape[:-1], -1, info.type.bytes)
     header = 4 if kind == "Q4_1" else 2
-    numbers, integers = blocks[..., :header].contiguous().view(torch.float16), blocks[..., header:].flatten(1)
+    numbers, integers = blocks[..., :header].contiguous().view(torch.float16), blocks[..., header:].flatten(-2)
     scales = numbers[..., 0].contiguous()
     if kind == "Q8_0":
         return QuantizedWeight(integers.view(torch.int8), scales, None)
@@ -74,8 +74,8 @@ def package(purpose: str) -> Any:
 FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")}
 """Types that a file can be written in, K-quants excepted: llama.cpp's quantizer makes those from F16 or F32."""
 
-_EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight")
-"""Small tables that llama.cpp adds or reads as they are."""
+_EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight", "ffn_gate_inp.weight")
+"""Small tables that llama.cpp adds or reads as they are, and routers, whose choice rounding would change."""
 _OUTER = ("token_embd.weight", "output.weight")
 _AT_ONCE = 2**22
 """Weights that are quantized at once: the quantizer needs several times their room."""
@@ -92,10 +92,10 @@ def format_named(name: str) -> TensorType:
 def stored_as(name: str, shape: Sequence[int], file_type: TensorType) -> TensorType:
     """The format of one tensor in a file of this type.
 
-    Vectors and small tables stay F32. Where weights get fewer than 8 bits, the token table and the head, on which
-    quality hangs most, get 8; rows that are no whole number of blocks fall back to F16.
+    Vectors, biases of experts and small tables stay F32. Where weights get fewer than 8 bits, the token table and the
+    head, on which quality hangs most, get 8; rows that are no whole number of blocks fall back to F16.
     """
-    if len(shape) < 2 or name.endswith(_EXACT):
+    if len(shape) < 2 or name.endswith((*_EXACT, ".bias")):
         return NAMED["F32"]
     if file_type.block > 1 and shape[-1] % file_type.block:
         return NAMED["F16"]

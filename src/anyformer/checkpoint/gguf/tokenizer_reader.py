@@ -27,7 +27,7 @@ from anyformer.tokenizer.library import (
     surround_sentences,
     translated,
 )
-from anyformer.tokenizer.sentencepiece import SPACE, pipeline
+from anyformer.tokenizer.sentencepiece import SPACE, pipeline, unigram_model
 from anyformer.tokenizer.special import CONVENTIONS
 
 KEY = "tokenizer.ggml."
@@ -214,7 +214,11 @@ def _sentencepiece(source: _Source) -> tokenizers.Tokenizer:
 
 
 def _merges(source: _Source) -> list[tuple[str, str]]:
-    """All pairs of tokens whose union is a token, the best first."""
+    """All pairs of tokens whose union is a token, the best first.
+
+    Of pairs as good llama.cpp joins the leftmost, so that runs of one character (Gemma's) grow from their left end: by
+    pairs, those with the longest left part.
+    """
     ids = source.ids
     halves = (
         (-score, token[:at], token[at:])
@@ -222,7 +226,7 @@ def _merges(source: _Source) -> list[tuple[str, str]]:
         if kind not in (UNKNOWN, CONTROL, BYTE)
         for at in range(1, len(token))
     )
-    scored = [(score, ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
+    scored = [(score, -len(a), ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
     return [(left, right) for *_, left, right in sorted(scored)]
 
 
@@ -268,7 +272,7 @@ def _unigram(source: _Source) -> tokenizers.Tokenizer:
         raise UserError("The vocabulary has no unknown token.")
     charsmap: Any = source.get("precompiled_charsmap")
     charsmap = b"" if charsmap is None else bytes(charsmap.astype("u1"))
-    backend = pipeline(source.tokens, source.scores(), source.ids[unknown], charsmap)
+    backend = pipeline(unigram_model(source.tokens, source.scores(), source.ids[unknown]), charsmap)
     if not source.flag("remove_extra_whitespaces", True):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=True)
         backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="first", split=True)

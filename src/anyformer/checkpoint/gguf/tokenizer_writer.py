@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from anyformer.checkpoint.gguf.merge_scores import scores
 from anyformer.checkpoint.gguf.tokenizer_reader import (
     BYTE,
     CONTROL,
@@ -51,13 +52,15 @@ class _Entries:
     def of(cls, tokenizer: Tokenizer, size: int, notes: list[str]) -> "_Entries":
         """Entries of a tokenizer, filled up to the size of the model's token table. Raises UserError if it has more."""
         named = {id_: token for token, id_ in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
-        if named and max(named) >= size:
-            sizes = f"The tokenizer has ids up to {max(named)} and the model only {size} tokens"
+        rows = tokenizer.table_size
+        highest = max((id_ for id_ in named if id_ < rows), default=-1)
+        if highest >= size:
+            sizes = f"The tokenizer has ids up to {highest} and the model only {size} tokens"
             raise UserError(f"{sizes}: they do not belong together.")
         added = tokenizer.backend.get_added_tokens_decoder()
         tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
         token_types = [NORMAL if i in named else UNUSED for i in range(size)]
-        for i, token in added.items():
+        for i, token in ((i, token) for i, token in added.items() if i < size):
             token_types[i] = CONTROL if token.special else USER
         if spaced := [token.content for token in added.values() if token.lstrip or token.rstrip or token.single_word]:
             more = f" and {len(spaced) - 1} more" if len(spaced) > 1 else ""
@@ -212,7 +215,7 @@ def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> di
     prefix = _adds_space(pipeline, notes)
     has_bytes = set(entries.tokens).issuperset(f"<0x{byte:02X}>" for byte in range(256))
     _require(has_bytes, "llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks")
-    entries.scores = _scores(model, entries)
+    entries.scores = scores(model, entries.tokens)
     for i, token in enumerate(entries.tokens):
         if _BYTE.fullmatch(token) and entries.token_types[i] == NORMAL:
             entries.token_types[i] = BYTE
@@ -254,29 +257,6 @@ def _adds_space(pipeline: Any, notes: list[str]) -> bool:
         notes.append(f"llama.cpp puts a space {locations[scheme]}; this tokenizer puts none there.")
         return True
     raise UserError("llama.cpp can't prepare text as this tokenizer does (its normalizer and pre_tokenizer).")
-
-
-def _scores(model: Any, entries: _Entries) -> list[float]:
-    """Minus the rank of a token's first merge. Raises UserError where scores can't stand for these merges."""
-    not_scores = UserError(
-        "llama.cpp can't follow this tokenizer: it joins any two neighbors that make a token, best score first, and "
-        "these merges are not in such an order."
-    )
-    pairs = [cast("tuple[str, str]", tuple(p.split(" ") if isinstance(p, str) else p)) for p in model["merges"]]
-    first: dict[str, int] = {}
-    last = ""
-    for rank, (left, right) in enumerate(pairs):
-        token = left + right
-        if token != last and token in first:
-            raise not_scores
-        first.setdefault(token, rank)
-        last = token
-    vocabulary, made = set(model["vocab"]), set(pairs)
-    for pair in ((token[:cut], token[cut:]) for token in first for cut in range(1, len(token))):
-        if vocabulary.issuperset(pair) and pair not in made:
-            raise not_scores
-    # A token that nothing makes is a single character, or one that is found before any merging.
-    return [float(-first[token]) if token in first else float(-len(pairs)) for token in entries.tokens]
 
 
 _BERT = ("BertNormalizer", "BertPreTokenizer")

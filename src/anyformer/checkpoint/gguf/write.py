@@ -18,6 +18,7 @@ from anyformer.checkpoint.gguf.architecture import Architecture
 from anyformer.checkpoint.gguf.architectures import architecture_of, table, to_gguf
 from anyformer.checkpoint.gguf.container import NAMED
 from anyformer.checkpoint.gguf.contents import rope_factors
+from anyformer.checkpoint.gguf.mixtures import split_latents
 from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
 from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
@@ -80,7 +81,8 @@ def save_gguf(
         "general.file_type": _FILE_TYPES[file_type.name],
         **({"general.quantization_version": 2} if file_type.block > 1 else {}),
     }
-    tensors = _tensors(model, table(architecture, config, set(skeleton(config).state_dict())))
+    rows = table(architecture, config, set(skeleton(config).state_dict()))
+    tensors = _tensors(model, dict(split_latents(rows, config)))
     formats = {name: stored_as(name, tensor.shape, file_type) for name, tensor in tensors.items()}
     if fallbacks := [name for name, stored in formats.items() if file_type.block > 1 and stored.name == "F16"]:
         notes.append(
@@ -169,8 +171,21 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             f"llama.cpp computes a {kind.name} model only where its heads are as wide as the model: {attention.heads} "
             f"heads of {attention.head_dim} make {width}, not {config.d_model}."
         )
-    if kind.name == "qwen3" and (attention.bias or attention.output_bias):
-        raise UserError("llama.cpp knows no biases in a qwen3 model's attention.")
+    if kind.name == "gemma-embedding" and len({*map(bool, config.others(config.encoder_layers))}) == 1:
+        raise UserError(
+            "llama.cpp computes a gemma-embedding model only where some layers have a window and others none."
+        )
+    if config.pooling.dense and (len(config.pooling.dense) != 2 or config.pooling.dense[-1] != config.d_model):
+        raise UserError("llama.cpp computes two linear layers after pooling, the second as wide as the model, or none.")
+    if kind.name in ("qwen3", "qwen3moe") and (attention.bias or attention.output_bias):
+        raise UserError(f"llama.cpp knows no biases in a {kind.name} model's attention.")
+    if attention.latent is not None and (attention.latent.query_rank is None) != (config.decoder_layers in (26, 27)):
+        raise UserError(
+            "llama.cpp takes a deepseek2 model of 26 or 27 layers for a Lite, whose queries have no latent "
+            "(attention.latent.query_rank), and no other."
+        )
+    if attention.latent is not None and not (config.feed_forward.experts and config.feed_forward.experts.shared):
+        raise UserError("llama.cpp computes no deepseek2 model without shared experts (feed_forward.experts.shared).")
     if config.encoder_layers and config.decoder_layers > config.encoder_layers:
         raise UserError(
             f"llama.cpp computes no {kind.name} model whose decoder has more layers ({config.decoder_layers}) than its "
@@ -178,8 +193,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
         )
     if scaling is not None and scaling.kind == "llama3" and kind.name != "llama":
         raise UserError(f"llama.cpp does not scale the positions of a {kind.name} model as LLaMA 3 does.")
-    if scaling is not None and scaling.kind == "yarn" and kind.name == "gemma3":
-        raise UserError("llama.cpp scales the positions of a gemma3 model's windows by YaRN, too.")
+    if scaling is not None and scaling.kind == "yarn" and kind.name in ("gemma3", "gemma-embedding"):
+        raise UserError(f"llama.cpp scales the positions of a {kind.name} model's windows by YaRN, too.")
     if scaling is not None and scaling.kind == "yarn" and (scaling.beta_fast, scaling.beta_slow) != (32, 1):
         raise UserError(
             "llama.cpp computes YaRN with beta_fast 32 and beta_slow 1 whatever the file says, not with "

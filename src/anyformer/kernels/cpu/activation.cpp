@@ -49,6 +49,7 @@ EXPORTED void run(const ActivationArgs* a, void*) {
             case RELU_SQUARED: return run<RELU_SQUARED>(threads, *a);
             case GELU: return run<GELU>(threads, *a);
             case GELU_TANH: return run<GELU_TANH>(threads, *a);
+            case QUICK_GELU: return run<QUICK_GELU>(threads, *a);
             case SILU: return run<SILU>(threads, *a);
             case TANH: return run<TANH>(threads, *a);
         }

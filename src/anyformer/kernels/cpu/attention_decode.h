@@ -1,5 +1,7 @@
 // Attention of a single query, as when a token is decoded: the SIMD lanes are dimensions of the head.
 #pragma once
+#include <cmath>
+
 #include "elementwise.h"
 #include "simd.h"
 
@@ -71,11 +73,12 @@ struct DecodeHead {
 };
 
 // output = softmax(soft_capped(scale query keys^T) + bias) values over keys [first, end). `query` is padded with zeros to whole
-// vectors; `bias` is indexed by the distance from the last key, `mask` by key; `weights` is scratch memory.
+// vectors; `bias` is indexed by the distance from the last key, `mask` by key; `sink` is one more score, whose weight is
+// left out (-inf: none); `weights` is scratch memory.
 template <int VECTORS, class T>
 inline void attend(const float* query, float scale, float softcap, const T* keys, const T* values, int64_t key_stride,
                    int64_t value_stride, int64_t first, int64_t end, int64_t head_dim, const float* bias,
-                   const uint8_t* mask, float* weights, float* output) {
+                   const uint8_t* mask, float sink, float* weights, float* output) {
     DecodeHead<VECTORS, T> head(query, scale, head_dim);
     int64_t count = end - first, t = 0;
     for (; t + 4 <= count; t += 4) {
@@ -94,7 +97,7 @@ inline void attend(const float* query, float scale, float softcap, const T* keys
             if (!mask[first + t]) weights[t] = -INFINITY;
     int64_t padding = (LANES - count % LANES) % LANES;
     for (int64_t t = 0; t < padding; t++) weights[count + t] = -INFINITY;
-    FloatVec maxima = broadcast(-INFINITY);
+    FloatVec maxima = broadcast(sink);
     for (int64_t t = 0; t < count; t += LANES) maxima = max(maxima, load(weights + t));
     float maximum = reduce_max(maxima);
     FloatVec sums{};
@@ -104,7 +107,8 @@ inline void attend(const float* query, float scale, float softcap, const T* keys
         sums += weight;
         store(weights + t, weight);
     }
-    float total = reduce_add(sums), inverse = total == 0 ? 0.0f : 1.0f / total;  // 0 where every key is masked
+    float total = reduce_add(sums) + (sink == -INFINITY ? 0.0f : std::exp(sink - maximum));
+    float inverse = total == 0 ? 0.0f : 1.0f / total;  // 0 where every key is masked
     for (int64_t t = 0; t < count; t++) head.accumulate(weights[t], values + (first + t) * value_stride);
     head.write(inverse, output);
 }

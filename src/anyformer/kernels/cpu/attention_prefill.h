@@ -27,6 +27,7 @@ struct Query {
     float* vector = nullptr;      // [head_dim]; overwritten with the output
     const float* bias = nullptr;  // indexed by the distance from the last visible key; null: none
     int64_t first = 0, end = 0;   // the visible keys
+    float sink = -INFINITY;       // one more score, whose weight is left out
 };
 
 // to [ROWS, 16 VECTORS] = factor * to + rows [ROWS, depth] columns [depth, 16 VECTORS]; a null factor is 0. With BF16
@@ -69,6 +70,7 @@ class PrefillAttention {
     static constexpr bool BF16 = BACKEND != FLOAT32_FMA;
     static constexpr int64_t WIDTH = VECTORS * LANES, PACK = BF16 ? 2 : 1;
     static constexpr int ROWS = ::ROWS<VECTORS>;
+    static constexpr float LEAST = -1e30f;                       // maximum of no scores
     static constexpr int64_t KEY_MULTIPLE = BACKEND == AMX ? 32 : ROWS;  // blocks are padded to it
     typedef std::conditional_t<BF16, BFloat16, float> Element;
 
@@ -131,19 +133,21 @@ class PrefillAttention {
 
     void load_queries(Panel& panel, float scale) {
         memset(panel.out_t, 0, padded_dim * WIDTH * sizeof(float));
+        for (int v = 0; v < VECTORS; v++) panel.maxima[v] = broadcast(LEAST), panel.sums[v] = FloatVec{};
         auto scaled = reinterpret_cast<Element*>(keys);  // not in use yet
         for (int64_t lane = 0; lane < WIDTH; lane++) {
             Query query = lane < panel.num_queries ? panel.queries[lane] : Query{};
             panel.first[lane] = int32_t(query.first), panel.end[lane] = int32_t(query.end);
             if (query.first < query.end)
                 panel.from = min(panel.from, query.first), panel.to = max(panel.to, query.end);
+            if (query.sink > LEAST)
+                panel.maxima[lane / LANES][lane % LANES] = query.sink, panel.sums[lane / LANES][lane % LANES] = 1.0f;
             for (int64_t i = 0; i < padded_dim; i += LANES)
                 store(scaled + lane % LANES * padded_dim + i, load_part(query.vector, i) * scale);
             if ((lane + 1) % LANES) continue;
             for (int64_t i = 0; i < padded_dim / PACK; i += LANES)
                 transpose(keys + i, padded_dim / PACK, panel.query_t + i * WIDTH + lane + 1 - LANES, WIDTH);
         }
-        for (int v = 0; v < VECTORS; v++) panel.maxima[v] = broadcast(-1e30f), panel.sums[v] = FloatVec{};
     }
 
     void write_outputs(const Panel& panel) {

@@ -341,6 +341,7 @@ class DecodeStep {
         query.end = source ? batch.source_length : batch.positions[row] + 1;
         if (!source && a.window && query.end > a.window) query.first = query.end - a.window;
         if (!source && batch.bias) query.bias = batch.bias + head * batch.num_distances;
+        if (a.sinks) query.sink = a.sinks[head];
         return query;
     }
 
@@ -385,7 +386,7 @@ class DecodeStep {
                     if (!VECTORS) memcpy(padded, query.vector, a.head_dim * sizeof(float));
                     attend<VECTORS, T>(VECTORS ? query.vector : padded, float(a.scale), float(a.softcap), kv.keys,
                                        kv.values, keys.time_stride, values.time_stride, query.first, query.end,
-                                       a.head_dim, query.bias, kv.mask, scratch, query.vector);
+                                       a.head_dim, query.bias, kv.mask, query.sink, scratch, query.vector);
                 };
                 if (a.head_dim == 64)
                     with(std::integral_constant<int, 4>{});
@@ -456,7 +457,7 @@ class DecodeStep {
             if (f.gate.weights)
                 multiply(f.gate, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t) {
                     float* to = inner + row * width + first;
-                    store(to, load(to) * apply_activation(f.activation, y));
+                    store(to, apply_gate(f, y, load(to)));
                 });
         });
         Inputs h = prepare_inputs(rows, f.down.in_features, {&f.down},
@@ -476,7 +477,7 @@ class DecodeStep {
                 multiply_amx(matrices, panel + i, min(panels - i, AMX_PANELS), x, rows,
                              [&](int64_t row, int64_t first, const FloatVec* y, int64_t) {
                                  store(inner.tiles + inner.tile_index(row, first),
-                                       y[0] * apply_activation(f.activation, y[1]));
+                                       apply_gate(f, y[1], y[0]));
                              });
         });
         return inner;
@@ -515,7 +516,9 @@ class DecodeStep {
                 FloatVec y, gated;
                 multiply_panel(up[i], panel, x, 0, 1, &y);
                 if (f.gate.weights) multiply_panel(gate[i], panel, x, 0, 1, &gated);
-                y = f.gate.weights ? y * apply_activation(f.activation, gated) : apply_activation(f.activation, y);
+                if (f.up.bias) y += OutputPanel(up[i], panel).bias;
+                if (f.gate.bias) gated += OutputPanel(gate[i], panel).bias;
+                y = f.gate.weights ? apply_gate(f, gated, y) : apply_activation(f.activation, y);
                 store(queries + i * width + panel * LANES, y);
             }
         });
@@ -528,7 +531,7 @@ class DecodeStep {
                 for (int64_t i = 0; i < f.used; i++) {
                     FloatVec y;
                     multiply_panel(down[i], panel, inner, i, 1, &y);
-                    sum += chosen[i].weight * y;
+                    sum += chosen[i].weight * (y + OutputPanel(down[i], panel).bias);
                 }
                 add_vector(f.norms, 0, part.first, sum, part.count);
             }
@@ -568,7 +571,7 @@ class DecodeStep {
             if (f.gate.weights)
                 multiply(gate, panel, panels, x, count, [&](int64_t i, int64_t first, FloatVec y, int64_t) {
                     float* to = queries + i * width + first;
-                    store(to, load(to) * apply_activation(f.activation, y));
+                    store(to, apply_gate(f, y, load(to)));
                 });
         });
         Inputs inner = prepare_inputs(count, f.down.in_features, {&down},

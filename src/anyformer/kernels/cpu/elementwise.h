@@ -40,10 +40,20 @@ inline FloatVec apply_activation(Activation activation, FloatVec x) {
         case RELU_SQUARED: return max(FloatVec{}, x) * max(FloatVec{}, x);
         case GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678f, exp(-0.5f * x * x)));
         case GELU_TANH: return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));  // (1 + tanh y) / 2 = sigmoid 2y
+        case QUICK_GELU: return x * sigmoid(1.702f * x);
         case SILU: return x * sigmoid(x);
         case TANH: return tanh(x);
     }
     return x;
+}
+
+// The product of a gated feed-forward.
+inline FloatVec apply_gate(const FeedForward& f, FloatVec gate, FloatVec up) {
+    if (f.limit > 0.0) {
+        const FloatVec limit = broadcast(float(f.limit));  // the first argument, so that NaN propagates
+        gate = min(limit, gate), up = max(-limit, min(limit, up));
+    }
+    return (up + float(f.up_offset)) * apply_activation(f.activation, gate);
 }
 
 // The same within 2e-4, and 3e-5 of large numbers, where it is rounded to 8 bits: a quarter of GELU's instructions. The
@@ -73,6 +83,10 @@ inline FloatVec activation_grad(Activation activation, FloatVec x) {
         case GELU_TANH: {
             FloatVec square = x * x, s = sigmoid(1.59576912f * (x + 0.044715f * x * square));
             return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * square);
+        }
+        case QUICK_GELU: {
+            FloatVec s = sigmoid(1.702f * x);
+            return s * (1.0f + 1.702f * x * (1.0f - s));
         }
         case SILU: {
             FloatVec s = sigmoid(x);

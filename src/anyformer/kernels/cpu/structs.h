@@ -8,7 +8,7 @@
 
 enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
-enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, SILU, TANH };
+enum Activation : int64_t { RELU, RELU_SQUARED, GELU, GELU_TANH, QUICK_GELU, SILU, TANH };
 
 // y = x W^T + bias. Floating-point weights are [out_features, in_features]; integers are packed, see packed_weight.py.
 struct Matrix {
@@ -45,6 +45,7 @@ struct Attention {
     int64_t window;    // sliding window in tokens, the newest included; 0: none
     int64_t rotation;  // the index of its rotary positions in Batch.rotations
     double scale, softcap;  // scores are softcap tanh(score / softcap); 0: none
+    const float* sinks;     // [heads]: one more score, whose weight is left out; null: none
 };
 
 struct FeedForward {
@@ -54,6 +55,7 @@ struct FeedForward {
     int64_t experts, used;  // `used` of so many experts compute a token
     int64_t normalized;     // 1: the weights of those sum to 1
     Activation activation;
+    double limit, up_offset;  // gated: act(min(gate, limit)) (clamp(up, -limit, limit) + up_offset); limit 0: none
 };
 
 struct Layer {

@@ -29,7 +29,8 @@ _MOST_WEIGHTS = 4_000_000
 class Attention(OneLine):
     """Attention from each token of a text to the others, in every head of every layer.
 
-    ``decoder[layer, head, query, key]`` is the weight that the query's token puts on the key's; each row sums to 1.
+    ``decoder[layer, head, query, key]`` is the weight that the query's token puts on the key's; each row sums to 1,
+    or to less where heads have sinks.
     Weights are in float32 on the CPU.
     """
 

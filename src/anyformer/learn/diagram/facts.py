@@ -181,18 +181,21 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
         yield "kv_heads", Fact(text, ("attention.latent", "attention.latent.rank", "attention.latent.rotary_dim"))
     if block == "attention":
         yield "mask", _mask(config, stack, field)
-        if _acts(config, "rotation", "bias"):
-            yield "position", _position(config, ("rotary", "relative"))
+        if _acts(config, "rotation", "bias", "relative_vectors"):
+            yield "position", _position(config, ("rotary", "relative", "disentangled"))
         yield from _reach(config)
     else:
         yield "mask", Fact("full mask, of the source", ())
     yield "bias", Fact(_BIASES[attention.bias, attention.output_bias], field("bias", "output_bias"))
-    scale = f"scale {attention.scale:g}" if attention.scale is not None else f"scale 1/√{head_dim:,}"
+    summed = 3 if config.position.kind == "disentangled" else 1
+    scale = f"scale {attention.scale:g}" if attention.scale is not None else f"scale 1/√{summed * head_dim:,}"
     depth, scale_fields = (" / layer", ("scale", "scale_by_layer")) if attention.scale_by_layer else ("", ("scale",))
-    implied = () if attention.scale is not None else width
+    implied = () if attention.scale is not None else (*width, *(("position.kind",) if summed > 1 else ()))
     yield "scale", Fact(scale + depth, (*field(*scale_fields), *implied))
     if attention.qk_norm != "none":
         yield "qk_norm", Fact("QK norm", field("qk_norm"))
+    if attention.sinks:
+        yield "sinks", Fact("sinks", field("sinks"))
 
 
 def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]) -> Fact:
@@ -216,7 +219,7 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
     yield "width", Fact(width, (*field("width"), "d_model"))
     yield "activation", Fact(feed_forward.activation, field("activation"))
     if feed_forward.gated:
-        yield "gated", Fact("gated", field("gated"))
+        yield "gated", Fact("gated", field("gated", "limit", "up_offset"))
     yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
     if (experts := feed_forward.experts) is not None:
         fields = field("experts", "experts.count", "experts.used")
@@ -239,7 +242,7 @@ def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:
         if position.rotary_fraction != 1.0:
             text += f", {position.rotary_fraction:.0%}"
             fields.append("position.rotary_fraction")
-    elif text == "relative":
+    elif text in ("relative", "disentangled"):
         text += f", {_many(position.buckets, 'bucket')}"
         fields.append("position.buckets")
     return Fact(text, tuple(fields))
@@ -251,7 +254,7 @@ def _reach(config: ModelConfig) -> Iterator[tuple[str, Fact]]:
     if position.scaling is not None:
         fields = ("position.kind", "position.scaling", "position.scaling.kind", "position.scaling.factor")
         yield "reach", Fact(f"{position.scaling.kind} × {position.scaling.factor:g}", fields)
-    elif position.has_bias:
+    elif position.has_buckets:
         fields = ("position.kind", "position.relative_bias", "position.max_distance")
         yield "reach", Fact(f"up to {position.max_distance:,} apart", fields)
 

@@ -157,14 +157,14 @@ _LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
         (65, ("mask",)),
         (82, ("bias", "scale")),
         (97, ("position",)),
-        (112, ("reach", "qk_norm")),
+        (112, ("reach", "qk_norm", "sinks")),
     ],
     "cross-attention": [
         (35, ("heads",)),
         (50, ("kv_heads",)),
         (65, ("mask",)),
         (82, ("bias", "scale")),
-        (97, ("qk_norm",)),
+        (97, ("qk_norm", "sinks")),
     ],
     "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",))],
 }

@@ -29,7 +29,7 @@ from anyformer.learn.eject.parts import (
     yarn_range,
 )
 
-POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative")
+POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled")
 INITIALIZERS = {
     "normal": "N(0, std) for every matrix and table, zero for every bias.",
     "truncated_normal": "N(0, std), redrawn beyond two standard deviations, and zero for every bias (BERT).",
@@ -136,9 +136,11 @@ def constants(
         "DISTINCT_LAYERS": distinct_layers(config),
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
         **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
+        "EXPERTS": config.feed_forward.experts and config.feed_forward.experts.count,
+        "USED": config.feed_forward.experts and config.feed_forward.experts.used,
         "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
-        "BUCKETS": position.buckets if position.has_bias else None,
-        "MAX_DISTANCE": position.max_distance if position.has_bias else None,
+        "BUCKETS": position.buckets if position.has_buckets else None,
+        "MAX_DISTANCE": position.max_distance if position.has_buckets else None,
         **{name: value for part in rotary for name, value in part.items()},
         "NGRAMS": embedding.ngrams if has_ngrams else None,
         "NGRAM_ROWS": embedding.ngram_rows if has_ngrams else None,
@@ -148,7 +150,7 @@ def constants(
         "PADDING": embedding.padding,
         "DECODER_START": next(token for token in starts if token is not None) if reads_start else None,
         "OTHER_LAYERS": pattern or None,
-        **{name: value for group in attentions for name, value in _scores(group).items()},
+        **{name: value for group in attentions for name, value in _scores(config, group).items()},
         "NORM_EPS": config.norm.eps,
         "EMBEDDING_SCALE": embedding.scale if embedding.scale != 1.0 else None,
         "RESIDUAL_SCALE": config.residual_scale if config.residual_scale != 1.0 else None,
@@ -214,10 +216,12 @@ def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: 
     return values | {f"{prefix}ATTENTION_FACTOR": factor if factor != 1.0 else None}
 
 
-def _scores(group: Group) -> _Values:
-    attention, stack = group.attention, group.stacks[0]
+def _scores(config: ModelConfig, group: Group) -> _Values:
+    attention, stack, scale = group.attention, group.stacks[0], group.attention.scale
+    if config.position.kind == "disentangled":  # the sum of three scores
+        scale = (_head_dim(config, group) ** -0.5 if scale is None else scale) / 3**0.5
     return {
-        f"{group.prefix}SCALE": None if attention.scale is None else float(attention.scale),
+        f"{group.prefix}SCALE": None if scale is None else float(scale),
         f"{group.prefix}SOFTCAP": attention.softcap,
         f"{group.prefix}WINDOW": attention.window,
         "OTHER_WINDOW": stack.others.window if stack.others is not None and stack.has_other_mask else None,

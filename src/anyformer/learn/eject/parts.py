@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "relu_squared": "F.relu(%s).square()",
     "gelu": "F.gelu(%s)",
     "gelu_tanh": 'F.gelu(%s, approximate="tanh")',
+    "quick_gelu": "F.silu(1.702 * %s) / 1.702",
     "silu": "F.silu(%s)",
     "tanh": "torch.tanh(%s)",
 }
@@ -97,7 +98,7 @@ class Group:
 def stacks_of(config: ModelConfig) -> list[Stack]:
     """The encoder and the decoder, as far as a model has them."""
     attention, feed_forward = config.attention, config.feed_forward
-    relative = config.position.has_bias
+    relative = config.position.has_buckets
     encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative, config.other_layers)
     if config.encoder_layers:
         attention = config.decoder_attention or attention
@@ -129,13 +130,14 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     decoder = group.stacks[-1] if group.stacks[-1].is_decoder else None
     cross = config.is_encoder_decoder and decoder is not None
     mask = any(stack.has_mask for stack in group.stacks)
+    compares = config.position.kind == "disentangled"
     rotations = rotations_of(config, group)
     is_grouped = (attention.kv_heads or attention.heads) != attention.heads
     # Masks know what is causal; without one, a decoder alone always is, and with an encoder its self-attention.
     needs_causal = decoder is not None and not decoder.has_mask
     causal_argument = needs_causal and (cross or len(group.stacks) > 1)
     none = "=None" if cross else ""
-    scale = "" if attention.scale is None else f"{prefix}SCALE"
+    scale = "" if attention.scale is None and not compares else f"{prefix}SCALE"
     scale_argument = "self.scale" if attention.scale_by_layer else scale
     dropout = f"{prefix}ATTENTION_DROPOUT" if attention.dropout else ""
     operands = _present(
@@ -154,6 +156,8 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     docstring = f"{formula} in {heads} (Vaswani et al. 2017, equation 1)."
     if is_grouped:
         docstring = f"{formula} in heads that share keys and values (Ainslie et al. 2023)."
+    if compares:
+        docstring = "softmax((q k^T + q r_k^T + r_q k^T) / sqrt(3 K)) v, r of two places (He et al. 2021, equation 4)."
     return {
         "config": attention,
         "qk_norm": qk_norm_class(config) if attention.qk_norm != "none" else None,
@@ -178,9 +182,11 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
             mask and f"mask{none}",
             causal_argument and "causal=False",
             bool(rotations) and f"rotation{none}",
+            compares and "relative",
         ),
         "cross": cross,
         "mask": mask,
+        "relative": compares,
         "causal_argument": causal_argument,
         "states": "states" if cross else "x",
         "product": call("F.scaled_dot_product_attention", operands, indent=8, before=len("out = ")),
@@ -194,9 +200,11 @@ def feed_forward_part(group: Group) -> dict[str, Any]:
     docstring = "down(act(up(x))), the same for every token (Vaswani et al. 2017, equation 2)."
     if part.gated:
         docstring = f"down(act(gate(x)) * up(x)): {gated} (Shazeer 2020, equation 6)."
+    if part.experts is not None:
+        docstring = "Networks of which a router chooses USED for each token (Shazeer et al. 2017, section 2)."
     return {
         "config": part,
-        "name": f"{group.name}FeedForward",
+        "name": f"{group.name}{'FeedForward' if part.experts is None else 'Experts'}",
         "docstring": docstring,
         "width": f"{group.prefix}WIDTH",
         "activation": ACTIVATIONS[part.activation],
@@ -253,18 +261,23 @@ def stack_part(
             cross and "source",
             mask and ("other_mask if is_other else mask" if stack.has_other_mask else "mask"),
             rotation and ("other_rotation if is_other else rotation" if other_rotation else "rotation"),
+            attention["relative"] and "relative",
         ),
-        "scale_by_layer": stack.attention.scale_by_layer,
+        "is_numbered": stack.attention.scale_by_layer or not config.norm.first,
         "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
         "modules": _block_modules(config, stack, attention["name"], feed_forward["name"], cross=cross),
         "cross": cross,
-        "block_arguments": _present("self", "x", cross and "source", mask and "mask", rotation and "rotation"),
+        "block_arguments": _present(
+            *("self", "x", cross and "source", mask and "mask", rotation and "rotation"),
+            attention["relative"] and "relative",
+        ),
         "keywords": _present(
             mask and ("mask=mask" if by_name else "mask"),
             not mask and attention["mask"] and not by_name and "None",
             stack.is_decoder and not mask and attention["causal_argument"] and "causal=True",
             rotation and ("rotation=rotation" if by_name else "rotation"),
+            attention["relative"] and "relative",
         ),
     }
 
@@ -280,7 +293,8 @@ def _block_modules(
     for name, made in {**parts, "feed_forward": f"{feed_forward}()"}.items():
         modules.append((name, made))
         if placement != "branch" and (placement, name) != ("parallel_shared", "feed_forward"):
-            modules.append((f"{name}_norm", norm))
+            is_absent = name == "attention" and not config.norm.first
+            modules.append((f"{name}_norm", f"{norm} if layer else nn.Identity()" if is_absent else norm))
         if placement in ("branch", "sandwich"):
             modules.append((f"{name}_output_norm", norm))
     return modules

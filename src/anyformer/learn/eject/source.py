@@ -17,7 +17,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
 from anyformer.families.rows import SPLIT, TRANSPOSE
-from anyformer.learn import require_defaults, require_own_blocks
+from anyformer.learn import BEYOND_A_ROUTER, require_defaults, require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, POSITIONS, architecture
 from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH, distinct_layers
 from anyformer.model import skeleton
@@ -69,8 +69,10 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 NOT_WRITTEN = (
-    *("norm.first", "other_layers.feed_forward", "attention.latent"),
-    *("feed_forward.experts", "decoder_feed_forward.experts"),
+    *("other_layers.feed_forward", "attention.latent", "decoder_feed_forward.experts"),
+    *("attention.sinks", "decoder_attention.sinks", "feed_forward.limit", "feed_forward.up_offset"),
+    *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset"),
+    *BEYOND_A_ROUTER,
 )
 """Fields of the config that the templates do not know."""
 
@@ -80,16 +82,10 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
     require_defaults(config, NOT_WRITTEN, "no standalone file can be made of yet")
-    head = config.head
-    labels_texts, has_labels = head.kind == "classification", head.kind in ("classification", "token_classification")
-    unknown = {
-        "head.transform": head.transform is not None and (labels_texts or (has_labels and head.transform_norm)),
-        "head.transform_bias": head.transform is not None and not head.transform_bias,
-        "head.pooling": labels_texts and head.pooling == "mean",
-    }
-    for field, is_unknown in unknown.items():
-        if is_unknown:
-            raise UserError(f"This {field} is none that a standalone file can be made of yet.")
+    if config.feed_forward.experts is not None and config.feed_forward.bias:
+        raise UserError(
+            "feed_forward.bias is True in a mixture of experts, which no standalone file can be made of yet."
+        )
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
@@ -198,6 +194,7 @@ def _sources(config: ModelConfig) -> str:
         and config.other_layers.position is not None
         and config.other_layers.position.kind == "none",
         "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
+        "Shazeer et al. 2017 (mixture of experts)": feed_forward.experts is not None,
         "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
         "Devlin et al. 2019 (masked language model)": config.is_encoder_only and head.kind == "language_model",
     }
@@ -231,7 +228,8 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
     ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head,
     and ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
     ``heads`` and ``order`` are those of `HeadLayout`, by the last part of our names; ``halves`` says whether gate and
-    up stand side by side.
+    up stand side by side; ``experts`` whether the matrices of experts stand apart, ``{e}`` in their names, or are
+    stacked in one tensor.
     """
     family, _ = to_huggingface(config)
     if family is own.FAMILY:
@@ -243,12 +241,14 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
             "heads": {},
             "order": "",
             "halves": False,
+            "experts": "",
         }
     names = skeleton(config).state_dict()
     table = family.table(config, names)
     modules: dict[str, str] = {}
     tensors: dict[str, str] = {}
     transposed = halves = False
+    experts = ""
     heads: dict[str, tuple[int, tuple[int, ...], int]] = {}
     turned: Sequence[int] = ()
     for theirs, row in table.items():
@@ -256,15 +256,22 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
             continue
         transposed = transposed or row.operation is TRANSPOSE
         halves = halves or (row.operation is SPLIT and row.ours[0].endswith("feed_forward.gate.weight"))
+        if row.operation is SPLIT and ".attention." in row.ours[0]:
+            counts = (config.attention.heads,) * len(row.ours)
+            heads |= {ours.split(".")[-2]: (1, counts, index) for index, ours in enumerate(row.ours)}
         if (layout := row.operation.heads) is not None:
             turned = layout.order or turned
             for index, ours in enumerate(row.ours):
                 heads[ours.split(".")[-2]] = (layout.groups, layout.counts, index)
+        if row.part is not None or row.operation.experts is not None:
+            experts = "apart" if row.part is not None else "stacked"
         for ours in row.ours:
             pattern, layer = _LAYER.sub(".blocks.{i}.", ours), _LAYER.search(ours)
             # Of the numbers in their name the first is the layer's.
             stored = theirs if layer is None else theirs.replace(f".{layer[1]}.", ".{i}.", 1)
             stored = stored.removeprefix(family.prefix)
+            if row.part is not None:
+                stored = stored.replace(f".{row.part[0]}.", ".{e}.", 1)
             (our_module, our_end), (their_module, their_end) = pattern.rpartition(".")[::2], stored.rpartition(".")[::2]
             if our_end == their_end:
                 modules[our_module] = their_module
@@ -280,4 +287,5 @@ def stored_names(config: ModelConfig) -> dict[str, Any]:
         "heads": heads,
         "order": _ranges(turned),
         "halves": halves,
+        "experts": experts,
     }

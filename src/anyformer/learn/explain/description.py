@@ -1,20 +1,21 @@
 """A model as a page's script has it: every choice of its config, resolved, and its weights."""
 
 import base64
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int8
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
 from anyformer.blocks.linear import Linear
-from anyformer.blocks.norm import OffsetRMSNorm
-from anyformer.blocks.position import RelativePosition, frequencies
+from anyformer.blocks.norm import OffsetRMSNorm, PlainRMSNorm
+from anyformer.blocks.position import DisentangledPosition, RelativePosition, frequencies
 from anyformer.blocks.stack import Stack
-from anyformer.config import ModelConfig
+from anyformer.config import ModelConfig, PositionConfig
 from anyformer.errors import UserError
 from anyformer.generation.inference import DAMAGED
 from anyformer.model import Transformer
@@ -35,9 +36,10 @@ def describe(model: Transformer) -> dict[str, Any]:
         "source_vocab_size": config.source_vocab_size,
         "context": config.context_length,
         "trained_length": config.max_length,
+        "settled_length": config.settled_length,
         "embedding_scale": model.token_embedding.scale,
         "ngrams": config.embedding.ngrams,
-        "norm": {"kind": config.norm.kind.removesuffix("_offset").removesuffix("_no_bias"), "eps": config.norm.eps},
+        "norm": {"kind": config.norm.kind.partition("_")[0], "eps": config.norm.eps},
         "stacks": {name: _stack(config, stack) for name, stack in stacks.items() if stack is not None},
         "head": _head(config),
     }
@@ -53,27 +55,30 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "distinct": len(stack.blocks),
         "causal": stack.causal,
         "cross": blocks[0].cross_attention is not None,
-        "pre_norm": config.norm.placement != "post",
-        "parallel": config.norm.is_parallel,
-        "shares_norm": config.norm.placement == "parallel_shared",
+        "placement": config.norm.placement,
         "residual_scale": config.residual_scale,
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
+        "softcap": attention.softcap,
         "scales": [block.attention.scale for block in blocks],
         "windows": stack.windows,
         "activation": feed_forward.activation,
         "gated": feed_forward.gated,
         "width": feed_forward.width,
+        "experts": feed_forward.experts and dataclasses.asdict(feed_forward.experts),
         "skipped": stack.skipped,
         "projects": stack.embedding.projection is not None,
-        "position": _position(config, stack, attention.head_dim),
+        "position": _position(config.position, config.max_length, stack.position, attention.head_dim),
+        "other_position": None
+        if stack.other_position is None
+        else _position(stack.other_position.config, config.max_length, stack.other_position, attention.head_dim),
+        "other_positions": stack.has_other_position,
     }
 
 
-def _position(config: ModelConfig, stack: Stack, head_dim: int) -> dict[str, Any]:
+def _position(position: PositionConfig, max_length: int, module: nn.Module, head_dim: int) -> dict[str, Any]:
     """The positions; what depends on the config alone is computed here, once, by the model's own code."""
-    position = config.position
     described: dict[str, Any] = {"kind": position.kind}
     if position.kind == "sinusoidal":
         offset = position.offset if position.layout == "fairseq" else 0
@@ -82,15 +87,23 @@ def _position(config: ModelConfig, stack: Stack, head_dim: int) -> dict[str, Any
         described["offset"] = position.offset
     elif position.kind == "rotary":
         scaling = position.scaling
+        rotated = int(head_dim * position.rotary_fraction)
+        described["rotated"] = rotated
         if scaling is not None and scaling.kind == "dynamic":
             # Theta rises with the text, where that outgrows the trained length.
             return described | {"theta": position.theta, "dynamic_factor": scaling.factor}
-        length = torch.zeros(1, 1, dtype=torch.long)
-        rotated = int(head_dim * position.rotary_fraction)
-        radians, sharpness = frequencies(position, rotated, config.max_length, length)
-        still = [0.0] * ((head_dim - rotated) // 2)
-        described |= {"frequencies": [*radians.flatten().tolist(), *still], "sharpness": sharpness}
-    for relative in (part for part in stack.position.modules() if isinstance(part, RelativePosition)):
+
+        def angles(length: int) -> tuple[list[float], float]:
+            radians, sharpness = frequencies(position, rotated, max_length, torch.full((1, 1), length))
+            return [*radians.flatten().tolist(), *(0.0 for _ in range((head_dim - rotated) // 2))], sharpness
+
+        described["frequencies"], described["sharpness"] = angles(0)
+        if scaling is not None and scaling.kind == "longrope" and scaling.original_length is not None:
+            long, _ = angles(scaling.original_length + 1)
+            described |= {"original_length": scaling.original_length, "long_frequencies": long}
+    for relative in module.modules():
+        if not isinstance(relative, RelativePosition | DisentangledPosition):
+            continue
         # Farther distances are in the bucket of the farthest, and none of a page's texts has farther ones than that.
         far = min(position.max_distance, MOST_TOKENS)
         described |= {"max_distance": far, "buckets": relative.bucket(torch.arange(-far, far + 1)[None])[0].tolist()}
@@ -106,6 +119,7 @@ def _head(config: ModelConfig) -> dict[str, Any]:
         "kind": head.kind,
         "transform": head.transform,
         "scale": head.scale * (config.d_model**-0.5 if head.scaled else 1.0),
+        "softcap": head.softcap if head.kind == "language_model" else None,
         "pooling": head.pooling,
         "pooler": head.pooler,
         **labels,
@@ -141,7 +155,7 @@ def page_weights(model: Transformer) -> dict[str, Tensor | QuantizedRows]:
 
     The matrices of linear layers and the tables of tokens and n-grams become `QuantizedRows`. Norms, biases and the
     tables of positions and segments stay in float32, for they are small, and positions are added to every score. Norms
-    of Gemma have 1 added to their weights.
+    of Gemma have 1 added to their weights, and norms without weights have ones.
 
     Raises:
         UserError: a weight is not finite.
@@ -155,6 +169,9 @@ def page_weights(model: Transformer) -> dict[str, Tensor | QuantizedRows]:
     for name, matrix in quantized_weights(model):
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{name}.")}
         tensors[name] = matrix.dequantize(torch.float32)
+    for name, module in model.named_modules():
+        if isinstance(module, PlainRMSNorm):
+            tensors[f"{name}.weight"] = torch.ones(module.width)
     weights: dict[str, Tensor | QuantizedRows] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().float().cpu()

@@ -15,11 +15,11 @@ from anyformer.checkpoint.load import inspect
 from anyformer.config import ModelConfig
 from anyformer.data.corpus import documents
 from anyformer.data.input_files import walk
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
-from anyformer.learn import require_defaults, require_own_blocks
+from anyformer.learn import BEYOND_A_ROUTER, require_defaults, require_own_blocks
 from anyformer.learn.diagram import draw, panels
 from anyformer.learn.explain.description import describe, pack, page_weights
 from anyformer.learn.explain.tokenizer import can_encode, describe_tokenizer
@@ -35,16 +35,16 @@ from anyformer.training.config_file import read_yaml
 MOST_PARAMETERS = 36_000_000
 """Parameters on a page: a byte each, a third more in base64, and a second of a browser's time for 30 tokens."""
 _KINDS = {
-    "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "silu", "tanh"),
-    "norm": ("layer", "layer_no_bias", "rms", "rms_offset"),
-    "position": ("none", "sinusoidal", "learned", "rotary", "relative"),
+    "activation": ("relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"),
+    "norm": ("layer", "layer_no_bias", "rms", "rms_offset", "rms_plain"),
+    "position": ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled"),
 }
 
 
 _NOT_COMPUTED = (
-    *("norm.first", "other_layers.position", "other_layers.feed_forward"),
-    *("attention.latent", "attention.softcap", "head.softcap"),
-    *("feed_forward.experts", "decoder_feed_forward.experts"),
+    *("other_layers.feed_forward", "attention.latent", "attention.sinks"),
+    *(f"{part}.{name}" for part in ("feed_forward", "decoder_feed_forward") for name in ("limit", "up_offset")),
+    *("decoder_attention.sinks", "decoder_feed_forward.experts", *BEYOND_A_ROUTER),
 )
 """Fields of the config that the page's engine does not know."""
 
@@ -105,17 +105,8 @@ def check(config: ModelConfig, parameters: int) -> None:
     """Raise UserError for a model that no page can run."""
     require_own_blocks(config, _KINDS, "a page can't run")
     require_defaults(config, _NOT_COMPUTED, "no page can run yet")
-    scaling, turns_in_part = config.position.scaling, config.position.rotary_fraction != 1.0
-    if scaling is not None and (scaling.kind == "longrope" or (turns_in_part and scaling.kind != "linear")):
-        raise UserError(f"position.scaling.kind is {quote(scaling.kind)}, which no page can run yet.")
-    if config.norm.placement in ("sandwich", "branch"):
-        raise UserError(f"norm.placement is {quote(config.norm.placement)}, which no page can run yet.")
-    head = config.head
-    if head.kind == "classification" and head.pooling == "mean":
-        raise UserError(f"head.pooling is {quote(head.pooling)}, which no page can run yet.")
-    labels_tokens = head.kind == "token_classification" and not head.transform_norm
-    if head.kind != "language_model" and head.transform is not None and not labels_tokens:
-        raise UserError(f"head.transform is {quote(head.transform)} before labels, which no page can run yet.")
+    if config.feed_forward.experts is not None and config.feed_forward.bias:
+        raise UserError("feed_forward.bias is True in a mixture of experts, which no page can run yet.")
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "

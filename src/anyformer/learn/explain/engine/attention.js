@@ -44,13 +44,15 @@ class Attention {
   }
 
   // Attend from x to what is offered. `visible(query)` is the range of keys that the token at that position sees;
-  // `bias(head, query, key)` is added to scores. Returns what is written to the stream, and the weights of every head:
+  // `bias(head, query, key)` is added to scores, and `relative` has a vector for each query and key whose own key and
+  // query are scored as well. Returns what is written to the stream, and the weights of every head:
   // heads x queries x keys.
-  attend(x, { keys, values, length }, positions, visible, rotation, bias) {
-    const { heads, kv_heads, head_dim } = this.size, wide = kv_heads * head_dim;
+  attend(x, { keys, values, length }, positions, visible, rotation, bias, relative) {
+    const { heads, kv_heads, head_dim, softcap } = this.size, wide = kv_heads * head_dim;
     let queries = this.query(x);
     if (this.queryNorm) queries = rmsNorm(queries, this.queryNorm);
     if (rotation) rotate(queries, head_dim, rotation);
+    const places = relative && { queries: this.query(relative.vectors), keys: this.key(relative.vectors) };
     const read = new Matrix(x.rows, heads * head_dim), weights = new Float32Array(heads * x.rows * length);
     for (let head = 0; head < heads; head++) {
       const shared = Math.floor((head * kv_heads) / heads) * head_dim, own = head * head_dim;
@@ -60,7 +62,13 @@ class Attention {
         for (let key = first; key < end; key++) {
           let score = 0;
           for (let i = 0; i < head_dim; i++) score += query[own + i] * keys.numbers[key * wide + shared + i];
-          scores[key - first] = score * this.scale + (bias ? bias(head, position, key) : 0);
+          if (places) {
+            const row = relative.row(position, key), placeQuery = places.queries.row(row), placeKey = places.keys.row(row);
+            for (let i = own; i < own + head_dim; i++) score += query[i] * placeKey[i] + placeQuery[i] * keys.numbers[key * wide + i];
+          }
+          score *= this.scale;
+          if (softcap) score = softcap * Math.tanh(score / softcap); // Gemma 2
+          scores[key - first] = score + (bias ? bias(head, position, key) : 0);
         }
         const shares = softmax(scores), row = read.row(token);
         weights.set(shares, (head * x.rows + token) * length + first);

@@ -62,8 +62,8 @@ class Stack {
     this.ngrams = weights.has("embedding.ngrams.table") ? weights.matrix("embedding.ngrams.table") : null;
     this.norm = weights.norm("embedding.norm", model.norm);
     this.projection = weights.has("embedding.projection.weight") ? weights.linear("embedding.projection") : null;
-    const sizes = { ...model, ...stack, table: weights.matrix("position.table.weight"), biases: weights.matrix("position.relative.table.weight") };
-    this.position = POSITIONS[stack.position.kind](stack.position, sizes);
+    const sizes = { ...model, ...stack, table: weights.matrix("position.table.weight"), biases: weights.matrix("position.relative.table.weight"), relative_norm: weights.norm("position.norm", model.norm) };
+    [this.position, this.otherPosition] = [stack.position, stack.other_position].map((each) => each && POSITIONS[each.kind](each, sizes));
     const block = (layer) => Math.floor((layer * stack.distinct) / stack.layers); // layers may share their weights
     this.blocks = Array.from({ length: stack.layers }, (_, layer) => new Block(weights.under(`blocks.${block(layer)}`), model, stack, layer));
     this.finalNorm = weights.norm("final_norm", model.norm);
@@ -108,12 +108,14 @@ class Stack {
     x = this.norm(x);
     if (this.projection) x = this.projection(x);
     record.embedded = x;
-    const rotation = this.position.rotation(encoded, all.length), bias = position.buckets ? this.position.bias : null;
+    const [usual, other] = [this.position, this.otherPosition].map((each) => each && each.rotation(encoded, all.length));
+    const bias = position.buckets ? this.position.bias : null;
+    const relative = this.position.relative();
     this.blocks.forEach((block, layer) => {
       const reach = windows[layer] ?? Infinity;
       const visible = (query, length) => [Math.max(0, query - reach + 1), causal ? query + 1 : Math.min(length, query + reach)];
-      const entry = { input: x };
-      x = block.forward(x, { positions, visible, rotation, bias }, cache.own[layer], cache.source[layer], entry);
+      const entry = { input: x }, rotation = this.stack.other_positions[layer] ? other : usual;
+      x = block.forward(x, { positions, visible, rotation, bias, relative }, cache.own[layer], cache.source[layer], entry);
       record.layers.push(entry);
     });
     record.output = this.finalNorm(x);
@@ -161,18 +163,20 @@ class Model {
   }
 
   // Whether the latest tokens change what earlier ones mean, so that all must be read again: the rotation of a text that
-  // has outgrown the trained length, under dynamic scaling.
+  // is longer than some length, under dynamic scaling and LongRoPE.
   isStale(length) {
-    const { stacks, trained_length } = this.description;
-    return stacks.decoder?.position.dynamic_factor !== undefined && length > trained_length;
+    const { settled_length: settled } = this.description;
+    return settled !== null && length > settled;
   }
 
   // Logits over the vocabulary, a row for each hidden state.
   logits(hidden) {
-    const { transform, scale } = this.description.head;
+    const { transform, scale, softcap } = this.description.head;
     if (this.transform) hidden = this.transformNorm(activate(this.transform(hidden), transform));
     if (scale !== 1) hidden = new Matrix(hidden.rows, hidden.columns, hidden.numbers.map((number) => number * scale));
-    return linear(hidden, this.projection, this.bias);
+    const logits = linear(hidden, this.projection, this.bias);
+    if (softcap) logits.numbers.forEach((number, i) => { logits.numbers[i] = softcap * Math.tanh(number / softcap); });
+    return logits;
   }
 
   // The logits that a layer's output would give: the logit lens (nostalgebraist 2020).
@@ -180,12 +184,21 @@ class Model {
     return this.logits((this.decoder ?? this.encoder).finalNorm(state));
   }
 
-  // Logits over labels: of the pooled token of a text, or of every token.
+  // Logits over labels: of the pooled vector of a text, or of every token.
   labels(hidden) {
-    const { kind, pooling, pooler, transform } = this.description.head;
-    if (kind === "token_classification") return this.classifier(this.transform ? activate(this.transform(hidden), transform) : hidden);
-    let pooled = new Matrix(1, hidden.columns, hidden.row(pooling === "first" ? 0 : hidden.rows - 1));
-    if (this.pooler) pooled = activate(this.pooler(pooled), pooler);
-    return this.classifier(pooled);
+    const { kind, pooler, transform } = this.description.head;
+    let vectors = kind === "token_classification" ? hidden : this.pool(hidden);
+    if (this.pooler) vectors = activate(this.pooler(vectors), pooler);
+    if (this.transform) vectors = this.transformNorm(activate(this.transform(vectors), transform));
+    return this.classifier(vectors);
+  }
+
+  // The hidden state of a text's first or last token, or the mean of all.
+  pool(hidden) {
+    const { pooling } = this.description.head, { rows, columns, numbers } = hidden;
+    if (pooling !== "mean") return new Matrix(1, columns, hidden.row(pooling === "first" ? 0 : rows - 1));
+    const mean = new Matrix(1, columns);
+    numbers.forEach((number, i) => { mean.numbers[i % columns] += number / rows; });
+    return mean;
   }
 }

@@ -1,6 +1,7 @@
-// How the order of the tokens enters: a vector that is added, a rotation of queries and keys, or a bias on the scores.
+// How the order of the tokens enters: a vector that is added, a rotation of queries and keys, a bias on the scores,
+// or vectors that are compared with queries and keys.
 
-const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null };
+const NO_POSITIONS = { embed: () => null, rotation: () => null, bias: () => null, relative: () => null };
 
 // Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
 const sinusoidal = ({ layout, offset, skips }, { embedding_width: width }) => {
@@ -34,12 +35,13 @@ const learned = ({ offset, ...distances }, { table, biases }) => ({
 
 // Queries and keys turn by an angle that grows with their position (Su et al. 2021).
 const rotary = (position, { head_dim, trained_length }) => {
-  const half = head_dim / 2;
+  const half = head_dim / 2, { rotated } = position;
   const frequencies = (length) => {
+    if (position.long_frequencies && length > position.original_length) return position.long_frequencies;
     if (position.frequencies) return position.frequencies;
     const factor = position.dynamic_factor, overshoot = (factor * Math.max(length, trained_length)) / trained_length - (factor - 1);
-    const theta = position.theta * overshoot ** (head_dim / (head_dim - 2));
-    return Array.from({ length: half }, (_, i) => theta ** ((-2 * i) / head_dim));
+    const theta = position.theta * overshoot ** (rotated / (rotated - 2));
+    return Array.from({ length: half }, (_, i) => (2 * i < rotated ? theta ** ((-2 * i) / rotated) : 0));
   };
   const rotation = (positions, length) => {
     const [cosines, sines] = [0, 1].map(() => new Matrix(positions.length, half)), sharpness = position.sharpness ?? 1;
@@ -47,8 +49,9 @@ const rotary = (position, { head_dim, trained_length }) => {
     positions.forEach((at, token) => {
       for (let i = 0; i < half; i++) {
         const angle = Math.fround(at * radians[i]);
-        cosines.row(token)[i] = Math.cos(angle) * sharpness;
-        sines.row(token)[i] = Math.sin(angle) * sharpness;
+        const factor = 2 * i < rotated ? sharpness : 1; // of a pair that doesn't turn the cosine is 1
+        cosines.row(token)[i] = Math.cos(angle) * factor;
+        sines.row(token)[i] = Math.sin(angle) * factor;
       }
     });
     return { cosines, sines };
@@ -79,4 +82,13 @@ const relative = ({ buckets, max_distance }, { table }) => ({
   },
 });
 
-const POSITIONS = { none: () => ({ ...NO_POSITIONS }), sinusoidal, learned, rotary, relative };
+// A vector for each (bucketed) distance, which each layer makes a query and a key of (He et al. 2021, section 3.1).
+const disentangled = ({ buckets, max_distance }, { table, relative_norm }) => ({
+  ...NO_POSITIONS,
+  relative: () => ({
+    vectors: relative_norm(table),
+    row: (query, key) => buckets[Math.max(-max_distance, Math.min(max_distance, query - key)) + max_distance],
+  }),
+});
+
+const POSITIONS = { none: () => ({ ...NO_POSITIONS }), sinusoidal, learned, rotary, relative, disentangled };

@@ -25,6 +25,13 @@ class QuantizedMatrix {
     const start = index * this.columns, scale = this.scales[index];
     return Float32Array.from(this.integers.subarray(start, start + this.columns), (integer) => integer * scale);
   }
+
+  // One of several matrices that lie one below another.
+  part(index, count) {
+    const rows = this.rows / count, start = index * rows, place = start * this.columns;
+    const integers = this.integers.subarray(place, place + rows * this.columns);
+    return new QuantizedMatrix(rows, this.columns, integers, this.scales.subarray(start, start + rows));
+  }
 }
 
 // x @ weight.T + bias.
@@ -110,6 +117,7 @@ const erf = (x) => {
 
 const ACTIVATIONS = {
   relu: (x) => Math.max(x, 0),
+  quick_gelu: (x) => x / (1 + Math.exp(-1.702 * x)),
   relu_squared: (x) => Math.max(x, 0) ** 2,
   gelu: (x) => 0.5 * x * (1 + erf(x * Math.SQRT1_2)),
   gelu_tanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),

@@ -6,8 +6,9 @@ const POSITIONS_IN_WORDS = {
   learned: "A learned vector for the token's place is added.",
   rotary: "The token's place is not added: it turns queries and keys in every block (RoPE).",
   relative: "The token's place is not added: every distance between two tokens has a learned bias on the scores.",
+  disentangled: "The token's place is not added: every distance between two tokens has a query and a key, which are scored as well.",
 };
-const ACTIVATIONS_IN_WORDS = { relu: "ReLU", relu_squared: "ReLU²", gelu: "GELU", gelu_tanh: "GELU", silu: "SiLU", tanh: "tanh" };
+const ACTIVATIONS_IN_WORDS = { relu: "ReLU", relu_squared: "ReLU²", gelu: "GELU", gelu_tanh: "GELU", quick_gelu: "GELU", silu: "SiLU", tanh: "tanh" };
 
 const equation = (...lines) => element("p", { class: "equation" }, lines.flatMap((line, i) => (i ? [element("br"), line] : [line])));
 // What a part is for, in a line.
@@ -19,6 +20,7 @@ const LESSONS = {
   attention: "Attention carries information from token to token: queries look for keys that match, and bring back the values there.",
   cross: "Cross-attention carries information from the source into the target: its keys and values are the encoder's output.",
   feedForward: "The feed-forward looks at each token by itself: a neuron answers to a pattern, and adds its vector to the stream.",
+  experts: "A router chooses a few of many networks for each token, so the model knows more than it computes: only those are computed, and weighed by the router's probabilities.",
   lens: "The head, put on the stream before its end, shows how the answer forms from block to block.",
   language_model: "The head compares the last vector with one for each token of the vocabulary: the better they match, the likelier the token.",
   labels: "The head weighs the numbers of the last vector for each label: the larger the sum, the likelier the label.",
@@ -60,6 +62,32 @@ const headsOfToken = ({ reading, token, stack, layer }, part, keys, lookAt) => {
   return bars(rows, { choose: (head) => lookAt(part, layer, head), label: "What each head attends to most" });
 };
 
+// What the router of a layer says of a token, and which experts it chooses for each token up to there.
+const expertsOfToken = ({ reading, token, stack, layer }) => {
+  const { count, used } = stack.experts, chosen = reading.chosen(token, layer), numbers = chosen.map(({ expert }) => expert);
+  const shares = reading.row(token, (record) => record.layers[layer].feedForward.probabilities);
+  const rows = top(shares, Math.min(count, used + 3)).map(({ token: expert, share }) =>
+    ({ name: `expert ${expert + 1}`, size: share, text: percent(share), tone: numbers.includes(expert) ? "feedForward" : "" }));
+  const weights = (other) => {
+    const row = new Float32Array(count);
+    reading.chosen(other, layer).forEach(({ expert, weight }) => { row[expert] = weight; });
+    return row;
+  };
+  const shown = reading.ids.map((_, other) => other).filter((other) => Math.abs(other - token) < 8);
+  return [
+    element("h4", {}, "Router"),
+    lesson("experts"),
+    equation("p = softmax(router(x))"),
+    caption(`${chosen.length} of ${count} experts compute ${quoted(reading.tokens[token])}: ${chosen.map(({ expert, weight }) => `${expert + 1} with the weight ${decimals(weight)}`).join(", ")}.`),
+    bars(rows, { label: "The likeliest experts" }),
+    caption(`The choices for the tokens around it, a cell for each of the experts 1 to ${count}:`),
+    element("dl", { class: "stripes choices" }, shown.flatMap((other) => [
+      element("dt", {}, visible(reading.tokens[other]), element("small", {}, ` ${reading.chosen(other, layer).map(({ expert }) => expert + 1).join(", ")}`)),
+      element("dd", {}, stripe(weights(other), `Experts of ${visible(reading.tokens[other])}`)),
+    ])),
+  ];
+};
+
 const blockDetails = (seen) => {
   const { reading, token, stack, layer, model, keys, sourceKeys, lookAt, guesses } = seen;
   const of = (name) => reading.row(token, (record) => record.layers[layer][name].written);
@@ -67,16 +95,25 @@ const blockDetails = (seen) => {
   const names = { attention: "attention", cross: "cross-attention", feedForward: "feed-forward" };
   const parts = ["attention", ...(stack.cross ? ["cross"] : []), "feedForward"];
   const x = entry("input"), norm = model.norm.kind === "rms" ? "RMSNorm" : "LayerNorm";
-  const wrapped = (name) => (stack.pre_norm ? `x ← x + ${name}(${norm}(x))` : `x ← ${norm}(x + ${name}(x))`);
+  const isPost = stack.placement === "post";
+  const branches = { branch: (name) => `${norm}(${name}(x))`, sandwich: (name) => `${norm}(${name}(${norm}(x)))` };
+  const branch = branches[stack.placement] ?? ((name) => `${name}(${norm}(x))`);
+  const wrapped = (name) => (isPost ? `x ← ${norm}(x + ${name}(x))` : `x ← x + ${branch(name)}`);
+  const added = parts.map((name) => ({ attention: "attention", cross: "cross", feedForward: "feed-forward" })[name]);
+  const equations = stack.placement.startsWith("parallel") ? [`x ← x + ${added.map(branch).join(" + ")}`] : added.map(wrapped);
   const inner = reading.row(token, (record) => record.layers[layer].feedForward.inner);
-  const neurons = top(inner.map(Math.abs), 6).map(({ token: neuron }) => ({ name: `neuron ${neuron + 1}`, size: inner[neuron], text: decimals(inner[neuron]), tone: "feedForward" }));
+  const nameOf = (neuron) => {
+    const place = (neuron % stack.width) + 1;
+    return stack.experts ? `${reading.chosen(token, layer)[Math.floor(neuron / stack.width)].expert + 1}: ${place}` : `neuron ${place}`;
+  };
+  const neurons = top(inner.map(Math.abs), 6).map(({ token: neuron }) => ({ name: nameOf(neuron), size: inner[neuron], text: decimals(inner[neuron]), tone: "feedForward" }));
   const active = inner.filter((number) => Math.abs(number) > 0.1).length / inner.length;
   const window = stack.windows[layer];
   const act = ACTIVATIONS_IN_WORDS[stack.activation];
   return [
-    equation(...parts.map((name) => wrapped({ attention: "attention", cross: "cross", feedForward: "feed-forward" }[name]))),
+    equation(...equations),
     element("h4", {}, "Residual stream"),
-    lesson(stack.pre_norm ? "stream" : "normed"),
+    lesson(isPost ? "normed" : "stream"),
     caption("Lengths of the vectors:"),
     bars([
       { name: "x", size: length(x), text: decimals(length(x)), tone: "stream" },
@@ -86,14 +123,15 @@ const blockDetails = (seen) => {
     caption(`The stream turns by ${Math.round((Math.acos(Math.min(1, cosine(x, entry("output")))) * 180) / Math.PI)}°.`),
     element("h4", {}, "Attention"),
     lesson("attention"),
-    equation("softmax(q·k · scale) v"),
+    equation(stack.softcap ? "softmax(c · tanh(q·k · scale / c)) v" : "softmax(q·k · scale) v"),
     caption(`${stack.causal ? "Each token reads those before it and itself" : "Each token reads all others"}${window === null ? "" : `, ${window} of them at most`}; here the token that each of ${stack.heads} heads reads most.${stack.kv_heads < stack.heads ? ` ${stack.heads / stack.kv_heads} heads share keys and values.` : ""}`),
     headsOfToken(seen, "attention", keys, lookAt),
     ...(stack.cross ? [element("h4", {}, "Cross-attention"), lesson("cross"), headsOfToken(seen, "cross", sourceKeys, lookAt)] : []),
-    element("h4", {}, "Feed-forward"),
+    ...(stack.experts ? expertsOfToken(seen) : []),
+    element("h4", {}, stack.experts ? "Feed-forward of the chosen experts" : "Feed-forward"),
     lesson("feedForward"),
-    equation(stack.gated ? `down(${act}(gate(x)) ⊙ up(x))` : `down(${act}(up(x)))`),
-    caption(`${stack.width} neurons, of which ${percent(active)} are beyond ±0.1. The strongest:`),
+    equation(`${stack.experts ? "Σ p · " : ""}${stack.gated ? `down(${act}(gate(x)) ⊙ up(x))` : `down(${act}(up(x)))`}`),
+    caption(`${inner.length} neurons, of which ${percent(active)} are beyond ±0.1. The strongest${stack.experts ? ", as expert: neuron" : ""}:`),
     bars(neurons, { label: "The strongest neurons" }),
     ...(guesses ? [
       element("h4", {}, "Logit lens"),

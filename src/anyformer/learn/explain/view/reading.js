@@ -14,6 +14,12 @@ class Reading {
     return matrix(record)?.row(token - record.start) ?? null;
   }
 
+  // The experts of a token in a layer: numbers and weights, the best first.
+  chosen(token, layer) {
+    const record = this.records.find(({ start, tokens }) => token < start + tokens.length);
+    return record.layers[layer].feedForward.chosen[token - record.start];
+  }
+
   // A hidden state as a matrix of one row.
   state(token, matrix) {
     const row = this.row(token, matrix);

@@ -1,0 +1,146 @@
+"""Throughput and latency of `anyformer serve`, of the bare batching engine, and of another server.
+
+    python benchmarks/serving.py MODEL --quantize int4
+    python benchmarks/serving.py MODEL --quantize int4 --peer http://127.0.0.1:8080/v1 --peer-model NAME
+
+Clients ask for streamed completions of the same length at the same time; servers take turns, round by round. A peer is
+any server with OpenAI's API and the field `ignore_eos`, such as llama-server with the same weights (start it with as
+many slots as there are clients, `--parallel 32`).
+
+    tokens/s   of all clients together, from the first request to the last token
+    first      median time to the first token, in milliseconds
+    p99        99th percentile of the time between two tokens, in milliseconds
+    engine     tokens/s of `BatchingEngine` alone, which the server adds its overhead to
+
+Needs `pip install 'anyformer[serve]' httpx`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import httpx
+
+PROMPT = "The history of the printing press in Europe, told by the people who worked with it, begins in"
+
+
+@dataclass
+class Measured:
+    speeds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+    def row(self, name: str) -> str:
+        if not self.first:
+            return f"{name:<12}{statistics.median(self.speeds):>10.1f}"
+        p99 = statistics.quantiles(self.between, n=100)[98]
+        return (
+            f"{name:<12}{statistics.median(self.speeds):>10.1f}"
+            f"{1e3 * statistics.median(self.first):>10.1f}{1e3 * p99:>10.1f}"
+        )
+
+
+async def one_client(client: httpx.AsyncClient, url: str, model: str, number: int, tokens: int) -> list[float]:
+    """The moments at which pieces came."""
+    body = {"model": model, "prompt": f"{number}. {PROMPT}", "max_tokens": tokens, "ignore_eos": True}
+    moments = list[float]()
+    async with client.stream("POST", f"{url}/completions", json={"stream": True, "temperature": 0, **body}) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if line.startswith("data: ") and line != "data: [DONE]":
+                moments.append(time.perf_counter())
+    return moments
+
+
+async def clients(url: str, model: str, count: int, tokens: int, measured: Measured) -> None:
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(one_client(client, url, model, n, tokens) for n in range(count)))
+        ended = time.perf_counter()
+    measured.speeds.append(count * tokens / (ended - began))
+    for moments in answers:
+        measured.first.append(moments[0] - began)
+        measured.between += [after - before for before, after in pairwise(moments)]
+
+
+def engine_alone(model: str, quantize: str | None, counts: list[int], tokens: int) -> dict[int, float]:
+    """Tokens/s of the engine without a server; runs in a process of its own, see `main`."""
+    import anyformer as af
+
+    loaded, tokenizer = af.load(model, quantize=quantize)
+    engine, found = af.BatchingEngine(loaded, tokenizer, slots=max(counts)), dict[int, float]()
+    for warm in (True, False):
+        for count in counts:
+            began = time.perf_counter()
+            for number in range(count):
+                engine.submit(f"{number}. {PROMPT}", max_new_tokens=8 if warm else tokens, stop_at_eos=False)
+            engine.run()
+            found[count] = count * tokens / (time.perf_counter() - began)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--quantize", choices=("int8", "int4"))
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", metavar="URL", help="another server, up to /v1")
+    parser.add_argument("--peer-model", default="model")
+    parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.engine:
+        for count, speed in engine_alone(options.model, options.quantize, options.clients, options.tokens).items():
+            print(count, speed)
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    quantize = ["--quantize", options.quantize] if options.quantize else []
+    argv = [sys.executable, "-m", "anyformer", "serve", f"model={options.model}", *quantize]
+    argv += ["--port", str(port), "--slots", str(max(options.clients))]
+    servers = {"anyformer": (f"http://127.0.0.1:{port}/v1", "model")}
+    if options.peer:
+        servers["peer"] = (options.peer, options.peer_model)
+    found = {(name, count): Measured() for name in (*servers, "engine") for count in options.clients}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            print(server.stderr.readline().strip())
+            for url, model in servers.values():
+                asyncio.run(clients(url, model, max(options.clients), 8, Measured()))
+            for _ in range(options.rounds):
+                for count in options.clients:
+                    for name, (url, model) in servers.items():
+                        asyncio.run(clients(url, model, count, options.tokens, found[name, count]))
+                alone = [
+                    sys.executable,
+                    __file__,
+                    options.model,
+                    *quantize,
+                    "--engine",
+                    "--tokens",
+                    str(options.tokens),
+                ]
+                alone += ["--clients", *map(str, options.clients)]
+                for line in subprocess.run(alone, check=True, capture_output=True, text=True).stdout.splitlines():
+                    count, speed = line.split()
+                    found["engine", int(count)].speeds.append(float(speed))
+        finally:
+            server.terminate()
+    for count in options.clients:
+        print(f"\n{count} clients  tokens/s     first       p99")
+        for name in (*servers, "engine"):
+            print(found[name, count].row(name))
+
+
+if __name__ == "__main__":
+    main()

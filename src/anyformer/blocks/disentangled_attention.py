@@ -1,0 +1,73 @@
+"""Disentangled attention (He et al. 2021, 2006.03654, section 3.1)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from anyformer import kernels
+from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.kv_cache import KeysValues, LayerCache
+from anyformer.blocks.position import Rotation
+from anyformer.config import AttentionConfig
+from anyformer.kernels import AttentionMask
+
+
+class DisentangledAttention(MultiHeadAttention):
+    """Attention that compares contents and relative positions apart::
+
+        softmax((q_i . k_j + q_i . K r_d + Q r_d . k_j) / sqrt(3 head_dim)) v_j,    d = bucket(i - j)
+
+    (equation 4). The vectors r come with the mask, and are the same in all layers; Q and K are the matrices that make
+    queries and keys of tokens, too (He et al. 2023, 2111.09543; its code, share_att_key).
+    """
+
+    def __init__(self, config: AttentionConfig, d_model: int, **options: Any) -> None:
+        super().__init__(config, d_model, **options)
+        self.scale /= 3**0.5
+
+    @override
+    def forward(
+        self,
+        x: Float[Tensor, "#batch queries d_model"],
+        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
+        *,
+        mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "#batch queries d_model"]:
+        """Attend from each token of x to each of x, or of other states; see `MultiHeadAttention`."""
+        query, key, value = self.project(x, states)
+        out = kernels.masked_attention(query, key, value, self.scored(query, key, mask), self.dropout.rate, self.scale)
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    @override
+    def weights(
+        self,
+        x: Float[Tensor, "#batch queries d_model"],
+        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
+        *,
+        mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
+    ) -> Float[Tensor, "rows heads time seen"]:
+        """The attention weights, in float32 at least; every row sums to 1."""
+        query, key, _ = self.project(x, states)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        scored = self.scored(query, key, mask)
+        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), scored, self.scale)
+
+    def scored(
+        self,
+        query: Float[Tensor, "#batch heads queries head_dim"],
+        key: Float[Tensor, "#batch heads keys head_dim"],
+        mask: AttentionMask,
+    ) -> AttentionMask:
+        """The mask with the two scores of positions."""
+        if (relative := mask.relative) is None:
+            raise ValueError("disentangled attention needs a mask with the vectors of relative positions")
+        vectors = kernels.dropout(relative.vectors, relative.dropout, relative.dropout > 0.0)
+        content_to_position = query @ self._split(self.key(vectors), self.heads).transpose(2, 3)
+        position_to_content = key @ self._split(self.query(vectors), self.heads).transpose(2, 3)
+        return kernels.with_relative(mask, self.scale * content_to_position, self.scale * position_to_content)

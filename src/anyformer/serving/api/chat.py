@@ -1,0 +1,170 @@
+"""`/v1/chat/completions`: conversations in the words of the model's own chat template."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import Field
+from starlette.types import Receive
+
+from anyformer.serving.api.chat_messages import ChatMessage, rendered
+from anyformer.serving.api.choices import shown_logprobs, spelled, usage
+from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
+from anyformer.serving.api.sse import DONE, EventStream, JsonAnswer, event
+from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
+from anyformer.serving.api.turn import Answer, Call, Turn
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.state import Server, server_of
+from anyformer.serving.tool_parser import CallBegin, Part, Text
+from anyformer.serving.worker import Delta
+
+router = APIRouter()
+
+
+class ChatRequest(SamplingBody):
+    """A conversation that the model answers."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    """None: as many as there is room for."""
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Choice | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    store: Literal[False] | None = None
+    prefix_ids: PrefixIds | None = None
+    """Token ids that the answer begins with: it is written from behind them."""
+
+    def turn(self, served: ServedModel) -> Turn:
+        """What the model is to do. Raises ApiError for messages or tools that don't fit together."""
+        choice, rules = self.tool_choice or "auto", self.rules()
+        named = isinstance(choice, ChosenTool)
+        tools = chosen_tools(
+            served,
+            [tool.function.made() for tool in self.tools or ()],
+            "required" if named else choice,
+            choice.function.name if named else None,
+            self.parallel_tool_calls is not False,
+            rules is not None,
+        )
+        return Turn(
+            served=served,
+            messages=rendered(self.messages),
+            tools=tools,
+            rules=rules,
+            rules_param=self.rules_param,
+            prefix_ids=self.prefix_ids,
+        )
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat_completions(
+    body: ChatRequest, request: Request, server: Annotated[Server, Depends(server_of)]
+) -> Response:
+    """Answer a conversation, as OpenAI's `/v1/chat/completions`."""
+    served = server.find(body.model)
+    served.require_generative()
+    writer = _Writer(served, body, server)
+    await writer.begin()
+    if body.stream:
+        return EventStream(writer.events(), writer.running)
+    async with writer.running(request.receive):
+        return JsonAnswer(await writer.answer())
+
+
+class _Writer:
+    """Writes the answer to a request."""
+
+    def __init__(self, served: ServedModel, body: ChatRequest, server: Server) -> None:
+        self.served, self.body, self.server = served, body, server
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self.turn = body.turn(served)
+
+    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+        """The texts while the client waits."""
+        return self.server.running(receive, self.served, self.turn.streams)
+
+    async def begin(self) -> None:
+        """Check everything, and submit the texts."""
+        body, count = self.body, self.body.n or 1
+        self.server.limit(count, "n")
+        most = body.max_completion_tokens or body.max_tokens
+        await self.turn.begin(body.options(), count, most, (body.top_logprobs or 0) if body.logprobs else None)
+
+    async def answer(self) -> dict[str, Any]:
+        """The answer as a whole."""
+        deltas = await self.turn.whole()
+        choices = [
+            {
+                "index": number,
+                "message": _message(answer),
+                "logprobs": self._logprobs(number, delta),
+                "finish_reason": answer.finish,
+            }
+            for number, (answer, delta) in enumerate(zip(self.turn.answers, deltas, strict=True))
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer in pieces."""
+        head, wants_usage = self._head("chat.completion.chunk"), False
+        if self.body.stream_options is not None and (wants_usage := self.body.stream_options.include_usage):
+            head["usage"] = None
+
+        def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
+            choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+            return event({**head, "choices": [choice]})
+
+        for number in range(len(self.turn.streams)):
+            yield chunk(number, {"role": "assistant", "content": ""})
+        async for number, delta, steps in self.turn.steps():
+            logprobs = self._logprobs(number, delta)
+            for part in [step.part for step in steps] or ([Text("")] if logprobs else []):
+                yield chunk(number, _delta(part), logprobs)
+                logprobs = None
+            if delta.finish is not None:
+                yield chunk(number, {}, None, self.turn.answers[number].finish)
+        if wants_usage:
+            yield event({**head, "choices": [], "usage": self._usage()})
+        yield DONE
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(len(self.turn.ids), self.turn.streams)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
+
+    def _logprobs(self, number: int, delta: Delta) -> dict[str, Any] | None:
+        scores = shown_logprobs(self.turn.streams[number], delta)
+        text = self.served.token_text
+        assert text is not None
+        return {"content": [spelled(text, score) for score in scores]} if self.body.logprobs and scores else None
+
+
+def _message(answer: Answer) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.calls:
+        message |= {"content": answer.text or None, "tool_calls": [_call(call) for call in answer.calls]}
+    return message
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"content": part.text}
+    if isinstance(part, CallBegin):
+        call = _call(Call(id=part.id, name=part.name))
+    else:
+        call = {"function": {"arguments": part.text}}
+    return {"tool_calls": [{"index": part.index, **call}]}

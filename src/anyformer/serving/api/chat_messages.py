@@ -1,0 +1,108 @@
+"""Messages of a conversation in OpenAI's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from anyformer.serving.api.turn import Call, assistant_message, tool_message
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+Content = str | list[TextPart]
+
+
+def joined(content: Content | None) -> str:
+    """The text of a message."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
+class CalledFunction(BaseModel):
+    """A function and its arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class ToolCall(BaseModel):
+    """A call that the model made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    """Changes nothing."""
+
+
+class PlainMessage(_Message):
+    """A message of the system or the user."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
+
+
+class AssistantMessage(_Message):
+    """A message of the model."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class ToolMessage(_Message):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+
+ChatMessage = Annotated[PlainMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage]) -> list[dict[str, Any]]:
+    """The messages as chat templates read them.
+
+    Raises:
+        ApiError: a result without its call, or arguments that are no JSON object.
+    """
+    shown = list[dict[str, Any]]()
+    for number, message in enumerate(messages):
+        text = joined(message.content)
+        if isinstance(message, ToolMessage):
+            shown.append(tool_message(shown, message.tool_call_id, text, f"messages.{number}.tool_call_id"))
+        elif isinstance(message, AssistantMessage):
+            calls = [
+                Call(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in message.tool_calls or ()
+            ]
+            shown.append(assistant_message(text, calls, f"messages.{number}.tool_calls"))
+        else:
+            shown.append({"role": "system" if message.role == "developer" else message.role, "content": text})
+    return shown

@@ -1,0 +1,202 @@
+"""`/v1/completions`: texts that are continued, and the log-probabilities of prompts."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+from starlette.types import Receive
+
+from anyformer.generation.batching import TokenLogprob
+from anyformer.generation.config import GenerationConfig, GenerationOptions
+from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
+from anyformer.serving.api.fields import PrefixIds, SamplingBody
+from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.errors import ApiError
+from anyformer.serving.prompt_scores import prompt_logprobs
+from anyformer.serving.served_model import ServedModel, seeded
+from anyformer.serving.state import Server, server_of
+from anyformer.serving.worker import Delta, Stream
+
+router = APIRouter()
+
+Ids = Annotated[list[int], Field(min_length=1)]
+
+
+class CompletionRequest(SamplingBody):
+    """A prompt that is continued; of an encoder-decoder a source that is rewritten."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+    """A text, token ids, or several of one kind."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    """0: nothing is generated, which takes `echo`."""
+    echo: bool = False
+    """Begin with the prompt; with `logprobs`, its tokens are scored as well."""
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Log-probabilities of so many of the likeliest tokens in each place."""
+    prefix_ids: PrefixIds | None = None
+    """Token ids that each text begins with: it is written from behind them."""
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
+        return list(prompt)
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(
+    body: CompletionRequest, request: Request, server: Annotated[Server, Depends(server_of)]
+) -> Response:
+    """Continue prompts, as OpenAI's `/v1/completions`."""
+    served = server.find(body.model)
+    served.require_generative()
+    writer = _Writer(served, body, server)
+    await writer.begin(request)
+    if body.stream:
+        return EventStream(writer.events(), writer.running)
+    async with writer.running(request.receive):
+        return JSONResponse(await writer.answer())
+
+
+class _Writer:
+    """Writes the answer to a request."""
+
+    def __init__(self, served: ServedModel, body: CompletionRequest, server: Server) -> None:
+        self.served, self.body, self.server = served, body, server
+        self.streams: list[Stream] = []
+        self.head: dict[str, Any] = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+        }
+
+    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+        """The texts while the client waits."""
+        return self.server.running(receive, self.served, self.streams)
+
+    async def begin(self, request: Request) -> None:
+        """Check everything, score prompts, and submit the texts."""
+        body, served = self.body, self.served
+        prompts, count = body.prompts(), body.n or 1
+        self.server.limit(len(prompts) * count, "n")
+        self.prompts = [served.encode(prompt) for prompt in prompts]
+        self.generates = body.max_tokens != 0
+        if not self.generates and not body.echo:
+            _refuse("max_tokens", "max_tokens 0 asks for nothing: set echo, or ask for at least one token.")
+        if body.echo and served.model.config.is_encoder_decoder:
+            _refuse("echo", "An encoder-decoder's text does not go on from its prompt: leave out echo.")
+        rules = body.rules()
+        if rules is not None and body.prefix_ids is not None:
+            _refuse("prefix_ids", "A grammar begins with the text: leave out one of the two.")
+        if body.prefix_ids is not None:
+            if body.echo:
+                _refuse("prefix_ids", "echo shows the prompt alone before the text: leave out echo or prefix_ids.")
+            self.prompts = [served.with_prefix(ids, body.prefix_ids) for ids in self.prompts]
+        rooms = [served.room(ids[: len(ids) - (not self.generates)], "prompt") for ids in self.prompts]
+        self.scores: list[list[TokenLogprob | None]] = [[] for _ in prompts]
+        if body.echo and (top := body.logprobs) is not None:
+            async with self.server.running(request.receive, served):
+                for number, ids in enumerate(self.prompts):
+                    score = partial(prompt_logprobs, served.model, ids, top)
+                    self.scores[number] = await served.worker.call(score)
+        if not self.generates:
+            return
+        for ids, room in zip(self.prompts, rooms, strict=True):
+            new = room if body.max_tokens is None else min(body.max_tokens, room)
+            options: GenerationOptions = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
+            config = GenerationConfig().replace(**options)
+            configs = [seeded(config, number) for number in range(count)]
+            try:
+                constrain = None if rules is None else await served.compile(rules, ids, body.rules_param)
+                self.streams += await served.worker.submit(ids, configs, body.logprobs, constrain=constrain)
+            except BaseException:
+                served.worker.release(self.streams)
+                raise
+
+    async def answer(self) -> dict[str, Any]:
+        """The answer as a whole."""
+        choices = list[dict[str, Any]]()
+        for number in range(len(self.streams) or len(self.prompts)):
+            delta = await self.streams[number].whole() if self.streams else Delta("", (), (), "length")
+            choices.append(self._choice(number, delta, first=True))
+        return {**self.head, "choices": choices, "usage": self._usage()}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer in pieces."""
+        begun = set[int]()
+        async for number, delta in merged(self.streams) if self.streams else self._echoes():
+            yield event({**self.head, "choices": [self._choice(number, delta, first=number not in begun)]})
+            begun.add(number)
+        if self.body.stream_options is not None and self.body.stream_options.include_usage:
+            yield event({**self.head, "choices": [], "usage": self._usage()})
+        yield DONE
+
+    async def _echoes(self) -> AsyncIterator[tuple[int, Delta]]:
+        for number in range(len(self.prompts)):
+            yield number, Delta("", (), (), "length")
+
+    def _choice(self, number: int, delta: Delta, first: bool) -> dict[str, Any]:
+        prompt = number // (self.body.n or 1)
+        shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
+        text, scored = delta.text, list[TokenLogprob | None](shown)
+        if self.body.echo and first:
+            ids = self.prompts[prompt]
+            source = self.body.prompts()[prompt]
+            text = (source if isinstance(source, str) else self._decode(ids)) + text
+            scored = [*self.scores[prompt], *scored]
+        logprobs = None
+        if self.body.logprobs is not None:
+            logprobs = self._logprobs(scored, self.prompts[prompt])
+            if (spelling := self.served.token_text) is not None:
+                logprobs["content"] = [spelled(spelling, score) for score in shown]
+        finish = None if delta.finish is None else FINISH[delta.finish]
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, scored: Sequence[TokenLogprob | None], ids: Sequence[int]) -> dict[str, Any]:
+        spell, offset = self._spell, 0
+        tokens, offsets = list[str](), list[int]()
+        for score in scored:
+            token = spell(ids[0] if score is None else score.token)
+            tokens.append(token)
+            offsets.append(offset)
+            offset += len(token)
+        top: list[dict[str, float] | None] = []
+        for score in scored:
+            top.append(None if score is None else _likeliest(score, spell))
+        return {
+            "tokens": tokens,
+            "token_logprobs": [None if score is None else score.logprob for score in scored],
+            "top_logprobs": top,
+            "text_offset": offsets,
+        }
+
+    def _spell(self, token: int) -> str:
+        return str(token) if self.served.token_text is None else self.served.token_text.text(token)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return "" if self.served.tokenizer is None else self.served.tokenizer.decode(ids, skip_special=False)
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(sum(map(len, self.prompts)), self.streams)
+
+
+def _likeliest(score: TokenLogprob, spell: Callable[[int], str]) -> dict[str, float]:
+    """The likeliest tokens by their text; of those with the same text the likeliest."""
+    top: dict[str, float] = {}
+    for token, logprob in score.top.items():
+        top.setdefault(spell(token), logprob)
+    return top
+
+
+def _refuse(param: str, message: str) -> None:
+    raise ApiError(400, message, param)

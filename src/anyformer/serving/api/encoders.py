@@ -1,0 +1,155 @@
+"""`/v1/embeddings`, `/v1/rerank`, `/v1/classify` and `/v1/fill`: models that read text."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from anyformer.errors import UserError
+from anyformer.evaluation.classify import Classification, classify
+from anyformer.generation.fill import fill
+from anyformer.serving.api.fields import RequestBody
+from anyformer.serving.errors import ApiError
+from anyformer.serving.state import Server, server_of
+
+router = APIRouter()
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+ServerOf = Annotated[Server, Depends(server_of)]
+
+
+def _listed(texts: Texts) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+class EmbeddingRequest(RequestBody):
+    """Texts that become vectors."""
+
+    input: Texts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    """Only the model's own number."""
+    user: str | None = None
+    """Changes nothing."""
+
+
+@router.post("/v1/embeddings")
+async def embeddings(body: EmbeddingRequest, request: Request, server: ServerOf) -> dict[str, Any]:
+    """Turn texts into vectors, as OpenAI's `/v1/embeddings`."""
+    served, texts = server.find(body.model), _listed(body.input)
+    tokenizer, size = served.require_tokenizer(), served.model.config.d_model
+    if body.dimensions not in (None, size):
+        raise ApiError(400, f"Vectors of {body.model} have {size} dimensions: leave out dimensions.", "dimensions")
+    async with server.running(request.receive, served):
+        try:
+            vectors = await served.embeddings(texts)
+        except UserError as error:
+            raise ApiError(400, str(error), "input") from None
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    data = [
+        {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "model": body.model, "data": data, "usage": usage}
+
+
+def _written(vector: Any, encoding: str) -> list[float] | str:
+    return vector.tolist() if encoding == "float" else base64.b64encode(vector.numpy().tobytes()).decode()
+
+
+class RerankRequest(RequestBody):
+    """Documents that are put in order by how well they answer a query."""
+
+    query: Text
+    documents: Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = True
+
+
+@router.post("/v1/rerank")
+async def rerank(body: RerankRequest, request: Request, server: ServerOf) -> dict[str, Any]:
+    """Order documents, as Jina's and Cohere's `/v1/rerank`.
+
+    A classifier with one output reads query and document together; of any other model the cosine of the two vectors is
+    the score.
+    """
+    served = server.find(body.model)
+    tokenizer = served.require_tokenizer()
+    async with server.running(request.receive, served):
+        try:
+            if "classify" in served.capabilities:
+                if served.model.config.head.labels not in (0, 1):
+                    raise ApiError(
+                        400, f"{body.model} has several labels, and orders nothing: ask /v1/classify.", "model"
+                    )
+                query, documents = body.query, body.documents
+                answers = await served.worker.call(lambda: classify(served.model, tokenizer, documents, query))
+                scores = [_sigmoid(answer) for answer in answers]
+            else:
+                first, *others = await served.embeddings([body.query, *body.documents])
+                scores = [float((first @ other) / (first.norm() * other.norm())) for other in others]
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
+    results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
+    if body.return_documents:
+        for result in results:
+            result["document"] = {"text": body.documents[result["index"]]}
+    return {"model": body.model, "results": results}
+
+
+def _sigmoid(answer: Classification) -> float:
+    return 1 / (1 + math.exp(-max(-700.0, next(iter(answer.scores.values())))))
+
+
+class ClassifyRequest(RequestBody):
+    """Texts, or pairs of texts, that are labeled."""
+
+    input: Texts
+    second: Texts | None = None
+    """The second text of each pair."""
+
+
+@router.post("/v1/classify")
+async def classify_texts(body: ClassifyRequest, request: Request, server: ServerOf) -> dict[str, Any]:
+    """Label texts."""
+    served, texts = server.find(body.model), _listed(body.input)
+    if "classify" not in served.capabilities:
+        raise ApiError(400, f"The model {body.model} is no classifier.", "model", "unsupported_model")
+    async with server.running(request.receive, served):
+        try:
+            work = lambda: classify(served.model, served.tokenizer, texts, body.second)  # noqa: E731
+            answers: Sequence[Classification] = await served.worker.call(work)
+        except UserError as error:
+            raise ApiError(400, str(error), "input") from None
+    data = [
+        {"index": index, "label": answer.label, "labels": list(answer.labels), "scores": dict(answer.scores)}
+        for index, answer in enumerate(answers)
+    ]
+    return {"object": "list", "model": body.model, "data": data}
+
+
+class FillRequest(RequestBody):
+    """A text with masks."""
+
+    text: Text
+    top: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+@router.post("/v1/fill")
+async def fill_masks(body: FillRequest, request: Request, server: ServerOf) -> dict[str, Any]:
+    """Predict the masked tokens of a text."""
+    served = server.find(body.model)
+    async with server.running(request.receive, served):
+        try:
+            masks = await served.worker.call(lambda: fill(served.model, served.tokenizer, body.text, body.top))
+        except UserError as error:
+            raise ApiError(400, str(error), "text") from None
+    return {"object": "list", "model": body.model, "data": [[vars(candidate) for candidate in mask] for mask in masks]}

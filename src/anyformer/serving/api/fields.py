@@ -1,0 +1,107 @@
+"""Fields that several requests have. One that can't be honored is refused by its name, never ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from anyformer.generation.config import GenerationOptions
+from anyformer.serving.api.formats import Regex, ResponseFormat, form_rules, schema_of
+from anyformer.serving.errors import ApiError
+
+_SEED = Field(ge=-(2**63), lt=2**63)
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=1, le=1 << 24)]
+PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Stop = str | Annotated[list[str], Field(max_length=16)]
+
+
+class RequestBody(BaseModel):
+    """A request. Fields that it doesn't have are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: str
+    """Name of a model of `/v1/models`."""
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    """Send the numbers of tokens in a last chunk."""
+    include_obfuscation: Literal[False] = False
+
+
+class SamplingBody(RequestBody):
+    """A request for text."""
+
+    temperature: Temperature | None = None
+    """0: always the likeliest token."""
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """0: all tokens."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    """By token id, as a string; -100 bans a token."""
+    seed: Annotated[int, _SEED] | None = None
+    stop: Stop | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    """JSON, or JSON by a schema."""
+    grammar: Regex | None = None
+    """A regex that the text matches."""
+    ignore_eos: bool = False
+    """Go on behind the end of the text."""
+    user: str | None = None
+    """Changes nothing."""
+    metadata: dict[str, Any] | None = None
+    """Changes nothing."""
+
+    def rules(self) -> str | None:
+        """Lark rules of what the text may be; None: anything. Raises ApiError for a grammar that is too large."""
+        schema = schema_of(self.response_format)
+        if self.grammar is not None and schema is not None:
+            raise ApiError(400, "grammar and response_format both say what the text may be: leave out one.", "grammar")
+        if self.grammar is None and schema is None:
+            return None
+        return form_rules(schema, self.grammar and self.grammar.value, self.rules_param)
+
+    @property
+    def rules_param(self) -> str:
+        """The field that `rules` come from."""
+        return "response_format" if self.grammar is None else "grammar"
+
+    def options(self) -> GenerationOptions:
+        """The fields that were given, as options of generation."""
+        given: dict[str, Any] = {
+            name: value
+            for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.temperature is not None and 0 < self.temperature < 1e-6:
+            given["temperature"] = 0.0
+        if self.top_k is not None:
+            given["top_k"] = self.top_k or None
+        if self.stop:
+            given["stop"] = self.stop if isinstance(self.stop, str) else tuple(self.stop)
+        if self.seed is not None:
+            given["seed"] = self.seed
+        if self.logit_bias:
+            given["logit_bias"] = {
+                int(token): -float("inf") if bias <= -100 else bias for token, bias in self.logit_bias.items()
+            }
+        if self.ignore_eos:
+            given["stop_at_eos"] = False
+        return GenerationOptions(**given)

@@ -1,0 +1,320 @@
+"""`/v1/messages`: conversations in Anthropic's words."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive
+
+from anyformer.generation.config import GenerationOptions
+from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
+from anyformer.serving.api.formats import Schema, form_rules
+from anyformer.serving.api.sse import EventStream, JsonAnswer, event
+from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
+from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
+from anyformer.serving.errors import ApiError
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.state import Server, server_of
+from anyformer.serving.tool_formats import Function
+from anyformer.serving.tool_parser import CallBegin, Part, Text
+from anyformer.serving.worker import Stream
+
+router = APIRouter()
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    cache_control: dict[str, Any] | None = None
+    """Changes nothing: prefixes that were read before are always reused."""
+
+
+class TextBlock(_Part):
+    """A text."""
+
+    type: Literal["text"]
+    text: str
+    citations: None = None
+
+
+class ToolUse(_Part):
+    """A call that the model made."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResult(_Part):
+    """The result of a call."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+    is_error: bool | None = None
+    """Changes nothing: the content says it."""
+
+
+Block = Annotated[TextBlock | ToolUse | ToolResult, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant"]
+    content: str | list[Block]
+
+
+class Tool(_Part):
+    """A tool that the model may use."""
+
+    type: Literal["custom"] | None = None
+    name: ToolName
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+    """Enforce the schema."""
+
+
+class ToolChoice(BaseModel):
+    """Whether the model uses a tool."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    """For the type tool: which one."""
+    disable_parallel_tool_use: bool | None = None
+
+
+class NoThinking(BaseModel):
+    """The model answers at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["disabled"]
+
+
+class OutputFormat(BaseModel):
+    """A JSON schema that the answer obeys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    schema_: Schema
+
+
+class OutputConfig(BaseModel):
+    """The form of the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: OutputFormat | None = None
+
+
+class ConversationBody(RequestBody):
+    """A conversation."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    system: str | list[TextBlock] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: NoThinking | None = None
+    output_config: OutputConfig | None = None
+
+    def turn(self, served: ServedModel) -> Turn:
+        """What the model is to do. Raises ApiError for messages or tools that don't fit together."""
+        rules = None
+        if self.output_config is not None and self.output_config.format is not None:
+            rules = form_rules(self.output_config.format.schema_, None, "output_config")
+        choice = self.tool_choice or ToolChoice(type="auto")
+        if (choice.type == "tool") != (choice.name is not None):
+            raise ApiError(400, "tool_choice has a name if its type is tool, and only then.", "tool_choice")
+        functions = [
+            Function(
+                name=tool.name,
+                description=tool.description,
+                parameters=tool.input_schema,
+                strict=bool(tool.strict),
+            )
+            for tool in self.tools or ()
+        ]
+        tools = chosen_tools(
+            served,
+            functions,
+            {"any": "required", "tool": "required"}.get(choice.type, choice.type),
+            choice.name,
+            not choice.disable_parallel_tool_use,
+            rules is not None,
+        )
+        return Turn(served=served, messages=self._shown(), tools=tools, rules=rules, rules_param="output_config")
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The messages as chat templates read them."""
+        if self.messages[-1].role == "assistant":
+            raise ApiError(400, "The last message is the user's: an answer can't be begun by the client.", "messages")
+        shown = list[dict[str, Any]]()
+        if self.system:
+            shown.append({"role": "system", "content": _joined(self.system)})
+        for number, message in enumerate(self.messages):
+            param, content = f"messages.{number}.content", message.content
+            blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+            text = "".join(block.text for block in blocks if isinstance(block, TextBlock))
+            uses = [block for block in blocks if isinstance(block, ToolUse)]
+            results = [block for block in blocks if isinstance(block, ToolResult)]
+            if message.role == "assistant":
+                if results:
+                    raise ApiError(400, "A tool_result is the user's.", param)
+                calls = [Call(id=use.id, name=use.name, arguments=json.dumps(use.input)) for use in uses]
+                shown.append(assistant_message(text, calls, param))
+                continue
+            if uses:
+                raise ApiError(400, "A tool_use is the assistant's.", param)
+            for result in results:
+                shown.append(tool_message(shown, result.tool_use_id, _joined(result.content), param))
+            if text or not results:
+                shown.append({"role": "user", "content": text})
+        return shown
+
+
+def _joined(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "".join(block.text for block in content)
+
+
+class MessagesRequest(ConversationBody):
+    """A conversation that the model answers."""
+
+    max_tokens: Count
+    temperature: Temperature | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Probability | None = None
+    stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
+    stream: bool | None = False
+    metadata: dict[str, Any] | None = None
+    """Changes nothing."""
+    service_tier: Literal["auto", "standard_only"] | None = None
+    """Changes nothing."""
+
+    def options(self) -> GenerationOptions:
+        """The fields that were given, as options of generation."""
+        options = GenerationOptions()
+        if self.temperature is not None:
+            options["temperature"] = self.temperature if self.temperature >= 1e-6 else 0.0
+        if self.top_p is not None:
+            options["top_p"] = self.top_p
+        if self.top_k is not None:
+            options["top_k"] = self.top_k or None
+        if self.stop_sequences:
+            options["stop"] = tuple(self.stop_sequences)
+        return options
+
+
+@router.post("/v1/messages", response_model=None)
+async def messages(body: MessagesRequest, request: Request, server: Annotated[Server, Depends(server_of)]) -> Response:
+    """Answer a conversation, as Anthropic's `/v1/messages`."""
+    served = server.find(body.model)
+    served.require_generative()
+    writer = _Writer(served, body, server)
+    await writer.turn.begin(body.options(), 1, body.max_tokens)
+    if body.stream:
+        return EventStream(writer.events(), writer.running, lambda error: event(error.body, "error"))
+    async with writer.running(request.receive):
+        await writer.turn.whole()
+        return JsonAnswer(writer.message())
+
+
+@router.post("/v1/messages/count_tokens")
+async def count_tokens(body: ConversationBody, server: Annotated[Server, Depends(server_of)]) -> dict[str, int]:
+    """The number of tokens of a conversation, as Anthropic's `/v1/messages/count_tokens`."""
+    served = server.find(body.model)
+    served.require_generative()
+    turn = body.turn(served)
+    await turn.encode()
+    return {"input_tokens": len(turn.ids)}
+
+
+class _Writer:
+    """Writes the answer to a request."""
+
+    def __init__(self, served: ServedModel, body: MessagesRequest, server: Server) -> None:
+        self.served, self.body, self.server = served, body, server
+        self.turn = body.turn(served)
+        self.id = f"msg_{secrets.token_hex(12)}"
+
+    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+        """The texts while the client waits."""
+        return self.server.running(receive, self.served, self.turn.streams)
+
+    def message(self) -> dict[str, Any]:
+        """The answer as a whole."""
+        content = [_block(item) for item in self.turn.answers[0].items]
+        return {**self._head(), "content": content, **self._end(), "usage": self._usage()}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer in pieces."""
+
+        def named(kind: str, **fields: Any) -> bytes:
+            return event({"type": kind, **fields}, kind)
+
+        usage = {"input_tokens": len(self.turn.ids), "output_tokens": 0}
+        yield named("message_start", message={**self._head(), "content": [], **_NO_END, "usage": usage})
+        async for _, _, steps in self.turn.steps():
+            for step in steps:
+                if step.begins:
+                    if step.item:
+                        yield named("content_block_stop", index=step.item - 1)
+                    yield named("content_block_start", index=step.item, content_block=_begun(step.part))
+                if (delta := _delta(step.part)) is not None:
+                    yield named("content_block_delta", index=step.item, delta=delta)
+        if items := self.turn.answers[0].items:
+            yield named("content_block_stop", index=len(items) - 1)
+        yield named("message_delta", delta=self._end(), usage=self._usage())
+        yield named("message_stop")
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "message", "role": "assistant", "model": self.body.model}
+
+    def _end(self) -> dict[str, Any]:
+        answer, stream = self.turn.answers[0], self.turn.streams[0]
+        return {"stop_reason": _stop_reason(answer, stream), "stop_sequence": stream.request.stop_string}
+
+    def _usage(self) -> dict[str, int]:
+        return {"input_tokens": len(self.turn.ids), "output_tokens": len(self.turn.streams[0].request.tokens)}
+
+
+_NO_END = {"stop_reason": None, "stop_sequence": None}
+
+
+def _stop_reason(answer: Answer, stream: Stream) -> str:
+    if answer.finish == "stop" and stream.request.stop_string is not None:
+        return "stop_sequence"
+    return {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[answer.finish or "stop"]
+
+
+def _block(item: Passage | Call) -> dict[str, Any]:
+    """A block of the answer. Arguments that were cut off, or are no JSON, are left out."""
+    if isinstance(item, Passage):
+        return {"type": "text", "text": item.text}
+    return {"type": "tool_use", "id": item.id, "name": item.name, "input": item.parsed() or {}}
+
+
+def _begun(part: Part) -> dict[str, Any]:
+    if isinstance(part, CallBegin):
+        return {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+    return {"type": "text", "text": ""}
+
+
+def _delta(part: Part) -> dict[str, Any] | None:
+    if isinstance(part, Text):
+        return {"type": "text_delta", "text": part.text}
+    return None if isinstance(part, CallBegin) else {"type": "input_json_delta", "partial_json": part.text}

@@ -1,0 +1,370 @@
+"""`/v1/responses`: answers as OpenAI's newer shape has them. Nothing is stored: the client sends the conversation."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from starlette.types import Receive
+
+from anyformer.generation.config import GenerationOptions
+from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
+from anyformer.serving.api.formats import ANY_OBJECT, JsonObject, PlainText, Schema, form_rules
+from anyformer.serving.api.sse import EventStream, JsonAnswer, event
+from anyformer.serving.api.tools import MOST_TOOLS, Choice, FunctionBody, ToolName, chosen_tools
+from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
+from anyformer.serving.errors import ApiError
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.state import Server, server_of
+from anyformer.serving.tool_parser import Arguments, Text
+
+router = APIRouter()
+
+
+class _Item(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None = None
+    """Changes nothing."""
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    """Changes nothing."""
+
+
+class ContentPart(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[Any] | None = None
+    """Changes nothing."""
+    logprobs: list[Any] | None = None
+    """Changes nothing."""
+
+
+class MessageItem(_Item):
+    """A message."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    phase: str | None = None
+    """Changes nothing."""
+
+
+class CallItem(_Item):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class ResultItem(_Item):
+    """The result of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[ContentPart]
+
+
+def _kind(item: Any) -> str:
+    return str(item.get("type", "message")) if isinstance(item, dict) else getattr(item, "type", "message")
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[ResultItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
+class FunctionTool(FunctionBody):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+
+
+class ChosenTool(BaseModel):
+    """A function that has to be called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    name: ToolName
+
+
+class JsonBySchema(BaseModel):
+    """JSON that obeys a schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    name: str | None = None
+    """Changes nothing."""
+    description: str | None = None
+    """Changes nothing."""
+    schema_: Schema
+    strict: bool | None = None
+
+
+class TextOptions(BaseModel):
+    """The form of the text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")] | None = None
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_obfuscation: Literal[False] = False
+
+
+class ResponsesRequest(RequestBody):
+    """A conversation that the model answers."""
+
+    input: str | Annotated[list[Item], Field(min_length=1)]
+    instructions: str | None = None
+    """A system message before the input."""
+    max_output_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    text: TextOptions | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Choice | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    store: Literal[False] | None = None
+    """Nothing is stored."""
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    """Changes nothing."""
+    include: Annotated[list[str], Field(max_length=0)] | None = None
+    user: str | None = None
+    """Changes nothing."""
+    metadata: dict[str, Any] | None = None
+    """Comes back with the answer."""
+    safety_identifier: str | None = None
+    """Changes nothing."""
+    prompt_cache_key: str | None = None
+    """Changes nothing."""
+
+    def options(self) -> GenerationOptions:
+        """The fields that were given, as options of generation."""
+        options = GenerationOptions()
+        if self.temperature is not None:
+            options["temperature"] = self.temperature if self.temperature >= 1e-6 else 0.0
+        if self.top_p is not None:
+            options["top_p"] = self.top_p
+        return options
+
+    def turn(self, served: ServedModel) -> Turn:
+        """What the model is to do. Raises ApiError for items or tools that don't fit together."""
+        form = None if self.text is None else self.text.format
+        schema = (
+            form.schema_ if isinstance(form, JsonBySchema) else ANY_OBJECT if isinstance(form, JsonObject) else None
+        )
+        rules = None if schema is None else form_rules(schema, None, "text.format")
+        choice = self.tool_choice or "auto"
+        named = isinstance(choice, ChosenTool)
+        tools = chosen_tools(
+            served,
+            [tool.made() for tool in self.tools or ()],
+            "required" if named else choice,
+            choice.name if named else None,
+            self.parallel_tool_calls is not False,
+            rules is not None,
+        )
+        return Turn(served=served, messages=self._shown(), tools=tools, rules=rules, rules_param="text.format")
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The items as chat templates read them: calls belong to the assistant's message before them."""
+        items = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        shown = list[dict[str, Any]]()
+        if self.instructions:
+            shown.append({"role": "system", "content": self.instructions})
+        for number, item in enumerate(items):
+            param = f"input.{number}"
+            if isinstance(item, ResultItem):
+                shown.append(tool_message(shown, item.call_id, _joined(item.output), param))
+            elif isinstance(item, CallItem):
+                call = Call(id=item.call_id, name=item.name, arguments=item.arguments)
+                message = assistant_message("", [call], param)
+                if shown and shown[-1]["role"] == "assistant":
+                    before = shown.pop()
+                    calls = [*before.get("tool_calls", ()), *message["tool_calls"]]
+                    message = {**before, "tool_calls": calls}
+                shown.append(message)
+            else:
+                role = "system" if item.role == "developer" else item.role
+                shown.append({"role": role, "content": _joined(item.content)})
+        return shown
+
+
+def _joined(content: str | list[ContentPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+@router.post("/v1/responses", response_model=None)
+async def responses(
+    body: ResponsesRequest, request: Request, server: Annotated[Server, Depends(server_of)]
+) -> Response:
+    """Answer a conversation, as OpenAI's `/v1/responses`."""
+    served = server.find(body.model)
+    served.require_generative()
+    writer = _Writer(served, body, server)
+    await writer.turn.begin(body.options(), 1, body.max_output_tokens)
+    if body.stream:
+        return EventStream(writer.events(), writer.running, writer.failed)
+    async with writer.running(request.receive):
+        await writer.turn.whole()
+        return JsonAnswer(writer.response())
+
+
+class _Writer:
+    """Writes the answer to a request."""
+
+    def __init__(self, served: ServedModel, body: ResponsesRequest, server: Server) -> None:
+        self.served, self.body, self.server = served, body, server
+        self.turn = body.turn(served)
+        self.id, self.created = f"resp_{secrets.token_hex(12)}", int(time.time())
+        self._item_ids = list[str]()
+        self._sent = 0
+
+    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
+        """The texts while the client waits."""
+        return self.server.running(receive, self.served, self.turn.streams)
+
+    def response(self, error: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer as far as it is known."""
+        body, answer = self.body, self.turn.answers[0]
+        items = range(0 if answer.finish is None else len(answer.items))
+        status = {None: "in_progress", "length": "incomplete"}.get(answer.finish, "completed")
+        is_cut = status == "incomplete"
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": "failed" if error else status,
+            "error": error,
+            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": body.model,
+            "output": [self._item(index, status) for index in items],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": body.temperature,
+            "text": {"format": {"type": "text"}} if body.text is None else body.text.model_dump(by_alias=True),
+            "tool_choice": body.tool_choice.model_dump() if isinstance(body.tool_choice, ChosenTool) else self._choice,
+            "tools": [{"strict": False, **tool.model_dump(exclude_none=True)} for tool in body.tools or ()],
+            "top_p": body.top_p,
+            "truncation": "disabled",
+            "usage": None if answer.finish is None else self._usage(),
+        }
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer in pieces."""
+        yield self._event("response.created", response=self.response())
+        yield self._event("response.in_progress", response=self.response())
+        answer = self.turn.answers[0]
+        async for _, _, steps in self.turn.steps():
+            for step in steps:
+                if step.begins:
+                    for each in self._ended(step.item - 1):
+                        yield each
+                    for each in self._begun(step.item):
+                        yield each
+                place = {"item_id": self._item_id(step.item), "output_index": step.item}
+                if isinstance(step.part, Text):
+                    piece = {"content_index": 0, "delta": step.part.text, "logprobs": []}
+                    yield self._event("response.output_text.delta", **place, **piece)
+                elif isinstance(step.part, Arguments):
+                    yield self._event("response.function_call_arguments.delta", **place, delta=step.part.text)
+        status = "incomplete" if answer.finish == "length" else "completed"
+        for each in self._ended(len(answer.items) - 1, status):
+            yield each
+        yield self._event(f"response.{status}", response=self.response())
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that failed."""
+        return self._event("response.failed", response=self.response({"code": "server_error", "message": str(error)}))
+
+    def _begun(self, index: int) -> list[bytes]:
+        """The events before the first piece of an item."""
+        item, place = self.turn.answers[0].items[index], {"output_index": index}
+        empty: dict[str, Any] = self._item(index, "in_progress")
+        if isinstance(item, Call):
+            empty["arguments"] = ""
+            return [self._event("response.output_item.added", **place, item=empty)]
+        empty["content"] = []
+        part = {**place, "item_id": self._item_id(index), "content_index": 0, "part": _part("")}
+        added = self._event("response.output_item.added", **place, item=empty)
+        return [added, self._event("response.content_part.added", **part)]
+
+    def _ended(self, index: int, status: str = "completed") -> list[bytes]:
+        """The events behind the last piece of an item."""
+        if index < 0:
+            return []
+        item = self.turn.answers[0].items[index]
+        place = {"item_id": self._item_id(index), "output_index": index}
+        if isinstance(item, Call):
+            kind, done = "response.function_call_arguments.done", {"name": item.name, "arguments": item.arguments}
+            events = [self._event(kind, **place, **done)]
+        else:
+            text = {"content_index": 0, "text": item.text, "logprobs": []}
+            events = [self._event("response.output_text.done", **place, **text)]
+            part = {"content_index": 0, "part": _part(item.text)}
+            events.append(self._event("response.content_part.done", **place, **part))
+        return [*events, self._event("response.output_item.done", output_index=index, item=self._item(index, status))]
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        self._sent += 1
+        return event({"type": kind, "sequence_number": self._sent - 1, **fields}, kind)
+
+    def _item_id(self, index: int) -> str:
+        while len(self._item_ids) <= index:
+            self._item_ids.append(f"item_{secrets.token_hex(12)}")
+        return self._item_ids[index]
+
+    def _item(self, index: int, status: str) -> dict[str, Any]:
+        item, known = self.turn.answers[0].items[index], {"id": self._item_id(index), "status": status}
+        if isinstance(item, Passage):
+            return {"type": "message", **known, "role": "assistant", "content": [_part(item.text)]}
+        return {"type": "function_call", **known, "call_id": item.id, "name": item.name, "arguments": item.arguments}
+
+    @property
+    def _choice(self) -> str:
+        return self.body.tool_choice if isinstance(self.body.tool_choice, str) else "auto"
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, new = len(self.turn.ids), len(self.turn.streams[0].request.tokens)
+        return {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": new,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + new,
+        }
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

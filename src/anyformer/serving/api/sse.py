@@ -1,0 +1,77 @@
+"""Server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from anyformer.serving.errors import ApiError
+from anyformer.serving.state import ClientLeftError
+
+DONE = b"data: [DONE]\n\n"
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def event(value: Any, name: str | None = None) -> bytes:
+    """One event with JSON."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {dumps(value)}\n\n".encode("utf-8", "replace")
+
+
+class JsonAnswer(Response):
+    """A response with JSON. Half of a surrogate pair, which a model can write into JSON, becomes a question mark."""
+
+    media_type = "application/json"
+
+    @override
+    def render(self, content: Any) -> bytes:
+        return dumps(content).encode("utf-8", "replace")
+
+
+class EventStream(Response):
+    """A response that sends events as they come. An error after the first is an event, and the end.
+
+    Args:
+        events: They are sent while `running` is entered, in one task.
+        running: Gets the channel on which the client's leaving is heard.
+        failed: The event of an error.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        running: Callable[[Receive], AbstractAsyncContextManager[None]],
+        failed: Callable[[ApiError], bytes] = lambda error: event(error.body),
+    ) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._events, self._running, self._failed = events, running, failed
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(body: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        try:
+            async with self._running(receive):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for each in self._events:
+                    await write(each)
+        except ApiError as error:
+            await write(self._failed(error))
+        except ClientLeftError:
+            return
+        await write(b"", more=False)

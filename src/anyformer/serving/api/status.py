@@ -1,0 +1,92 @@
+"""`/health`, `/metrics`, `/v1/models`, `/tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response
+from pydantic import Field
+
+from anyformer.errors import UserError
+from anyformer.serving.api.fields import RequestBody
+from anyformer.serving.errors import ApiError
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.state import Server, server_of
+
+router = APIRouter()
+
+ServerOf = Annotated[Server, Depends(server_of)]
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Say that the server is there."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(server: ServerOf) -> Response:
+    """Counts and durations, in Prometheus's format."""
+    return Response(server.metrics.render(server.models.values()), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/models")
+async def models(server: ServerOf) -> dict[str, Any]:
+    """The models that are served."""
+    return {"object": "list", "data": [_described(served) for served in server.models.values()]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, server: ServerOf) -> dict[str, Any]:
+    """One of them."""
+    return _described(server.find(name))
+
+
+def _described(served: ServedModel) -> dict[str, Any]:
+    engine, tokenizer = served.worker.engine, served.tokenizer
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "anyformer",
+        "model_type": served.model.config.model_type,
+        "max_model_len": served.model.config.context_length if engine is None else engine.capacity,
+        "capabilities": served.capabilities,
+        "is_encoder_decoder": served.model.config.is_encoder_decoder,
+        "eos_token_ids": served.ends,
+        "chat_template": tokenizer is not None and tokenizer.chat_template is not None,
+    }
+
+
+class TokenizeRequest(RequestBody):
+    """A text that becomes token ids."""
+
+    prompt: str
+    add_special_tokens: bool = True
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, server: ServerOf) -> dict[str, Any]:
+    """Token ids of a text."""
+    served = server.find(body.model)
+    try:
+        ids = served.require_tokenizer().encode(body.prompt, special=body.add_special_tokens)
+    except UserError as error:
+        raise ApiError(400, str(error), "prompt") from None
+    return {"tokens": ids, "count": len(ids), "max_model_len": _described(served)["max_model_len"]}
+
+
+class DetokenizeRequest(RequestBody):
+    """Token ids that become a text."""
+
+    tokens: list[Annotated[int, Field(ge=0, lt=2**32)]]
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, server: ServerOf) -> dict[str, str]:
+    """The text of token ids."""
+    try:
+        return {"prompt": server.find(body.model).require_tokenizer().decode(body.tokens, skip_special=False)}
+    except UserError as error:
+        raise ApiError(400, str(error), "tokens") from None

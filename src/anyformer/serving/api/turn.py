@@ -1,0 +1,266 @@
+"""A turn of a conversation: what the model is shown, what it may answer, and the parts of its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from anyformer.errors import UserError
+from anyformer.generation.config import GenerationOptions
+from anyformer.serving.api.choices import FINISH, merged
+from anyformer.serving.errors import ApiError
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
+from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text, ToolParser
+from anyformer.serving.worker import Delta, Stream
+
+
+@dataclass(kw_only=True)
+class Call:
+    """A call of a tool."""
+
+    id: str
+    name: str
+    arguments: str = ""
+    """JSON."""
+
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments; None: they were cut off, or are no JSON object."""
+        try:
+            value: Any = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return None
+        return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+@dataclass(kw_only=True)
+class Passage:
+    """A text before, between or behind calls."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A part of an answer.
+
+    Attributes:
+        item: The number of the item that it belongs to.
+        begins: It is the first of that item.
+        part: What comes.
+    """
+
+    item: int
+    begins: bool
+    part: Part
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """An answer as far as it is known: passages and calls in their order."""
+
+    parser: ToolParser | None
+    items: list[Passage | Call] = field(default_factory=list[Passage | Call])
+    finish: str | None = None
+    """None: not yet; else stop, length or tool_calls."""
+
+    @property
+    def text(self) -> str:
+        """All passages."""
+        return "".join(item.text for item in self.items if isinstance(item, Passage))
+
+    @property
+    def calls(self) -> list[Call]:
+        """All calls."""
+        return [item for item in self.items if isinstance(item, Call)]
+
+    def push(self, text: str, finish: str | None) -> list[Step]:
+        """Add a piece of the model's text."""
+        if self.parser is None:
+            parts: list[Part] = [Text(text)] if text else []
+        else:
+            parts = self.parser.push(text)
+            if finish is not None:
+                parts += self.parser.flush()
+        steps = [self._add(part) for part in parts]
+        self.finish = "tool_calls" if finish == "stop" and self.calls else finish
+        return steps
+
+    def _add(self, part: Part) -> Step:
+        latest = self.items[-1] if self.items else None
+        begins = isinstance(part, CallBegin) or (isinstance(part, Text) and not isinstance(latest, Passage))
+        if begins:
+            latest = Call(id=part.id, name=part.name) if isinstance(part, CallBegin) else Passage()
+            self.items.append(latest)
+        if isinstance(latest, Passage) and isinstance(part, Text):
+            latest.text += part.text
+        elif isinstance(latest, Call) and isinstance(part, Arguments):
+            latest.arguments += part.text
+        return Step(item=len(self.items) - 1, begins=begins, part=part)
+
+
+@dataclass(kw_only=True)
+class Turn:
+    """A turn of a conversation.
+
+    Attributes:
+        served: The model that answers.
+        messages: As chat templates read them.
+        tools: What it may call.
+        rules: Lark rules of its answer; None: any text.
+        rules_param: The field that these come from.
+        prefix_ids: Token ids that the answer begins with; None: it begins anew.
+    """
+
+    served: ServedModel
+    messages: Sequence[Mapping[str, Any]]
+    tools: Tools | None = None
+    rules: str | None = None
+    rules_param: str = "response_format"
+    prefix_ids: Sequence[int] | None = None
+    ids: list[int] = field(default_factory=list[int])
+    streams: list[Stream] = field(default_factory=list[Stream])
+    answers: list[Answer] = field(default_factory=list[Answer])
+
+    async def begin(
+        self, options: GenerationOptions, count: int = 1, most: int | None = None, logprobs: int | None = None
+    ) -> None:
+        """Check everything, and submit the texts.
+
+        Args:
+            options, count, most, logprobs: As for `ServedModel.submit_chat`.
+
+        Raises:
+            ApiError: the template refuses the messages, or something can't be enforced.
+        """
+        served, tools = self.served, self.tools
+        await self.encode()
+        constrain = None
+        if tools is not None and tools.is_enforced:
+            try:
+                rules = tools.rules(served.grammars)
+            except UserError as error:
+                raise ApiError(400, str(error), "tools") from None
+            constrain = await served.compile(rules, self.ids, "tools")
+        elif self.rules is not None:
+            constrain = await served.compile(self.rules, self.ids, self.rules_param)
+        if constrain is not None and not options.get("stop_at_eos", True):
+            raise ApiError(400, "ignore_eos goes on behind the end that a grammar sets: leave it out.", "ignore_eos")
+        if constrain is not None and self.prefix_ids is not None:
+            raise ApiError(400, "A grammar begins with the answer: leave out prefix_ids.", "prefix_ids")
+        self._hides = tools is None or not _is_special(tools.form, served)
+        self.streams = await served.submit_chat(
+            self.ids, options, count, most, logprobs, constrain=constrain, skip_special=self._hides
+        )
+        self.answers = [Answer(parser=self._parser()) for _ in self.streams]
+
+    async def encode(self) -> None:
+        """Write the conversation in the words of the chat template."""
+        shown = None if self.tools is None else [function.described for function in self.tools.functions]
+        self.ids = self.served.with_prefix(await self.served.encode_chat(self.messages, shown), self.prefix_ids)
+
+    def _parser(self) -> ToolParser | None:
+        if self.tools is None:
+            return None
+        names = {function.name for function in self.tools.functions}
+        return ToolParser(self.tools.form, names)
+
+    async def steps(self) -> AsyncIterator[tuple[int, Delta, list[Step]]]:
+        """The parts of the answers as they come, with the number of the answer."""
+        async for number, delta in merged(self.streams):
+            yield number, delta, self._push(number, delta)
+
+    async def whole(self) -> list[Delta]:
+        """Wait for the answers."""
+        deltas = list[Delta]()
+        for number, stream in enumerate(self.streams):
+            deltas.append(await stream.whole())
+            self._push(number, deltas[-1])
+        return deltas
+
+    def _push(self, number: int, delta: Delta) -> list[Step]:
+        text = delta.text
+        if not self._hides and self.tools is not None and self.served.token_text is not None:
+            text = self.served.token_text.without_special(text, _written(self.tools.form))
+        return self.answers[number].push(text, None if delta.finish is None else FINISH[delta.finish])
+
+
+def _written(form: ToolFormat) -> str:
+    return form.trigger + form.open + form.call + form.close
+
+
+def _is_special(form: ToolFormat, served: ServedModel) -> bool:
+    text = served.token_text
+    return text is not None and any(token is not None for _, token in text.split_special(_written(form)))
+
+
+def make_tools(
+    served: ServedModel,
+    functions: Sequence[Function],
+    *,
+    required: bool = False,
+    only: str | None = None,
+    parallel: bool = True,
+) -> Tools:
+    """The tools of a request.
+
+    Raises:
+        ApiError: the model can't be shown tools, or the one that it has to call is not among them.
+    """
+    form = format_of(served.require_tokenizer().chat_template)
+    if form is None:
+        raise ApiError(
+            400,
+            f"The chat template of {served.name} has no tools, or in a form that this server doesn't read: leave out "
+            "tools, or set tool_choice none.",
+            "tools",
+        )
+    names = [function.name for function in functions]
+    if len(set(names)) < len(names):
+        raise ApiError(400, "Two tools have the same name.", "tools")
+    if only is not None and only not in names:
+        raise ApiError(400, f"There is no tool {only[:64]!r} among tools.", "tool_choice")
+    return Tools(functions=functions, form=form, required=required or only is not None, only=only, parallel=parallel)
+
+
+def assistant_message(text: str | None, calls: Sequence[Call], param: str) -> dict[str, Any]:
+    """An assistant's message as chat templates read it: arguments are objects.
+
+    Raises:
+        ApiError: arguments are no JSON object.
+    """
+    message: dict[str, Any] = {"role": "assistant", "content": text or ("" if calls else text)}
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _object(call, param)}}
+            for call in calls
+        ]
+    return message
+
+
+def _object(call: Call, param: str) -> dict[str, Any]:
+    arguments = call.parsed()
+    if arguments is None:
+        raise ApiError(400, f"The arguments of the call {call.id[:64]!r} are no JSON object.", param)
+    return arguments
+
+
+def tool_message(messages: Sequence[Mapping[str, Any]], call_id: str, content: str, param: str) -> dict[str, Any]:
+    """The result of a call as chat templates read it.
+
+    Args:
+        messages: Those before it.
+        call_id: The call that it answers.
+        content: The result.
+        param: The field that it comes from.
+
+    Raises:
+        ApiError: there was no such call.
+    """
+    calls = (call for message in reversed(messages) for call in message.get("tool_calls") or ())
+    name = next((call["function"]["name"] for call in calls if call["id"] == call_id), None)
+    if name is None:
+        raise ApiError(400, f"There is no call {call_id[:64]!r} before its result.", param)
+    return {"role": "tool", "name": name, "tool_call_id": call_id, "content": content}

@@ -1,0 +1,56 @@
+"""Errors of the API, as OpenAI's: a status, and a body with a message, a type, the field and a code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TYPES = {
+    400: ("invalid_request_error", None),
+    401: ("authentication_error", "invalid_api_key"),
+    403: ("permission_error", "forbidden"),
+    404: ("invalid_request_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    411: ("invalid_request_error", "length_required"),
+    413: ("invalid_request_error", "request_too_large"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    500: ("server_error", "internal_error"),
+    503: ("server_error", "shutting_down"),
+    504: ("server_error", "timeout"),
+}
+
+
+class ApiError(Exception):
+    """An error that a client is told about.
+
+    Attributes:
+        status: HTTP status.
+        message: One sentence.
+        param: The field that is at fault.
+        code: A word for programs; None: that of the status.
+        headers: More headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+        self.type, usual = _TYPES.get(status, _TYPES[400])
+        self.code = code or usual
+        self.headers = headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"type": "error", "error": error}  # the outer type is Anthropic's
+
+
+def crashed() -> ApiError:
+    """The answer to a request that failed for a reason that is not the client's; the server's log has it."""
+    return ApiError(500, "The request failed in the server; its log says why.")

@@ -1,0 +1,154 @@
+"""Run a server until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from anyformer.checkpoint.by_name import takes_model
+from anyformer.errors import UserError
+from anyformer.model import Transformer
+from anyformer.serving.app import create_app
+from anyformer.serving.served_model import ServedModel
+from anyformer.serving.settings import ServerSettings
+from anyformer.serving.state import Server
+from anyformer.serving.worker import Worker
+from anyformer.tokenizer import Tokenizer
+
+KEY_VARIABLE = "ANYFORMER_API_KEY"
+_LONGEST_KEY = 4096
+
+
+def api_key(settings: ServerSettings) -> str | None:
+    """The key of the file that the settings name, else of the environment; None: there is none.
+
+    Raises:
+        UserError: the file can't be read, or is empty.
+    """
+    if settings.api_key_file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        with Path(settings.api_key_file).open(encoding="utf-8") as file:
+            key = file.readline(_LONGEST_KEY).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The key can't be read from {settings.api_key_file}: {error}.") from error
+    if not key:
+        raise UserError(f"The first line of {settings.api_key_file} is empty: write the key into it.")
+    return key
+
+
+def make_server(
+    models: Mapping[str, tuple[Transformer, Tokenizer | None]], settings: ServerSettings | None = None
+) -> Server:
+    """The server of these models, by the names that clients use. Raises UserError as `BatchingEngine`."""
+    settings = settings or ServerSettings()
+    served = dict[str, ServedModel]()
+    for name, (model, tokenizer) in models.items():
+        worker = Worker(model, tokenizer, slots=settings.slots, capacity=settings.context, waiting=settings.queue)
+        served[name] = ServedModel(name, model, tokenizer, worker)
+    return Server(settings, served)
+
+
+@takes_model
+def serve(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    *,
+    name: str = "model",
+    settings: ServerSettings | None = None,
+    started: Callable[[str], None] = print,
+) -> None:
+    """Serve a model to clients of OpenAI's API, until Ctrl-C. See `serve_models`.
+
+    Args:
+        model, tokenizer: A model of any kind and its tokenizer, or the directory of both.
+        name: The name by which clients ask for it.
+        settings, started: As for `serve_models`.
+
+    Raises:
+        UserError: as `serve_models`.
+    """
+    serve_models({name: (model, tokenizer)}, settings, started=started)
+
+
+def serve_models(
+    models: Mapping[str, tuple[Transformer, Tokenizer | None]],
+    settings: ServerSettings | None = None,
+    *,
+    started: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve models until SIGTERM or SIGINT; requests that run get `grace` seconds to finish, and a second SIGINT none.
+
+    Args:
+        models: Models and their tokenizers by the names that clients use.
+        settings: Address, limits and keys; None: this machine only, on port 8000.
+        started: Called with the server's address once it listens.
+
+    Raises:
+        UserError: the address is taken, or other machines could use the server without a key.
+    """
+    settings = settings or ServerSettings()
+    key = api_key(settings)
+    settings.check(key)
+    app = create_app(make_server(models, settings), key)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is in our own log, once
+    with _listening(settings) as listener, _quiet_signals():
+        host, port = listener.getsockname()[:2]
+        started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _listening(settings: ServerSettings) -> Generator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"Nothing can listen at {settings.host}, port {settings.port} ({error.strerror or error}): choose another "
+            "port (--port 0 takes any that is free), or stop what listens there."
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _quiet_signals() -> Generator[None]:
+    """uvicorn raises the signals that stopped it once more when it is done: here they have done what they should."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, _ignore)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""

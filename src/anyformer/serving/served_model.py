@@ -1,0 +1,200 @@
+"""A model that is served: its prompts, and the options of its texts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyformer.errors import UserError
+from anyformer.generation.batching import Constraint
+from anyformer.generation.config import GenerationConfig, GenerationOptions
+from anyformer.generation.embed import embed
+from anyformer.generation.inference import check_ids
+from anyformer.generation.prompt import encode_prompt, eos_ids
+from anyformer.model import Transformer
+from anyformer.serving.batched_calls import BatchedCalls
+from anyformer.serving.errors import ApiError
+from anyformer.serving.grammar import Grammars
+from anyformer.serving.token_text import TokenText
+from anyformer.serving.worker import Stream, Worker
+from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import encode_conversation, render_conversation
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A model, its tokenizer, and the thread that runs it.
+
+    Attributes:
+        name: The name by which clients ask for it.
+        created: When it was loaded, in seconds since 1970.
+    """
+
+    name: str
+    model: Transformer
+    tokenizer: Tokenizer | None
+    worker: Worker
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.token_text = None if self.tokenizer is None else TokenText(self.tokenizer)
+        self.embeddings = BatchedCalls(self.worker, self._embed)
+
+    def _embed(self, texts: Sequence[str]) -> Sequence[Tensor]:
+        return embed(self.model, self.tokenizer, texts).cpu().unbind()
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes text."""
+        return self.worker.engine is not None
+
+    @property
+    def capabilities(self) -> list[str]:
+        """The kinds of requests that it answers."""
+        config, kind = self.model.config, self.model.config.head.kind
+        found = [
+            ("chat", self.generates),
+            ("completion", self.generates),
+            ("embedding", self.tokenizer is not None),
+            ("fill", config.is_encoder_only and kind == "language_model"),
+            ("classify", kind == "classification"),
+        ]
+        return [name for name, holds in found if holds]
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        eos = None if self.tokenizer is None else self.tokenizer.eos
+        return sorted({*eos_ids(self.model, GenerationConfig()), *(() if eos is None else (eos,))})
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ApiError for a model that came without one."""
+        if self.tokenizer is None:
+            raise ApiError(400, f"The model {self.name} has no tokenizer: send token ids.", "model")
+        return self.tokenizer
+
+    def require_generative(self) -> None:
+        """Raise ApiError for a model that writes no text."""
+        if not self.generates:
+            can = ", ".join(self.capabilities) or "nothing that is served"
+            raise ApiError(
+                400, f"The model {self.name} writes no text; it can do: {can}.", "model", "unsupported_model"
+            )
+
+    def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> list[int]:
+        """The ids of a prompt that is continued, or of an encoder-decoder's source."""
+        try:
+            if isinstance(prompt, str):
+                return encode_prompt(self.model, self.require_tokenizer(), prompt)
+            if not prompt:
+                raise UserError("The prompt is empty: give the model at least one token to go on from.")
+            self._check(prompt)
+        except UserError as error:
+            raise ApiError(400, str(error), param) from None
+        return list(prompt)
+
+    def _check(self, ids: Sequence[int]) -> None:
+        config = self.model.config
+        if max(map(abs, ids)) >= 1 << 62:
+            raise UserError("A token id is outside of the model's vocabulary.")
+        check_ids(torch.tensor(ids), config.source_vocab_size or config.vocab_size)
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> list[int]:
+        """The ids of a conversation, up to where the answer begins; of an encoder-decoder the last message is read."""
+        tokenizer = self.require_tokenizer()
+        if self.model.config.is_encoder_decoder:
+            return self.encode(str(messages[-1].get("content") or ""), "messages")
+
+        def encode() -> list[int]:
+            return encode_conversation(tokenizer, render_conversation(tokenizer, list(messages), True, tools))
+
+        try:
+            return self.encode(await asyncio.to_thread(encode), "messages")
+        except UserError as error:
+            raise ApiError(400, str(error), "messages") from None
+
+    def with_prefix(self, ids: list[int], prefix: Sequence[int] | None) -> list[int]:
+        """The ids of a prompt and of the beginning of its text. Raises ApiError where there can't be one."""
+        if prefix is None:
+            return ids
+        if self.model.config.is_encoder_decoder:
+            message = "An encoder-decoder's text does not go on from its prompt: leave out prefix_ids."
+            raise ApiError(400, message, "prefix_ids")
+        return ids + self.encode(prefix, "prefix_ids")
+
+    async def submit_chat(
+        self,
+        ids: Sequence[int],
+        options: GenerationOptions,
+        count: int = 1,
+        max_new_tokens: int | None = None,
+        logprobs: int | None = None,
+        *,
+        constrain: Callable[[], Constraint] | None = None,
+        skip_special: bool = True,
+    ) -> list[Stream]:
+        """Answers to a conversation, sampled as the model's own generation settings recommend where options don't say.
+
+        Args:
+            ids: The conversation.
+            options: Options of generation.
+            count: Number of answers.
+            max_new_tokens: The longest answer; None: as long as there is room for.
+            logprobs, skip_special: As for `BatchingEngine.submit`.
+            constrain: Makes what each answer may be.
+        """
+        room = self.room(ids, "messages")
+        options["max_new_tokens"] = min(max_new_tokens or room, room)
+        config = GenerationConfig.for_chat(self.model, **options)
+        eos = None if self.tokenizer is None else self.tokenizer.eos
+        configs = [seeded(config, number) for number in range(count)]
+        return await self.worker.submit(
+            ids,
+            configs,
+            logprobs,
+            also_eos=eos if config.stop_at_eos else None,
+            constrain=constrain,
+            skip_special=skip_special,
+        )
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars that its texts obey."""
+        tokenizer = self.require_tokenizer()
+        eos = {*eos_ids(self.model, GenerationConfig()), *([] if tokenizer.eos is None else [tokenizer.eos])}
+        return Grammars(self.model, tokenizer, sorted(eos))
+
+    async def compile(self, rules: str, prompt: Sequence[int], param: str) -> Callable[[], Constraint]:
+        """A maker of constraints by a grammar, see `Grammars`. Raises ApiError for one that can't be enforced."""
+        before = () if self.model.config.is_encoder_decoder else prompt
+        try:
+            return await asyncio.to_thread(lambda: self.grammars.compile(rules, before))
+        except UserError as error:
+            raise ApiError(400, str(error), param) from None
+
+    def room(self, prompt: Sequence[int], param: str) -> int:
+        """New tokens that there is room for behind a prompt. Raises ApiError where there is none."""
+        engine = self.worker.engine
+        assert engine is not None
+        length = 1 if self.model.config.is_encoder_decoder else len(prompt)
+        if length >= engine.capacity:
+            raise ApiError(
+                400,
+                f"The prompt has {length:,} tokens, and texts of this server have at most {engine.capacity:,} with "
+                "their answer: shorten it.",
+                param,
+                "context_length_exceeded",
+            )
+        return engine.capacity - length
+
+
+def seeded(config: GenerationConfig, number: int) -> GenerationConfig:
+    """The config of one of several texts of a prompt: with one seed, all would be the same."""
+    return config if config.seed is None or number == 0 else config.replace(seed=(config.seed + number) % 2**63)

@@ -1,0 +1,218 @@
+"""How models write calls of tools, by the words of their chat templates."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from anyformer.serving.grammar import Grammars, json_rule
+
+_OBJECT = r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
+"""The beginning of a call as a JSON object, up to its arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolFormat:
+    """The form in which a model calls tools.
+
+    Attributes:
+        marks: Texts of a chat template that has this form.
+        trigger: The text with which calls begin; "": a call is all of the answer, and begins with a brace.
+        open, call, between, close: How calls are written, with NAME and ARGUMENTS in their places.
+        head: A regex of the beginning of a call behind the trigger, up to its arguments.
+        end: A text behind a call, after which there may be other text; "": nothing but calls follows.
+    """
+
+    marks: Sequence[str]
+    trigger: str
+    call: str
+    open: str = ""
+    between: str = ""
+    close: str = ""
+    head: str = _OBJECT
+    end: str = ""
+
+    def start_of_call(self, text: str) -> re.Match[str] | None:
+        """The beginning of a call, up to its arguments."""
+        return re.match(self.head, text)
+
+
+_UNREADABLE = ("<function=", "<arg_key>", "<|channel|>")
+"""Marks of templates whose models write calls in ways that are not read."""
+
+FORMATS = (
+    ToolFormat(  # Mistral since v11
+        marks=("[TOOL_CALLS]", "[ARGS]"),
+        trigger="[TOOL_CALLS]",
+        call="[TOOL_CALLS]NAME[ARGS]ARGUMENTS",
+        head=r"\s*(?P<name>[^\s\[{]+)(?:\[CALL_ID\]\w*)?\[ARGS\]\s*",
+    ),
+    ToolFormat(  # Mistral
+        marks=("[TOOL_CALLS]",),
+        trigger="[TOOL_CALLS]",
+        open="[TOOL_CALLS][",
+        call='{"name": "NAME", "arguments": ARGUMENTS}',
+        between=", ",
+        close="]",
+        head=rf"\s*\[?{_OBJECT}",
+    ),
+    ToolFormat(  # Hermes, Qwen, SmolLM
+        marks=("<tool_call>",),
+        trigger="<tool_call>",
+        call='<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call>',
+        between="\n",
+        head=rf"\s*\[?{_OBJECT}",
+        end="</tool_call>",
+    ),
+    ToolFormat(  # Granite
+        marks=("<|tool_call|>",),
+        trigger="<|tool_call|>",
+        open="<|tool_call|>[",
+        call='{"name": "NAME", "arguments": ARGUMENTS}',
+        between=", ",
+        close="]",
+        head=rf"\s*\[?{_OBJECT}",
+    ),
+    ToolFormat(  # DeepSeek V3 and R1
+        marks=("<｜tool▁sep｜>", "```json"),
+        trigger="<｜tool▁calls▁begin｜>",
+        open="<｜tool▁calls▁begin｜>",
+        call="<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```<｜tool▁call▁end｜>",
+        between="\n",
+        close="<｜tool▁calls▁end｜>",
+        head=r"\s*<｜tool▁call▁begin｜>function<｜tool▁sep｜>(?P<name>[^\n]+)\n```json\s*",
+    ),
+    ToolFormat(  # DeepSeek V3.1
+        marks=("<｜tool▁sep｜>",),
+        trigger="<｜tool▁calls▁begin｜>",
+        open="<｜tool▁calls▁begin｜>",
+        call="<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>",
+        close="<｜tool▁calls▁end｜>",
+        head=r"\s*<｜tool▁call▁begin｜>(?P<name>[^<]+)<｜tool▁sep｜>\s*",
+    ),
+    ToolFormat(  # Llama 3
+        marks=('"parameters": ',),
+        trigger="",
+        call='{"name": "NAME", "parameters": ARGUMENTS}',
+        between="; ",
+        head=rf"\s*(?:<\|python_tag\|>)?{_OBJECT}",
+    ),
+)
+"""The first whose marks a template has is its form."""
+
+
+def format_of(template: str | None) -> ToolFormat | None:
+    """The form in which the model of a chat template calls tools; None: it doesn't, or not in a form that is read."""
+    if template is None or "tools" not in template or any(mark in template for mark in _UNREADABLE):
+        return None
+    return next((form for form in FORMATS if all(mark in template for mark in form.marks)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    """JSON schema of its arguments; None: any."""
+    strict: bool = False
+    """Its arguments obey the schema in any case."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As chat templates know it."""
+        given = {"name": self.name, "description": self.description or "", "parameters": self.parameters or _ANY}
+        return {"type": "function", "function": given}
+
+
+_ANY: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """The functions of a request.
+
+    Attributes:
+        functions: The model is shown these.
+        form: How it calls them.
+        required: It has to call one.
+        only: Name of the one that it has to call.
+        parallel: It may call several.
+    """
+
+    functions: Sequence[Function]
+    form: ToolFormat
+    required: bool = False
+    only: str | None = None
+    parallel: bool = True
+
+    @property
+    def is_enforced(self) -> bool:
+        """Whether a grammar is needed."""
+        return self.required or not self.parallel or any(function.strict for function in self.functions)
+
+    def rules(self, grammars: Grammars) -> str:
+        """Lark rules of an answer: of calls alone, or of text with calls.
+
+        Raises:
+            UserError: a schema that is too large.
+        """
+        form, literal = self.form, grammars.literal
+        callable_ = [each for each in self.functions if self.only in (None, each.name)]
+        lines = list[str]()
+        for number, function in enumerate(callable_):
+            before, after = form.call.split("ARGUMENTS")
+            before = before.replace("NAME", function.name)
+            if not self.required and form.trigger and not form.open:
+                before = before.removeprefix(form.trigger)
+            parts = [literal(before) if before else "", f"arguments_{number}", literal(after) if after else ""]
+            lines.append(f"call_{number}: {' '.join(filter(None, parts))}")
+            enforced = self.required or function.strict
+            schema = function.parameters if enforced and function.parameters else {}
+            lines.append(f"arguments_{number}: {json_rule({'type': 'object', **schema})}")
+        calls = " | ".join(f"call_{number}" for number in range(len(callable_)))
+        lines.append(f"call: {calls}")
+        between = literal(form.between) if form.between else ""
+        more = f" ({between} call)*" if self.parallel else ""
+        if self.required or not form.trigger:
+            opened, closed = (literal(each) if each else "" for each in (form.open, form.close))
+            lines.append(f"calls: {opened} call{more} {closed}")
+            lines.append("text: calls" if self.required else "text: calls | FREE\nFREE: /([^{](.|\\n)*)?/")
+            return "\n".join(lines)
+        return "\n".join([*lines, *self._free(literal)])
+
+    def _free(self, literal: Callable[[str], str]) -> list[str]:
+        """Rules of text in which calls may stand behind the trigger."""
+        form = self.form
+        trigger = literal(form.trigger)
+        special = trigger.startswith("<[")
+        head = f"head: FREE {trigger}" if special else f"head[lazy]: FREE {trigger}"
+        opened = form.open.removeprefix(form.trigger)
+        closed = literal(form.close) if form.close else ""
+        between = literal(form.between) if form.between else ""
+        within = f"({between} call)*" if form.open and self.parallel else ""
+        section = f"{literal(opened) if opened else ''} call {within} {closed}"
+        free = "/(.|\\n)*/"
+        if form.open or not self.parallel:
+            # One section; the end-of-text follows.
+            return [f"FREE: {free}", head, f"section: {section}", "text: FREE | head section"]
+        return [f"FREE: {free}", head, f"section: {section}", "text: (head section)* FREE"]
+
+
+def parsed_object(text: str) -> tuple[str, str] | None:
+    """Name and arguments of a call that is written as one JSON object in any order; None: it is none."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    found = cast("dict[str, Any]", value)
+    name, arguments = found.get("name"), found.get("arguments", found.get("parameters", {}))
+    if not isinstance(name, str):
+        return None
+    return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

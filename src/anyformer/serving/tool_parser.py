@@ -1,0 +1,237 @@
+"""Calls of tools within a text that comes in pieces."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from anyformer.serving.tool_formats import ToolFormat, parsed_object
+
+LONGEST_HEAD = 4096
+"""Characters after which what began like a call is taken for text."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallBegin:
+    """The beginning of a call."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A piece of a call's arguments, which are JSON."""
+
+    index: int
+    text: str
+
+
+Part = Text | CallBegin | Arguments
+_PYTHON_TAG = "<|python_tag|>"
+
+
+def call_id() -> str:
+    """The id of a call: nine letters and digits, as Mistral's templates want them."""
+    return secrets.token_hex(5)[:9]
+
+
+class ToolParser:
+    """Finds calls in an answer. The parts are the same in whatever pieces it comes.
+
+    Args:
+        form: How the model calls tools.
+        names: The tools that there are; a call of another is text.
+    """
+
+    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
+        self._form, self._names = form, names
+        self._buffer = ""
+        self._state = self._in_text
+        self._arguments = _Value()
+        self._shown = False
+        self.calls = 0
+        """Calls so far."""
+        closers = [re.escape(each) for each in {*_words(form), form.close} if each]
+        self._skip = re.compile(rf'(?:[\s;,\]}}]|,\s*"id"\s*:\s*"\w*"|{"|".join(closers) or "(?!)"})*')
+
+    def push(self, piece: str) -> list[Part]:
+        """Append to the answer; returns what is certain by now."""
+        self._buffer += piece
+        return self._run(over=False)
+
+    def flush(self) -> list[Part]:
+        """The rest, at the end."""
+        return self._run(over=True)
+
+    def _run(self, over: bool) -> list[Part]:
+        parts = list[Part]()
+        while (step := self._state(over)) is not None:
+            parts += step
+        return parts
+
+    def _in_text(self, over: bool) -> list[Part] | None:
+        """Before a call. Returns parts, or None where more is to come first."""
+        buffer, trigger = self._buffer, self._form.trigger
+        if not buffer:
+            return None
+        if not trigger:
+            return self._alone(over)
+        at = buffer.find(trigger)
+        held = 0 if over else next((n for n in range(len(trigger) - 1, 0, -1) if buffer.endswith(trigger[:n])), 0)
+        text = buffer[: at if at >= 0 else len(buffer) - held]
+        if at >= 0 or not over or (self.calls and not text.strip()):
+            text = text.rstrip()  # space before or behind a call is no part of the text
+        self._buffer = "" if over and at < 0 else buffer[len(text) :]
+        if at >= 0:
+            self._state = self._in_calls
+            return self._text(text)
+        return self._text(text) or None
+
+    def _alone(self, over: bool) -> list[Part] | None:
+        """A form without a trigger: the whole answer is calls, or none of it."""
+        start = self._buffer.lstrip()
+        if not self._shown:
+            behind = start.removeprefix(_PYTHON_TAG).lstrip()
+            if behind.startswith("{"):
+                self._state = self._in_calls
+                return []
+            if not over and (not behind or _PYTHON_TAG.startswith(start)):
+                return None
+        return self._text(self._take())
+
+    def _in_calls(self, over: bool) -> list[Part] | None:
+        """Where a call should begin."""
+        if not self._buffer:
+            return None
+        rest = self._buffer[self._skipped(self._buffer) :] if self.calls else self._buffer
+        behind = rest.lstrip().removeprefix(self._form.trigger)
+        head, whole = self._form.start_of_call(behind), _first_object(behind)
+        if head is not None and head.end() <= LONGEST_HEAD:
+            value = behind[head.end() :]
+            if not value and not over:
+                return None
+            if head["name"] in self._names and value[:1] in ("{", '"'):
+                self._buffer, self._state, self._arguments = value, self._in_arguments, _Value()
+                return self._begin(head["name"])
+        elif whole is not None and (found := parsed_object(whole)) is not None and found[0] in self._names:
+            self._buffer, self._state = behind[behind.find(whole) + len(whole) :], self._after_call
+            return [*self._begin(found[0]), Arguments(self.calls - 1, found[1])]
+        elif not over and whole is None and len(behind) <= LONGEST_HEAD:
+            return None
+        # It is no call: all of it is text, and so is what follows.
+        self._buffer, self._state = rest, self._in_plain_text
+        return []
+
+    def _skipped(self, text: str) -> int:
+        """The length of what may stand between two calls."""
+        skipped = self._skip.match(text)
+        return 0 if skipped is None else skipped.end()
+
+    def _begin(self, name: str) -> list[Part]:
+        self.calls += 1
+        return [CallBegin(self.calls - 1, call_id(), name)]
+
+    def _in_arguments(self, over: bool) -> list[Part] | None:
+        if not self._buffer:
+            return None
+        taken, done = self._arguments.push(self._buffer)
+        self._buffer = self._buffer[taken:]
+        if done:
+            self._state = self._after_call
+        text = self._arguments.pop(done)
+        return [Arguments(self.calls - 1, text)] if text else []
+
+    def _after_call(self, over: bool) -> list[Part] | None:
+        """Behind the arguments of a call."""
+        end, buffer = self._form.end, self._buffer
+        at = buffer.find(end) if end else -1
+        inner = buffer if at < 0 else buffer[:at]
+        # Several calls may be listed before the end.
+        if not end or self._form.start_of_call(inner[self._skipped(inner) :]) is not None:
+            self._state = self._in_calls
+            return []
+        if at < 0:
+            return None
+        self._buffer, self._state = buffer[at + len(end) :], self._in_text
+        return []
+
+    def _in_plain_text(self, over: bool) -> list[Part] | None:
+        return self._text(self._take()) if self._buffer else None
+
+    def _take(self) -> str:
+        taken, self._buffer = self._buffer, ""
+        return taken
+
+    def _text(self, text: str) -> list[Part]:
+        if not text:
+            return []
+        self._shown = True
+        return [Text(text)]
+
+
+class _Value:
+    """A JSON object, or a string with JSON in it, that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._depth, self._quoted, self._escaped, self._held, self._is_string = 0, False, False, "", False
+
+    def push(self, text: str) -> tuple[int, bool]:
+        """Append; returns the number of characters that belong to it, and whether it ends there."""
+        for position, character in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped = character == "\\"
+                self._quoted = character != '"'
+            elif character == '"':
+                self._quoted = True
+                self._is_string |= self._depth == 0
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+            if self._depth == 0 and not self._quoted:
+                self._held += text[: position + 1]
+                return position + 1, True
+        self._held += text
+        return len(text), False
+
+    def pop(self, done: bool) -> str:
+        """What is certain by now."""
+        if self._is_string:
+            if not done:
+                return ""
+            try:
+                held = json.loads(self._held)
+            except ValueError:
+                held = self._held
+            return held
+        held, self._held = self._held, ""
+        return held
+
+
+def _words(form: ToolFormat) -> list[str]:
+    """What stands behind the arguments of a call."""
+    after = form.call.split("ARGUMENTS")[1].strip()
+    return [after, *([after[1:].strip()] if after.startswith("}") else [])]
+
+
+def _first_object(text: str) -> str | None:
+    """The first JSON object of a text, if it is whole."""
+    at = text.find("{")
+    if at < 0:
+        return None
+    taken, done = _Value().push(text[at:])
+    return text[at : at + taken] if done else None

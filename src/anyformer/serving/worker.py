@@ -1,0 +1,228 @@
+"""A thread that runs a model: texts grow in one batch, and other work is done between two of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from anyformer.generation.batching import BatchingEngine, Constraint, Finish, Request, TokenLogprob
+from anyformer.generation.config import GenerationConfig
+from anyformer.model import Transformer
+from anyformer.serving.errors import ApiError, crashed
+from anyformer.tokenizer import Tokenizer
+
+T = TypeVar("T")
+log = logging.getLogger("anyformer.serving")
+
+RETRY_AFTER = "1"
+"""Seconds after which a client that found the queue full may ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a text, and what is known of the tokens since the last one."""
+
+    text: str
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+    finish: Finish | None
+
+
+@dataclass(eq=False)
+class Stream:
+    """A text on its way to a client."""
+
+    request: Request
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """The text in pieces, as soon as they are certain; the last one says why it is over.
+
+        Raises:
+            ApiError: the text failed in the server.
+        """
+        request, text, tokens, logprobs = self.request, 0, 0, 0
+        while True:
+            self.changed.clear()
+            finish = request.finish_reason  # read first: nothing comes after it
+            if finish == "error":
+                raise crashed()
+            now, count, known = request.text, len(request.tokens), len(request.logprobs)
+            if finish is not None or len(now) > text or known > logprobs:
+                yield Delta(now[text:], request.tokens[tokens:count], request.logprobs[logprobs:known], finish)
+                text, tokens, logprobs = len(now), count, known
+            if finish is not None:
+                return
+            await self.changed.wait()
+
+    async def whole(self) -> Delta:
+        """The text, when it is over."""
+        deltas = [delta async for delta in self.deltas()]
+        logprobs = [logprob for delta in deltas for logprob in delta.logprobs]
+        return Delta(self.request.text, list(self.request.tokens), logprobs, deltas[-1].finish)
+
+
+class Worker:
+    """Runs a model in a thread of its own, for any number of clients of one event loop.
+
+    Args:
+        model, tokenizer: A model in any quantization. One that generates text gets a `BatchingEngine`.
+        slots, capacity: As for `BatchingEngine`.
+        waiting: Texts that may wait for a slot.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None,
+        *,
+        slots: int = 16,
+        capacity: int | None = None,
+        waiting: int = 64,
+    ) -> None:
+        generates = not model.config.is_encoder_only and model.config.head.kind == "language_model"
+        self.model, self.tokenizer, self._most_waiting = model, tokenizer, waiting
+        self.engine = BatchingEngine(model, tokenizer, slots, capacity, prefixes=slots) if generates else None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._streams: set[Stream] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="anyformer-worker", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, for the clients of an event loop."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the step that is being taken."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    @property
+    def streams(self) -> int:
+        """Texts on their way."""
+        return len(self._streams)
+
+    async def submit(
+        self,
+        prompt: Sequence[int],
+        configs: Sequence[GenerationConfig],
+        logprobs: int | None = None,
+        also_eos: int | None = None,
+        constrain: Callable[[], Constraint] | None = None,
+        skip_special: bool = True,
+    ) -> list[Stream]:
+        """Add a text for each config. `constrain` makes what each may be; the others are as for `BatchingEngine`.
+
+        Raises:
+            ApiError: too many texts wait already.
+            UserError: as `BatchingEngine.submit`.
+        """
+        engine, make = self.engine, constrain or _unconstrained
+        assert engine is not None
+        if engine.waiting + len(configs) > self._most_waiting + max(0, engine.slots - engine.running):
+            raise ApiError(
+                429, "The server is busy: too many texts wait already.", headers={"Retry-After": RETRY_AFTER}
+            )
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(
+                lambda: [
+                    engine.submit(
+                        prompt,
+                        each,
+                        logprobs=logprobs,
+                        also_eos=also_eos,
+                        constraint=make(),
+                        skip_special=skip_special,
+                    )
+                    for each in configs
+                ]
+            )
+        )
+        try:
+            requests = await asyncio.shield(submitting)
+        except asyncio.CancelledError:  # the client left while its prompt was prepared
+            submitting.add_done_callback(self._abandon)
+            raise
+        streams = [Stream(request) for request in requests]
+        self._streams.update(streams)
+        self._jobs.put(_nothing)
+        return streams
+
+    def _abandon(self, submitting: asyncio.Future[list[Request]]) -> None:
+        if not submitting.cancelled() and submitting.exception() is None:
+            self.release([Stream(request) for request in submitting.result()])
+
+    def release(self, streams: Sequence[Stream]) -> None:
+        """Forget texts; those that are not over are cancelled before the next step, and their slots are free."""
+        for stream in streams:
+            self._streams.discard(stream)
+            if not stream.request.finished and self.engine is not None:
+                self._jobs.put(lambda engine=self.engine, request=stream.request: engine.cancel(request))
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Do other work with the model, between two steps, and return its result or raise its exception."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            if future.cancelled():
+                return
+            try:
+                settle = partial(future.set_result, function())
+            except BaseException as error:  # handed to whoever waits for it
+                settle = partial(future.set_exception, error)
+            loop.call_soon_threadsafe(unless_done, future, settle)
+
+        self._jobs.put(job)
+        return await future
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            try:
+                while True:
+                    job = self._jobs.get(block=not busy)
+                    if job is None:
+                        return
+                    job()
+                    busy = True  # it may have brought a text
+            except queue.Empty:
+                pass
+            busy = self._step()
+
+    def _step(self) -> bool:
+        if self.engine is None:
+            return False
+        try:
+            busy = self.engine.step()
+        except Exception:
+            log.exception("a step failed")
+            busy = bool(self.engine.running or self.engine.waiting)
+        if self._streams and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._notify)
+        return busy
+
+    def _notify(self) -> None:
+        for stream in self._streams:
+            stream.changed.set()
+
+
+def _nothing() -> None:
+    """Wake the thread."""
+
+
+def _unconstrained() -> None:
+    """A text may be anything."""
+
+
+def unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:
+    """Settle a future, unless its client has left."""
+    if not future.done():
+        settle()

@@ -1,0 +1,314 @@
+"""The openai and anthropic clients against a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+import anyformer as af
+from anyformer.serving.state import Server
+from tests.serving.running import running
+from tests.serving.talking import models, saying
+
+Clients = tuple[Any, Any, Server, httpx.Client]
+USER: dict[str, Any] = {"model": "gpt", "messages": [{"role": "user", "content": "weather?"}]}
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "description": "Weather of a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+ROME = {"city": "Rome"}
+TOOLS = [{"type": "function", "function": WEATHER}]
+CALL = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def clients() -> Generator[Clients]:
+    with running(models(), slots=4) as (client, server):
+        url = str(client.base_url)
+        with (
+            openai.OpenAI(base_url=f"{url}v1" if url.endswith("/") else f"{url}/v1", api_key="-", max_retries=0) as one,
+            anthropic.Anthropic(base_url=url, api_key="-", max_retries=0) as other,
+        ):
+            yield one, other, server, client
+
+
+def post(clients: Clients, path: str, **body: Any) -> Any:
+    return clients[3].post(path, json=body)
+
+
+def test_chat(clients: Clients) -> None:
+    body: dict[str, Any] = {**USER, "max_tokens": 12, "seed": 5, "temperature": 1.0, "n": 2}
+    whole = clients[0].chat.completions.create(**body)
+    again = clients[0].chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
+    texts, finish, usage = ["", ""], ["", ""], None
+    for chunk in again:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            finish[choice.index] = choice.finish_reason or finish[choice.index]
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert finish == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage
+    assert texts[0] != texts[1]
+
+
+def test_completions_echo_and_score(clients: Clients) -> None:
+    found = clients[0].completions.create(
+        model="gpt", prompt="the cat", max_tokens=3, echo=True, logprobs=2, temperature=0
+    )
+    logprobs = found.choices[0].logprobs
+    assert found.choices[0].text.startswith("the cat")
+    assert logprobs.token_logprobs[0] is None
+    assert all(len(top) <= 2 for top in logprobs.top_logprobs[1:])
+    assert "".join(logprobs.tokens[: logprobs.text_offset.index(7)]) == "the cat"
+    vector = clients[0].embeddings.create(model="gpt", input="the cat").data[0].embedding
+    assert len(vector) == 16
+    assert [model.id for model in clients[0].models.list()] == ["gpt"]
+
+
+def test_stop_strings_never_show(clients: Clients) -> None:
+    with saying(clients[2], "the cat STOP sat"):
+        found = clients[0].chat.completions.create(**USER, stop=["STOP"], temperature=0)
+        assert found.choices[0].message.content == "the cat "
+        told = clients[1].messages.create(**USER, max_tokens=20, stop_sequences=["x", "STOP"])
+    assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", "STOP")
+    assert told.content[0].text == "the cat "
+
+
+def test_tools_are_called(clients: Clients) -> None:
+    with saying(clients[2], CALL):
+        whole = clients[0].chat.completions.create(**USER, tools=TOOLS, temperature=0)
+        chunks = list(clients[0].chat.completions.create(**USER, tools=TOOLS, temperature=0, stream=True))
+    (choice,) = whole.choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Rome"})
+    deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or ()]
+    assert deltas[0].id
+    assert deltas[0].function.name == "weather"
+    assert all(delta.id is None for delta in deltas[1:])
+    assert {delta.index for delta in deltas} == {0}
+    assert "".join(delta.function.arguments for delta in deltas) == call.function.arguments
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Let me see."
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_results_of_tools_are_shown(clients: Clients) -> None:
+    call = {"id": "abc", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    messages = [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "abc", "content": "sunny"},
+    ]
+    served = clients[2].models["gpt"]
+    tokens = served.require_tokenizer().encode(
+        "<user>weather?\n<assistant><tool_call>Rome</tool_call>\n<tool>sunny\n<assistant>", special=False
+    )
+    found = clients[0].chat.completions.create(model="gpt", messages=messages, max_tokens=1)
+    assert found.usage.prompt_tokens == len(tokens)
+    told = clients[1].messages.count_tokens(
+        model="gpt",
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "weather?"}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "abc", "name": "weather", "input": ROME}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "abc", "content": "sunny"}]},
+        ],
+    )  # fmt: skip
+    assert told.input_tokens == len(tokens)
+    items: list[Any] = [
+        {"role": "user", "content": "weather?"},
+        {"type": "function_call", "call_id": "abc", "name": "weather", "arguments": '{"city": "Rome"}'},
+        {"type": "function_call_output", "call_id": "abc", "output": "sunny"},
+    ]
+    answer = clients[0].responses.create(model="gpt", input=items, max_output_tokens=1)
+    assert answer.usage.input_tokens == len(tokens)
+    assert answer.status in ("incomplete", "completed")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_can_be_required(clients: Clients, choice: Any) -> None:
+    with saying(clients[2], "no, thank you"):
+        found = clients[0].chat.completions.create(
+            **USER, tools=TOOLS, tool_choice=choice, temperature=0, max_tokens=200
+        )
+    message = found.choices[0].message
+    assert found.choices[0].finish_reason == "tool_calls"
+    assert message.content is None
+    assert all(json.loads(call.function.arguments)["city"] in ("Oslo", "Rome") for call in message.tool_calls)
+
+
+def test_strict_tools_obey_their_schema(clients: Clients) -> None:
+    strict = [{"type": "function", "function": {**WEATHER, "strict": True}}]
+    with saying(clients[2], CALL.replace("Rome", "Paris")):
+        loose = clients[0].chat.completions.create(**USER, tools=TOOLS, temperature=0)
+        found = clients[0].chat.completions.create(**USER, tools=strict, parallel_tool_calls=False, temperature=0)
+    assert json.loads(loose.choices[0].message.tool_calls[0].function.arguments) == {"city": "Paris"}
+    (call,) = found.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+    assert found.choices[0].message.content == "Let me see."
+    with saying(clients[2], "Let me not."):
+        found = clients[0].chat.completions.create(**USER, tools=strict, temperature=0)
+    assert (found.choices[0].message.content, found.choices[0].finish_reason) == ("Let me not.", "stop")
+
+
+def test_messages(clients: Clients) -> None:
+    tools = [{"name": "weather", "description": "d", "input_schema": WEATHER["parameters"]}]
+    body: dict[str, Any] = {**USER, "max_tokens": 60, "system": "Be brief."}
+    with saying(clients[2], CALL):
+        whole = clients[1].messages.create(**body, tools=tools)
+        with clients[1].messages.stream(**body, tools=tools) as stream:
+            kinds = [event.type for event in stream]
+            streamed = stream.get_final_message()
+        plain = clients[1].messages.create(**body, tools=tools, tool_choice={"type": "none"})
+        with clients[1].messages.stream(**body) as stream:
+            text = "".join(stream.text_stream)
+    assert [block.type for block in whole.content] == ["text", "tool_use"]
+    assert whole.content[0].text == "Let me see."
+    assert whole.content[1].input == {"city": "Rome"}
+    assert (whole.stop_reason, whole.role) == ("tool_use", "assistant")
+    assert streamed.usage == whole.usage
+    assert streamed.stop_reason == whole.stop_reason
+    assert [block.model_dump(exclude={"id", "parsed_output"}) for block in streamed.content] == [
+        block.model_dump(exclude={"id", "parsed_output"}) for block in whole.content
+    ]
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == "message_stop"
+    assert plain.content[0].text == text == CALL
+    assert plain.stop_reason == "end_turn"
+    short = clients[1].messages.create(**{**body, "max_tokens": 1})
+    assert short.stop_reason in ("max_tokens", "end_turn")
+
+
+def test_responses(clients: Clients) -> None:
+    tools = [{"type": "function", **WEATHER}]
+    body: dict[str, Any] = {"model": "gpt", "input": "weather?", "instructions": "Be brief.", "store": False}
+    with saying(clients[2], CALL):
+        whole = clients[0].responses.create(**body, tools=tools)
+        events = list(clients[0].responses.create(**body, tools=tools, stream=True))
+        text = clients[0].responses.create(**body).output_text
+    assert [item.type for item in whole.output] == ["message", "function_call"]
+    assert whole.output_text == "Let me see."
+    assert json.loads(whole.output[1].arguments) == {"city": "Rome"}
+    assert (whole.status, whole.store, text) == ("completed", False, CALL)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    final = events[-1].response
+    assert events[-1].type == "response.completed"
+    assert (final.output_text, final.output[1].arguments) == (whole.output_text, whole.output[1].arguments)
+    assert final.usage == whole.usage
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == whole.output_text
+    done = [event.item.id for event in events if event.type == "response.output_item.done"]
+    assert done == [item.id for item in final.output]
+
+
+def test_json(clients: Clients) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "w", "schema": WEATHER["parameters"], "strict": True}}
+    with saying(clients[2], '{"city": "Paris"} and more'):
+        found = clients[0].chat.completions.create(**USER, response_format=form, temperature=0)
+        assert json.loads(found.choices[0].message.content)["city"] in ("Oslo", "Rome")
+        assert found.choices[0].finish_reason == "stop"
+        chunks = clients[0].chat.completions.create(**USER, response_format=form, temperature=0, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == found.choices[0].message.content
+        config = {"format": {"type": "json_schema", "schema": WEATHER["parameters"]}}
+        told = clients[1].messages.create(**USER, max_tokens=60, output_config=config)
+        assert json.loads(told.content[0].text)["city"] in ("Oslo", "Rome")
+        text = {"format": {"type": "json_schema", "name": "w", "schema": WEATHER["parameters"]}}
+        answer = clients[0].responses.create(model="gpt", input="?", text=text)
+        assert json.loads(answer.output_text)["city"] in ("Oslo", "Rome")
+        any_ = clients[0].chat.completions.create(**USER, response_format={"type": "json_object"}, temperature=0)
+        assert json.loads(any_.choices[0].message.content) == {"city": "Paris"}
+        extra = {"grammar": {"type": "regex", "value": "[a-c]{3}é+"}}
+        text = clients[0].completions.create(model="gpt", prompt="the", max_tokens=30, extra_body=extra).choices[0].text
+        assert set(text[:3]) <= set("abc")
+        assert set(text[3:]) <= {"é"}
+
+
+CHAT, MESSAGES = {**USER}, {**USER, "max_tokens": 3}
+RESPONSES: dict[str, Any] = {"model": "gpt", "input": "a"}
+DEEP: dict[str, Any] = {}
+for _ in range(200):
+    DEEP = {"items": DEEP}
+CALLED = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "["}}]
+
+
+def by_schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def said(content: Any, role: str = "user", **more: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content, **more}]
+
+
+REFUSED = [
+    ("chat/completions", CHAT, "frobnicate", 1, "frobnicate"),
+    ("chat/completions", CHAT, "web_search_options", {}, "web_search_options"),
+    ("chat/completions", CHAT, "tools", [{"type": "function", "function": {"name": "a b"}}], "tools.0.function.name"),
+    ("chat/completions", CHAT, "tools", [{"type": "custom"}], "tools.0"),
+    ("chat/completions", CHAT, "tool_choice", "required", "tool_choice"),
+    ("chat/completions", CHAT, "messages", said("a", images=[]), "messages.0.images"),
+    ("chat/completions", CHAT, "messages", said([{"type": "image_url"}]), "messages.0.content"),
+    ("chat/completions", CHAT, "messages", said("a", role="robot"), "messages.0"),
+    ("chat/completions", CHAT, "messages", said(None, "assistant", tool_calls=CALLED), "messages.0.tool_calls"),
+    ("chat/completions", CHAT, "messages", said("a", "tool", tool_call_id="b"), "messages.0.tool_call_id"),
+    ("chat/completions", CHAT, "response_format", {"type": "xml"}, "response_format"),
+    ("chat/completions", CHAT, "response_format", by_schema({"type": "array", "uniqueItems": True}), "response_format"),
+    ("chat/completions", CHAT, "response_format", by_schema(DEEP), "response_format"),
+    ("chat/completions", CHAT, "response_format", by_schema({"enum": ["x" * 70_000]}), "response_format"),
+    ("chat/completions", CHAT, "grammar", {"type": "regex", "value": "(?=a)b"}, "grammar"),
+    ("chat/completions", CHAT, "grammar", {"type": "regex", "value": "a" * 5000}, "grammar"),
+    ("chat/completions", CHAT, "grammar", {"type": "lark", "value": "a"}, "grammar.type"),
+    ("messages", MESSAGES, "frobnicate", 1, "frobnicate"),
+    ("messages", USER, "system", "a", "max_tokens"),
+    ("messages", MESSAGES, "thinking", {"type": "enabled", "budget_tokens": 5}, "thinking"),
+    ("messages", MESSAGES, "tool_choice", {"type": "tool"}, "tool_choice"),
+    ("messages", MESSAGES, "messages", said("a", "assistant"), "messages"),
+    ("messages", MESSAGES, "messages", said([{"type": "text", "text": "a", "b": 1}]), "messages.0.content.0.b"),
+    ("responses", RESPONSES, "frobnicate", 1, "frobnicate"),
+    ("responses", RESPONSES, "previous_response_id", "resp_1", "previous_response_id"),
+    ("responses", RESPONSES, "store", True, "store"),
+    ("responses", RESPONSES, "reasoning", {"effort": "high"}, "reasoning"),
+    ("responses", RESPONSES, "tools", [{"type": "web_search"}], "tools.0"),
+    ("responses", RESPONSES, "input", said("a", b=1), "input.0.b"),
+    ("responses", RESPONSES, "input", [{"type": "item_reference", "id": "a"}], "input.0"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "name", "value", "param"), REFUSED)
+def test_refused_by_name(clients: Clients, path: str, body: dict[str, Any], name: str, value: Any, param: str) -> None:
+    answer = post(clients, f"/v1/{path}", **{**body, name: value})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"].startswith(param), error
+    assert error["message"].endswith((".", "?")), error
+    assert len(error["message"]) < 600
+
+
+def test_errors_are_the_clients_own(clients: Clients) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model"):
+        clients[0].chat.completions.create(**{**USER, "model": "other"})
+    with pytest.raises(anthropic.NotFoundError, match="no model"):
+        clients[1].messages.create(**{**USER, "model": "other"}, max_tokens=1)
+    with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
+        clients[1].messages.create(**USER, max_tokens=0)
+
+
+def test_a_model_without_tools() -> None:
+    tokenizer = af.Tokenizer.train(["the cat", "<user>"], "bpe:270")
+    with running(models(tokenizer)) as (client, _):
+        refused = client.post("/v1/chat/completions", json={**USER, "tools": TOOLS})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+        body = {**USER, "tools": TOOLS, "tool_choice": "none", "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200

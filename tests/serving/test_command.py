@@ -1,0 +1,95 @@
+"""`anyformer serve` begins, says where it is, and ends as it is told."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import anyformer as af
+from anyformer.cli.main import main
+from anyformer.generation.cached_decoder import DecoderStep
+from tests.serving.running import small_models
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("served") / "gpt"
+    made, tokenizer = small_models()["gpt"]
+    DecoderStep(made, wait=True)  # a program that ends waits for the compiler, the first time
+    af.save(made, directory, tokenizer=tokenizer)
+    return directory
+
+
+@pytest.fixture
+def command(model: Path, tmp_path: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "anyformer", "serve", f"mine={model}", "--port", "0", "--grace", "20"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        found = re.search(r"mine at (http://127\.0\.0\.1:\d+)/v1 \(Ctrl-C stops\)", said)
+        assert found, said + process.stderr.read()
+        yield process, found[1]
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_runs_is_finished(command: tuple[subprocess.Popen[str], str], number: signal.Signals) -> None:
+    process, url = command
+    body = {"model": "mine", "prompt": "the", "max_tokens": 200, "ignore_eos": True, "n": 4}
+    answers: list[httpx.Response] = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        thread = threading.Thread(target=lambda: answers.append(client.post("/v1/completions", json=body)))
+        thread.start()
+        metrics = ""
+        while not re.search(r'texts_(running|waiting)\{model="mine"\} [1-9]', metrics):
+            metrics = httpx.get(f"{url}/metrics").text
+            assert not answers, "it was over too soon"
+        process.send_signal(number)
+        thread.join(60)
+    assert answers[0].status_code == 200
+    assert process.wait(30) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+def test_ctrl_c_twice_ends_it_at_once(command: tuple[subprocess.Popen[str], str]) -> None:
+    process, url = command
+    body = {"model": "mine", "prompt": "the", "max_tokens": 10, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body | {"max_tokens": 250, "ignore_eos": True}):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.wait(15)
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["serve", *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_mistakes_are_sentences(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANYFORMER_API_KEY", raising=False)
+    assert "--no-auth" in fails(capsys, str(model), "--host", "0.0.0.0")
+    assert "Two models have the name gpt" in fails(capsys, str(model), str(model))
+    assert "can't be read" in fails(capsys, str(model), "--api-key-file", str(tmp_path / "none"))
+    (tmp_path / "empty").write_text("\n")
+    assert "is empty" in fails(capsys, str(model), "--api-key-file", str(tmp_path / "empty"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"Nothing can listen at 127.0.0.1, port {port}" in fails(capsys, str(model), "--port", str(port))
