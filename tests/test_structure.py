@@ -48,6 +48,7 @@ def test_tests_mirror_the_source() -> None:
         ),
         TESTS / "test_structure.py",
         TESTS / "blocks" / "test_equations.py",
+        TESTS / "checkpoint" / "test_experts_on_disk.py",
         TESTS / "blocks" / "test_parts.py",
         TESTS / "checkpoint" / "test_foreign_files.py",
         *(TESTS / "cli" / f"test_{what}.py" for what in ("every_command", "loading")),

@@ -31,7 +31,7 @@ def test_no_word_of_processors_or_autograd(file: Path) -> None:
 
 def test_the_four_files_of_a_block_are_short() -> None:
     names = ("attention", "norm", "feed_forward", "block")
-    assert sum(len((ROOT / "blocks" / f"{name}.py").read_text().splitlines()) for name in names) < 390
+    assert sum(len((ROOT / "blocks" / f"{name}.py").read_text().splitlines()) for name in names) < 400
 
 
 def test_blocks_do_not_say_how_a_batch_is_laid_out() -> None:

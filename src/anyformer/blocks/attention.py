@@ -69,8 +69,7 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.project(x, states, rotation)
         if cache is not None:
             key, value = cache.update(key, value)
-        scoring = self.scale, self.softcap, self.sinks
-        out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, *scoring)
+        out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale, self.softcap, self.sinks)
         return self.output(out.transpose(1, 2).flatten(2))
 
     def weights(
@@ -85,8 +84,8 @@ class MultiHeadAttention(nn.Module):
         with its head's sink."""
         query, key, _ = self.project(x, states, rotation)
         dtype = torch.promote_types(query.dtype, torch.float32)
-        scoring = self.scale, self.softcap, self.sinks
-        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), mask, *scoring)
+        query, key = query.to(dtype), key.to(dtype)
+        return kernels.masked_attention_weights(query, key, mask, self.scale, self.softcap, self.sinks)
 
     def project(
         self, x: Tensor, states: Tensor | KeysValues | None = None, rotation: Rotation = UNROTATED

@@ -137,7 +137,7 @@ class FeedForwardConfig(Checked, part="feed_forward"):
     limit: Softcap | None = None
     """Bound of the gate from above, and of up(x) on both sides (gpt-oss)."""
     up_offset: float = 0.0
-    """What is added to up(x) before it is multiplied by the gate (gpt-oss: 1)."""
+    """A number added to up(x) before it is multiplied by the gate (gpt-oss: 1)."""
     bias: bool = True
     dropout: Rate = 0.0
     """Dropout on the inner activations."""

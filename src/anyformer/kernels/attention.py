@@ -119,7 +119,7 @@ class Mask(NamedTuple):
     scores: Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads queries keys"] | None = None
     causal: bool = False
     relative: RelativeVectors | None = None
-    """What disentangled attention adds to the scores, see `with_relative`."""
+    """Vectors that disentangled attention makes more scores of, see `with_relative`."""
 
 
 class PackedMask(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a request must pass before it is read: the host that it names, its origin, its key and its size."""
+"""Checks of a request before it is read: the host that it names, its origin, its key and its size."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from starlette.types import Receive
 
-from anyformer.errors import nearest
+from anyformer.errors import nearest, quote
 from anyformer.serving.errors import ApiError
 from anyformer.serving.metrics import Metrics
 from anyformer.serving.served_model import ServedModel
@@ -35,7 +35,7 @@ class Server:
         """A model. Raises ApiError for a name that there is not."""
         served = self.models.get(name)
         if served is None:
-            message = f"There is no model {name[:200]!r} here: {nearest(name[:200], self.models)}"
+            message = f"There is no model {quote(name)} here: {nearest(name[:200], self.models)}"
             raise ApiError(404, message, "model", "model_not_found")
         return served
 

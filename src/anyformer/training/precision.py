@@ -176,7 +176,7 @@ def _check_int8(device: torch.device) -> None:
 
 
 def _gain_of_int8(rest: torch.dtype) -> str:
-    """What products of 8-bit integers gain over those of another dtype, for people; quantizing is counted."""
+    """The gain of products of 8-bit integers over those of another dtype, for people; quantizing is counted."""
     if not matmul.supports_int8():
         return "int8's gain is not measured without compiled code"
     x, weight = torch.ones(_INT8_ROWS, _INT8_WIDTH, dtype=rest), torch.ones(_INT8_WIDTH, _INT8_WIDTH)
