@@ -35,6 +35,10 @@ def served() -> Generator[Running]:
     """A model with a chat template, one without whose name is HTML, an encoder-decoder, and one that writes nothing."""
     models = small_models()
     with running({**models, EVIL: (models["gpt"][0], small_tokenizer(None)), "t5": toys.encoder_decoder()}) as both:
+        asked = [{"role": "user", "content": "the cat sat on the mat"}]
+        for name in ("gpt", "t5"):  # the first step may compile kernels, for longer than a page waits
+            body = {"model": name, "messages": asked, "max_tokens": 2}
+            assert both[0].post("/v1/chat/completions", json=body, timeout=300).status_code == 200
         yield both
 
 
@@ -79,7 +83,7 @@ def texts(served: ServedModel, ids: Sequence[int]) -> list[str]:
 def greedy(served: ServedModel, prompt: list[int], new: int = NEW) -> list[int]:
     """The likeliest tokens without an end of the text."""
     [ids] = generate_ids(served.model, torch.tensor([prompt]), max_new_tokens=new)
-    return [token for token in ids if token not in served.ends]
+    return [token for token in ids.tolist() if token not in served.ends]
 
 
 def conversation(served: ServedModel, *said: str) -> list[int]:

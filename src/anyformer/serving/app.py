@@ -82,8 +82,9 @@ def _place(location: Sequence[str | int], body: Any, is_missing: bool) -> list[s
         return []
     part, *rest = location
     paths = [_place(rest, body, is_missing)]
+    inside: Any = body
     if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
-        paths.append([str(part), *_place(rest, body[part], is_missing)])
+        paths.append([str(part), *_place(rest, inside[part], is_missing)])
     elif is_missing and not rest:
         paths.append([str(part)])
     return max(paths, key=lambda path: (path[-1:] == [str(location[-1])], len(path)))
