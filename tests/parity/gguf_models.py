@@ -89,9 +89,12 @@ def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
         local = {"rope_type": "default", "rope_theta": rope["rope_theta"] if family == "olmo3" else 50.0}
         ropes = {"full_attention": rope, "sliding_attention": local}
         fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": ropes}
-    if family in ("mixtral", "qwen3_moe", "olmoe", "granitemoe"):
+    if family in ("gemma2", "olmo2", "mixtral", "qwen3_moe", "olmoe", "granitemoe"):
         length, rope = draw(hf_models.rope(("default", "linear")))
         fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": rope}
+    if family in ("olmo2", "olmo3") and "head_dim" in drawn.options:
+        # llama.cpp computes heads as wide as the model alone.
+        fixed = {**fixed, "head_dim": drawn.options["hidden_size"] // drawn.options["num_attention_heads"]}
     if family == "olmoe":
         fixed = {**fixed, "num_key_value_heads": drawn.options["num_attention_heads"]}
     if family == "gemma-embedding":

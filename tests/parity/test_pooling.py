@@ -91,10 +91,10 @@ def test_dense_layers_after_pooling(directory: Path, tmp_path: Path) -> None:
     again = af.load(tmp_path / "saved")
     assert again[0].config == model.config
     assert torch.equal(af.embed(*again, TEXTS), vectors)
-    # In integers of 8 bits, but for these layers; and in bfloat16.
+    # Beside integers of 8 bits they stay as they are.
     af.save(af.load(directory, quantize="int8")[0], tmp_path / "int8", tokenizer=tokenizer)
-    for close in (af.load(tmp_path / "int8"), af.load(directory, dtype="bfloat16")):
-        assert (af.embed(*close, TEXTS) * vectors).sum(1).min() > 0.97
+    kept = af.load(tmp_path / "int8")[0].pooling.state_dict()
+    assert all(torch.equal(kept[name], weight) for name, weight in model.pooling.state_dict().items())
     # A model without such layers, saved in its place, leaves nothing of them behind.
     af.save(af.build(af.preset("bert-tiny", vocab_size=20)), tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*_Dense/*"))

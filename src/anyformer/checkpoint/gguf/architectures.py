@@ -201,6 +201,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             has_windows=True,
             inferred=lambda contents: {
                 **_windows(contents, 4),
+                # One theta for all layers; the scaling holds for those without a window.
+                "rope_parameters": {LAYER_TYPES[1]: {"rope_theta": contents.get("rope.freq_base") or 10_000.0}},
                 "attention_bias": False,
                 "tie_word_embeddings": False,
             },
