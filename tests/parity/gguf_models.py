@@ -89,6 +89,11 @@ def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
         local = {"rope_type": "default", "rope_theta": rope["rope_theta"] if family == "olmo3" else 50.0}
         ropes = {"full_attention": rope, "sliding_attention": local}
         fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": ropes}
+    if family in ("mixtral", "qwen3_moe", "olmoe", "granitemoe"):
+        length, rope = draw(hf_models.rope(("default", "linear")))
+        fixed = {**fixed, "max_position_embeddings": length, "rope_parameters": rope}
+    if family == "olmoe":
+        fixed = {**fixed, "num_key_value_heads": drawn.options["num_attention_heads"]}
     if family == "gemma-embedding":
         types = ["sliding_attention", "full_attention", "sliding_attention"]
         window = draw(st.integers(2, 12))

@@ -142,10 +142,10 @@ def _curves(drawn: ModelSpec, rate: float, dtype: torch.dtype = torch.float32) -
     """
     theirs: Any = drawn.build()
     theirs.to(dtype)
+    theirs.config.output_router_logits = True  # the loss of a mixture of experts has its balance loss then
     ours = ours_of(theirs).to(dtype)
     ours.train()
     theirs.train()
-    theirs.config.output_router_logits = True  # the loss of a mixture of experts has its balance loss then
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1) for model in (ours, theirs)]
     curves: tuple[list[float], list[float]] = ([], [])
     for step in range(STEPS):
@@ -182,7 +182,9 @@ def test_loss_curves_equal_over_many_configs(architecture: str, data: st.DataObj
     ours, theirs = _curves(drawn, 1e-3)
     if ours != pytest.approx(theirs, rel=1e-4):
         # A rounding error of theirs may turn a ReLU on or off, and grows with each step: in float64 there is none.
-        _, theirs = _curves(drawn, 1e-3, torch.float64)
+        exact, theirs = _curves(drawn, 1e-3, torch.float64)
+        if "num_experts_per_tok" in drawn.options:  # where it may also send a token to another expert
+            ours = exact
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from anyformer import __version__
 from anyformer.errors import UserError
-from anyformer.serving.api import chat, completions, encoders, messages, responses, status
+from anyformer.serving.api import chat, completions, encoders, messages, page, responses, status
 from anyformer.serving.errors import ApiError, crashed
 from anyformer.serving.gate import Gate
 from anyformer.serving.state import ClientLeftError, Server
@@ -43,7 +43,7 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
     app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None)
     app.state.server = server
-    for module in (chat, completions, messages, responses, encoders, status):
+    for module in (chat, completions, messages, responses, encoders, page, status):
         app.include_router(module.router)
     app.add_middleware(Gate, settings=server.settings, key=key, metrics=server.metrics)
     app.add_exception_handler(ApiError, _api_error)
@@ -82,8 +82,9 @@ def _place(location: Sequence[str | int], body: Any, is_missing: bool) -> list[s
         return []
     part, *rest = location
     paths = [_place(rest, body, is_missing)]
+    inside: Any = body
     if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
-        paths.append([str(part), *_place(rest, body[part], is_missing)])
+        paths.append([str(part), *_place(rest, inside[part], is_missing)])
     elif is_missing and not rest:
         paths.append([str(part)])
     return max(paths, key=lambda path: (path[-1:] == [str(location[-1])], len(path)))

@@ -68,6 +68,12 @@ class ServedModel:
         ]
         return [name for name, holds in found if holds]
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        eos = None if self.tokenizer is None else self.tokenizer.eos
+        return sorted({*eos_ids(self.model, GenerationConfig()), *(() if eos is None else (eos,))})
+
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises ApiError for a model that came without one."""
         if self.tokenizer is None:
@@ -113,6 +119,15 @@ class ServedModel:
             return self.encode(await asyncio.to_thread(encode), "messages")
         except UserError as error:
             raise ApiError(400, str(error), "messages") from None
+
+    def with_prefix(self, ids: list[int], prefix: Sequence[int] | None) -> list[int]:
+        """The ids of a prompt and of the beginning of its text. Raises ApiError where there can't be one."""
+        if prefix is None:
+            return ids
+        if self.model.config.is_encoder_decoder:
+            message = "An encoder-decoder's text does not go on from its prompt: leave out prefix_ids."
+            raise ApiError(400, message, "prefix_ids")
+        return ids + self.encode(prefix, "prefix_ids")
 
     async def submit_chat(
         self,

@@ -22,6 +22,9 @@ _WORTH_IT = 1.5
 
 _REPEATS = 16
 
+_INT8_ROWS, _INT8_WIDTH, _LEAST_GAIN = 2048, 768, 1.1
+"""Rows, inputs and outputs of the product that int8 is measured with; what it has to gain to be worth its rounding."""
+
 INT8 = "int8"
 """The name of a dtype that is never chosen by default, for it changes what is learned."""
 
@@ -79,7 +82,7 @@ def choose_precision(
     if dtype == INT8:
         _check_int8(resolved)
         rest, reason = _fastest_on_cpu()
-        return Precision(resolved, rest, f"as asked; {reason}", int8=True)
+        return Precision(resolved, rest, f"as asked; {reason}; {_gain_of_int8(rest)}", int8=True)
     if dtype is not None:
         return Precision(resolved, getattr(torch, dtype), "as asked")
     if resolved.type == "cuda":
@@ -170,6 +173,22 @@ def _check_int8(device: torch.device) -> None:
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
     if not can_compile(device) and not matmul.supports_int8():
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
+
+
+def _gain_of_int8(rest: torch.dtype) -> str:
+    """What products of 8-bit integers gain over those of another dtype, for people; quantizing is counted."""
+    if not matmul.supports_int8():
+        return "int8's gain is not measured without compiled code"
+    x, weight = torch.ones(_INT8_ROWS, _INT8_WIDTH, dtype=rest), torch.ones(_INT8_WIDTH, _INT8_WIDTH)
+    out, times = torch.empty_like(x), dict[str, list[float]](rest=[], int8=[])
+    for _ in range(_REPEATS):
+        for name, seconds in times.items():
+            start = time.perf_counter()
+            F.linear(x, weight.to(rest)) if name == "rest" else matmul.int8_matmul(x, weight, out=out)
+            seconds.append(time.perf_counter() - start)
+    gain = min(times["rest"]) / min(times["int8"])
+    gained = f"those of int8 {gain:.1f} times as fast as those of {str(rest).removeprefix('torch.')}"
+    return gained if gain >= _LEAST_GAIN else f"{gained}: int8 gains nothing here, leave --dtype out"
 
 
 def _fastest_on_cpu() -> tuple[torch.dtype, str]:

@@ -114,6 +114,11 @@ def test_what_llama_cpp_computes_otherwise_is_refused(changes: dict[str, Any], r
         af.save_gguf(model_of("deepseek-v2", **changes), tmp_path / "model.gguf", kind="f32")
 
 
+def test_shared_keys_of_an_olmoe_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(af.UserError, match="no heads share keys"):
+        af.save_gguf(model_of("olmoe-1b-7b", **{"attention.kv_heads": 1}), tmp_path / "model.gguf")
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "reason"),
     [

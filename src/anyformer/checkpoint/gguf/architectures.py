@@ -4,16 +4,15 @@ A Mistral is a `llama` there, and its window is not stored.
 """
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
 from anyformer.checkpoint.gguf.architecture import DENSE, Architecture
 from anyformer.checkpoint.gguf.contents import Contents, layers, rope_factors, same_factors
-from anyformer.checkpoint.gguf.mixtures import MIXTRAL, MIXTURES
+from anyformer.checkpoint.gguf.mixtures import GRANITE, MIXTRAL, MIXTURES, ROPE_BUFFERS
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
-from anyformer.families import FAMILIES, canonical, to_huggingface
+from anyformer.families import canonical, to_huggingface
 from anyformer.families.base import Raw, supported
 from anyformer.families.llama import LAYER_TYPES, write_layer_types
 from anyformer.families.rows import Row, resolve
@@ -23,20 +22,6 @@ from anyformer.model import skeleton
 def _write_rotary(config: ModelConfig) -> Raw:
     head_dim = config.attention.head_dim or config.d_model // config.attention.heads
     return {"rope.dimension_count": int(head_dim * config.position.rotary_fraction)}
-
-
-def _granite(contents: Contents) -> Raw:
-    width = contents.get("embedding_length") // contents.get("attention.head_count")
-    return {
-        "logits_scaling": contents.get("logit_scale") or 1.0,
-        "attention_multiplier": contents.get("attention.scale")
-        or (contents.get("rope.dimension_count") or width) ** -0.5,
-    }
-
-
-def _write_granite(config: ModelConfig) -> Raw:
-    raw = FAMILIES["granite"].write(config)
-    return {"logit_scale": float(raw["logits_scaling"]), "attention.scale": float(raw["attention_multiplier"])}
 
 
 def _falcon(contents: Contents) -> Raw:
@@ -150,22 +135,12 @@ def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
     return config.replace(model_type="olmo2") if config.other_layers is None else config
 
 
-_ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
-_GRANITE = Architecture(
-    "granite",
-    ("granite",),
-    neighboring=True,
-    keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
-    inferred=_granite,
-    more=_write_granite,
-    ignored=_ROPE_BUFFERS,
-)
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
-        Architecture("llama", ("llama", "mistral"), neighboring=True, ignored=_ROPE_BUFFERS),
-        Architecture("qwen2", ("qwen2",), ignored=_ROPE_BUFFERS),
-        Architecture("qwen3", ("qwen3",), ignored=_ROPE_BUFFERS),
+        Architecture("llama", ("llama", "mistral"), neighboring=True, ignored=ROPE_BUFFERS),
+        Architecture("qwen2", ("qwen2",), ignored=ROPE_BUFFERS),
+        Architecture("qwen3", ("qwen3",), ignored=ROPE_BUFFERS),
         Architecture(
             "gemma",
             ("gemma",),
@@ -237,7 +212,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("smollm3",),
             neighboring=True,
             inferred=lambda contents: {"attention_bias": False, "mlp_bias": False},
-            ignored=_ROPE_BUFFERS,
+            ignored=ROPE_BUFFERS,
         ),
         Architecture(
             "gptneox",
@@ -260,8 +235,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             more=_write_rotary,
         ),
         Architecture("phi3", ("phi3",), more=_write_rotary),
-        _GRANITE,
-        replace(_GRANITE, name="granitemoe", model_types=("granitemoe",)),
+        GRANITE,
         *MIXTURES,
         Architecture(
             "gpt-oss",

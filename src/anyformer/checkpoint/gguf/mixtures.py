@@ -1,4 +1,4 @@
-"""Architectures of GGUF with experts, and DeepSeek's latent attention there."""
+"""Architectures of GGUF with experts, their dense Granite, and DeepSeek's latent attention there."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,14 +89,39 @@ def _write_deepseek(config: ModelConfig) -> Raw:
     }
 
 
+def _granite(contents: Contents) -> Raw:
+    width = contents.get("embedding_length") // contents.get("attention.head_count")
+    return {
+        "logits_scaling": contents.get("logit_scale") or 1.0,
+        "attention_multiplier": contents.get("attention.scale")
+        or (contents.get("rope.dimension_count") or width) ** -0.5,
+    }
+
+
+def _write_granite(config: ModelConfig) -> Raw:
+    raw = FAMILIES["granite"].write(config)
+    return {"logit_scale": float(raw["logits_scaling"]), "attention.scale": float(raw["attention_multiplier"])}
+
+
+ROPE_BUFFERS = (r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd", r"blk\.\d+\.rope_freqs\.weight")
+GRANITE = Architecture(
+    "granite",
+    ("granite",),
+    neighboring=True,
+    keys={"embedding_scale": "embedding.scale", "residual_scale": "residual_scale"},
+    inferred=_granite,
+    more=_write_granite,
+    ignored=ROPE_BUFFERS,
+)
 MIXTRAL = Architecture(
     "llama",
     ("mixtral",),
     neighboring=True,
-    ignored=(r"rope_freqs\.weight", r"blk\.\d+\.(attn_rot_embd|rope_freqs\.weight)"),
+    ignored=ROPE_BUFFERS,
 )
 """LLaMAs with experts, which GGUF calls LLaMAs."""
 MIXTURES = [
+    replace(GRANITE, name="granitemoe", model_types=("granitemoe",)),
     Architecture(
         "qwen3moe",
         ("qwen3_moe",),

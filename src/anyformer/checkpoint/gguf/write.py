@@ -171,6 +171,8 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             f"llama.cpp computes a {kind.name} model only where its heads are as wide as the model: {attention.heads} "
             f"heads of {attention.head_dim} make {width}, not {config.d_model}."
         )
+    if kind.name == "olmoe" and attention.kv_heads not in (None, attention.heads):
+        raise UserError("llama.cpp computes an olmoe model only where no heads share keys and values (kv_heads).")
     if kind.name == "gemma-embedding" and len({*map(bool, config.others(config.encoder_layers))}) == 1:
         raise UserError(
             "llama.cpp computes a gemma-embedding model only where some layers have a window and others none."

@@ -13,10 +13,9 @@ from fastapi.responses import Response
 from pydantic import Field
 from starlette.types import Receive
 
-from anyformer.generation.batching import TokenLogprob
 from anyformer.serving.api.chat_messages import ChatMessage, rendered
-from anyformer.serving.api.choices import shown_logprobs, usage
-from anyformer.serving.api.fields import Count, SamplingBody
+from anyformer.serving.api.choices import shown_logprobs, spelled, usage
+from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
 from anyformer.serving.api.sse import DONE, EventStream, JsonAnswer, event
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Turn
@@ -41,6 +40,8 @@ class ChatRequest(SamplingBody):
     tool_choice: Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
+    prefix_ids: PrefixIds | None = None
+    """Token ids that the answer begins with: it is written from behind them."""
 
     def turn(self, served: ServedModel) -> Turn:
         """What the model is to do. Raises ApiError for messages or tools that don't fit together."""
@@ -55,7 +56,12 @@ class ChatRequest(SamplingBody):
             rules is not None,
         )
         return Turn(
-            served=served, messages=rendered(self.messages), tools=tools, rules=rules, rules_param=self.rules_param
+            served=served,
+            messages=rendered(self.messages),
+            tools=tools,
+            rules=rules,
+            rules_param=self.rules_param,
+            prefix_ids=self.prefix_ids,
         )
 
 
@@ -138,17 +144,9 @@ class _Writer:
 
     def _logprobs(self, number: int, delta: Delta) -> dict[str, Any] | None:
         scores = shown_logprobs(self.turn.streams[number], delta)
-        return {"content": [self._token(score) for score in scores]} if self.body.logprobs and scores else None
-
-    def _token(self, score: TokenLogprob) -> dict[str, Any]:
-        spell = self._spelled
-        top = [spell(token, logprob) for token, logprob in score.top.items()] if self.body.top_logprobs else []
-        return {**spell(score.token, score.logprob), "top_logprobs": top}
-
-    def _spelled(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.served.token_text
         assert text is not None
-        return {"token": text.text(token), "logprob": logprob, "bytes": list(text.bytes(token))}
+        return {"content": [spelled(text, score) for score in scores]} if self.body.logprobs and scores else None
 
 
 def _message(answer: Answer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from anyformer.generation.batching import Finish, TokenLogprob
+from anyformer.serving.token_text import TokenText
 from anyformer.serving.worker import Delta, Stream
 
 FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
@@ -23,6 +24,15 @@ def shown_logprobs(stream: Stream, delta: Delta) -> Sequence[TokenLogprob]:
     """The tokens of a piece, without an end-of-text."""
     ended = delta.finish == "stop" and stream.request.ends_with_eos
     return delta.logprobs[:-1] if ended else delta.logprobs
+
+
+def spelled(text: TokenText, score: TokenLogprob) -> dict[str, Any]:
+    """A token with its id, its text and its bytes, and the likeliest ones in its place."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": text.text(token), "logprob": logprob, "bytes": list(text.bytes(token))}
+
+    return {**one(score.token, score.logprob), "top_logprobs": [one(*each) for each in score.top.items()]}
 
 
 async def merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:

@@ -16,8 +16,8 @@ from starlette.types import Receive
 
 from anyformer.generation.batching import TokenLogprob
 from anyformer.generation.config import GenerationConfig, GenerationOptions
-from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, usage
-from anyformer.serving.api.fields import SamplingBody
+from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
+from anyformer.serving.api.fields import PrefixIds, SamplingBody
 from anyformer.serving.api.sse import DONE, EventStream, event
 from anyformer.serving.errors import ApiError
 from anyformer.serving.prompt_scores import prompt_logprobs
@@ -41,6 +41,8 @@ class CompletionRequest(SamplingBody):
     """Begin with the prompt; with `logprobs`, its tokens are scored as well."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Log-probabilities of so many of the likeliest tokens in each place."""
+    prefix_ids: PrefixIds | None = None
+    """Token ids that each text begins with: it is written from behind them."""
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
@@ -94,6 +96,12 @@ class _Writer:
         if body.echo and served.model.config.is_encoder_decoder:
             _refuse("echo", "An encoder-decoder's text does not go on from its prompt: leave out echo.")
         rules = body.rules()
+        if rules is not None and body.prefix_ids is not None:
+            _refuse("prefix_ids", "A grammar begins with the text: leave out one of the two.")
+        if body.prefix_ids is not None:
+            if body.echo:
+                _refuse("prefix_ids", "echo shows the prompt alone before the text: leave out echo or prefix_ids.")
+            self.prompts = [served.with_prefix(ids, body.prefix_ids) for ids in self.prompts]
         rooms = [served.room(ids[: len(ids) - (not self.generates)], "prompt") for ids in self.prompts]
         self.scores: list[list[TokenLogprob | None]] = [[] for _ in prompts]
         if body.echo and (top := body.logprobs) is not None:
@@ -149,6 +157,8 @@ class _Writer:
         logprobs = None
         if self.body.logprobs is not None:
             logprobs = self._logprobs(scored, self.prompts[prompt])
+            if (spelling := self.served.token_text) is not None:
+                logprobs["content"] = [spelled(spelling, score) for score in shown]
         finish = None if delta.finish is None else FINISH[delta.finish]
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
 

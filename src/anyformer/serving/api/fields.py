@@ -15,6 +15,7 @@ Temperature = Annotated[float, Field(ge=0, le=100)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
+PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Stop = str | Annotated[list[str], Field(max_length=16)]
 

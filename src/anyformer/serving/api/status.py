@@ -53,6 +53,8 @@ def _described(served: ServedModel) -> dict[str, Any]:
         "model_type": served.model.config.model_type,
         "max_model_len": served.model.config.context_length if engine is None else engine.capacity,
         "capabilities": served.capabilities,
+        "is_encoder_decoder": served.model.config.is_encoder_decoder,
+        "eos_token_ids": served.ends,
         "chat_template": tokenizer is not None and tokenizer.chat_template is not None,
     }
 

@@ -111,6 +111,7 @@ class Turn:
         tools: What it may call.
         rules: Lark rules of its answer; None: any text.
         rules_param: The field that these come from.
+        prefix_ids: Token ids that the answer begins with; None: it begins anew.
     """
 
     served: ServedModel
@@ -118,6 +119,7 @@ class Turn:
     tools: Tools | None = None
     rules: str | None = None
     rules_param: str = "response_format"
+    prefix_ids: Sequence[int] | None = None
     ids: list[int] = field(default_factory=list[int])
     streams: list[Stream] = field(default_factory=list[Stream])
     answers: list[Answer] = field(default_factory=list[Answer])
@@ -146,6 +148,8 @@ class Turn:
             constrain = await served.compile(self.rules, self.ids, self.rules_param)
         if constrain is not None and not options.get("stop_at_eos", True):
             raise ApiError(400, "ignore_eos goes on behind the end that a grammar sets: leave it out.", "ignore_eos")
+        if constrain is not None and self.prefix_ids is not None:
+            raise ApiError(400, "A grammar begins with the answer: leave out prefix_ids.", "prefix_ids")
         self._hides = tools is None or not _is_special(tools.form, served)
         self.streams = await served.submit_chat(
             self.ids, options, count, most, logprobs, constrain=constrain, skip_special=self._hides
@@ -155,7 +159,7 @@ class Turn:
     async def encode(self) -> None:
         """Write the conversation in the words of the chat template."""
         shown = None if self.tools is None else [function.described for function in self.tools.functions]
-        self.ids = await self.served.encode_chat(self.messages, shown)
+        self.ids = self.served.with_prefix(await self.served.encode_chat(self.messages, shown), self.prefix_ids)
 
     def _parser(self) -> ToolParser | None:
         if self.tools is None:
