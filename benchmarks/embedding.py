@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument(
-        "--only", default="", help="candidates with these names, such as 'bfloat16; int8, batch 16'"
-    )
+    parser.add_argument("--only", default="", help="candidates with these names, such as 'bfloat16; int8, batch 16'")
     parser.add_argument("--stsb", type=Path)
     parser.add_argument("--export", type=Path, help="where the peers' int8 models are kept; none: made anew")
     options = parser.parse_args()

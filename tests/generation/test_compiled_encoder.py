@@ -1,6 +1,7 @@
 """Encoders in compiled code: torch's forward pass with the operands of its products rounded to 8 bits."""
 
 from collections.abc import Callable
+from typing import Literal
 from unittest.mock import patch
 
 import pytest
@@ -34,7 +35,9 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     kv_heads = draw(st.integers(1, 2))
     activation = draw(st.sampled_from(["relu", "relu_squared", "gelu", "gelu_tanh", "silu"]))
     gated, bias = draw(st.booleans()), draw(st.booleans())
-    placement = draw(st.sampled_from(["pre", "post", "sandwich", "branch"]))
+    placement: Literal["pre", "post", "sandwich", "branch"] = draw(
+        st.sampled_from(("pre", "post", "sandwich", "branch"))
+    )
     return config(
         d_model=draw(st.sampled_from([32, 64, 96])),
         encoder_layers=draw(st.integers(1, 2)),
@@ -99,6 +102,9 @@ def test_others_are_left_to_torch() -> None:
         CompiledEncoder(build(config(**plain, attention=AttentionConfig(heads=2))))
     hooked = af.quantize(build(config(**plain, attention=AttentionConfig(heads=2))), "int8")
     CompiledEncoder(hooked)
-    hooked.encoder.register_forward_hook(lambda *_: None)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def hook(*_: object) -> None: ...
+
+    hooked.encoder.register_forward_hook(hook)  # pyright: ignore[reportOptionalMemberAccess]
     with pytest.raises(UnsupportedModelError, match="hooks"):
         CompiledEncoder(hooked)
