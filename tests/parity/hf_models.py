@@ -209,7 +209,7 @@ def gemma(architecture: str) -> st.SearchStrategy[ModelSpec]:
     return rotary("gemma", architecture, "head_dim attention_bias")
 
 
-_LAYER_TYPES = ("full_attention", "sliding_attention")
+_LAYER_TYPES: tuple[str, ...] = ("full_attention", "sliding_attention")
 
 
 def _layer_types(layers: int) -> st.SearchStrategy[list[str] | None]:
@@ -260,7 +260,7 @@ def olmo2(architecture: str) -> st.SearchStrategy[ModelSpec]:
 def olmo3(draw: st.DrawFn, architecture: str) -> ModelSpec:
     """OLMo 3: OLMo 2 with windows, and scaled positions in the layers without."""
     drawn = draw(rotary("olmo3", architecture, "attention_bias sliding_window"))
-    options = {**drawn.options, "layer_types": draw(_layer_types(drawn.options["num_hidden_layers"]))}
+    options: dict[str, Any] = {**drawn.options, "layer_types": draw(_layer_types(drawn.options["num_hidden_layers"]))}
     options["rope_parameters"] = draw(_layered_rope(options["rope_parameters"]))
     return replace(drawn, options=options)
 
