@@ -83,6 +83,11 @@ def test_rope_scaling_beyond_the_original_length(architecture: str, kind: str, d
     assert_same(data, drawn)
 
 
+def default_types(layers: int) -> list[str]:
+    """The layers of a Gemma 2 whose config does not say which have a window."""
+    return [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
+
+
 def _as_transformers_4(folder: Path) -> None:
     """Rewrite config.json as transformers 4 wrote it, which is how most published models have it."""
     path = folder / "config.json"
@@ -96,7 +101,9 @@ def _as_transformers_4(folder: Path) -> None:
         if scaled and rope["rope_type"] in ("linear", "dynamic"):
             rope["type"] = rope.pop("rope_type")
         config["rope_scaling"] = rope if scaled else None
-        config.pop("layer_types", None)
+        types = config.pop("layer_types", None)
+        if config["model_type"] == "gemma2" and types != default_types(len(types)):
+            config["layer_types"] = types
     if "dtype" in config:
         config["torch_dtype"] = config.pop("dtype")
     path.write_text(json.dumps(config))

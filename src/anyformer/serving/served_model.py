@@ -64,7 +64,7 @@ class ServedModel:
             ("completion", self.generates),
             ("embedding", self.tokenizer is not None),
             ("fill", config.is_encoder_only and kind == "language_model"),
-            ("classify", kind == "classification"),
+            ("classification", kind == "classification"),
         ]
         return [name for name, holds in found if holds]
 

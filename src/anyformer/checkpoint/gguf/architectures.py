@@ -375,7 +375,9 @@ def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any])
     }
     tied = config.head.kind != "language_model" or config.embedding.tied
     output = "own" if not tied else "scaled" if config.head.scaled else "same"
-    return Contents(metadata, shapes, output, rope_factors(config))
+    # Other architectures of llama.cpp don't read this tensor.
+    factors = rope_factors(config) if ROPE_BUFFERS[0] in kind.ignored else None
+    return Contents(metadata, shapes, output, factors)
 
 
 def table(kind: Architecture, config: ModelConfig, ours: Any) -> dict[str, Row]:

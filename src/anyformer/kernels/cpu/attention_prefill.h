@@ -133,21 +133,22 @@ class PrefillAttention {
 
     void load_queries(Panel& panel, float scale) {
         memset(panel.out_t, 0, padded_dim * WIDTH * sizeof(float));
-        for (int v = 0; v < VECTORS; v++) panel.maxima[v] = broadcast(LEAST), panel.sums[v] = FloatVec{};
+        float maxima[WIDTH], sums[WIDTH];
         auto scaled = reinterpret_cast<Element*>(keys);  // not in use yet
         for (int64_t lane = 0; lane < WIDTH; lane++) {
             Query query = lane < panel.num_queries ? panel.queries[lane] : Query{};
             panel.first[lane] = int32_t(query.first), panel.end[lane] = int32_t(query.end);
             if (query.first < query.end)
                 panel.from = min(panel.from, query.first), panel.to = max(panel.to, query.end);
-            if (query.sink > LEAST)
-                panel.maxima[lane / LANES][lane % LANES] = query.sink, panel.sums[lane / LANES][lane % LANES] = 1.0f;
+            maxima[lane] = max(LEAST, query.sink), sums[lane] = query.sink > LEAST ? 1.0f : 0.0f;
             for (int64_t i = 0; i < padded_dim; i += LANES)
                 store(scaled + lane % LANES * padded_dim + i, load_part(query.vector, i) * scale);
             if ((lane + 1) % LANES) continue;
             for (int64_t i = 0; i < padded_dim / PACK; i += LANES)
                 transpose(keys + i, padded_dim / PACK, panel.query_t + i * WIDTH + lane + 1 - LANES, WIDTH);
         }
+        for (int v = 0; v < VECTORS; v++)
+            panel.maxima[v] = load(maxima + v * LANES), panel.sums[v] = load(sums + v * LANES);
     }
 
     void write_outputs(const Panel& panel) {

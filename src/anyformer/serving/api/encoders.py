@@ -84,7 +84,7 @@ async def rerank(body: RerankRequest, request: Request, server: ServerOf) -> dic
     tokenizer = served.require_tokenizer()
     async with server.running(request.receive, served):
         try:
-            if "classify" in served.capabilities:
+            if "classification" in served.capabilities:
                 if served.model.config.head.labels not in (0, 1):
                     raise ApiError(
                         400, f"{body.model} has several labels, and orders nothing: ask /v1/classify.", "model"
@@ -121,7 +121,7 @@ class ClassifyRequest(RequestBody):
 async def classify_texts(body: ClassifyRequest, request: Request, server: ServerOf) -> dict[str, Any]:
     """Label texts."""
     served, texts = server.find(body.model), _listed(body.input)
-    if "classify" not in served.capabilities:
+    if "classification" not in served.capabilities:
         raise ApiError(400, f"The model {body.model} is no classifier.", "model", "unsupported_model")
     async with server.running(request.receive, served):
         try:
