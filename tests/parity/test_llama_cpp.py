@@ -63,7 +63,7 @@ def test_llama_cpp_computes_the_same(family: str) -> None:
     """Logits within 1e-3 and the same greedy tokens; of encoders the hidden states."""
     equal = 0
 
-    @settings(max_examples=8)
+    @settings(max_examples=12)
     @given(expressible(family))
     def check(drawn: ModelSpec) -> None:
         nonlocal equal
