@@ -16,7 +16,7 @@ from anyformer.serving.state import Server
 HERMES = (
     "{% if tools %}<system>tools {{ tools | tojson }} as <tool_call>\n{% endif %}"
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.city }}</tool_call>{% endfor %}\n"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.city }}</tool_call>{% endfor %}{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
