@@ -16,7 +16,8 @@ from anyformer.serving.state import Server
 HERMES = (
     "{% if tools %}<system>tools {{ tools | tojson }} as <tool_call>\n{% endif %}"
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.city }}</tool_call>{% endfor %}\n"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments.city }}</tool_call>{% endfor %}"
+    "{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -32,7 +33,7 @@ def json_tokenizer(template: str | None = HERMES, special: str | None = None) ->
     return tokenizer
 
 
-def small_model(tokenizer: af.Tokenizer, seed: int = 0) -> Transformer:
+def small_model(tokenizer: af.Tokenizer, seed: int = 0, eos: tuple[int, ...] = (0,)) -> Transformer:
     """A decoder drawn at random."""
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size + 5,
@@ -42,7 +43,7 @@ def small_model(tokenizer: af.Tokenizer, seed: int = 0) -> Transformer:
         attention=AttentionConfig(heads=2),
         feed_forward=FeedForwardConfig(width=24),
         embedding=EmbeddingConfig(tied=False),
-        special_tokens=SpecialTokens(eos=(0,)),
+        special_tokens=SpecialTokens(eos=eos),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -172,15 +172,31 @@ class _Vocabulary:
         self.tokens.append(b"<end>")
         self.special_token_ids = [*special, vocab_size]
         self.eos_token_id = eos[0] if eos else vocab_size
-        self._encode = tokenizer.encode
+        self._tokenizer = tokenizer
+        self._ids = {raw: token for token, raw in enumerate(self.tokens) if raw and token not in self.special_token_ids}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "ignore")
+        """The tokens of a text that the grammar forces: those that the model would read, if their bytes are the same.
+
+        Else the longest that fit, since sentencepiece puts a space before every text.
+        """
+        raw = text.encode() if isinstance(text, str) else text
         try:
-            return [token for token in self._encode(text, special=False) if token < len(self.tokens) - 1]
-        except UserError:
-            return []
+            ids = self._tokenizer.encode(raw.decode(), special=False)
+        except (UserError, UnicodeDecodeError):
+            ids = []
+        if max(ids, default=0) < len(self.tokens) and b"".join(self.tokens[token] for token in ids) == raw:
+            return ids
+        ids = list[int]()
+        while raw:
+            sizes = range(min(self._longest, len(raw)), 0, -1)
+            token = next((self._ids[raw[:size]] for size in sizes if raw[:size] in self._ids), None)
+            if token is None:
+                break
+            ids.append(token)
+            raw = raw[len(self.tokens[token]) :]
+        return ids
 
 
 class TokenMask:
@@ -229,8 +245,9 @@ def _require_possible(matcher: LLMatcher) -> None:
 
 def _reason(matcher: LLMatcher) -> str:
     error = matcher.get_error()
-    if not error or "panic" in error:
-        error = "the model's vocabulary can't write it"
+    if not error or "panic" in error or "NoExtension" in error:
+        error = "no text obeys it that the model's vocabulary can write"
+    error = error.replace("<non-verbose/>", "")
     lines = error.splitlines()
     said = [line.strip() for line in lines if line.strip() and not set(line.strip()) <= set("^ ")]
-    return shorten(" ".join(line for line in said if "|" not in line[:8]), _LONGEST_REASON).rstrip(".") + "."
+    return shorten(" ".join(line for line in said if "|" not in line[:8]), _LONGEST_REASON).rstrip(". ") + "."
