@@ -95,6 +95,8 @@ def expressible(draw: st.DrawFn, family: str) -> ModelSpec:
     if family in ("olmo2", "olmo3") and "head_dim" in drawn.options:
         # llama.cpp computes heads as wide as the model alone.
         fixed = {**fixed, "head_dim": drawn.options["hidden_size"] // drawn.options["num_attention_heads"]}
+    if family == "gpt_oss":  # of a single layer's window, GGUF has no word
+        fixed = {**fixed, "num_hidden_layers": draw(st.integers(2, 3))}
     if family == "olmoe":
         fixed = {**fixed, "num_key_value_heads": drawn.options["num_attention_heads"]}
     if family == "gemma-embedding":
