@@ -82,10 +82,11 @@ def _place(location: Sequence[str | int], body: Any, is_missing: bool) -> list[s
         return []
     part, *rest = location
     paths = [_place(rest, body, is_missing)]
-    if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
-        paths.append([str(part), *_place(rest, body[part], is_missing)])
-    elif is_missing and not rest:
-        paths.append([str(part)])
+    inside: Any = body.get(part) if isinstance(body, dict) else None
+    if isinstance(body, list) and isinstance(part, int):
+        inside = body[part]
+    if inside is not None or (isinstance(body, dict) and part in body) or (is_missing and not rest):
+        paths.append([str(part), *_place(rest, inside, is_missing)])
     return max(paths, key=lambda path: (path[-1:] == [str(location[-1])], len(path)))
 
 

@@ -43,7 +43,7 @@ class ChatRequest(SamplingBody):
     store: Literal[False] | None = None
 
     def turn(self, served: ServedModel) -> Turn:
-        """What the model is to do. Raises ApiError for messages or tools that don't fit together."""
+        """The turn that the request asks for. Raises ApiError for messages or tools that don't fit together."""
         choice, rules = self.tool_choice or "auto", self.rules()
         named = isinstance(choice, ChosenTool)
         tools = chosen_tools(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.choices import FINISH, merged
 from anyformer.serving.errors import ApiError
@@ -217,29 +217,29 @@ def make_tools(
     if len(set(names)) < len(names):
         raise ApiError(400, "Two tools have the same name.", "tools")
     if only is not None and only not in names:
-        raise ApiError(400, f"There is no tool {only[:64]!r} among tools.", "tool_choice")
+        raise ApiError(400, f"There is no tool {quote(only)} among tools.", "tool_choice")
     return Tools(functions=functions, form=form, required=required or only is not None, only=only, parallel=parallel)
 
 
-def assistant_message(text: str | None, calls: Sequence[Call], param: str) -> dict[str, Any]:
+def assistant_message(text: str, calls: Sequence[Call], param: str) -> dict[str, Any]:
     """An assistant's message as chat templates read it: arguments are objects.
 
     Raises:
         ApiError: arguments are no JSON object.
     """
-    message: dict[str, Any] = {"role": "assistant", "content": text or ("" if calls else text)}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     if calls:
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _object(call, param)}}
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call, param)}}
             for call in calls
         ]
     return message
 
 
-def _object(call: Call, param: str) -> dict[str, Any]:
+def _arguments(call: Call, param: str) -> dict[str, Any]:
     arguments = call.parsed()
     if arguments is None:
-        raise ApiError(400, f"The arguments of the call {call.id[:64]!r} are no JSON object.", param)
+        raise ApiError(400, f"The arguments of the call {quote(call.id)} are no JSON object.", param)
     return arguments
 
 
@@ -258,5 +258,5 @@ def tool_message(messages: Sequence[Mapping[str, Any]], call_id: str, content: s
     calls = (call for message in reversed(messages) for call in message.get("tool_calls") or ())
     name = next((call["function"]["name"] for call in calls if call["id"] == call_id), None)
     if name is None:
-        raise ApiError(400, f"There is no call {call_id[:64]!r} before its result.", param)
+        raise ApiError(400, f"There is no call {quote(call_id)} before its result.", param)
     return {"role": "tool", "name": name, "tool_call_id": call_id, "content": content}
