@@ -209,7 +209,7 @@ class _Value:
         return len(text), False
 
     def pop(self, done: bool) -> str:
-        """The parts that are certain by now."""
+        """Return the part that is certain by now."""
         if self._is_string:
             if not done:
                 return ""
@@ -223,7 +223,7 @@ class _Value:
 
 
 def _words(form: ToolFormat) -> list[str]:
-    """The text behind the arguments of a call."""
+    """The words behind the arguments of a call."""
     after = form.call.split("ARGUMENTS")[1].strip()
     return [after, *([after[1:].strip()] if after.startswith("}") else [])]
 

@@ -44,7 +44,7 @@ class ChatRequest(SamplingBody):
     """Token ids that the answer begins with: it is written from behind them."""
 
     def turn(self, served: ServedModel) -> Turn:
-        """The turn that the model is to take. Raises ApiError for messages or tools that don't fit together."""
+        """The turn that the request asks for. Raises ApiError for messages or tools that don't fit together."""
         choice, rules = self.tool_choice or "auto", self.rules()
         named = isinstance(choice, ChosenTool)
         tools = chosen_tools(

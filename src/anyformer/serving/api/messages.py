@@ -133,7 +133,7 @@ class ConversationBody(RequestBody):
     output_config: OutputConfig | None = None
 
     def turn(self, served: ServedModel) -> Turn:
-        """The turn that the model is to take. Raises ApiError for messages or tools that don't fit together."""
+        """The turn that the request asks for. Raises ApiError for messages or tools that don't fit together."""
         rules = None
         if self.output_config is not None and self.output_config.format is not None:
             rules = form_rules(self.output_config.format.schema_, None, "output_config")

@@ -175,7 +175,7 @@ class ResponsesRequest(RequestBody):
         return options
 
     def turn(self, served: ServedModel) -> Turn:
-        """The turn that the model is to take. Raises ApiError for items or tools that don't fit together."""
+        """The turn that the request asks for. Raises ApiError for items or tools that don't fit together."""
         form = None if self.text is None else self.text.format
         schema = (
             form.schema_ if isinstance(form, JsonBySchema) else ANY_OBJECT if isinstance(form, JsonObject) else None

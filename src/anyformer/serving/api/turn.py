@@ -225,22 +225,22 @@ def make_tools(
     return Tools(functions=functions, form=form, required=required or only is not None, only=only, parallel=parallel)
 
 
-def assistant_message(text: str | None, calls: Sequence[Call], param: str) -> dict[str, Any]:
+def assistant_message(text: str, calls: Sequence[Call], param: str) -> dict[str, Any]:
     """An assistant's message as chat templates read it: arguments are objects.
 
     Raises:
         ApiError: arguments are no JSON object.
     """
-    message: dict[str, Any] = {"role": "assistant", "content": text or ("" if calls else text)}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     if calls:
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _object(call, param)}}
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call, param)}}
             for call in calls
         ]
     return message
 
 
-def _object(call: Call, param: str) -> dict[str, Any]:
+def _arguments(call: Call, param: str) -> dict[str, Any]:
     arguments = call.parsed()
     if arguments is None:
         raise ApiError(400, f"The arguments of the call {quote(call.id)} are no JSON object.", param)
