@@ -57,7 +57,9 @@ def models(draw: st.DrawFn, architecture: str) -> ModelSpec:
                 options |= {"sliding_window": None}
             else:
                 options |= {"use_sliding_window": False}
-            length, options["rope_parameters"] = draw(hf_models.rope(("default", "linear", "llama3", "yarn")))
+            # llama.cpp's Gemma has no tensor of factors, which LLaMA 3's scaling is in a file.
+            kinds = ("default", "linear", *(() if drawn.family == "gemma" else ("llama3",)), "yarn")
+            length, options["rope_parameters"] = draw(hf_models.rope(kinds))
             options["max_position_embeddings"] = length
             for name in ("attention_factor", "truncate"):
                 options["rope_parameters"].pop(name, None)
