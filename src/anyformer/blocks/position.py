@@ -151,8 +151,11 @@ class RotaryPosition(PositionalEncoding):
         """Angles ``position * frequency``, once for each half of a head, and 0 for pairs that are not rotated."""
         rotated = int(self.size.head_dim * self.config.rotary_fraction)
         radians, sharpness = frequencies(self.config, rotated, self.size.max_length, length)
-        angles, rest = (positions.float()[..., None] * radians)[:, None], (0, (self.size.head_dim - rotated) // 2)
-        cos, sin = F.pad(angles.cos() * sharpness, rest, value=1.0), F.pad(angles.sin() * sharpness, rest)
+        angles = (positions.float()[..., None] * radians)[:, None]
+        cos, sin = angles.cos() * sharpness, angles.sin() * sharpness
+        if rotated < self.size.head_dim:
+            rest = (0, (self.size.head_dim - rotated) // 2)
+            cos, sin = F.pad(cos, rest, value=1.0), F.pad(sin, rest)
         tables = Angles(torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1))
         return Rotation(tables, tables)
 
