@@ -36,7 +36,7 @@ def command(model: Path, tmp_path: Path) -> Generator[tuple[subprocess.Popen[str
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
-        found = re.search(r"mine at (http://127\.0\.0\.1:\d+)/v1 \(Ctrl-C stops\)", said)
+        found = re.search(r"mine at (http://127\.0\.0\.1:\d+)/v1, and a page at \1 \(Ctrl-C stops\)", said)
         assert found, said + process.stderr.read()
         yield process, found[1]
         process.kill()

@@ -44,7 +44,11 @@ def run(argv: list[str]) -> int:
             raise UserError(f"Two models have the name {name}: write NAME=MODEL for one of them.")
         models[name] = options.load(path)
     listed = ", ".join(models)
-    serve_models(models, settings, started=lambda url: message(f"anyformer: {listed} at {url}/v1 (Ctrl-C stops)."))
+
+    def started(url: str) -> None:
+        message(f"anyformer: {listed} at {url}/v1, and a page at {url} (Ctrl-C stops).")
+
+    serve_models(models, settings, started=started)
     return 0
 
 
