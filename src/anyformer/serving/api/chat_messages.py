@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from anyformer.serving.api.fields import Strict
 from anyformer.serving.api.turn import Call, assistant_message, tool_message
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """A part of a message."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
     text: str
@@ -29,29 +28,23 @@ def joined(content: Content | None) -> str:
     return "".join(part.text for part in content)
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(Strict):
     """A function and its arguments."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     arguments: str
     """JSON."""
 
 
-class ToolCall(BaseModel):
+class ToolCall(Strict):
     """A call that the model made."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str
     type: Literal["function"]
     function: CalledFunction
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Message(Strict):
     name: str | None = None
     """Changes nothing."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -125,7 +126,7 @@ async def classify_texts(body: ClassifyRequest, request: Request, server: Server
         raise ApiError(400, f"The model {body.model} is no classifier.", "model", "unsupported_model")
     async with server.running(request.receive, served):
         try:
-            work = lambda: classify(served.model, served.tokenizer, texts, body.second)  # noqa: E731
+            work = partial(classify, served.model, served.tokenizer, texts, body.second)
             answers: Sequence[Classification] = await served.worker.call(work)
         except UserError as error:
             raise ApiError(400, str(error), "input") from None

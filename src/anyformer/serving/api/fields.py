@@ -20,19 +20,21 @@ _TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
-class RequestBody(BaseModel):
-    """A request. Fields that it doesn't have are refused."""
+class Strict(BaseModel):
+    """A part of a request. Fields that it doesn't have, and numbers that are none, are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class RequestBody(Strict):
+    """A request."""
 
     model: str
     """Name of a model of `/v1/models`."""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """Options of a streamed answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
     """Send the numbers of tokens in a last chunk."""

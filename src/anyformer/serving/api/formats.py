@@ -4,35 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from anyformer.errors import UserError
+from anyformer.serving.api.fields import Strict
 from anyformer.serving.errors import ApiError
 from anyformer.serving.grammar import json_rule, regex_rule
 
 Schema = Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class PlainText(BaseModel):
+class PlainText(Strict):
     """Any text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
 
 
-class JsonObject(BaseModel):
+class JsonObject(Strict):
     """A JSON object."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["json_object"]
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Strict):
     """A JSON schema with a name. It is enforced, whether `strict` or not."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str | None = None
     """Changes nothing."""
@@ -42,10 +37,8 @@ class NamedSchema(BaseModel):
     strict: bool | None = None
 
 
-class JsonBySchema(BaseModel):
+class JsonBySchema(Strict):
     """JSON that obeys a schema."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -54,10 +47,8 @@ class JsonBySchema(BaseModel):
 ResponseFormat = Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")]
 
 
-class Regex(BaseModel):
+class Regex(Strict):
     """A text that a regex matches from its beginning to its end."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["regex"]
     value: Annotated[str, Field(min_length=1)]

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
+from anyformer.serving.api.fields import Count, Probability, RequestBody, Strict, Temperature
 from anyformer.serving.api.formats import Schema, form_rules
 from anyformer.serving.api.sse import EventStream, JsonAnswer, event
 from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
@@ -29,9 +29,7 @@ from anyformer.serving.worker import Stream
 router = APIRouter()
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Part(Strict):
     cache_control: dict[str, Any] | None = None
     """Changes nothing: prefixes that were read before are always reused."""
 
@@ -66,10 +64,8 @@ class ToolResult(_Part):
 Block = Annotated[TextBlock | ToolUse | ToolResult, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class Message(Strict):
     """A message of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["user", "assistant"]
     content: str | list[Block]
@@ -86,10 +82,8 @@ class Tool(_Part):
     """Enforce the schema."""
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Strict):
     """Whether the model uses a tool."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -97,27 +91,21 @@ class ToolChoice(BaseModel):
     disable_parallel_tool_use: bool | None = None
 
 
-class NoThinking(BaseModel):
+class NoThinking(Strict):
     """The model answers at once."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["disabled"]
 
 
-class OutputFormat(BaseModel):
+class OutputFormat(Strict):
     """A JSON schema that the answer obeys."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["json_schema"]
     schema_: Schema
 
 
-class OutputConfig(BaseModel):
+class OutputConfig(Strict):
     """The form of the answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: OutputFormat | None = None
 

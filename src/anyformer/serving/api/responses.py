@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
+from anyformer.serving.api.fields import Count, Probability, RequestBody, Strict, Temperature
 from anyformer.serving.api.formats import ANY_OBJECT, JsonObject, PlainText, Schema, form_rules
 from anyformer.serving.api.sse import EventStream, JsonAnswer, event
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, FunctionBody, ToolName, chosen_tools
@@ -27,19 +27,15 @@ from anyformer.serving.tool_parser import Arguments, Text
 router = APIRouter()
 
 
-class _Item(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Item(Strict):
     id: str | None = None
     """Changes nothing."""
     status: Literal["in_progress", "completed", "incomplete"] | None = None
     """Changes nothing."""
 
 
-class ContentPart(BaseModel):
+class ContentPart(Strict):
     """A part of a message."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["input_text", "output_text", "text"]
     text: str
@@ -95,19 +91,15 @@ class FunctionTool(FunctionBody):
     type: Literal["function"]
 
 
-class ChosenTool(BaseModel):
+class ChosenTool(Strict):
     """A function that has to be called."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["function"]
     name: ToolName
 
 
-class JsonBySchema(BaseModel):
+class JsonBySchema(Strict):
     """JSON that obeys a schema."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["json_schema"]
     name: str | None = None
@@ -118,18 +110,14 @@ class JsonBySchema(BaseModel):
     strict: bool | None = None
 
 
-class TextOptions(BaseModel):
+class TextOptions(Strict):
     """The form of the text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")] | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """Options of a streamed answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     include_obfuscation: Literal[False] = False
 

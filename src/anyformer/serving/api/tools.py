@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from anyformer.serving.api.fields import Strict
 from anyformer.serving.api.turn import make_tools
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
@@ -16,10 +17,8 @@ MOST_TOOLS = 128
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
-class FunctionBody(BaseModel):
+class FunctionBody(Strict):
     """A function that the model may call."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: ToolName
     description: str | None = None
@@ -35,27 +34,21 @@ class FunctionBody(BaseModel):
         )
 
 
-class Tool(BaseModel):
+class Tool(Strict):
     """A tool."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["function"]
     function: FunctionBody
 
 
-class ChosenFunction(BaseModel):
+class ChosenFunction(Strict):
     """The name of a function."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: ToolName
 
 
-class ChosenTool(BaseModel):
+class ChosenTool(Strict):
     """A tool that has to be called."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["function"]
     function: ChosenFunction
