@@ -1,6 +1,7 @@
 """Texts in a running batch say what they say alone, whoever comes and goes."""
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -155,15 +156,21 @@ def test_what_prompts_have_in_common_is_read_once(name: str, data: st.DataObject
     shared = data.draw(st.lists(ids, min_size=17, max_size=20))
     engine = BatchingEngine(model, slots=2, capacity=40, chunk=data.draw(st.integers(3, 30)), prefixes=2)
     read, step = [0], engine._step
-    engine._step = lambda tokens, *rest, **more: (read.append(tokens.numel()), step(tokens, *rest, **more))[1]  # type: ignore[assignment]
-    for turn in range(3):
-        text = shared + data.draw(st.lists(ids, min_size=1, max_size=4))
-        new = data.draw(st.integers(1, 5))
-        read[:] = [0]
-        request = engine.submit(text, max_new_tokens=new)
-        engine.run()
-        assert request.tokens == recompute(model, text, new)
-        assert (sum(read) < len(shared)) == (turn > 0)
+
+    def counted(tokens: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        read.append(tokens.numel())
+        return step(tokens, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_step", counted)
+        for turn in range(3):
+            text = shared + data.draw(st.lists(ids, min_size=1, max_size=4))
+            new = data.draw(st.integers(1, 5))
+            read[:] = [0]
+            request = engine.submit(text, max_new_tokens=new)
+            engine.run()
+            assert request.tokens == recompute(model, text, new)
+            assert (sum(read) < len(shared)) == (turn > 0)
 
 
 def test_a_text_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,26 +191,24 @@ def wait_until(condition: Any) -> None:
 def test_a_client_that_leaves_frees_its_slot(served: Running, stream: bool) -> None:
     client, server = served
     worker = server.models["gpt"].worker
+    engine = worker.engine
+    assert engine is not None
     body = {"model": "gpt", "prompt": "the", "max_tokens": 200, "ignore_eos": True, "stream": stream, "n": 4}
-    pause = threading.Event()
-    step, worker.engine._step = worker.engine._step, None  # type: ignore[union-attr]
+    step = engine._step
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        pause.wait(0.05)
+        time.sleep(0.05)
         return step(*arguments, **options)
 
-    worker.engine._step = slow  # type: ignore[union-attr,assignment]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_step", slow)
         with suppress(httpx.ReadTimeout), httpx.Client(base_url=client.base_url, timeout=0.5) as leaving:
             if stream:
                 with leaving.stream("POST", "/v1/completions", json=body) as answer:
                     next(answer.iter_lines())
             else:
                 leaving.post("/v1/completions", json=body)
-        wait_until(lambda: worker.engine.running == worker.engine.waiting == worker.streams == 0)  # type: ignore[union-attr]
-    finally:
-        pause.set()
-        worker.engine._step = step  # type: ignore[union-attr]
+        wait_until(lambda: engine.running == engine.waiting == worker.streams == 0)
 
 
 def test_a_full_queue_is_429(served: Running) -> None:
@@ -251,7 +249,16 @@ def test_large_and_broken_bodies() -> None:
     with running(small_models(), max_body=10_000) as (client, _):
         assert client.post("/v1/completions", content=b"x" * 10_001).status_code == 413
         assert client.post("/v1/completions", content=iter([b"x" * 6_000] * 2)).status_code == 411
-        for body in (b"[" * 9_000, b'{"model": 1e999999}', b"\xff\xfe", b'{"a":' + b"9" * 9_000 + b"}", b"", b"null"):
+        half = b'{"model": "gpt", "prompt": "a", "\\udfff": 1}'
+        for body in (
+            half,
+            b"[" * 9_000,
+            b'{"model": 1e999999}',
+            b"\xff\xfe",
+            b'{"a":' + b"9" * 9_000 + b"}",
+            b"",
+            b"null",
+        ):
             answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
             assert answer.status_code == 400, answer.text
             assert "Traceback" not in answer.text

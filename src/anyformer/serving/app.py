@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from anyformer import __version__
@@ -18,6 +18,7 @@ from anyformer.errors import UserError
 from anyformer.serving.api import chat, completions, encoders, messages, page, responses, status
 from anyformer.serving.errors import ApiError, crashed
 from anyformer.serving.gate import Gate
+from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.state import ClientLeftError, Server
 
 log = logging.getLogger("anyformer.serving")
@@ -56,7 +57,7 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
 
 async def _api_error(request: Request, error: Any) -> Response:
-    return JSONResponse(error.body, error.status, headers=error.headers)
+    return JsonAnswer(error.body, error.status, headers=error.headers)
 
 
 async def _user_error(request: Request, error: Any) -> Response:

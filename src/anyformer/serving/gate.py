@@ -7,10 +7,10 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anyformer.serving.errors import ApiError
+from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.metrics import Metrics
 from anyformer.serving.settings import LOOPBACK, ServerSettings
 
@@ -54,11 +54,11 @@ class Gate:
         try:
             self._check(scope, headers, origin)
             if allowed is not None and scope["method"] == "OPTIONS":
-                await JSONResponse({}, headers=_PREFLIGHT)(scope, receive, answer)
+                await JsonAnswer({}, headers=_PREFLIGHT)(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
         except ApiError as error:
-            await JSONResponse(error.body, error.status, headers=error.headers)(scope, receive, answer)
+            await JsonAnswer(error.body, error.status, headers=error.headers)(scope, receive, answer)
         finally:
             route = scope.get("route")
             self._metrics.answered(getattr(route, "path", "other"), status)

@@ -16,9 +16,10 @@ from starlette.types import Receive
 from anyformer.serving.api.chat_messages import ChatMessage, rendered
 from anyformer.serving.api.choices import shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, JsonAnswer, event
+from anyformer.serving.api.sse import DONE, EventStream, event
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Turn
+from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, server_of
 from anyformer.serving.tool_parser import CallBegin, Part, Text

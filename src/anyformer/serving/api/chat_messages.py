@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from anyformer.serving.api.fields import Strict
+from anyformer.serving.api.strict import Strict
 from anyformer.serving.api.turn import Call, assistant_message, tool_message
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 from starlette.types import Receive
 
@@ -20,6 +20,7 @@ from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelle
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
 from anyformer.serving.api.sse import DONE, EventStream, event
 from anyformer.serving.errors import ApiError
+from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.prompt_scores import prompt_logprobs
 from anyformer.serving.served_model import ServedModel, seeded
 from anyformer.serving.state import Server, server_of
@@ -64,7 +65,7 @@ async def completions(
     if body.stream:
         return EventStream(writer.events(), writer.running)
     async with writer.running(request.receive):
-        return JSONResponse(await writer.answer())
+        return JsonAnswer(await writer.answer())
 
 
 class _Writer:

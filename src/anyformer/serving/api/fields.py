@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.formats import Regex, ResponseFormat, form_rules, schema_of
+from anyformer.serving.api.strict import Strict
 from anyformer.serving.errors import ApiError
 
 _SEED = Field(ge=-(2**63), lt=2**63)
@@ -18,12 +19,6 @@ Count = Annotated[int, Field(ge=1, le=1 << 24)]
 PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Stop = str | Annotated[list[str], Field(max_length=16)]
-
-
-class Strict(BaseModel):
-    """A part of a request. Fields that it doesn't have, and numbers that are none, are refused."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class RequestBody(Strict):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from anyformer.errors import UserError
-from anyformer.serving.api.fields import Strict
+from anyformer.serving.api.strict import Strict
 from anyformer.serving.errors import ApiError
 from anyformer.serving.grammar import json_rule, regex_rule
 

@@ -14,12 +14,14 @@ from pydantic import Field
 from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.fields import Count, Probability, RequestBody, Strict, Temperature
+from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
 from anyformer.serving.api.formats import Schema, form_rules
-from anyformer.serving.api.sse import EventStream, JsonAnswer, event
+from anyformer.serving.api.sse import EventStream, event
+from anyformer.serving.api.strict import Strict
 from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
+from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, server_of
 from anyformer.serving.tool_formats import Function

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -12,31 +11,17 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from anyformer.serving.errors import ApiError
+from anyformer.serving.json_answer import dumps
 from anyformer.serving.state import ClientLeftError
 
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def dumps(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def event(value: Any, name: str | None = None) -> bytes:
     """One event with JSON."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {dumps(value)}\n\n".encode("utf-8", "replace")
-
-
-class JsonAnswer(Response):
-    """A response with JSON. Half of a surrogate pair, which a model can write into JSON, becomes a question mark."""
-
-    media_type = "application/json"
-
-    @override
-    def render(self, content: Any) -> bytes:
-        return dumps(content).encode("utf-8", "replace")
 
 
 class EventStream(Response):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from anyformer.serving.api.fields import Strict
+from anyformer.serving.api.strict import Strict
 from anyformer.serving.api.turn import make_tools
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel

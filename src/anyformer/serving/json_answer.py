@@ -1,0 +1,25 @@
+"""Answers with JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+from typing_extensions import override
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class JsonAnswer(Response):
+    """A response with JSON. Half of a surrogate pair, which a model or a client can write into JSON, becomes a
+    question mark."""
+
+    media_type = "application/json"
+
+    @override
+    def render(self, content: Any) -> bytes:
+        return dumps(content).encode("utf-8", "replace")
