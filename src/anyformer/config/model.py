@@ -21,9 +21,9 @@ Layers = Annotated[int, Rule(lambda number: 0 <= number <= MOST_LAYERS, f"must l
 
 
 def check_layers(layers: object, subject: str) -> None:
-    """Raise UserError for more layers than a model may have, before anything is made for each of them."""
-    if isinstance(layers, int) and layers > MOST_LAYERS:
-        raise UserError(f"{subject} must lie in [0, {MOST_LAYERS:,}], and is {quote(layers)}.")
+    """Raise UserError for what is no number of layers of a model, before anything is made for each of them."""
+    if not fits(layers, int) or not 0 <= cast("int", layers) <= MOST_LAYERS:
+        raise UserError(f"{subject} must be a whole number in [0, {MOST_LAYERS:,}], and is {quote(layers)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,8 @@ class Family:
         refuse(raw, **self.refused)
         values = {**read_fields(raw, self.fields), **self.constants, **self.read_head(raw, head)}
         for name in ("encoder_layers", "decoder_layers"):
-            check_layers(values.get(name), f"config.json: {name}")
+            if values.get(name) is not None:  # else it follows from another field, or is missing
+                check_layers(values[name], f"config.json: {name}")
         return make_config({**values, **self.derived(raw, values, head)}, self.model_type)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
