@@ -1,10 +1,11 @@
-"""Root mean square layer normalization; compiled code in training (see cpu/rms_norm.cpp)."""
+"""Root mean square layer normalization; compiled code in training and beside autocast (see cpu/rms_norm.cpp)."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from anyformer.kernels.autocast import autocasts
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
@@ -18,7 +19,8 @@ def rms_norm(
     """``input / sqrt(mean(input^2) + eps) * (offset + weight)`` over the last dimension, in the dtype of the input."""
     if offset:
         weight = offset + weight.to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits would round the sum
-    if input.requires_grad and weight.shape == input.shape[-1:] and KERNEL.supports_bf16(input):
+    compiled = input.requires_grad or autocasts(input)
+    if compiled and weight.shape == input.shape[-1:] and KERNEL.supports_bf16(input):
         x = input if input.dtype in structs.DTYPES else input.float()
         out, _ = forward(x.contiguous(), weight.float(), eps)
         return out.to(input.dtype)

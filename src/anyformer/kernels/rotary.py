@@ -1,4 +1,4 @@
-"""Rotary positions; compiled code in training (see cpu/rotary.cpp)."""
+"""Rotary positions; compiled code where angles are in float32 and attention in bfloat16 (see cpu/rotary.cpp)."""
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ def rotate(
 
     Compiled code returns autocast's dtype, which attention computes in.
     """
-    if x.requires_grad and _supports(x, cos, sin):
+    if _supports(x, cos, sin):
         return forward(x, cos.contiguous(), sin.contiguous(), matmul_dtype(x), False)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
