@@ -73,7 +73,7 @@ def scored(column: str, ours: str, peer: str) -> Callable[[Table], Figures]:
     return figures
 
 
-ROWS = {
+ROWS: dict[str, Row] = {
     "ten": Row(
         "Tiny Shakespeare, whole validation text, ten minutes",
         "shakespeare.py --data {data}/tinyshakespeare.txt --recipes ten --seeds 0",
