@@ -8,7 +8,6 @@ from typing import Any
 from starlette.responses import Response
 from typing_extensions import override
 
-
 dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """Compact JSON."""
 
