@@ -230,8 +230,8 @@ def test_an_adapter_of_a_quantized_model_learns(preset: str, kind: str) -> None:
         assert torch.equal(logits(), before)
     found = logits()
     merge(model)
-    # Compiled products of integers round their inputs to 8 bits, those of the merged weights don't; and one of 80 tokens
-    # goes to another expert.
+    # Compiled products of integers round their inputs to 8 bits, those of the merged weights don't, and one of 80
+    # tokens goes to another expert.
     assert float((logits() - found).norm()) < (0.2 if experts else 0.1) * float(found.norm())
 
 
