@@ -148,8 +148,8 @@ class _Writer:
 
     def _choice(self, number: int, delta: Delta, first: bool) -> dict[str, Any]:
         prompt = number // (self.body.n or 1)
-        shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
-        text, scored = delta.text, list[TokenLogprob | None](shown)
+        # An end-of-text that was chosen is scored, as by OpenAI: lm-eval takes the last score for the new token's.
+        text, scored = delta.text, list[TokenLogprob | None](delta.logprobs)
         if self.body.echo and first:
             ids = self.prompts[prompt]
             source = self.body.prompts()[prompt]
@@ -159,6 +159,7 @@ class _Writer:
         if self.body.logprobs is not None:
             logprobs = self._logprobs(scored, self.prompts[prompt])
             if (spelling := self.served.token_text) is not None:
+                shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
                 logprobs["content"] = [spelled(spelling, score) for score in shown]
         finish = None if delta.finish is None else FINISH[delta.finish]
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}

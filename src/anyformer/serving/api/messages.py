@@ -25,7 +25,7 @@ from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, server_of
 from anyformer.serving.tool_formats import Function
-from anyformer.serving.tool_parser import CallBegin, Part, Text
+from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text
 from anyformer.serving.worker import Stream
 
 router = APIRouter()
@@ -307,4 +307,4 @@ def _begun(part: Part) -> dict[str, Any]:
 def _delta(part: Part) -> dict[str, Any] | None:
     if isinstance(part, Text):
         return {"type": "text_delta", "text": part.text}
-    return None if isinstance(part, CallBegin) else {"type": "input_json_delta", "partial_json": part.text}
+    return {"type": "input_json_delta", "partial_json": part.text} if isinstance(part, Arguments) else None
