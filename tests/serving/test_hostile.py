@@ -51,13 +51,20 @@ def healthy(port: int) -> Generator[list[float]]:
             asking.result()
 
 
+def wait_until_idle(server: Server) -> None:
+    """Wait until all slots are free."""
+    worker, end = server.models["gpt"].worker, time.monotonic() + 60
+    engine = worker.engine
+    assert engine is not None
+    while engine.running or engine.waiting or worker.streams:
+        assert time.monotonic() < end, (engine.running, engine.waiting, worker.streams)
+        time.sleep(0.02)
+
+
 def attack(client: httpx.Client, server: Server, seed: int, requests: int, leaving: int, stalling: int) -> list[Any]:
     """Attack a server; returns the statuses of its answers when it has nothing to do any more."""
     chance, port = random.Random(seed), client.base_url.port
     assert port is not None
-    worker = server.models["gpt"].worker
-    engine = worker.engine
-    assert engine is not None
     before = client.post("/v1/completions", json=PLAIN).json()["choices"]
     made = [hostile_request(chance) for _ in range(requests)]
     seeds = [random.Random(chance.random()) for _ in range(leaving)]
@@ -68,10 +75,7 @@ def attack(client: httpx.Client, server: Server, seed: int, requests: int, leavi
         statuses = list(pool.map(lambda request: send(port, request), made))
         for leaver in leavers:
             leaver.result()
-    end = time.monotonic() + 60
-    while engine.running or engine.waiting or worker.streams:
-        assert time.monotonic() < end, (engine.running, engine.waiting, worker.streams)
-        time.sleep(0.02)
+    wait_until_idle(server)
     assert client.post("/v1/completions", json=PLAIN).json()["choices"] == before
     return statuses
 

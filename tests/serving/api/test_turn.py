@@ -242,6 +242,7 @@ RESPONSES: dict[str, Any] = {"model": "gpt", "input": "a"}
 DEEP: dict[str, Any] = {}
 for _ in range(200):
     DEEP = {"items": DEEP}
+PART = {"type": "text", "text": "a"}
 CALLED = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "["}}]
 
 
@@ -261,6 +262,7 @@ REFUSED = [
     ("chat/completions", CHAT, "tool_choice", "required", "tool_choice"),
     ("chat/completions", CHAT, "messages", said("a", images=[]), "messages.0.images"),
     ("chat/completions", CHAT, "messages", said([{"type": "image_url"}]), "messages.0.content"),
+    ("chat/completions", CHAT, "messages", said([*[PART] * 3, {**PART, "text": 1}]), "messages.0.content.3.text"),
     ("chat/completions", CHAT, "messages", said("a", role="robot"), "messages.0"),
     ("chat/completions", CHAT, "messages", said(None, "assistant", tool_calls=CALLED), "messages.0.tool_calls"),
     ("chat/completions", CHAT, "messages", said("a", "tool", tool_call_id="b"), "messages.0.tool_call_id"),

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from anyformer.serving.api.chat_messages import ChatMessage, rendered
 from anyformer.serving.api.choices import shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, EventStream, event
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Turn
 from anyformer.serving.json_answer import JsonAnswer
@@ -66,7 +66,7 @@ class ChatRequest(SamplingBody):
         )
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def chat_completions(
     body: ChatRequest, request: Request, server: Annotated[Server, Depends(server_of)]
 ) -> Response:

@@ -18,7 +18,7 @@ from anyformer.generation.batching import TokenLogprob
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, EventStream, event
 from anyformer.serving.errors import ApiError
 from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.prompt_scores import prompt_logprobs
@@ -53,7 +53,7 @@ class CompletionRequest(SamplingBody):
         return list(prompt)
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def completions(
     body: CompletionRequest, request: Request, server: Annotated[Server, Depends(server_of)]
 ) -> Response:

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
 from anyformer.serving.api.formats import Schema, form_rules
-from anyformer.serving.api.sse import EventStream, event
+from anyformer.serving.api.sse import STREAMED, EventStream, event
 from anyformer.serving.api.strict import Strict
 from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
@@ -209,7 +209,7 @@ class MessagesRequest(ConversationBody):
         return options
 
 
-@router.post("/v1/messages", response_model=None)
+@router.post("/v1/messages", response_model=None, responses=STREAMED)
 async def messages(body: MessagesRequest, request: Request, server: Annotated[Server, Depends(server_of)]) -> Response:
     """Answer a conversation, as Anthropic's `/v1/messages`."""
     served = server.find(body.model)
