@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyformer.kernels import cross_entropy
+from anyformer.kernels import cross_entropy, reference
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu import attention, matmul
 
 activation: Any = import_module("anyformer.kernels.activation")  # where functions of the package have their names
 rms_norm: Any = import_module("anyformer.kernels.rms_norm")
+rotary: Any = import_module("anyformer.kernels.rotary")
 
 FUNCTIONS = {kind: function for function, kind in COMPILED.items()}
 
@@ -28,7 +29,7 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     def supports(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         return (dtype or matmul_dtype(x)) == torch.bfloat16
 
-    for module in (activation, cross_entropy, rms_norm):
+    for module in (activation, cross_entropy, rms_norm, rotary):
         patch.setattr(module.KERNEL, "supports_bf16", supports)
     patch.setattr(matmul, "supports_bf16", supports)
     patch.setattr(attention, "supports", lambda query, dtype, dropout_p: dtype == torch.bfloat16 and not dropout_p)
@@ -39,6 +40,7 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     ):
         for name, function in zip(("forward", "backward"), functions, strict=True):
             patch.setattr(getattr(module, name), "function", function)
+    patch.setattr(rotary.forward, "function", _rotate)
     patch.setattr(cross_entropy, "compiled_loss_and_grad_", _loss_and_grad_)
     patch.setattr(matmul, "bf16_matmul", _bf16_matmul)
 
@@ -97,13 +99,19 @@ def _activation_backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kin
 
 
 def _rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    rstd = torch.rsqrt(x.square().mean(dim=-1) + eps)
-    return x * rstd[..., None] * weight, rstd
+    rstd = torch.rsqrt(x.float().square().mean(dim=-1) + eps)
+    return (x.float() * rstd[..., None] * weight).to(x.dtype), rstd
 
 
 def _rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     grads = _gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, eps), [x, weight], grad)
-    return grads[0], grads[1]
+    return grads[0].to(x.dtype), grads[1]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, transposed: bool) -> Tensor:
+    if not transposed:
+        return reference.rotate(x.float(), cos, sin).to(dtype)
+    return _gradients(lambda x: reference.rotate(x, cos, sin), [x], x)[0].to(dtype)
 
 
 def _loss_and_grad_(logits: Tensor, targets: Tensor, label_smoothing: float, grad_scale: float) -> Tensor:

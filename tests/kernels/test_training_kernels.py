@@ -23,10 +23,10 @@ from anyformer import kernels
 from anyformer.blocks.feed_forward import ACTIVATIONS, FeedForward
 from anyformer.blocks.linear import Linear
 from anyformer.config import FeedForwardConfig
-from anyformer.kernels import cross_entropy
+from anyformer.kernels import cross_entropy, reference
 from anyformer.kernels.cpu import attention, matmul
 from anyformer.kernels.cpu_features import SWITCH, has_amx_bf16, has_avx512_bf16
-from tests.kernels.stand_ins import activation, rms_norm, use_stand_ins
+from tests.kernels.stand_ins import activation, rms_norm, rotary, use_stand_ins
 
 compiled_only = pytest.mark.skipif(
     not has_avx512_bf16(), reason="needs a processor that multiplies pairs of bfloat16 numbers"
@@ -49,7 +49,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
             use_stand_ins(patch)
             yield request.param
         return
-    compiled = [attention.kernel(BF16), activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL]
+    compiled = [attention.kernel(BF16), activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL, rotary.KERNEL]
     compiled += [matmul.BF16] if has_amx_bf16() else []
     for kernel in compiled:
         kernel.start()
@@ -232,6 +232,38 @@ def test_rms_norm_of_narrow_numbers() -> None:
     exact = with_gradients(lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-5), operands, grad)
     for mine, theirs in zip(ours, exact, strict=True):
         assert mine.dtype == theirs.dtype == BF16
+        near(mine, theirs)
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    time=st.integers(1, 40),
+    half=st.sampled_from([1, 8, 12, 16, 20, 32, 64]),
+    tables=st.booleans(),
+    split=st.booleans(),
+    dtype=st.sampled_from([torch.float32, BF16]),
+    seed=st.integers(0, 99),
+)
+def test_rotary(
+    batch: int, heads: int, time: int, half: int, tables: bool, split: bool, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    shape = (batch, time, heads, 2 * half) if split else (batch, heads, time, 2 * half)
+    angles = [torch.randn(batch if tables else 1, 1, time, 2 * half) for _ in range(2)]
+    x, grad = torch.randn(shape).to(dtype), torch.randn(shape).to(BF16)
+
+    def rotate(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        return function(x.transpose(1, 2) if split else x, *angles)
+
+    grad = grad.transpose(1, 2) if split else grad
+    with torch.autocast("cpu", BF16):
+        ours = with_gradients(partial(rotate, kernels.rotate), [x], grad)
+    exact = with_gradients(partial(rotate, reference.rotate), [x.float()], grad)
+    assert ours[0].dtype == BF16
+    assert ours[1].dtype == dtype
+    for mine, theirs in zip(ours, exact, strict=True):
         near(mine, theirs)
 
 

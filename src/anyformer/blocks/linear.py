@@ -1,6 +1,8 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -33,6 +35,30 @@ class Dropout(nn.Dropout):
 def any_dropout(module: nn.Module) -> bool:
     """Whether any part of a module drops something."""
     return module.training and any(part.rate > 0 for part in module.modules() if isinstance(part, Dropout))
+
+
+class _Acting(threading.local):
+    """The adapters that act in a thread, see `using_adapters`; None: all."""
+
+    rows: Mapping[str, Tensor | None] | None = None
+
+
+_acting = _Acting()
+
+
+@contextmanager
+def using_adapters(rows: Mapping[str, Int[Tensor, " rows"] | None]) -> Generator[None]:
+    """Let these adapters alone act in this thread, each on some sequences of a batch without padding; None: on all."""
+    before, _acting.rows = _acting.rows, rows
+    try:
+        yield
+    finally:
+        _acting.rows = before
+
+
+def no_adapter_acts() -> bool:
+    """Whether `using_adapters` leaves all adapters out in this thread."""
+    return _acting.rows is not None and not _acting.rows
 
 
 class LowRankAdapter(nn.Module):
@@ -154,8 +180,11 @@ class Linear(nn.Linear):
         self, x: Float[Tensor, "*batch inputs"], out: Float[Tensor, "*batch outputs"], bias: Tensor | None
     ) -> Float[Tensor, "*batch outputs"]:
         """The output with the adapters, from the input, the output without them, and the bias that is in it."""
-        for adapter in _adapters(self):
-            out = adapter(x, out, self.weight, bias)
+        for adapter, rows in _adapters(self):
+            if rows is None:
+                out = adapter(x, out, self.weight, bias)
+            else:
+                out = out.index_copy(0, rows, adapter(x[rows], out[rows], self.weight, bias))
         return out
 
     @override
@@ -203,8 +232,11 @@ class Embedding(nn.Embedding):
         """Look up the rows of the ids, of any shape."""
         weight = cast("Tensor | QuantizedMatrix", self.weight)
         out = weight.rows(ids) if isinstance(weight, QuantizedMatrix) else kernels.in_float32(super().forward(ids))
-        for adapter in _adapters(self):
-            out = adapter.rows(ids, out)
+        for adapter, rows in _adapters(self):
+            if rows is None:
+                out = adapter.rows(ids, out)
+            else:
+                out = out.index_copy(0, rows, adapter.rows(ids[rows], out[rows]))
         return out
 
     @override
@@ -213,8 +245,12 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
-def _adapters(module: Linear | Embedding) -> Iterable[LowRankAdapter]:
-    return () if module.adapters is None else cast("Iterable[LowRankAdapter]", module.adapters.values())
+def _adapters(module: Linear | Embedding) -> Iterator[tuple[LowRankAdapter, Tensor | None]]:
+    """The adapters that act, and on which sequences; None: on all."""
+    acting = _acting.rows
+    for name, adapter in () if module.adapters is None else module.adapters.items():
+        if acting is None or name in acting:
+            yield cast("LowRankAdapter", adapter), None if acting is None else acting[name]
 
 
 def replace_weight(module: nn.Module, weight: QuantizedMatrix) -> None:

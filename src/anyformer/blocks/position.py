@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from anyformer import kernels
 from anyformer.blocks.linear import Dropout, Embedding
 from anyformer.blocks.norm import norm
 from anyformer.blocks.pooling import select
@@ -39,8 +40,7 @@ class Angles(NamedTuple):
 
     def rotate(self, x: Float[Tensor, "batch heads time head_dim"]) -> Float[Tensor, "batch heads time head_dim"]:
         """Rotate pair (i, i + head_dim / 2) of each vector by its angle (RoFormer, equation 34, in halves)."""
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return kernels.rotate(x, self.cos, self.sin)
 
 
 class Rotation(NamedTuple):

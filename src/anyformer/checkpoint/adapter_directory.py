@@ -86,13 +86,24 @@ def read_head(path: Path) -> HeadConfig | None:
     return HeadConfig(kind=kind, labels=count, label_names=names, problem_type=cast("Any", problem))
 
 
-def load_adapter(model: Transformer, directory: str | Path, name: str | None = None) -> Transformer:
+def replaces_weights(directory: str | Path) -> bool:
+    """Whether an adapter says that it replaces weights of its model: biases, or modules that were trained whole."""
+    path, _ = path_and_weight(directory)
+    path = find_adapter(path) or path
+    raw = limits.read_object(path / peft.CONFIG) if (path / peft.CONFIG).is_file() else {}
+    return raw.get("bias", "none") != "none" or bool(raw.get("modules_to_save")) or read_head(path) is not None
+
+
+def load_adapter(
+    model: Transformer, directory: str | Path, name: str | None = None, *, beside: bool = False
+) -> Transformer:
     """Give a model the adapter of a directory, in PEFT's format or in mlx-lm's.
 
     Args:
         model: The model that the adapter was trained on.
         directory: With adapter_config.json and the weights; ``DIR:0.5`` lets it count half.
         name: Tells it from the model's other adapters; None: "default", or one with a number.
+        beside: Refuse one that replaces weights of the model, so that the model without it stays as it is.
 
     Returns:
         The same model.
@@ -119,6 +130,8 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
         config = config.weighted(weight)
     if stored.others and not all(each.is_low_rank_only for each in model.adapter_configs.values()):
         raise UserError(f"{path}: another adapter has replaced biases or whole modules already: give one of the two.")
+    if stored.others and beside:
+        raise UserError(f"{path} replaces biases or whole modules, so its model can't be used without it as well.")
     # All is checked before anything is changed.
     fitting = [(module, *_fit(path, model, stored, module, layers.get(module))) for module in stored.layers]
     make_dense(model, config)

@@ -76,6 +76,8 @@ class CompiledEncoder(CompiledLayers):
         if module is None:
             return structs.Matrix()
         described = super()._matrix(module, bias)
+        if self.adapters_act:
+            raise UnsupportedModelError("adapters")
         if type(module) is not Linear or not isinstance(module.weight, QuantizedMatrix):
             raise UnsupportedModelError("weights in floating point")
         packed = _pack(module.weight)

@@ -137,6 +137,11 @@ def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:
     return tokenizer
 
 
+def generates(model: Transformer) -> bool:
+    """Whether a model generates text."""
+    return not model.config.is_encoder_only and model.config.head.kind == "language_model"
+
+
 def require_generative(model: Transformer) -> None:
     """Raise UserError for a model that can't generate text."""
     if model.config.is_encoder_only:

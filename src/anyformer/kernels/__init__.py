@@ -31,6 +31,7 @@ from anyformer.kernels.grouped_linear import (
 from anyformer.kernels.layout import DENSE, Layout, choose_layout
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
 from anyformer.kernels.rms_norm import rms_norm
+from anyformer.kernels.rotary import rotate
 
 __all__ = [
     "DENSE",
@@ -62,6 +63,7 @@ __all__ = [
     "quick_gelu",
     "relu_squared",
     "rms_norm",
+    "rotate",
     "rows_by_group",
     "scatter_groups",
     "select_query",

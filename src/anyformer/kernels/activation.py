@@ -1,4 +1,5 @@
-"""Activations, and the product that gates them; compiled code of bfloat16 in training (see cpu/activation.cpp)."""
+"""Activations, and the product that gates them; compiled code of bfloat16 in training and beside
+autocast (see cpu/activation.cpp)."""
 
 import weakref
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from anyformer.kernels.autocast import autocasts
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
@@ -59,12 +61,13 @@ def activation(
     computed again: that takes a hundredth of a training step, and saves a block's widest tensor.
     """
     global _latest
-    if not (input.requires_grad and function in COMPILED and _supports(input, multiplier)):
+    compiled = (input.requires_grad or autocasts(input)) and function in COMPILED
+    if not compiled or not _supports(input, multiplier):
         return function(input) if multiplier is None else function(input) * multiplier
     kind, input = COMPILED[function], input.contiguous()
     multiplier = None if multiplier is None else multiplier.contiguous()
     out = forward(input, multiplier, kind)
-    if not torch.compiler.is_compiling():
+    if input.requires_grad and not torch.compiler.is_compiling():
         operands = input.detach(), None if multiplier is None else multiplier.detach()
         _latest = weakref.ref(out), partial(forward.function, *operands, kind)
     return out

@@ -8,18 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def _is_enabled(device: str) -> bool:
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is enabled on the tensor's device."""
+    device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """Autocast's dtype where it is enabled, otherwise that of the tensor."""
-    return torch.get_autocast_dtype(x.device.type) if _is_enabled(x.device.type) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def in_float32(x: Tensor) -> Tensor:
     """The tensor in float32 at least where autocast is enabled, which leaves sums to it; elsewhere as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if _is_enabled(x.device.type) else x
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if autocasts(x) else x
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:

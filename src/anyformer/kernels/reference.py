@@ -80,6 +80,12 @@ def rms_norm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
     return input * torch.rsqrt(input.square().mean(dim=-1, keepdim=True) + eps) * weight
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x cos + (-second, first) sin``, where ``first, second`` are the halves of x (RoFormer, equation 34)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
 def linear_cross_entropy(
     input: Float[Tensor, "tokens d_model"],
     linear_weight: Float[Tensor, "vocab d_model"],

@@ -36,11 +36,12 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        for served in server.models.values():
-            served.worker.start(asyncio.get_running_loop())
+        workers = {served.worker for served in server.models.values()}
+        for worker in workers:
+            worker.start(asyncio.get_running_loop())
         yield
-        for served in server.models.values():
-            served.worker.stop()
+        for worker in workers:
+            worker.stop()
 
     app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None, responses=ERRORS)
     app.state.server = server

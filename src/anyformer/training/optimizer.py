@@ -2,8 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,9 @@ from anyformer.blocks.linear import GroupedLinear
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.training.config import OPTIMIZERS
 from anyformer.training.dtensor import copy_like, distribute_like, full_tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _FUSED = ("cpu", "cuda", "mps")
 """Devices for which torch has one kernel for the whole update of AdamW."""
@@ -63,7 +66,7 @@ def make_optimizer(
         {"params": [parameter for parameter in rest if parameter.dim() < 2], "weight_decay": 0.0},
     ]
     fused = all(parameter.device.type in _FUSED for parameter in rest)
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+    adamw = AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
     if name == "adamw":
         return adamw
     matrices = [parameter for parameter in trained if id(parameter) in inside]
@@ -163,7 +166,23 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     return norm
 
 
-class Muon(torch.optim.Optimizer):
+def _eager(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of an optimizer without the decorator that hides it from torch.compile.
+
+    The decorator imports all of the compiler, which takes one to two seconds and 80 MB.
+    """
+    return getattr(method, "__wrapped__", method)
+
+
+class AdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` (Loshchilov & Hutter 2019), which never imports torch's compiler."""
+
+    add_param_group = _eager(Optimizer.add_param_group)
+    zero_grad = _eager(Optimizer.zero_grad)
+    step = torch.no_grad()(_eager(torch.optim.AdamW.step))
+
+
+class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for matrices and AdamW for the rest, as one optimizer with one learning rate.
 
     torch.optim.Muon is the same update with its products always in bfloat16, which halves the speed of CPUs that have
@@ -188,6 +207,8 @@ class Muon(torch.optim.Optimizer):
         ValueError: one of the matrices isn't one.
     """
 
+    add_param_group = _eager(Optimizer.add_param_group)
+    zero_grad = _eager(Optimizer.zero_grad)
     found_inf: Tensor | None = None
     """Where it is 1, a step changes nothing, as with a fused AdamW, and the host need not know."""
 

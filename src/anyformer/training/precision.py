@@ -16,6 +16,7 @@ from anyformer.kernels.cpu import attention, matmul
 from anyformer.kernels.cpu_features import enabled, has_amx_bf16, has_avx512_bf16
 from anyformer.kernels.cross_entropy import KERNEL as CROSS_ENTROPY
 from anyformer.kernels.rms_norm import KERNEL as RMS_NORM
+from anyformer.kernels.rotary import KERNEL as ROTARY
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""
@@ -130,7 +131,7 @@ def start_compiler(precision: Precision) -> None:
     if precision.int8:
         kernels.append(matmul.INT8)
     if precision.dtype == torch.bfloat16 and has_avx512_bf16():
-        kernels += [ACTIVATION, CROSS_ENTROPY, RMS_NORM]
+        kernels += [ACTIVATION, CROSS_ENTROPY, RMS_NORM, ROTARY]
         kernels += [matmul.BF16] if has_amx_bf16() else []
     for kernel in kernels:
         kernel.start()

@@ -234,13 +234,25 @@ inline void store(int8_t* to, const IntVec& from) {
 #endif
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+#endif
+
 // Partial load of `count` lanes; the others are `fill`.
 template <class T>
 inline FloatVec load(const T* from, int64_t count, float fill = 0) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __mmask16 mask = first_lanes(count);
+    const __m512 rest = _mm512_set1_ps(fill);
+    if constexpr (sizeof(T) == 4) return bit_cast<FloatVec>(_mm512_mask_loadu_ps(rest, mask, from));
+    auto bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16);
+    return bit_cast<FloatVec>(_mm512_mask_mov_ps(rest, mask, bit_cast<__m512>(bits)));
+#else
     T padded[LANES];
     store(padded, broadcast(fill));
     memcpy(padded, from, count * sizeof(T));
     return load(padded);
+#endif
 }
 
 inline void store(float* to, float value) { *to = value; }
@@ -249,6 +261,13 @@ inline void store(BFloat16* to, float value) { *to = to_bfloat16(value); }
 // Partial store of `count` lanes.
 template <class T>
 inline void store(T* to, const FloatVec& from, int64_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, first_lanes(count), bit_cast<__m512>(from));
+#if defined(__AVX512BF16__)
+    return _mm256_mask_storeu_epi16(to, first_lanes(count),
+                                    bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(from))));
+#endif
+#endif
     T padded[LANES];
     store(padded, from);
     memcpy(to, padded, count * sizeof(T));

@@ -168,15 +168,28 @@ struct CrossEntropyArgs {
     int64_t num_threads;
 };
 
-// out = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps), in float32.
+// out = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps), in float32 arithmetic.
 struct RmsNormArgs {
-    const float *x, *weight;
-    float* out;
-    float* rstd;                  // [rows]
-    const float* grad_out;        // null: forward pass
-    float *grad_x, *grad_weight;  // grad_weight [num_threads, width], to be summed
+    const void* x;
+    const float* weight;
+    void* out;
+    Dtype dtype;           // of x, out and their gradients: FLOAT32 or BFLOAT16
+    float* rstd;           // [rows]
+    const void* grad_out;  // null: forward pass
+    void* grad_x;
+    float* grad_weight;  // [num_threads, width], to be summed
     int64_t rows, width;
     double eps;
+    int64_t num_threads;
+};
+
+// Pair (i, i + head_dim / 2) of each vector of x turned by its angle, or by the transpose of that.
+struct RotaryArgs {
+    TensorView x, out;  // [batch, heads, time, head_dim]
+    Dtype x_dtype, out_dtype;
+    const float *cos, *sin;  // [time, head_dim]
+    int64_t batch_stride;    // of cos and sin; 0: the same in every sequence
+    int64_t batch, heads, time, head_dim, transposed;
     int64_t num_threads;
 };
 

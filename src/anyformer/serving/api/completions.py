@@ -14,8 +14,8 @@ from fastapi.responses import Response
 from pydantic import Field
 from starlette.types import Receive
 
-from anyformer.generation.batching import TokenLogprob
 from anyformer.generation.config import GenerationConfig, GenerationOptions
+from anyformer.generation.request import TokenLogprob
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
 from anyformer.serving.api.sse import DONE, STREAMED, EventStream, event
@@ -109,7 +109,7 @@ class _Writer:
             async with self.server.running(request.receive, served):
                 for number, ids in enumerate(self.prompts):
                     score = partial(prompt_logprobs, served.model, ids, top)
-                    self.scores[number] = await served.worker.call(score)
+                    self.scores[number] = await served.call(score)
         if not self.generates:
             return
         for ids, room in zip(self.prompts, rooms, strict=True):
@@ -119,7 +119,9 @@ class _Writer:
             configs = [seeded(config, number) for number in range(count)]
             try:
                 constrain = None if rules is None else await served.compile(rules, ids, body.rules_param)
-                self.streams += await served.worker.submit(ids, configs, body.logprobs, constrain=constrain)
+                self.streams += await served.worker.submit(
+                    ids, configs, body.logprobs, constrain=constrain, adapter=served.adapter
+                )
             except BaseException:
                 served.worker.release(self.streams)
                 raise

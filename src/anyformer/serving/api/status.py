@@ -50,6 +50,7 @@ def _described(served: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "anyformer",
+        **({} if served.parent is None else {"parent": served.parent}),
         "model_type": served.model.config.model_type,
         "max_model_len": served.model.config.context_length if engine is None else engine.capacity,
         "capabilities": served.capabilities,
