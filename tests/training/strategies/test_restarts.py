@@ -20,7 +20,7 @@ from anyformer.runs.directory import CONFIG, LOCK, RunDirectory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX systems alone")
 
-FLAGS = "train gpt2-nano --tokenizer char --context 16 --batch-size 4 --steps 40 --save-every 3".split()
+FLAGS = ["train", "gpt2-nano", "--tokenizer", "char", "--context", "16", "--batch-size", "4", "--steps", "40", "--save-every", "3"]
 
 
 def command(text: Path, runs: Path, *flags: str) -> list[str]:
