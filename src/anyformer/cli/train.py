@@ -69,8 +69,8 @@ def run(argv: list[str]) -> int:
                 raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
         values["config"] = resume / CONFIG
     config = _read(values, resume=resume is not None)
-    if resume is None and (killed := killed_run(config)):
-        return run(["--resume", str(killed)])
+    if resume is None and (resume := killed_run(config)):
+        config = _read(without_place(values) | {"config": resume / CONFIG}, resume=True)
     if needs_launch(config.processes, config.restarts):
         check_engine(config.engine, config.processes)
         return launch(["train", *argv, *restartable(config, resume)], config.processes, config.restarts)
@@ -82,10 +82,19 @@ def run(argv: list[str]) -> int:
 
 
 def killed_run(config: RunConfig) -> Path | None:
-    """The run that a command with --restarts takes up again: that of its --name, if it has begun."""
+    """The run that a command with --restarts takes up again: that of its --name, if it has begun.
+
+    Raises UserError as `check_run_directory`.
+    """
     if not config.restarts or config.name is None or not (config.runs / config.name / CONFIG).is_file():
         return None
+    check_run_directory(config.runs / config.name)
     return config.runs / config.name
+
+
+def without_place(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of flags but for those that say where a run is."""
+    return {name: value for name, value in values.items() if name not in ("name", "runs", "config")}
 
 
 def restartable(config: RunConfig, resume: Path | None) -> list[str]:

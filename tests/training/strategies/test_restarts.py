@@ -20,7 +20,8 @@ from anyformer.runs.directory import CONFIG, LOCK, RunDirectory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX systems alone")
 
-FLAGS = ["train", "gpt2-nano", "--tokenizer", "char", "--context", "16", "--batch-size", "4", "--steps", "40", "--save-every", "3"]
+FLAGS = ["train", "gpt2-nano", "--tokenizer", "char", "--context", "16", "--batch-size", "4"]
+FLAGS += ["--steps", "40", "--save-every", "3"]
 
 
 def command(text: Path, runs: Path, *flags: str) -> list[str]:
