@@ -215,8 +215,9 @@ class BatchingEngine:
 
     def run(self) -> None:
         """Step until every text is over. Raises as `step`."""
-        while self.step():
-            pass
+        with evaluating(self.model):
+            while self.step():
+                pass
 
     def _advance(self) -> bool:
         if self._running:
