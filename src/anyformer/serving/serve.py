@@ -21,6 +21,7 @@ from anyformer.errors import UserError
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.serving.app import create_app
+from anyformer.serving.connection import Connection
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import ServerSettings
 from anyformer.serving.state import Server
@@ -85,6 +86,24 @@ def make_server(
     return Server(settings, served)
 
 
+def http_config(server: Server, key: str | None = None) -> uvicorn.Config:
+    """The settings of uvicorn with which a server answers."""
+    return uvicorn.Config(
+        create_app(server, key),
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(server.settings.grace)),
+        h11_max_incomplete_event_size=64 << 10,
+    )
+
+
 @takes_model
 def serve(
     model: Transformer,
@@ -141,19 +160,7 @@ def serve_models(
     for served in server.models.values():
         preparing(served.name)
         served.warm_up()
-    app = create_app(server, key)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
-        h11_max_incomplete_event_size=64 << 10,
-    )
+    config = http_config(server, key)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is in our own log, once
     with _listening(settings) as listener, _quiet_signals():
         host, port = listener.getsockname()[:2]

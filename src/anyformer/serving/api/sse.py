@@ -14,6 +14,8 @@ from anyformer.serving.errors import ApiError
 from anyformer.serving.json_answer import dumps
 from anyformer.serving.state import ClientLeftError
 
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""Answers of an endpoint that streams where it is asked to, in OpenAPI's words."""
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
