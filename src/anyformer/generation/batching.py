@@ -171,12 +171,11 @@ class BatchingEngine:
             request.finish("cancelled")
 
     def warm_up(self, adapter: str | None = None) -> None:
-        """Wait for the compiler, and generate some tokens in every slot, so that no request has to.
+        """Generate some tokens in every slot, so that no request pays for what the first one does.
 
         Raises:
             UserError: the model answers with NaN.
         """
-        DecoderStep(self.model, wait=True)
         size = self.model.config.source_vocab_size or self.model.config.vocab_size
         for length in (min(self.chunk, self.capacity - _WARM_TOKENS), *[1] * (self.slots - 1)):
             ids = [number % size for number in range(max(1, length))]
@@ -215,8 +214,9 @@ class BatchingEngine:
 
     def run(self) -> None:
         """Step until every text is over. Raises as `step`."""
-        while self.step():
-            pass
+        with evaluating(self.model):
+            while self.step():
+                pass
 
     def _advance(self) -> bool:
         if self._running:

@@ -146,7 +146,7 @@ def serve_models(
         adapters: Low-rank adapters by the names of their models: texts with several of them share a batch, and the
             weights of the model are in memory once.
         draft: Guesses tokens of all models that generate text while few texts run, as for `generate_ids`.
-        preparing: Called with the name of each model before its kernels are compiled and run once.
+        preparing: Called with the name of each model before it computes for the first time.
         started: Called with the server's address once it listens.
 
     Raises:

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from anyformer.serving.api.chat_messages import ChatMessage, rendered
 from anyformer.serving.api.choices import shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, STREAMED, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Turn
 from anyformer.serving.json_answer import JsonAnswer
@@ -119,10 +119,10 @@ class _Writer:
         head, wants_usage = self._head("chat.completion.chunk"), False
         if self.body.stream_options is not None and (wants_usage := self.body.stream_options.include_usage):
             head["usage"] = None
+        write = Chunks(head)
 
         def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
-            choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-            return event({**head, "choices": [choice]})
+            return write(choices=[{"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
 
         for number in range(len(self.turn.streams)):
             yield chunk(number, {"role": "assistant", "content": ""})
@@ -134,7 +134,8 @@ class _Writer:
             if delta.finish is not None:
                 yield chunk(number, {}, None, self.turn.answers[number].finish)
         if wants_usage:
-            yield event({**head, "choices": [], "usage": self._usage()})
+            head.pop("usage")
+            yield Chunks(head)(choices=[], usage=self._usage())
         yield DONE
 
     def _usage(self) -> dict[str, Any]:

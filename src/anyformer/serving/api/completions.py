@@ -18,7 +18,7 @@ from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.request import TokenLogprob
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, STREAMED, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
 from anyformer.serving.errors import ApiError
 from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.prompt_scores import prompt_logprobs
@@ -136,12 +136,12 @@ class _Writer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer in pieces."""
-        begun = set[int]()
+        begun, chunk = set[int](), Chunks(self.head)
         async for number, delta in merged(self.streams) if self.streams else self._echoes():
-            yield event({**self.head, "choices": [self._choice(number, delta, first=number not in begun)]})
+            yield chunk(choices=[self._choice(number, delta, first=number not in begun)])
             begun.add(number)
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
-            yield event({**self.head, "choices": [], "usage": self._usage()})
+            yield chunk(choices=[], usage=self._usage())
         yield DONE
 
     async def _echoes(self) -> AsyncIterator[tuple[int, Delta]]:
