@@ -130,6 +130,30 @@ class LowRankAdapter(nn.Module):
             return torch.linalg.vector_norm(dense(weight, self.a.dtype) + self.scale * self.b @ self.a, dim=1)
 
 
+class GroupedAdapter(LowRankAdapter):
+    """LoRA of each of several matrices W that lie one below another: ``W[group] + scale * B[group] @ A[group]``.
+
+    Args:
+        a: A parameter, [groups * rank, inputs].
+        b: A parameter, [groups * outputs, rank].
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "rows inputs"], out: Float[Tensor, "rows outputs"], ends: Int[Tensor, " groups"]
+    ) -> Float[Tensor, "rows outputs"]:
+        """The output with the adapter, from the input, sorted by group, and the output without."""
+        if not self.enabled:
+            return out
+        inner = kernels.grouped_linear(x.to(self.a.dtype), self.a, ends)
+        return out + kernels.grouped_linear(self.scale * inner, self.b, ends).to(out.dtype)
+
+    @override
+    def merged(self, weight: Float[Tensor, "outputs_of_all inputs"]) -> Float[Tensor, "outputs_of_all inputs"]:
+        rank = self.b.shape[1]
+        delta = self.b.unflatten(0, (len(self.a) // rank, -1)) @ self.a.unflatten(0, (-1, rank))
+        return (weight.to(self.a.dtype) + self.scale * delta.flatten(0, 1)).to(weight.dtype)
+
+
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
     """The weight in floating point."""
     return weight.dequantize(dtype) if isinstance(weight, QuantizedMatrix) else weight.to(dtype)
@@ -214,6 +238,8 @@ class GroupedLinear(Linear):
             out = kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
         else:
             out = kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
+        for adapter in cast("Iterable[GroupedAdapter]", _adapters(self)):
+            out = adapter(x, out, ends)
         return out if cast("Tensor | None", self.bias) is None else out + kernels.rows_by_group(self.bias, ends, len(x))
 
 
