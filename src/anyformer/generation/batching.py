@@ -72,7 +72,8 @@ class BatchingEngine:
         if slots < 1 or chunk < 1 or self.capacity < 2:
             raise UserError(f"slots and chunk are at least 1, and capacity 2, not {slots}, {chunk} and {capacity}.")
         self.model, self.tokenizer, self.slots, self.chunk = model, tokenizer, slots, chunk
-        self.adapters, self.draft = adapters, draft
+        self.adapters = adapters
+        self.draft: Draft | None = draft
         if draft is not None:
             check_draft(model, draft)
         self._step = DecoderStep(model)

@@ -65,8 +65,8 @@ def make_server(
     settings, served = settings or ServerSettings(), dict[str, ServedModel]()
 
     def add(name: str, loaded: Loaded, keys: Sequence[str] = (), parent: str | None = None) -> ServedModel:
-        sizes = {"slots": settings.slots, "capacity": settings.context, "waiting": settings.queue}
-        worker = Worker(*loaded, **sizes, adapters=keys, draft=draft)
+        slots, context, queue = settings.slots, settings.context, settings.queue
+        worker = Worker(*loaded, slots=slots, capacity=context, waiting=queue, adapters=keys, draft=draft)
         served[name] = ServedModel(name, *loaded, worker, parent=parent)
         return served[name]
 
