@@ -63,7 +63,7 @@ class Ours:
 
         integers = kind if kind.startswith("int") else None
         self._model, _ = af.load(directory, None if integers else kind, quantize=integers)
-        self._step = DecoderStep(self._model, wait=True)
+        self._step = DecoderStep(self._model)
         self.size = sum(tensor.nbytes for tensor in (*self._model.parameters(), *self._model.buffers()))
 
     def read(self, streams: int, length: int) -> None:

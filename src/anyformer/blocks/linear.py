@@ -1,7 +1,7 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -102,8 +102,13 @@ class LowRankAdapter(nn.Module):
         """The output of a linear layer with the adapter, from its input, its output without, its weight and bias."""
         if not self.enabled:
             return out
-        dropped = self.dropout(x).to(self.a.dtype)
-        delta = F.linear(self.scale * F.linear(dropped, self.a), self.b)
+        dropped = (self.dropout(x) if self.dropout.rate > 0 else x).to(self.a.dtype)
+        inner = F.linear(dropped, self.a)
+        if self.magnitude is None and not self.training and out.dtype == inner.dtype:
+            # The operations of a single token take longer than their work, so there is one.
+            rows, added = (each.reshape(-1, each.shape[-1]) for each in (out, inner))
+            return torch.addmm(rows, added, self.b.t(), alpha=self.scale).view(out.shape)
+        delta = F.linear(self.scale * inner, self.b)
         if self.magnitude is None:
             return out + delta.to(out.dtype)
         ratio = self.magnitude / self._norms(weight)

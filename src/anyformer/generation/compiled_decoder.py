@@ -38,7 +38,7 @@ from anyformer.config import ModelConfig
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu.library import Library
 from anyformer.kernels.cpu.matmul import described
 from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
@@ -48,6 +48,7 @@ from anyformer.schema import not_default
 
 LIBRARY = Library(
     "decode_step",
+    "decoding step",
     has_amx=(c_int64,),
     workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
@@ -272,9 +273,9 @@ class CompiledDecoder(CompiledLayers):
         return self._matrix(tokens.table if is_plain else None)
 
     def supports(self, tokens: Tensor, cache: KeyValueCache) -> bool:
-        """Whether the compiled code is there, can take this step, and is faster."""
+        """Whether the compiled code can take this step, and is faster."""
         library: Any = LIBRARY.get()
-        if library is None or torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
+        if torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
             return False
         if self.adapters_act or not tokens.numel():
             return False
