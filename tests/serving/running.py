@@ -14,8 +14,7 @@ import anyformer as af
 from anyformer.config import AttentionConfig, EmbeddingConfig, FeedForwardConfig, ModelConfig, SpecialTokens
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
-from anyformer.serving.app import create_app
-from anyformer.serving.serve import Adapters, make_server
+from anyformer.serving.serve import Adapters, http_config, make_server
 from anyformer.serving.settings import ServerSettings
 from anyformer.serving.state import Server
 
@@ -63,10 +62,9 @@ def running(
     **settings: Any,
 ) -> Generator[tuple[httpx.Client, Server]]:
     """A client of a server with these models and settings, and the server."""
-    server = make_server(models, ServerSettings(port=0, **settings), adapters, draft)
-    config = uvicorn.Config(
-        create_app(server, key), port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5
-    )
+    server = make_server(models, ServerSettings(port=0, grace=5, **settings), adapters, draft)
+    config = http_config(server, key)
+    config.port = 0
     instance = uvicorn.Server(config)
     thread = threading.Thread(target=instance.run, daemon=True)
     thread.start()

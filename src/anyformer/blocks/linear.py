@@ -1,7 +1,7 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -102,8 +102,13 @@ class LowRankAdapter(nn.Module):
         """The output of a linear layer with the adapter, from its input, its output without, its weight and bias."""
         if not self.enabled:
             return out
-        dropped = self.dropout(x).to(self.a.dtype)
-        delta = F.linear(self.scale * F.linear(dropped, self.a), self.b)
+        dropped = (self.dropout(x) if self.dropout.rate > 0 else x).to(self.a.dtype)
+        inner = F.linear(dropped, self.a)
+        if self.magnitude is None and not self.training and out.dtype == inner.dtype:
+            # The operations of a single token take longer than their work, so there is one.
+            rows, added = (each.reshape(-1, each.shape[-1]) for each in (out, inner))
+            return torch.addmm(rows, added, self.b.t(), alpha=self.scale).view(out.shape)
+        delta = F.linear(self.scale * inner, self.b)
         if self.magnitude is None:
             return out + delta.to(out.dtype)
         ratio = self.magnitude / self._norms(weight)
@@ -128,6 +133,30 @@ class LowRankAdapter(nn.Module):
     def _norms(self, weight: Weight) -> Float[Tensor, " outputs"]:
         with torch.no_grad():
             return torch.linalg.vector_norm(dense(weight, self.a.dtype) + self.scale * self.b @ self.a, dim=1)
+
+
+class GroupedAdapter(LowRankAdapter):
+    """LoRA of each of several matrices W that lie one below another: ``W[group] + scale * B[group] @ A[group]``.
+
+    Args:
+        a: A parameter, [groups * rank, inputs].
+        b: A parameter, [groups * outputs, rank].
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "rows inputs"], out: Float[Tensor, "rows outputs"], ends: Int[Tensor, " groups"]
+    ) -> Float[Tensor, "rows outputs"]:
+        """The output with the adapter, from the input, sorted by group, and the output without."""
+        if not self.enabled:
+            return out
+        inner = kernels.grouped_linear(x.to(self.a.dtype), self.a, ends)
+        return out + kernels.grouped_linear(self.scale * inner, self.b, ends).to(out.dtype)
+
+    @override
+    def merged(self, weight: Float[Tensor, "outputs_of_all inputs"]) -> Float[Tensor, "outputs_of_all inputs"]:
+        rank = self.b.shape[1]
+        delta = self.b.unflatten(0, (len(self.a) // rank, -1)) @ self.a.unflatten(0, (-1, rank))
+        return (weight.to(self.a.dtype) + self.scale * delta.flatten(0, 1)).to(weight.dtype)
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -214,6 +243,8 @@ class GroupedLinear(Linear):
             out = kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
         else:
             out = kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
+        for adapter in cast("Iterable[GroupedAdapter]", _adapters(self)):
+            out = adapter(x, out, ends)
         return out if cast("Tensor | None", self.bias) is None else out + kernels.rows_by_group(self.bias, ends, len(x))
 
 

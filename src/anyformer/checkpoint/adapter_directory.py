@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from anyformer import atomic, limits
 from anyformer.adapters import DEFAULT
 from anyformer.adapters.attach import make_dense
-from anyformer.adapters.modules import Matrices, Target, base_parameters, family_of, prefix_of, targets
+from anyformer.adapters.modules import (
+    Matrices,
+    Target,
+    base_parameters,
+    family_of,
+    parameters,
+    prefix_of,
+    targets,
+    wrapped_names,
+)
 from anyformer.checkpoint import hub, mlx, peft
 from anyformer.checkpoint.gguf.write import save_gguf_adapter
 from anyformer.checkpoint.peft import StoredAdapter
@@ -124,6 +133,9 @@ def load_adapter(
     raw = limits.read_object(path / peft.CONFIG)
     stored = mlx.read(path) if raw.keys() & mlx.FIELDS and "peft_type" not in raw else peft.read(path)
     config, layers = stored.config, targets(model)
+    chosen = {name: target for name, target in parameters(model).items() if config.selects_parameter(name)}
+    names = {stored_name: name for name, stored_name in wrapped_names(chosen).items()}
+    layers |= {stored_name: chosen[name] for stored_name, name in names.items()}
     if weight != 1.0:
         if config.use_dora or stored.others:
             raise UserError(f"{path} can't be weighted: DoRA and whole modules count once or not at all.")
@@ -133,11 +145,14 @@ def load_adapter(
     if stored.others and beside:
         raise UserError(f"{path} replaces biases or whole modules, so its model can't be used without it as well.")
     # All is checked before anything is changed.
-    fitting = [(module, *_fit(path, model, stored, module, layers.get(module))) for module in stored.layers]
+    fitting = [
+        (names.get(module, module), *_fit(path, model, stored, module, layers.get(module), names.get(module, module)))
+        for module in stored.layers
+    ]
     make_dense(model, config)
     replaced = _replacements(model, path, stored)
     for module, target, matrices in fitting:
-        target.attach(name, matrices, config.scale_of(module, len(matrices.a)), config.dropout)
+        target.attach(name, matrices, config.scale_of(module, len(matrices.a) // target.count), config.dropout)
     for parameter, value in replaced:
         parameter.data.copy_(value)
     model.adapter_configs[name] = config
@@ -145,7 +160,7 @@ def load_adapter(
 
 
 def _fit(
-    path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None
+    path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None, name: str
 ) -> tuple[Target, Matrices]:
     """The matrices of a layer. Raises UserError where there is no such layer, or they are incomplete or don't fit."""
     of, parts = "" if stored.base is None else f" ({cut(stored.base)})", stored.layers[module]
@@ -154,7 +169,7 @@ def _fit(
         raise UserError(f"{path}: this model has no layer {cut(module)}: {other}.")
     if target.is_embedding and model.config.is_encoder_decoder:
         raise UserError(f"{path}: an adapter of {module}, which encoder and decoder share, is not supported.")
-    (outputs, inputs), rank = target.shape, stored.config.rank_of(module)
+    (outputs, inputs), rank = target.shape, target.count * stored.config.rank_of(name)
     shapes: dict[str, tuple[int, ...]] = {"a": (rank, inputs), "b": (outputs, rank)}
     if stored.config.use_dora and not target.is_embedding:
         shapes["magnitude"] = (outputs,)

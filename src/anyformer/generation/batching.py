@@ -72,7 +72,8 @@ class BatchingEngine:
         if slots < 1 or chunk < 1 or self.capacity < 2:
             raise UserError(f"slots and chunk are at least 1, and capacity 2, not {slots}, {chunk} and {capacity}.")
         self.model, self.tokenizer, self.slots, self.chunk = model, tokenizer, slots, chunk
-        self.adapters, self.draft = adapters, draft
+        self.adapters = adapters
+        self.draft: Draft | None = draft
         if draft is not None:
             check_draft(model, draft)
         self._step = DecoderStep(model)
@@ -171,12 +172,11 @@ class BatchingEngine:
             request.finish("cancelled")
 
     def warm_up(self, adapter: str | None = None) -> None:
-        """Wait for the compiler, and generate some tokens in every slot, so that no request has to.
+        """Generate some tokens in every slot, so that no request pays for what the first one does.
 
         Raises:
             UserError: the model answers with NaN.
         """
-        DecoderStep(self.model, wait=True)
         size = self.model.config.source_vocab_size or self.model.config.vocab_size
         for length in (min(self.chunk, self.capacity - _WARM_TOKENS), *[1] * (self.slots - 1)):
             ids = [number % size for number in range(max(1, length))]
@@ -215,8 +215,9 @@ class BatchingEngine:
 
     def run(self) -> None:
         """Step until every text is over. Raises as `step`."""
-        while self.step():
-            pass
+        with evaluating(self.model):
+            while self.step():
+                pass
 
     def _advance(self) -> bool:
         if self._running:

@@ -133,7 +133,8 @@ def compile_all(target: str = "", chosen: Iterable[Level] = ()) -> None:
     names = sorted(path.stem for path in levels.SOURCES.glob("*.cpp"))
     todo = [(name, level) for level in chosen for name in names if target or not is_current(name, level)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda each: compile_library(*each, target), todo))
+        for done in [pool.submit(compile_library, name, level, target) for name, level in todo]:
+            done.result()
 
 
 def reason(error: Exception) -> str:

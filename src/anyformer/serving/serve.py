@@ -21,6 +21,7 @@ from anyformer.errors import UserError
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.serving.app import create_app
+from anyformer.serving.connection import Connection
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import ServerSettings
 from anyformer.serving.state import Server
@@ -64,8 +65,8 @@ def make_server(
     settings, served = settings or ServerSettings(), dict[str, ServedModel]()
 
     def add(name: str, loaded: Loaded, keys: Sequence[str] = (), parent: str | None = None) -> ServedModel:
-        sizes = {"slots": settings.slots, "capacity": settings.context, "waiting": settings.queue}
-        worker = Worker(*loaded, **sizes, adapters=keys, draft=draft)
+        slots, context, queue = settings.slots, settings.context, settings.queue
+        worker = Worker(*loaded, slots=slots, capacity=context, waiting=queue, adapters=keys, draft=draft)
         served[name] = ServedModel(name, *loaded, worker, parent=parent)
         return served[name]
 
@@ -83,6 +84,24 @@ def make_server(
                 trained_with = Tokenizer.find(find_adapter(path_and_weight(place)[0]) or Path(place)) or tokenizer
                 served[name] = ServedModel(name, model, trained_with, worker, adapter=keys[name], parent=parent)
     return Server(settings, served)
+
+
+def http_config(server: Server, key: str | None = None) -> uvicorn.Config:
+    """The settings of uvicorn with which a server answers."""
+    return uvicorn.Config(
+        create_app(server, key),
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(server.settings.grace)),
+        h11_max_incomplete_event_size=64 << 10,
+    )
 
 
 @takes_model
@@ -127,7 +146,7 @@ def serve_models(
         adapters: Low-rank adapters by the names of their models: texts with several of them share a batch, and the
             weights of the model are in memory once.
         draft: Guesses tokens of all models that generate text while few texts run, as for `generate_ids`.
-        preparing: Called with the name of each model before its kernels are compiled and run once.
+        preparing: Called with the name of each model before it computes for the first time.
         started: Called with the server's address once it listens.
 
     Raises:
@@ -141,19 +160,7 @@ def serve_models(
     for served in server.models.values():
         preparing(served.name)
         served.warm_up()
-    app = create_app(server, key)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
-        h11_max_incomplete_event_size=64 << 10,
-    )
+    config = http_config(server, key)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is in our own log, once
     with _listening(settings) as listener, _quiet_signals():
         host, port = listener.getsockname()[:2]

@@ -66,7 +66,7 @@ class ServedModel:
         return nullcontext() if self.worker.engine is None else self.worker.engine.using([self.adapter])
 
     def warm_up(self) -> None:
-        """Compile kernels and compute a little, before the worker begins, so that the first request waits for neither.
+        """Compute a little before the worker begins: the first of everything takes longer, and no request should.
 
         Raises:
             UserError: the model answers with NaN.

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.config import GenerationConfig
-from anyformer.generation.inference import generates
+from anyformer.generation.inference import evaluating, generates
 from anyformer.generation.request import Constraint, Finish, Request, TokenLogprob
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
@@ -195,6 +195,10 @@ class Worker:
         return await future
 
     def _run(self) -> None:
+        with evaluating(self.model):
+            self._work()
+
+    def _work(self) -> None:
         busy = False
         while True:
             try:

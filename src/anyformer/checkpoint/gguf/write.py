@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
-from anyformer.blocks.linear import Linear, LowRankAdapter
+from anyformer.blocks.linear import GroupedLinear, Linear, LowRankAdapter
 from anyformer.checkpoint.gguf.architecture import Architecture
 from anyformer.checkpoint.gguf.architectures import architecture_of, table, to_gguf
 from anyformer.checkpoint.gguf.container import NAMED
@@ -225,7 +225,7 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
     left = {module for module in modules.values() if adapter_of(module, name) is not None}
     for theirs, row in rows.items():
         parts = [modules.get(ours.removesuffix(".weight")) for ours in row.ours]
-        layers = [part for part in parts if isinstance(part, Linear)]
+        layers = [part for part in parts if isinstance(part, Linear) and not isinstance(part, GroupedLinear)]
         adapters = [adapter_of(layer, name) for layer in layers]
         if row.alias or len(layers) != len(parts) or not any(adapters):
             continue

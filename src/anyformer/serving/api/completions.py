@@ -18,7 +18,7 @@ from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.request import TokenLogprob
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
 from anyformer.serving.errors import ApiError
 from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.prompt_scores import prompt_logprobs
@@ -53,7 +53,7 @@ class CompletionRequest(SamplingBody):
         return list(prompt)
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def completions(
     body: CompletionRequest, request: Request, server: Annotated[Server, Depends(server_of)]
 ) -> Response:
@@ -136,12 +136,12 @@ class _Writer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer in pieces."""
-        begun = set[int]()
+        begun, chunk = set[int](), Chunks(self.head)
         async for number, delta in merged(self.streams) if self.streams else self._echoes():
-            yield event({**self.head, "choices": [self._choice(number, delta, first=number not in begun)]})
+            yield chunk(choices=[self._choice(number, delta, first=number not in begun)])
             begun.add(number)
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
-            yield event({**self.head, "choices": [], "usage": self._usage()})
+            yield chunk(choices=[], usage=self._usage())
         yield DONE
 
     async def _echoes(self) -> AsyncIterator[tuple[int, Delta]]:
@@ -150,8 +150,8 @@ class _Writer:
 
     def _choice(self, number: int, delta: Delta, first: bool) -> dict[str, Any]:
         prompt = number // (self.body.n or 1)
-        shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
-        text, scored = delta.text, list[TokenLogprob | None](shown)
+        # An end-of-text that was chosen is scored, as by OpenAI: lm-eval takes the last score for the new token's.
+        text, scored = delta.text, list[TokenLogprob | None](delta.logprobs)
         if self.body.echo and first:
             ids = self.prompts[prompt]
             source = self.body.prompts()[prompt]
@@ -161,6 +161,7 @@ class _Writer:
         if self.body.logprobs is not None:
             logprobs = self._logprobs(scored, self.prompts[prompt])
             if (spelling := self.served.token_text) is not None:
+                shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
                 logprobs["content"] = [spelled(spelling, score) for score in shown]
         finish = None if delta.finish is None else FINISH[delta.finish]
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
