@@ -1,7 +1,7 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
