@@ -40,11 +40,17 @@ def test_a_package_may_bring_one(monkeypatch: pytest.MonkeyPatch) -> None:
         build._compiler()
 
 
-USE = """
+MAKES = """
 import sys
+from anyformer.kernels.cpu.build import Library
+libraries = [Library(name) for name in sys.argv[1:]]
+for library in libraries:
+    library.start()
+assert all(library.get(wait=True) is not None for library in libraries)
+"""
+DECODES = """
 import torch
 import anyformer as af
-from anyformer.kernels.cpu.build import Library
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.compiled_decoder import LIBRARY
 torch.manual_seed(0)
@@ -54,20 +60,18 @@ with torch.inference_mode():
     found = DecoderStep(model, wait=True)(ids, model.make_cache(2, 8))
     torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
 assert LIBRARY.get() is not None
-libraries = [Library(name) for name in sys.argv[1:]]
-for library in libraries:
-    library.start()
-assert all(library.get(wait=True) is not None for library in libraries)
 """
 
 
 @pytest.mark.skipif(find_spec("ziglang") is None, reason="is a dependency on Linux only")
-@pytest.mark.parametrize("libraries", [["decode_step"], pytest.param(LIBRARIES, marks=pytest.mark.slow)])
-def test_the_packages_compiler_makes_the_library(libraries: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("use", "libraries"), [(MAKES, ["rms_norm"]), pytest.param(MAKES + DECODES, LIBRARIES, marks=pytest.mark.slow)]
+)
+def test_the_packages_compiler_makes_the_library(use: str, libraries: list[str], tmp_path: Path) -> None:
     """A machine without a compiler, on first use."""
     nothing = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     environment = nothing | {"ANYFORMER_CACHE": str(tmp_path), "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", USE, *libraries], check=True, env=environment, timeout=300)
+    subprocess.run([sys.executable, "-c", use, *libraries], check=True, env=environment, timeout=300)
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "native").glob("*.so")) == libraries
     assert {path.suffix for path in (tmp_path / "native").iterdir()} == {".lock", ".so"}
 
@@ -235,7 +239,8 @@ def test_the_compiler_is_not_taken_from_the_current_folder(tmp_path: Path) -> No
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("x86-64", "x86-64-v3", "skylake-avx512", "icelake-server")
         ),
-        "sapphirerapids",
+        # Where there is AMX, it is compiled to be used.
+        pytest.param("sapphirerapids", marks=[pytest.mark.slow] if cpu_features.has_amx_bf16() else []),
     ],
 )
 def test_it_compiles_for_every_processor(processor: str) -> None:
@@ -248,22 +253,27 @@ def test_it_compiles_for_every_processor(processor: str) -> None:
 
 EXAMPLES = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
 """The gate's share of the drawn examples, or all of them."""
+CODES, DECODERS = "blocks/test_quantized.py", "generation/test_compiled_decoder.py"
 OLDER = [
-    pytest.param(processor, examples, marks=[] if (processor, examples) == ("x86-64", "not slow") else pytest.mark.slow)
-    for processor in cpu_features.BASELINES
-    for examples in ("not slow", "slow")
+    # The gate is spared the library of whole decoding steps, which takes half a minute to compile.
+    pytest.param("x86-64", "not slow", [CODES]),
+    *(
+        pytest.param(processor, examples, [CODES, DECODERS], marks=pytest.mark.slow)
+        for processor in cpu_features.BASELINES
+        for examples in ("not slow", "slow")
+    ),
 ]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or COMPILER is None, reason="needs a compiler for such processors")
-@pytest.mark.parametrize(("processor", "examples"), OLDER)
-def test_what_is_made_for_older_processors_holds(processor: str, examples: str) -> None:
+@pytest.mark.parametrize(("processor", "examples", "files"), OLDER)
+def test_what_is_made_for_older_processors_holds(processor: str, examples: str, files: list[str]) -> None:
     if "avx2" not in cpu_features.flags().split() and processor != "x86-64":
         pytest.skip("needs AVX2")
-    root, environment = Path(__file__).parents[2], os.environ | {cpu_features.SWITCH: processor}
-    tests = [root / "blocks" / "test_quantized.py", root / "generation" / "test_compiled_decoder.py"]
+    environment = os.environ | {cpu_features.SWITCH: processor}
+    tests = [str(Path(__file__).parents[2] / file) for file in files]
     chosen = ["-k", "multiply or no_number or integers or bfloat16 or pieces"]
-    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), *chosen, "-m", examples]
+    command = [sys.executable, "-m", "pytest", "-q", *tests, *chosen, "-m", examples]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()
     assert b"skipped" not in done.stdout
