@@ -63,7 +63,7 @@ class Ours:
 
         integers = kind if kind.startswith("int") else None
         self._model, _ = af.load(directory, None if integers else kind, quantize=integers)
-        self._step = DecoderStep(self._model, wait=True)
+        self._step = DecoderStep(self._model)
         self.size = sum(tensor.nbytes for tensor in (*self._model.parameters(), *self._model.buffers()))
 
     def read(self, streams: int, length: int) -> None:
@@ -235,11 +235,10 @@ def report(found: dict[str, tuple[Candidate, Seconds]], memory: float) -> None:
                 f"{candidate.size / 1e6:.0f} MB",
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    rows.insert(1, ["---", *["---:"] * (len(heads) - 1)])
     for row in rows:
-        cells = zip(row[1:], widths[1:], strict=True)
-        print(f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in cells), sep="  ")
-    print(f"tokens a second; memory gives {memory / 1e9:.1f} GB/s to {torch.get_num_threads()} threads")
+        print(f"| {' | '.join(row)} |")
+    print(f"\ntokens a second; memory gives {memory / 1e9:.1f} GB/s to {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

@@ -149,9 +149,9 @@ def decode_with_peer(directory: Path, sources: Sequence[str]) -> tuple[list[str]
 
 def report(rows: Sequence[tuple[str, str]]) -> None:
     """Print the table."""
-    width = max(len(name) for name, _ in rows)
+    print("| | English to German |\n| --- | --- |")
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print(f"| {name} | {value} |")
 
 
 def options() -> argparse.Namespace:

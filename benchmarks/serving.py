@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py MODEL --quantize int4
     python benchmarks/serving.py MODEL --quantize int4 --peer http://127.0.0.1:8080/v1 --peer-model NAME
+    python benchmarks/serving.py MODEL --embeddings
 
 Clients ask for streamed completions of the same length at the same time; servers take turns, round by round. A peer is
 any server with OpenAI's API and the field `ignore_eos`, such as llama-server with the same weights (start it with as
@@ -9,10 +10,13 @@ many slots as there are clients, `--parallel 32`).
 
     tokens/s   of all clients together, from the first request to the last token
     first      median time to the first token, in milliseconds
-    p99        99th percentile of the time between two tokens, in milliseconds
+    p50, p99   median and 99th percentile of the time between two tokens, in milliseconds
     engine     tokens/s of `BatchingEngine` alone, which the server adds its overhead to
 
-Needs `pip install 'anyformer[serve]'`.
+With `--embeddings`, clients ask again and again for the vector of a sentence, and the peer is what people write
+themselves: sentence-transformers behind FastAPI. Texts/s, and the median time of a request in milliseconds.
+
+Needs `pip install 'anyformer[serve]'`, and sentence-transformers for the last.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 from urllib.parse import urlsplit
 
 PROMPT = "The history of the printing press in Europe, told by the people who worked with it, begins in"
@@ -41,11 +46,9 @@ class Measured:
     def row(self, name: str) -> str:
         if not self.first:
             return f"{name:<12}{statistics.median(self.speeds):>10.1f}"
-        p99 = statistics.quantiles(self.between, n=100)[98]
-        return (
-            f"{name:<12}{statistics.median(self.speeds):>10.1f}"
-            f"{1e3 * statistics.median(self.first):>10.1f}{1e3 * p99:>10.1f}"
-        )
+        *_, p99 = hundredths = statistics.quantiles(self.between, n=100)
+        times = (statistics.median(self.first), hundredths[49], p99)
+        return f"{name:<12}{statistics.median(self.speeds):>10.1f}" + "".join(f"{1e3 * each:>10.1f}" for each in times)
 
 
 async def one_client(url: str, model: str, number: int, tokens: int) -> list[float]:
@@ -94,6 +97,79 @@ def engine_alone(model: str, quantize: str | None, counts: list[int], tokens: in
     return found
 
 
+def sentence_transformers_server(directory: str, port: int) -> None:
+    """Serve embeddings by sentence-transformers; runs in a process of its own."""
+    import uvicorn
+    from fastapi import FastAPI
+    from sentence_transformers import SentenceTransformer
+
+    app, model = FastAPI(), SentenceTransformer(directory, device="cpu")
+
+    @app.post("/v1/embeddings")
+    def embeddings(body: dict[str, Any]) -> dict[str, Any]:
+        vectors = model.encode(body["input"], show_progress_bar=False)
+        return {"data": [{"embedding": vector.tolist()} for vector in vectors]}
+
+    uvicorn.run(app, port=port, log_level="error")
+
+
+async def embedding_client(port: int, number: int, requests: int, seconds: list[float]) -> None:
+    """Ask for one vector after the other, over one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for turn in range(requests):
+        began = time.perf_counter()
+        sent = json.dumps({"model": "model", "input": [f"{turn * 100 + number}. {PROMPT} the city of Mainz."]}).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if b" 200 " not in answer[:20]:
+            raise SystemExit(answer.decode(errors="replace"))
+        await reader.readexactly(int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
+        seconds.append(time.perf_counter() - began)
+    writer.close()
+
+
+async def embedding_clients(port: int, count: int, requests: int, measured: Measured) -> None:
+    began = time.perf_counter()
+    await asyncio.gather(*(embedding_client(port, number, requests, measured.first) for number in range(count)))
+    measured.speeds.append(count * requests / (time.perf_counter() - began))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def measure_embeddings(model: str, counts: list[int], rounds: int) -> None:
+    """Print the table of embeddings, servers taking turns."""
+    ports = {"anyformer": free_port(), "peer": free_port()}
+    own = [sys.executable, "-m", "anyformer", "serve", f"model={model}", "--port", str(ports["anyformer"])]
+    theirs = [sys.executable, __file__, model, "--sentence-transformers", str(ports["peer"])]
+    found = {(name, count): Measured() for name in ports for count in counts}
+    processes = [subprocess.Popen(argv, stderr=subprocess.DEVNULL) for argv in (own, theirs)]
+    try:
+        for port in ports.values():
+            while True:
+                try:
+                    asyncio.run(embedding_clients(port, 4, 4, Measured()))
+                    break
+                except OSError:
+                    time.sleep(0.2)
+        for _ in range(rounds):
+            for count in counts:
+                for name, port in ports.items():
+                    asyncio.run(embedding_clients(port, count, 160 // count, found[name, count]))
+    finally:
+        for process in processes:
+            process.terminate()
+    for count in counts:
+        print(f"\n{count} clients     texts/s  milliseconds")
+        for name in ports:
+            measured = found[name, count]
+            median = 1e3 * statistics.median(measured.first)
+            print(f"{name:<12}{statistics.median(measured.speeds):>10.1f}{median:>14.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -103,14 +179,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", metavar="URL", help="another server, up to /v1")
     parser.add_argument("--peer-model", default="model")
+    parser.add_argument("--embeddings", action="store_true", help="measure embeddings instead")
+    parser.add_argument("--sentence-transformers", type=int, metavar="PORT", help=argparse.SUPPRESS)
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
         for count, speed in engine_alone(options.model, options.quantize, options.clients, options.tokens).items():
             print(count, speed)
         return
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    if options.sentence_transformers is not None:
+        sentence_transformers_server(options.model, options.sentence_transformers)
+        return
+    if options.embeddings:
+        measure_embeddings(options.model, options.clients, options.rounds)
+        return
+    port = free_port()
     quantize = ["--quantize", options.quantize] if options.quantize else []
     argv = [sys.executable, "-m", "anyformer", "serve", f"model={options.model}", *quantize]
     argv += ["--port", str(port), "--slots", str(max(options.clients))]
@@ -144,7 +227,7 @@ def main() -> None:
         finally:
             server.terminate()
     for count in options.clients:
-        print(f"\n{count} clients  tokens/s     first       p99")
+        print(f"\n{count} clients  tokens/s     first       p50       p99")
         for name in (*servers, "engine"):
             print(found[name, count].row(name))
 

@@ -97,7 +97,7 @@ def main() -> int:
     if not options.data.exists():
         print(f"skipped: there is no {options.data}; name the text with --data")
         return 0
-    print(f"{'recipe':<22}{'bar':>8}{'median':>9}{'worst':>9}{'seconds':>9}")
+    print("| recipe | bar | median | worst | seconds |\n| --- | ---: | ---: | ---: | ---: |")
     missed = False
     for recipe in options.recipes:
         bar = RECIPES[recipe][0]
@@ -105,9 +105,9 @@ def main() -> int:
         losses, seconds = zip(*runs, strict=True)
         worst, longest = max(losses), max(seconds)
         missed |= worst > bar
-        print(f"{recipe:<22}{bar:>8.4f}{statistics.median(losses):>9.4f}{worst:>9.4f}{longest:>9.1f}", flush=True)
+        print(f"| {recipe} | {bar} | {statistics.median(losses):.4f} | {worst:.4f} | {longest:.1f} |", flush=True)
     if options.nanogpt is not None:
-        print(f"{'nanoGPT, CPU recipe':<22}{'':>26}{time_nanogpt(options.nanogpt, options.data):>9.1f}")
+        print(f"| nanoGPT, CPU recipe | | | | {time_nanogpt(options.nanogpt, options.data):.1f} |")
     return int(missed)
 
 

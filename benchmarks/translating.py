@@ -130,9 +130,6 @@ def ctranslate2(directory: Path, compute_type: str, threads: int) -> Translate:
 
 
 def ours(directory: Path, kind: str) -> Translate:
-    from anyformer.generation.compiled_decoder import LIBRARY
-
-    LIBRARY.get(wait=True)
     model, _ = af.load(directory, quantize=kind) if kind.startswith("int") else af.load(directory, kind)
 
     def translate(sources: torch.Tensor, beams: int) -> list[list[int]]:

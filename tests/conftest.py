@@ -59,7 +59,8 @@ def programs() -> Iterator[Forks]:
 LONG = (
     *("training/test_strategies", "finetuning/test_resume", "training/test_checkpoints", "cli/test_every_command"),
     *(
-        "kernels/cpu/test_build",
+        "kernels/cpu/test_library",
+        "native/test_compiler",
         "learn/test_eject",
         "test_docs",
         "test_site",

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.blocks.quantized import QuantizedMatrix, dequantize
-from anyformer.kernels.cpu_features import SWITCH
 from anyformer.model import Transformer
+from anyformer.native.levels import SWITCH
 from anyformer.quantization import (
     bits_per_module,
     parameter_count,

@@ -125,8 +125,8 @@ ALLOWED = {
     "processes.py": {
         *("subprocess.Popen", "subprocess.run", "sys.executable", "shutil.which", "pickle.load", "pickle.loads"),
     },
-    # From where `atomic.check_own` has looked.
-    "kernels/cpu/build.py": {"ctypes.CDLL"},
+    # From the package's own folder, and torch's.
+    "kernels/cpu/library.py": {"ctypes.CDLL"},
     # The C library of the system.
     "training/memory.py": {"ctypes.CDLL"},
     # Between processes of the same program.

@@ -15,7 +15,6 @@ from anyformer.blocks.linear import Embedding, Linear, replace_weight
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.kernels import quantized_linear
 from anyformer.kernels.cpu.matmul import QUANTIZED
-from anyformer.kernels.cpu_features import SWITCH, enabled
 from anyformer.kernels.packed_weight import BLOCK_ROWS, pack, select_rows, transpose, unpack
 from anyformer.kernels.quantization import (
     GROUP,
@@ -27,6 +26,7 @@ from anyformer.kernels.quantization import (
     quantize_int4,
     quantize_int8,
 )
+from anyformer.native.levels import SWITCH
 
 _HALF_STEP = 2.0**-11
 """Relative error of a float16."""
@@ -163,7 +163,7 @@ def test_the_layout_is_that_of_gguf(matrix: Tensor) -> None:
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether products are those of compiled code."""
-    if request.param == "compiled" and (not enabled() or QUANTIZED.get(wait=True) is None):
+    if request.param == "compiled" and QUANTIZED.get() is None:
         pytest.skip("needs a compiler")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, str(int(request.param == "compiled")))
@@ -225,7 +225,7 @@ def test_layers_multiply_like_their_matrix(
     assert out.dtype == dtype
     assert out.shape == (*batch, rows)
     seen, matrix, count = x.float(), weight.dequantize(torch.float32), x[..., 0].numel()
-    library = QUANTIZED.get(wait=True) if compiled else None
+    library = QUANTIZED.get() if compiled else None
     if library and 0 < library.amx_min_rows() <= count:
         seen, matrix = (part.bfloat16().float() for part in (seen, matrix))
     elif library and weight.bits == 4 and 0 < library.code_tiles_min_rows() <= count:

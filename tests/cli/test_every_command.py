@@ -59,6 +59,7 @@ ARGUMENTS: Mapping[str, list[str]] = {
     "evaluate": ["{place}/gpt", "--data={place}/text.txt", "--limit=40"],
     "verify": ["{place}/gpt"],
     "convert": ["{place}/gpt", "integers", "--type=int8"],
+    "env": [],
 }
 TRAINERS = ("train", "finetune")
 WRITERS = (*TRAINERS, "convert", "attention", "eject", "explain")

@@ -18,7 +18,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED
 from anyformer.errors import UserError
 from anyformer.families import ALIASES
-from anyformer.kernels.cpu_features import SWITCH
+from anyformer.native.levels import SWITCH
 from anyformer.training.prepare import fit_model
 from tests.compare.texts import tokenizer
 

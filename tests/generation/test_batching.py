@@ -1,6 +1,7 @@
 """Texts in a running batch say what they say alone, whoever comes and goes."""
 
 import threading
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anyformer.adapters import LoraConfig, add_adapter, merge
+from anyformer.adapters.modules import adapters
 from anyformer.errors import UserError
 from anyformer.generation import BatchingEngine, GenerationConfig, generate_ids
 from anyformer.generation.stop_strings import StopStrings, cut_at_stop
+from anyformer.model import Transformer
 from tests.generation.models import VOCAB, WRITERS, build, recompute
 
 few = settings(max_examples=5, derandomize=True, database=None)
@@ -22,7 +26,9 @@ UNCUT = [name for name in WRITERS if name != "dynamic"]
 @given(data=st.data())
 def test_drawn_requests(name: str, data: st.DataObject) -> None:
     model = build(WRITERS[name])
-    engine = BatchingEngine(model, slots=data.draw(st.integers(1, 3)), capacity=24, chunk=data.draw(st.integers(1, 9)))
+    drafts = [None, "prompt", model] if model.config.is_decoder_only else [None, "prompt"]
+    sizes = {"slots": data.draw(st.integers(1, 3)), "chunk": data.draw(st.integers(1, 9))}
+    engine = BatchingEngine(model, capacity=24, draft=data.draw(st.sampled_from(drafts)), **sizes)
     texts = data.draw(st.lists(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=6))
     requests, cancelled = [], set()
     for text in texts:
@@ -50,19 +56,61 @@ def test_drawn_requests(name: str, data: st.DataObject) -> None:
             assert request.tokens == expected
 
 
-def test_a_seed_draws_the_same_in_any_company() -> None:
+@pytest.mark.parametrize("draft", [None, "prompt", "model"])
+def test_a_seed_draws_the_same_in_any_company(draft: Any) -> None:
     model = build(WRITERS["grouped"])
     config = GenerationConfig(temperature=1.5, min_p=0.01, presence_penalty=0.5, frequency_penalty=0.2, seed=4)
     alone = BatchingEngine(model, slots=1)
     first = alone.submit([3, 4, 5], config, max_new_tokens=10)
     alone.run()
-    together = BatchingEngine(model, slots=3)
+    together = BatchingEngine(model, slots=3, draft=model if draft == "model" else draft)
     requests = [
         together.submit([7, 8], config, max_new_tokens=12, seed=1),
         together.submit([3, 4, 5], config, max_new_tokens=10),
     ]
     together.run()
     assert requests[1].tokens == first.tokens
+    if draft == "model":
+        assert 0 < requests[1].accepted <= requests[1].guessed
+
+
+@pytest.mark.parametrize("name", ["other feed-forward", "rotary", "learned both"])
+@few
+@given(data=st.data())
+def test_texts_of_several_adapters_share_a_batch(name: str, data: st.DataObject) -> None:
+    model, alone = build(WRITERS[name]), dict[str | None, Transformer]()
+    torch.manual_seed(0)
+    for adapter in (None, "a", "b"):
+        if adapter is not None:
+            add_adapter(model, LoraConfig(rank=3, use_dora=adapter == "b"), adapter)
+            for each in adapters(model, adapter):
+                torch.nn.init.normal_(each.b, std=0.6)
+        alone[adapter] = deepcopy(model)
+        for module in alone[adapter].modules():
+            others = [key for key in getattr(module, "adapters", None) or () if key != adapter]
+            for key in others:
+                del module.adapters[key]
+        merge(alone[adapter])
+    engine = BatchingEngine(model, slots=3, capacity=40, prefixes=4, adapters=("a", "b"), draft="prompt")
+    shared, requests = list(range(3, 20)), list[Any]()
+    for _ in range(data.draw(st.integers(2, 6))):
+        adapter = data.draw(st.sampled_from([None, "a", "b"]))
+        ids = data.draw(st.sampled_from([shared, [5, 6, 5, 6]]))
+        requests.append((adapter, ids, engine.submit(ids, max_new_tokens=6, adapter=adapter)))
+        engine.step()
+    engine.run()
+    for adapter, ids, request in requests:
+        assert request.tokens == recompute(alone[adapter], ids, 6), adapter
+
+
+@pytest.mark.parametrize("name", ["learned", "learned both"])
+def test_what_warms_it_up_leaves_nothing(name: str) -> None:
+    engine = BatchingEngine(build(WRITERS[name]), slots=3, prefixes=2)
+    engine.warm_up()
+    assert engine.running == engine.waiting == 0
+    request = engine.submit([5, 6, 7], max_new_tokens=6)
+    engine.run()
+    assert request.tokens == recompute(engine.model, [5, 6, 7], 6)
 
 
 def test_log_probabilities_are_the_models() -> None:

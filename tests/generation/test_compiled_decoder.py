@@ -31,7 +31,7 @@ NEW = [1, 2, 9, 1, 3]
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> None:
-    assert compiled_decoder.LIBRARY.get(wait=True) is not None
+    assert compiled_decoder.LIBRARY.get() is not None
 
 
 def eager_step(model: Transformer) -> Callable[..., Tensor]:
@@ -51,7 +51,7 @@ def read(model: Transformer, texts: list[list[int]], side: str) -> tuple[KeyValu
 
 
 def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: float, select: bool = False) -> None:
-    compiled, eager = DecoderStep(model, wait=True), eager_step(model)
+    compiled, eager = DecoderStep(model), eager_step(model)
     generator = torch.Generator().manual_seed(len(texts))
     with torch.inference_mode():
         caches = [read(model, texts, side)[0] for _ in range(2)]
@@ -143,7 +143,7 @@ def test_prompts_in_pieces_equal_the_model(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled_decoder, "_MAX_FLOAT_ROWS", 1000)
         patch.setattr(cached_decoder, "_CHUNK_ROWS", 40)
-        compiled, eager = DecoderStep(model, wait=True), eager_step(model)
+        compiled, eager = DecoderStep(model), eager_step(model)
         with torch.inference_mode():
             caches = [model.make_cache(len(ids), ids.shape[1] + 8) for _ in range(2)]
             for tokens, real in ((ids, mask), (ids[:, :8], None)):
@@ -168,7 +168,7 @@ def test_what_the_table_has_no_words_for_is_left_to_torch(where: str) -> None:
     hooked.register_forward_hook(lambda module, given, out: seen.append(1))
     with torch.inference_mode():
         cache, _ = read(model, [[5, 6]], "left")
-        DecoderStep(model, wait=True)(torch.tensor([[3]]), cache)
+        DecoderStep(model)(torch.tensor([[3]]), cache)
     assert len(seen) == 2
 
 
@@ -178,7 +178,7 @@ def test_a_source_of_which_nothing_is_seen(new: int) -> None:
     hidden, sources = torch.tensor([[True] * 4, [False] * 4]), torch.tensor([[5, 6, 7, 8]] * 2)
     found: list[Tensor] = []
     with torch.inference_mode():
-        for take in (DecoderStep(model, wait=True), eager_step(model)):
+        for take in (DecoderStep(model), eager_step(model)):
             cache = model.make_cache(2, 20)
             model(torch.full((2, 1), 2), sources, source_mask=hidden, cache=cache)
             found.append(take(torch.full((2, new), 3), cache))
@@ -189,9 +189,7 @@ def test_a_step_of_no_texts_and_of_no_tokens() -> None:
     model = build(WRITERS["grouped"])
     with torch.inference_mode():
         for texts, new in ((0, 3), (2, 0)):
-            scores = DecoderStep(model, wait=True)(
-                torch.zeros(texts, new, dtype=torch.int64), model.make_cache(texts, 9)
-            )
+            scores = DecoderStep(model)(torch.zeros(texts, new, dtype=torch.int64), model.make_cache(texts, 9))
             assert scores.shape == (texts, new, VOCAB)
 
 
@@ -199,7 +197,7 @@ def test_a_step_of_no_texts_and_of_no_tokens() -> None:
 def test_embeddings_are_rows_of_the_table_and_ids_are_checked(kind: str) -> None:
     model = build(WRITERS["grouped"])
     model = quantize(model, kind) if kind == "int8" else model.to(getattr(torch, kind))
-    step = DecoderStep(model, wait=True)
+    step = DecoderStep(model)
     assert CompiledDecoder(model).table.embedding.weights
     for token in (-1, VOCAB):
         with torch.inference_mode(), pytest.raises(IndexError, match=f"vocabulary of {VOCAB}"):
@@ -207,7 +205,7 @@ def test_embeddings_are_rows_of_the_table_and_ids_are_checked(kind: str) -> None
 
 
 def test_ids_may_have_32_bits() -> None:
-    step, ids = DecoderStep(build(WRITERS["grouped"]), wait=True), torch.tensor([[1, 2, 3]])
+    step, ids = DecoderStep(build(WRITERS["grouped"])), torch.tensor([[1, 2, 3]])
     assert CompiledDecoder(step.model).table.embedding.weights
     with torch.inference_mode():
         long, short = (step(each, step.model.make_cache(1, 8)) for each in (ids, ids.int()))
@@ -217,13 +215,13 @@ def test_ids_may_have_32_bits() -> None:
 def test_a_source_is_asked_for() -> None:
     model = build(WRITERS["learned both"])
     with torch.inference_mode(), pytest.raises(ValueError, match="source"):
-        DecoderStep(model, wait=True)(torch.full((2, 1), 3), model.make_cache(2, 9))
+        DecoderStep(model)(torch.full((2, 1), 3), model.make_cache(2, 9))
 
 
 def test_weights_that_move_are_still_there() -> None:
     """A step keeps those that it was made for."""
     model, tokens = build(WRITERS["grouped"]), torch.full((1, 1), 3)
-    step = DecoderStep(model, wait=True)
+    step = DecoderStep(model)
     with torch.inference_mode():
         before = step(tokens, model.make_cache(1, 4))
     model.double().float()

@@ -1,7 +1,6 @@
 """Compiled attention in float32, with and without dropout, against its equation in float64."""
 
 import math
-import os
 from collections.abc import Callable
 
 import pytest
@@ -13,14 +12,14 @@ from torch import Tensor
 from anyformer import kernels
 from anyformer.kernels import reference
 from anyformer.kernels.cpu import attention as cpu
-from anyformer.kernels.cpu_features import BASELINES, SWITCH, flags
+from anyformer.native.levels import SWITCH, has
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2**-6}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled() -> None:
-    if "avx512f" not in flags().split() or os.environ.get(SWITCH) in BASELINES:
+    if not has("avx512vnni"):
         pytest.skip("needs a processor with AVX-512")
     assert cpu.supports(torch.zeros(1), torch.float32)
 

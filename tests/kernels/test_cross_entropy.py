@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import anyformer as af
 from anyformer.kernels import cross_entropy as module
 from anyformer.kernels import linear_cross_entropy, quantized_linear_cross_entropy
-from anyformer.kernels.cpu_features import SWITCH
 from anyformer.kernels.packed_weight import pack, transpose
 from anyformer.kernels.quantization import GROUP, QUANTIZERS, Quantization, dequantize
+from anyformer.native.levels import SWITCH
 
 
 @settings(max_examples=60)

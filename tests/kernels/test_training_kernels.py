@@ -25,7 +25,7 @@ from anyformer.blocks.linear import Linear
 from anyformer.config import FeedForwardConfig
 from anyformer.kernels import cross_entropy, reference
 from anyformer.kernels.cpu import attention, matmul
-from anyformer.kernels.cpu_features import SWITCH, has_amx_bf16, has_avx512_bf16
+from anyformer.native.levels import SWITCH, has_amx_bf16, has_avx512_bf16
 from tests.kernels.stand_ins import activation, rms_norm, rotary, use_stand_ins
 
 compiled_only = pytest.mark.skipif(
@@ -51,8 +51,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     compiled = [attention.kernel(BF16), activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL, rotary.KERNEL]
     compiled += [matmul.BF16] if has_amx_bf16() else []
-    for kernel in compiled:
-        kernel.start()
     assert all(kernel.supported() for kernel in compiled)
     yield request.param
 

@@ -101,7 +101,7 @@ def _assert_cached_equals(model: Transformer, tokens: Tensor, source: Tensor, ma
     from anyformer.generation.cached_decoder import DecoderStep
 
     expected = model(tokens, source=source, source_mask=mask).logits
-    cache, step = model.make_cache(2, 8), DecoderStep(model, wait=True)
+    cache, step = model.make_cache(2, 8), DecoderStep(model)
     model(tokens[:, :2], source=source, source_mask=mask, cache=cache)
     for position in range(2, tokens.shape[1]):
         logits = step(tokens[:, position : position + 1], cache)

@@ -12,9 +12,9 @@ import uvicorn
 
 import anyformer as af
 from anyformer.config import AttentionConfig, EmbeddingConfig, FeedForwardConfig, ModelConfig, SpecialTokens
+from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
-from anyformer.serving.app import create_app
-from anyformer.serving.serve import make_server
+from anyformer.serving.serve import Adapters, http_config, make_server
 from anyformer.serving.settings import ServerSettings
 from anyformer.serving.state import Server
 
@@ -55,13 +55,16 @@ def small_models() -> dict[str, tuple[Transformer, af.Tokenizer | None]]:
 
 @contextlib.contextmanager
 def running(
-    models: Mapping[str, tuple[Transformer, af.Tokenizer | None]], key: str | None = None, **settings: Any
+    models: Mapping[str, tuple[Transformer, af.Tokenizer | None]],
+    key: str | None = None,
+    adapters: Mapping[str, Adapters] | None = None,
+    draft: Draft | None = None,
+    **settings: Any,
 ) -> Generator[tuple[httpx.Client, Server]]:
     """A client of a server with these models and settings, and the server."""
-    server = make_server(models, ServerSettings(port=0, **settings))
-    config = uvicorn.Config(
-        create_app(server, key), port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5
-    )
+    server = make_server(models, ServerSettings(port=0, grace=5, **settings), adapters, draft)
+    config = http_config(server, key)
+    config.port = 0
     instance = uvicorn.Server(config)
     thread = threading.Thread(target=instance.run, daemon=True)
     thread.start()

@@ -22,13 +22,20 @@ HERMES = (
 )
 
 
-def json_tokenizer(template: str | None = HERMES, special: str | None = None) -> af.Tokenizer:
-    """A byte-level tokenizer; `special` is a special token of it."""
+CODER = HERMES.replace("<tool_call>\n", "<tool_call> <function= <parameter=\n")
+GLM = HERMES.replace("<tool_call>\n", "<tool_call> <arg_key>\n")
+HARMONY = HERMES.replace("<tool_call>", "<|channel|> <|message|>").replace(
+    "{{ message.content }}", "{{ message.thinking }}"
+)
+
+
+def json_tokenizer(template: str | None = HERMES, *special: str) -> af.Tokenizer:
+    """A byte-level tokenizer; `special` are special tokens of it."""
     tokenizer = af.Tokenizer.train(
         ['{"name": "the cat", "arguments": {"city": 1}}', "<user><assistant>"] * 3, "bpe:300"
     )
-    if special is not None:
-        tokenizer.backend.add_special_tokens([special])
+    if special:
+        tokenizer.backend.add_special_tokens(list(special))
     tokenizer.chat_template = template
     return tokenizer
 

@@ -110,6 +110,11 @@ def test_vectors_are_those_of_embed(served: Running) -> None:
     found = post(served, "/v1/embeddings", model="bert", input=texts)
     expected = af.embed(model, tokenizer, texts)
     assert torch.allclose(torch.tensor([each["embedding"] for each in found["data"]]), expected, atol=1e-6)
+    ids = [tokenizer.encode(text) for text in texts]
+    for given, count in ((ids, 2), (ids[0], 1)):
+        again = post(served, "/v1/embeddings", model="bert", input=given)
+        assert again["data"] == found["data"][:count]
+        assert again["usage"]["prompt_tokens"] == sum(map(len, ids[:count]))
     packed = post(served, "/v1/embeddings", model="bert", input=texts[0], encoding_format="base64")["data"][0]
     vector = torch.frombuffer(bytearray(base64.b64decode(packed["embedding"])), dtype=torch.float32)
     assert torch.allclose(vector, expected[0], atol=1e-6)
@@ -161,6 +166,10 @@ REFUSED = [
     ("/v1/chat/completions", CHAT | {"store": True}, 400, "store"),
     ("/v1/embeddings", {"model": "bert", "input": ""}, 400, "input"),
     ("/v1/embeddings", {"model": "bert", "input": "a", "dimensions": 7}, 400, "dimensions"),
+    ("/v1/embeddings", {"model": "bert", "input": "a", "dimensions": 32}, 200, None),
+    ("/v1/embeddings", {"model": "bert", "input": [3, 1 << 40]}, 400, "input"),
+    ("/v1/embeddings", {"model": "bert", "input": [[3], [5_000]]}, 400, "input"),
+    ("/v1/embeddings", {"model": "bert", "input": [[3] * 100]}, 400, "input"),
     ("/v1/classify", {"model": "gpt", "input": "a"}, 400, "model"),
     ("/v1/fill", {"model": "bert", "text": "no mask"}, 400, "text"),
     ("/v1/nothing", {}, 404, None),

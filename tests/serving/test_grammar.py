@@ -16,11 +16,12 @@ import anyformer as af
 from anyformer.errors import UserError
 from anyformer.generation import BatchingEngine
 from anyformer.serving.api.turn import Answer
+from anyformer.serving.channels import ChannelParser
 from anyformer.serving.grammar import Grammars, json_rule, regex_rule
 from anyformer.serving.token_text import TokenText
 from anyformer.serving.tool_formats import FORMATS, Function, ToolFormat, Tools
 from anyformer.serving.tool_parser import ToolParser
-from tests.serving.talking import json_tokenizer, small_model
+from tests.serving.talking import HERMES, json_tokenizer, small_model
 
 few = settings(max_examples=8, derandomize=True, database=None, deadline=None)
 
@@ -170,14 +171,20 @@ def test_a_text_that_loses_its_beginning() -> None:
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: f"{form.open}{form.call}"[:20])
 def test_calls_that_are_enforced_are_read(form: ToolFormat, special: bool) -> None:
-    tokenizer = json_tokenizer(special=form.trigger if special else None)
+    marks = re.findall(r"<\|\w+\|>", form.call + form.between) if form.channels else [form.trigger]
+    tokenizer = json_tokenizer(HERMES, *(marks if special else ()))
     model = small_model(tokenizer)
     engine, grammars = BatchingEngine(model, tokenizer, 4, 1000), Grammars(model, tokenizer, [0])
-    schema = {"properties": {"a": {"enum": [1, "}"]}}, "required": ["a"], "additionalProperties": False}
+    properties: dict[str, Any] = {"a": {"enum": [1, "}"]}, "b": {"type": ["string", "null"], "enum": ["1 2", None]}}
+    schema = {"properties": properties, "required": ["a"], "additionalProperties": False}
     functions = [Function(name=name, parameters=schema, strict=True) for name in ("add", "sub")]
     choices = [(True, None, True), (True, "sub", False), (False, None, True), (False, None, False)]
     for required, only, parallel in choices:
         tools = Tools(functions=functions, form=form, required=required, only=only, parallel=parallel)
+        if form.channels and not required:
+            with pytest.raises(UserError, match="reasoning"):
+                tools.rules(grammars)
+            continue
         make = grammars.compile(tools.rules(grammars), [5])
         written = form.call.replace("NAME", "add").replace("ARGUMENTS", '{"a": 2}')
         script = tokenizer.encode(f"{form.open}{written}{form.close}", special=False)
@@ -196,11 +203,15 @@ def test_calls_that_are_enforced_are_read(form: ToolFormat, special: bool) -> No
         ]
         engine.run()
         for text in texts:
-            answer = Answer(parser=ToolParser(form, {"add", "sub"}))
+            schemas = {"add": schema, "sub": schema}
+            answer = Answer(parser=ChannelParser(schemas) if form.channels else ToolParser(form, schemas))
             answer.push(text.text, "stop")
             assert parallel or len(answer.calls) < 2
             assert only is None or {call.name for call in answer.calls} <= {only}
             if text.finish_reason == "stop":  # otherwise it may have been cut in a call
                 assert not required or answer.calls
                 assert not required or answer.text == ""
-                assert all(json.loads(call.arguments)["a"] in (1, "}") for call in answer.calls)
+                for call in answer.calls:
+                    arguments = json.loads(call.arguments)
+                    assert arguments["a"] in (1, "}")
+                    assert arguments.get("b") in ("1 2", None)

@@ -16,7 +16,6 @@ import pytest
 
 import anyformer as af
 from anyformer.cli.main import main
-from anyformer.generation.cached_decoder import DecoderStep
 from tests.serving.running import small_models
 
 
@@ -24,7 +23,6 @@ from tests.serving.running import small_models
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("served") / "gpt"
     made, tokenizer = small_models()["gpt"]
-    DecoderStep(made, wait=True)  # a program that ends waits for the compiler, the first time
     af.save(made, directory, tokenizer=tokenizer)
     return directory
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from anyformer.adapters.config import LoraConfig
-from anyformer.adapters.modules import Matrices, Target, adapters, is_output_layer, targets, whole_modules
+from anyformer.adapters.config import LoraConfig, matches
+from anyformer.adapters.modules import Matrices, Target, adapters, is_output_layer, parameters, targets, whole_modules
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter
 from anyformer.blocks.quantized import QuantizedMatrix
@@ -26,12 +26,20 @@ def selected(model: Transformer, config: LoraConfig) -> dict[str, Target]:
     if config.target_modules == "all-linear":
         layers = {n: t for n, t in layers.items() if not t.is_embedding and not is_output_layer(model, t)}
     chosen = {name: target for name, target in layers.items() if config.selects(name)}
+    if config.target_parameters:
+        every = parameters(model)
+        missing = [end for end in config.target_parameters if not any(matches((end,), name) for name in every)]
+        if missing:
+            ends = sorted({".".join(name.split(".")[-2:]) for name in every})
+            hint = nearest(missing[0], ends) if ends else "it has no experts"
+            raise UserError(f"No parameter of this model is called {' or '.join(map(repr, missing))} ({hint}).")
+        chosen |= {name: target for name, target in every.items() if config.selects_parameter(name)}
     if not chosen:
         ends = sorted({name.rpartition(".")[2] for name, target in layers.items() if not target.is_embedding})
         names = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
         hint = nearest(names[0], ends) if names else f"choose from {', '.join(ends)}"
         has_experts = any(isinstance(module, Experts) for module in model.modules())
-        note = " Experts and their routers get no adapter: those of attention do." if has_experts else ""
+        note = " Those of experts and routers are chosen by target_parameters." if has_experts else ""
         raise UserError(f"No layer of this model is called {' or '.join(map(repr, names))} ({hint}).{note}")
     return chosen
 
@@ -61,7 +69,8 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
     model.requires_grad_(False)
     for module, target in chosen.items():
         rank, (outputs, inputs) = config.rank_of(module), target.shape
-        a, b = torch.empty(rank, inputs, device=model.device), torch.zeros(outputs, rank, device=model.device)
+        a = torch.empty(rank * target.count, inputs, device=model.device)
+        b = torch.zeros(outputs, rank * target.count, device=model.device)
         if target.is_embedding:
             a, b = a.zero_(), b.normal_()
         else:

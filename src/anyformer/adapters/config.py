@@ -31,6 +31,9 @@ class LoraConfig:
     target_modules: str | Sequence[str] = "all-linear"
     """Names, or the ends of dotted names, of the layers that get an adapter; a string is a regular expression for
     whole names, or "all-linear": every linear layer but the output layer."""
+    target_parameters: Sequence[str] = ()
+    """Names, or the ends of dotted names, of parameters that get an adapter: the matrices of experts,
+    ``experts.gate_up_proj`` and ``experts.down_proj``, and routers (PEFT 0.17)."""
     exclude_modules: str | Sequence[str] = ()
     """Modules among these that get none."""
     layers_to_transform: Sequence[int] = ()
@@ -59,6 +62,9 @@ class LoraConfig:
                 raise UserError(f"The alpha of an adapter is a finite number, not {alpha}.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"The dropout of an adapter is at least 0 and below 1, not {self.dropout}.")
+        if self.target_parameters and (self.dropout or self.use_dora):
+            what = "DoRA" if self.use_dora else "dropout"
+            raise UserError(f"target_parameters: an adapter of experts or routers has no {what}, as in PEFT.")
         patterns.check([*self.rank_pattern, *self.alpha_pattern])
 
     def weighted(self, weight: float) -> "LoraConfig":
@@ -85,13 +91,17 @@ class LoraConfig:
 
     def selects(self, module: str) -> bool:
         """Whether a linear layer gets an adapter, by its dotted name."""
-        if _matches(self.exclude_modules, module) or self.saves(module):
+        if matches(self.exclude_modules, module) or self.saves(module):
             return False
         if self.target_modules == "all-linear":
             return self._selects_layer(module)
         # A whole name, or a pattern of whole names, says which layer as well.
         is_whole = isinstance(self.target_modules, str) or module in self.target_modules
-        return _matches(self.target_modules, module) and (is_whole or self._selects_layer(module))
+        return matches(self.target_modules, module) and (is_whole or self._selects_layer(module))
+
+    def selects_parameter(self, name: str) -> bool:
+        """Whether a parameter gets an adapter, by its dotted name."""
+        return matches(self.target_parameters, name)
 
     def saves(self, module: str) -> bool:
         """Whether a module is trained whole and saved with the adapter: one of `modules_to_save` ends its name, as in
@@ -113,7 +123,8 @@ def _by_pattern(values: Mapping[str, T], module: str, default: T) -> T:
     return next((value for key, value in values.items() if patterns.compiled(key).matches(module)), default)
 
 
-def _matches(names: str | Sequence[str], module: str) -> bool:
+def matches(names: str | Sequence[str], module: str) -> bool:
+    """Whether one of the names is a dotted name or its end; one string is a regular expression for all of it."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)

@@ -1,6 +1,7 @@
 """The layers of a model that can have an adapter, by the names that Hugging Face's class has for them."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import Classifier
-from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter, dense
+from anyformer.blocks.linear import Embedding, GroupedAdapter, GroupedLinear, Linear, LowRankAdapter, dense
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
-from anyformer.families.rows import TRANSPOSE, Row
+from anyformer.families.rows import TRANSPOSE, Operation, Row, stacked
 from anyformer.model import Transformer
 
 _ADAPTERS = ".adapters."
@@ -39,6 +40,11 @@ class Target:
     row: Row
 
     @property
+    def count(self) -> int:
+        """Matrices of each module, one below another: those of experts."""
+        return self.modules[0].groups if isinstance(self.modules[0], GroupedLinear) else 1
+
+    @property
     def is_embedding(self) -> bool:
         """Whether the layer is a table of rows."""
         return isinstance(self.modules[0], Embedding)
@@ -51,7 +57,8 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs of an adapter: the inputs of an embedding are its rows."""
-        rows, columns = sum(part.weight.shape[0] for part in self.modules), self.modules[0].weight.shape[1]
+        rows = sum(part.weight.shape[0] for part in self.modules) // self.count
+        columns = self.modules[0].weight.shape[1]
         return (columns, rows) if self.is_embedding else (rows, columns)
 
     def matrices(self, name: str) -> Matrices | None:
@@ -64,13 +71,24 @@ class Target:
         return Matrices(parts[0].a.detach(), b, self.join(lengths).flatten() if lengths else None)
 
     def split(self, b: Tensor) -> Sequence[Tensor]:
-        """The rows of each module, from those of the layer, [outputs, ...]."""
+        """The rows of each module, from those of the layer, [outputs, ...], or of experts: [outputs, rank * count]."""
+        if self.count > 1:
+            b = b.unflatten(1, (-1, self.count)).permute(2, 0, 1)
+            return self._stack.read(b.mT if self._stack.by_columns else b, len(self.modules))
         return self.row.operation.read(b.t() if self.fan_in_fan_out else b, len(self.modules))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows of the layer, from those of each module."""
+        if self.count > 1:
+            b = self._stack.write(parts)
+            return (b.mT if self._stack.by_columns else b).permute(1, 2, 0).flatten(1)
         joined = self.row.operation.write(parts)
         return joined.t().contiguous() if self.fan_in_fan_out else joined
+
+    @property
+    def _stack(self) -> Operation:
+        """The operation of the experts' parameter in Hugging Face's class."""
+        return self.row.operation if self.row.operation.experts else stacked(self.count)
 
     def attach(self, name: str, matrices: Matrices, scale: float, dropout: float = 0.0) -> None:
         """Give the layer an adapter, see `LowRankAdapter`."""
@@ -80,7 +98,8 @@ class Target:
         for module, part, length in zip(self.modules, parts, lengths, strict=True):
             own = None if length is None else nn.Parameter(length.flatten().clone())
             rows = nn.Parameter(part.clone().contiguous())
-            adapter = LowRankAdapter(shared, rows, scale, dropout=dropout, magnitude=own)
+            kind = GroupedAdapter if isinstance(module, GroupedLinear) else LowRankAdapter
+            adapter = kind(shared, rows, scale, dropout=dropout, magnitude=own)
             module.adapters = nn.ModuleDict() if module.adapters is None else module.adapters
             module.adapters[name] = adapter.train(module.training)
 
@@ -116,7 +135,7 @@ def prefix_of(model: Transformer) -> str:
 def targets(model: Transformer) -> dict[str, Target]:
     """Every linear layer and embedding of a model, by its dotted name in Hugging Face's class.
 
-    Experts and their routers are none: there each has one weight for all of its matrices, and is no linear layer. Nor
+    Experts and their routers are none: there each has one weight for all of its matrices (`parameters`). Nor
     are layers that are called as an expert's (the dense ones of a DeepSeek): PEFT takes their names for the experts'.
     """
     modules, prefix = dict(model.named_modules()), prefix_of(model)
@@ -132,6 +151,39 @@ def targets(model: Transformer) -> dict[str, Target]:
         if len(held) == len(row.ours):
             layers[theirs.removesuffix(".weight").removeprefix(prefix)] = Target(held, row)
     return layers
+
+
+def parameters(model: Transformer) -> dict[str, Target]:
+    """The matrices of experts, and routers, by the dotted names of the parameters in Hugging Face's class (what PEFT's
+    target_parameters chooses from); those of one module in its own order."""
+    family, prefix = family_of(model), prefix_of(model)
+    rows = {ours: (theirs, row) for theirs, row in _table(model).items() for ours in row.ours if not row.alias}
+    found: dict[str, Target] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, Experts):
+            continue
+        layer = path.split(".")[2]
+        stack = family.experts.replace("{i}", layer).removeprefix(prefix) if family.experts else f"{path}.experts"
+        up = {"up_proj": [module.up]} if module.gate is None else {"gate_up_proj": [module.gate, module.up]}
+        for name, parts in {**up, "down_proj": [module.down]}.items():
+            found[f"{stack}.{name}"] = Target(cast("list[Linear]", parts), rows[f"{path}.down.weight"][1])
+        theirs, row = rows[f"{path}.router.weight"]
+        router = theirs.split(".")[4] if family.experts else "router"  # after model.layers.0.mlp.
+        found[f"{stack.rpartition('.')[0]}.{router}.weight"] = Target([module.router], row)
+    return found
+
+
+def wrapped_names(names: Iterable[str]) -> dict[str, str]:
+    """The name of the module that PEFT stores the adapter of each of these parameters under: it wraps their module once
+    for each of them, so that the last one is outermost."""
+    modules: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        modules[name.rpartition(".")[0]].append(name)
+    return {
+        name: module + ".base_layer" * (len(group) - 1 - place)
+        for module, group in modules.items()
+        for place, name in enumerate(group)
+    }
 
 
 def _table(model: Transformer) -> dict[str, Row]:

@@ -1,6 +1,8 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -33,6 +35,30 @@ class Dropout(nn.Dropout):
 def any_dropout(module: nn.Module) -> bool:
     """Whether any part of a module drops something."""
     return module.training and any(part.rate > 0 for part in module.modules() if isinstance(part, Dropout))
+
+
+class _Acting(threading.local):
+    """The adapters that act in a thread, see `using_adapters`; None: all."""
+
+    rows: Mapping[str, Tensor | None] | None = None
+
+
+_acting = _Acting()
+
+
+@contextmanager
+def using_adapters(rows: Mapping[str, Int[Tensor, " rows"] | None]) -> Generator[None]:
+    """Let these adapters alone act in this thread, each on some sequences of a batch without padding; None: on all."""
+    before, _acting.rows = _acting.rows, rows
+    try:
+        yield
+    finally:
+        _acting.rows = before
+
+
+def no_adapter_acts() -> bool:
+    """Whether `using_adapters` leaves all adapters out in this thread."""
+    return _acting.rows is not None and not _acting.rows
 
 
 class LowRankAdapter(nn.Module):
@@ -76,8 +102,13 @@ class LowRankAdapter(nn.Module):
         """The output of a linear layer with the adapter, from its input, its output without, its weight and bias."""
         if not self.enabled:
             return out
-        dropped = self.dropout(x).to(self.a.dtype)
-        delta = F.linear(self.scale * F.linear(dropped, self.a), self.b)
+        dropped = (self.dropout(x) if self.dropout.rate > 0 else x).to(self.a.dtype)
+        inner = F.linear(dropped, self.a)
+        if self.magnitude is None and not self.training and out.dtype == inner.dtype:
+            # The operations of a single token take longer than their work, so there is one.
+            rows, added = (each.reshape(-1, each.shape[-1]) for each in (out, inner))
+            return torch.addmm(rows, added, self.b.t(), alpha=self.scale).view(out.shape)
+        delta = F.linear(self.scale * inner, self.b)
         if self.magnitude is None:
             return out + delta.to(out.dtype)
         ratio = self.magnitude / self._norms(weight)
@@ -102,6 +133,30 @@ class LowRankAdapter(nn.Module):
     def _norms(self, weight: Weight) -> Float[Tensor, " outputs"]:
         with torch.no_grad():
             return torch.linalg.vector_norm(dense(weight, self.a.dtype) + self.scale * self.b @ self.a, dim=1)
+
+
+class GroupedAdapter(LowRankAdapter):
+    """LoRA of each of several matrices W that lie one below another: ``W[group] + scale * B[group] @ A[group]``.
+
+    Args:
+        a: A parameter, [groups * rank, inputs].
+        b: A parameter, [groups * outputs, rank].
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "rows inputs"], out: Float[Tensor, "rows outputs"], ends: Int[Tensor, " groups"]
+    ) -> Float[Tensor, "rows outputs"]:
+        """The output with the adapter, from the input, sorted by group, and the output without."""
+        if not self.enabled:
+            return out
+        inner = kernels.grouped_linear(x.to(self.a.dtype), self.a, ends)
+        return out + kernels.grouped_linear(self.scale * inner, self.b, ends).to(out.dtype)
+
+    @override
+    def merged(self, weight: Float[Tensor, "outputs_of_all inputs"]) -> Float[Tensor, "outputs_of_all inputs"]:
+        rank = self.b.shape[1]
+        delta = self.b.unflatten(0, (len(self.a) // rank, -1)) @ self.a.unflatten(0, (-1, rank))
+        return (weight.to(self.a.dtype) + self.scale * delta.flatten(0, 1)).to(weight.dtype)
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -154,8 +209,11 @@ class Linear(nn.Linear):
         self, x: Float[Tensor, "*batch inputs"], out: Float[Tensor, "*batch outputs"], bias: Tensor | None
     ) -> Float[Tensor, "*batch outputs"]:
         """The output with the adapters, from the input, the output without them, and the bias that is in it."""
-        for adapter in _adapters(self):
-            out = adapter(x, out, self.weight, bias)
+        for adapter, rows in _adapters(self):
+            if rows is None:
+                out = adapter(x, out, self.weight, bias)
+            else:
+                out = out.index_copy(0, rows, adapter(x[rows], out[rows], self.weight, bias))
         return out
 
     @override
@@ -185,6 +243,9 @@ class GroupedLinear(Linear):
             out = kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
         else:
             out = kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
+        for adapter, rows in _adapters(self):
+            assert rows is None  # which loading sees to: here the tokens of all sequences are sorted
+            out = cast("GroupedAdapter", adapter)(x, out, ends)
         return out if cast("Tensor | None", self.bias) is None else out + kernels.rows_by_group(self.bias, ends, len(x))
 
 
@@ -203,8 +264,11 @@ class Embedding(nn.Embedding):
         """Look up the rows of the ids, of any shape."""
         weight = cast("Tensor | QuantizedMatrix", self.weight)
         out = weight.rows(ids) if isinstance(weight, QuantizedMatrix) else kernels.in_float32(super().forward(ids))
-        for adapter in _adapters(self):
-            out = adapter.rows(ids, out)
+        for adapter, rows in _adapters(self):
+            if rows is None:
+                out = adapter.rows(ids, out)
+            else:
+                out = out.index_copy(0, rows, adapter.rows(ids[rows], out[rows]))
         return out
 
     @override
@@ -213,8 +277,12 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
-def _adapters(module: Linear | Embedding) -> Iterable[LowRankAdapter]:
-    return () if module.adapters is None else cast("Iterable[LowRankAdapter]", module.adapters.values())
+def _adapters(module: Linear | Embedding) -> Iterator[tuple[LowRankAdapter, Tensor | None]]:
+    """The adapters that act, and on which sequences; None: on all."""
+    acting = _acting.rows
+    for name, adapter in () if module.adapters is None else module.adapters.items():
+        if acting is None or name in acting:
+            yield cast("LowRankAdapter", adapter), None if acting is None else acting[name]
 
 
 def replace_weight(module: nn.Module, weight: QuantizedMatrix) -> None:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from anyformer import atomic, limits
 from anyformer.adapters import DEFAULT
 from anyformer.adapters.attach import make_dense
-from anyformer.adapters.modules import Matrices, Target, base_parameters, family_of, prefix_of, targets
+from anyformer.adapters.modules import (
+    Matrices,
+    Target,
+    base_parameters,
+    family_of,
+    parameters,
+    prefix_of,
+    targets,
+    wrapped_names,
+)
 from anyformer.checkpoint import hub, mlx, peft
 from anyformer.checkpoint.gguf.write import save_gguf_adapter
 from anyformer.checkpoint.peft import StoredAdapter
@@ -86,13 +95,24 @@ def read_head(path: Path) -> HeadConfig | None:
     return HeadConfig(kind=kind, labels=count, label_names=names, problem_type=cast("Any", problem))
 
 
-def load_adapter(model: Transformer, directory: str | Path, name: str | None = None) -> Transformer:
+def replaces_weights(directory: str | Path) -> bool:
+    """Whether an adapter says that it replaces weights of its model: biases, or modules that were trained whole."""
+    path, _ = path_and_weight(directory)
+    path = find_adapter(path) or path
+    raw = limits.read_object(path / peft.CONFIG) if (path / peft.CONFIG).is_file() else {}
+    return raw.get("bias", "none") != "none" or bool(raw.get("modules_to_save")) or read_head(path) is not None
+
+
+def load_adapter(
+    model: Transformer, directory: str | Path, name: str | None = None, *, beside: bool = False
+) -> Transformer:
     """Give a model the adapter of a directory, in PEFT's format or in mlx-lm's.
 
     Args:
         model: The model that the adapter was trained on.
         directory: With adapter_config.json and the weights; ``DIR:0.5`` lets it count half.
         name: Tells it from the model's other adapters; None: "default", or one with a number.
+        beside: Refuse one that replaces weights of the model, so that the model without it stays as it is.
 
     Returns:
         The same model.
@@ -113,18 +133,30 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
     raw = limits.read_object(path / peft.CONFIG)
     stored = mlx.read(path) if raw.keys() & mlx.FIELDS and "peft_type" not in raw else peft.read(path)
     config, layers = stored.config, targets(model)
+    chosen = {name: target for name, target in parameters(model).items() if config.selects_parameter(name)}
+    names = {stored_name: name for name, stored_name in wrapped_names(chosen).items()}
+    layers |= {stored_name: chosen[name] for stored_name, name in names.items()}
     if weight != 1.0:
         if config.use_dora or stored.others:
             raise UserError(f"{path} can't be weighted: DoRA and whole modules count once or not at all.")
         config = config.weighted(weight)
     if stored.others and not all(each.is_low_rank_only for each in model.adapter_configs.values()):
         raise UserError(f"{path}: another adapter has replaced biases or whole modules already: give one of the two.")
+    if stored.others and beside:
+        raise UserError(f"{path} replaces biases or whole modules, so its model can't be used without it as well.")
+    if config.target_parameters and beside:
+        raise UserError(
+            f"{path} adapts experts, which sort the tokens of all texts: merge it, and serve what that makes."
+        )
     # All is checked before anything is changed.
-    fitting = [(module, *_fit(path, model, stored, module, layers.get(module))) for module in stored.layers]
+    fitting = [
+        (names.get(module, module), *_fit(path, model, stored, module, layers.get(module), names.get(module, module)))
+        for module in stored.layers
+    ]
     make_dense(model, config)
     replaced = _replacements(model, path, stored)
     for module, target, matrices in fitting:
-        target.attach(name, matrices, config.scale_of(module, len(matrices.a)), config.dropout)
+        target.attach(name, matrices, config.scale_of(module, len(matrices.a) // target.count), config.dropout)
     for parameter, value in replaced:
         parameter.data.copy_(value)
     model.adapter_configs[name] = config
@@ -132,7 +164,7 @@ def load_adapter(model: Transformer, directory: str | Path, name: str | None = N
 
 
 def _fit(
-    path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None
+    path: Path, model: Transformer, stored: StoredAdapter, module: str, target: Target | None, name: str
 ) -> tuple[Target, Matrices]:
     """The matrices of a layer. Raises UserError where there is no such layer, or they are incomplete or don't fit."""
     of, parts = "" if stored.base is None else f" ({cut(stored.base)})", stored.layers[module]
@@ -141,7 +173,7 @@ def _fit(
         raise UserError(f"{path}: this model has no layer {cut(module)}: {other}.")
     if target.is_embedding and model.config.is_encoder_decoder:
         raise UserError(f"{path}: an adapter of {module}, which encoder and decoder share, is not supported.")
-    (outputs, inputs), rank = target.shape, stored.config.rank_of(module)
+    (outputs, inputs), rank = target.shape, target.count * stored.config.rank_of(name)
     shapes: dict[str, tuple[int, ...]] = {"a": (rank, inputs), "b": (outputs, rank)}
     if stored.config.use_dora and not target.is_embedding:
         shapes["magnitude"] = (outputs,)

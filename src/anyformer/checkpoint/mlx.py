@@ -63,8 +63,8 @@ def files(model: Transformer, config: LoraConfig, name: str) -> tuple[dict[str, 
     tensors: dict[str, Tensor] = {}
     layers = adapted_layers(model, name)
     for module, (target, matrices) in layers.items():
-        if target.is_embedding:
-            raise UserError("mlx-lm's adapters of embeddings have another form: save it as PEFT's.")
+        if target.is_embedding or target.count > 1:
+            raise UserError("mlx-lm's adapters of embeddings and experts have another form: save it as PEFT's.")
         tensors |= {f"{module}.lora_a": matrices.a.t(), f"{module}.lora_b": matrices.b.t()}
         if matrices.magnitude is not None:
             tensors[f"{module}.m"] = matrices.magnitude

@@ -17,8 +17,10 @@ from anyformer.adapters.modules import (
     base_parameters,
     family_of,
     is_output_layer,
+    parameters,
     prefix_of,
     targets,
+    wrapped_names,
 )
 from anyformer.checkpoint.sources import read_tensors
 from anyformer.errors import UserError, cut, quote
@@ -37,7 +39,7 @@ _SUFFIXES = {
 }
 _SAME = (
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
-    *("use_rslora", "use_dora", "bias", "modules_to_save"),
+    *("use_rslora", "use_dora", "bias", "modules_to_save", "target_parameters"),
 )
 _FIELDS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", **{name: name for name in _SAME}}
 """PEFT's names and ours."""
@@ -85,8 +87,11 @@ def by_layer(
 
 def adapted_layers(model: Transformer, name: str) -> dict[str, tuple[Target, Matrices]]:
     """The layers that have an adapter of this name, and its matrices."""
-    layers = ((module, target, target.matrices(name)) for module, target in targets(model).items())
-    return {module: (target, matrices) for module, target, matrices in layers if matrices is not None}
+    layers = {module: (target, target.matrices(name)) for module, target in targets(model).items()}
+    stacks = {module: (target, target.matrices(name)) for module, target in parameters(model).items()}
+    names = wrapped_names(module for module, (_, matrices) in stacks.items() if matrices is not None)
+    layers |= {names[module]: pair for module, pair in stacks.items() if module in names}
+    return {module: (target, matrices) for module, (target, matrices) in layers.items() if matrices is not None}
 
 
 def read(directory: Path) -> StoredAdapter:
@@ -136,7 +141,9 @@ def files(
             tensors[f"{_PREFIX}{layer}.{part}"] = row.write({ours: own[ours].detach() for ours in row.ours})
     raw = _to_json(model, config, base)
     if config.target_modules == "all-linear":
-        raw["target_modules"] = _shortest_names(adapted, targets(model))
+        every = targets(model)
+        raw["target_modules"] = _shortest_names([name for name in adapted if name in every], every)
+    raw["target_modules"] = raw["target_modules"] or []  # None would be PEFT's own choice
     return {**raw, "fan_in_fan_out": any(target.fan_in_fan_out for target, _ in adapted.values())}, tensors
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional
-from anyformer.cli.train import keep_compiled_code_private
+from anyformer.cli.train import keep_compiled_code_private, killed_run, restartable, without_place
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, configured, resumed
 from anyformer.schema import hints
@@ -48,9 +48,11 @@ def run(argv: list[str]) -> int:
     if preview is not None:
         return _preview(config, preview)
 
-    if needs_launch(config.processes):
+    if resume is None and (resume := killed_run(config)):
+        config = _read(without_place(values), resume)
+    if needs_launch(config.processes, config.restarts):
         check_engine(config.engine, config.processes)
-        return launch(["finetune", *argv], config.processes)
+        return launch(["finetune", *argv, *restartable(config, resume)], config.processes, config.restarts)
     keep_compiled_code_private()
     with one_of_many():
         from anyformer.finetuning.recipe import finetuning

@@ -38,6 +38,7 @@ _GROUPS = {
         "evaluate": "how good a model is at a text or a task, and what quantizing it costs",
         "verify": "compare a model with the same in transformers",
         "convert": "write a GGUF file for llama.cpp, or read one into a directory",
+        "env": "what computes here: versions, processor, backends; for a report of a problem",
     },
 }
 COMMANDS = {name: summary for group in _GROUPS.values() for name, summary in group.items()}

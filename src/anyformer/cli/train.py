@@ -13,10 +13,10 @@ from anyformer.cli.options import Parser, Positional, change_model, flag_names
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
-from anyformer.runs.directory import CONFIG, check_run_directory
+from anyformer.runs.directory import CONFIG, check_run_directory, free_names
 from anyformer.schema import flag
 from anyformer.spec import DEFAULT_PRESET
-from anyformer.training.config import TrainConfig
+from anyformer.training.config import RunConfig, TrainConfig
 from anyformer.training.config_file import check_consent, read_yaml
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
@@ -69,15 +69,39 @@ def run(argv: list[str]) -> int:
                 raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
         values["config"] = resume / CONFIG
     config = _read(values, resume=resume is not None)
-
-    if needs_launch(config.processes):
+    if resume is None and (resume := killed_run(config)):
+        config = _read(without_place(values) | {"config": resume / CONFIG}, resume=True)
+    if needs_launch(config.processes, config.restarts):
         check_engine(config.engine, config.processes)
-        return launch(["train", *argv], config.processes)
+        return launch(["train", *argv, *restartable(config, resume)], config.processes, config.restarts)
     keep_compiled_code_private()
     with one_of_many():
         from anyformer.training.run import run as train
 
         return train(config, resume=resume, started=started).status
+
+
+def killed_run(config: RunConfig) -> Path | None:
+    """The run that a command with --restarts takes up again: that of its --name, if it has begun.
+
+    Raises UserError as `check_run_directory`.
+    """
+    if not config.restarts or config.name is None or not (config.runs / config.name / CONFIG).is_file():
+        return None
+    check_run_directory(config.runs / config.name)
+    return config.runs / config.name
+
+
+def without_place(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of flags but for those that say where a run is."""
+    return {name: value for name, value in values.items() if name not in ("name", "runs", "config")}
+
+
+def restartable(config: RunConfig, resume: Path | None) -> list[str]:
+    """Flags by which the same command, started again, finds its run: a name."""
+    if not config.restarts or resume is not None or config.name is not None:
+        return []
+    return ["--name", next(name for name in free_names(config.label) if not (config.runs / name).exists())]
 
 
 def keep_compiled_code_private() -> None:

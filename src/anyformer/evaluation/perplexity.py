@@ -15,7 +15,6 @@ from anyformer.data.formats import utf8_length
 from anyformer.errors import UserError
 from anyformer.evaluation.scorer import Query, Scorer
 from anyformer.generation import generate_ids
-from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.inference import evaluating, require_generative, require_tokenizer
 from anyformer.limits import RECORD_BYTES
 from anyformer.model import Transformer
@@ -209,8 +208,7 @@ def _batches(text: Text, context: int, batch_size: int) -> Iterator[tuple[Tensor
 
 
 def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> float:
-    """Tokens a second of greedy decoding after a short prompt, once the compiled step is there."""
-    DecoderStep(model, wait=True)
+    """Tokens a second of greedy decoding after a short prompt."""
     room = min(_DECODED, context - 8)
     if room < 2:
         return math.nan

@@ -178,6 +178,9 @@ class Family:
     write_head: Callable[[HeadConfig], dict[str, Any]] = write_classifier
     rows: Sequence[Row] | Callable[[ModelConfig], Sequence[Row]] = ()
     """The table of weight names, or a function that makes it where operations depend on the config."""
+    experts: str = "model.layers.{i}.mlp.experts"
+    """The module of Hugging Face's class that has the matrices of a layer's experts as parameters, gate_up_proj and
+    down_proj; "": ours."""
     prefix: str = ""
     """Before the body's names in files of models with a head."""
     ignored: Sequence[str] = ()

@@ -196,6 +196,7 @@ def _derived_granite(raw: Raw, values: Values, head: HeadKind) -> Values:
 GRANITE_MOE = replace(
     granite.FAMILY,
     model_type="granitemoe",
+    experts="model.layers.{i}.block_sparse_moe.experts",
     architectures=classes("GraniteMoe", "ForCausalLM", ("Model",)),
     fields={**granite.FAMILY.fields, **experts_fields("num_local_experts", 2, 8, 0.001)},
     constants={**granite.FAMILY.constants, "feed_forward.bias": False},

@@ -69,5 +69,6 @@ _MODERN_NANO = {
 FAMILY = _OwnFormat(
     model_type="anyformer",
     architectures=classes("Transformer", ""),
+    experts="",
     published={"modern-nano": {"config": _MODERN_NANO}},
 )

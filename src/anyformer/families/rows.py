@@ -75,6 +75,8 @@ class Operation:
     """The heads whose rows it moves, if it does no more than that."""
     experts: int | None = None
     """The number of matrices that it stacks (`stacked`)."""
+    by_columns: bool = False
+    """They are stored as [in, out] (`experts_by_columns`)."""
 
 
 def _parts(tensor: Tensor, count: int) -> Sequence[Tensor]:
@@ -126,7 +128,7 @@ def experts_by_columns(count: int) -> Operation:
         rows = torch.stack([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=2)
         return rows.flatten(1, 2).transpose(1, -1).contiguous()
 
-    return Operation(read, write, experts=count)
+    return Operation(read, write, experts=count, by_columns=True)
 
 
 def split_heads(head_dim: int, *counts: int, groups: int = 1, order: Sequence[int] | None = None) -> Operation:

@@ -49,7 +49,7 @@ _LENGTHS = ("epochs", "steps", "minutes")
 _CONTEXT = 1024
 _BATCH_TOKENS = 4096
 """Tokens of a validation batch, and about so many of a batch of plain text."""
-_ALL_LINEAR = ("all-linear",)
+_ALL_LINEAR, _EXPERTS = ("all-linear",), "experts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ class FinetuneConfig(RunConfig):
     lora_dropout: Annotated[float, ADAPTER] = 0.0
     """Dropout before the adapter."""
     targets: Annotated[tuple[str, ...], "LAYER", ADAPTER] = _ALL_LINEAR
-    """The layers that get adapters, by Hugging Face's names, such as q_proj v_proj."""
+    """The layers that get adapters, by Hugging Face's names, such as q_proj v_proj; `experts` for those of a mixture,
+    perhaps beside all-linear."""
     dora: Annotated[bool, ADAPTER] = False
     """Learn the length of each row of a weight as well (DoRA)."""
     rslora: Annotated[bool, ADAPTER] = False
@@ -182,11 +183,13 @@ class FinetuneConfig(RunConfig):
             return None
         from anyformer.adapters import LoraConfig  # with torch, for which --help doesn't wait
 
+        modules = tuple(each for each in self.targets if each != _EXPERTS)
         return LoraConfig(
             rank=self.lora,
             alpha=self.lora_alpha,
             dropout=self.lora_dropout,
-            target_modules="all-linear" if self.targets == _ALL_LINEAR else self.targets,
+            target_modules="all-linear" if modules == _ALL_LINEAR else modules,
+            target_parameters=() if modules == self.targets else ("experts.gate_up_proj", "experts.down_proj"),
             use_dora=self.dora,
             use_rslora=self.rslora,
         )

@@ -1,12 +1,12 @@
 """Generating text, filling masks, embedding texts.
 
 prompt -> cached_decoder -> logits_processors -> sampling   from a text to the next token
-decode, beam_search, speculative_decoding, batching         loops over tokens
+decode, beam_search, speculative_decoding, batching         loops over tokens (request: a text of a batch)
 generate, conversation, batch_job                           texts in, texts out
 fill, embed                                                 what else a model says of a text
 """
 
-from anyformer.generation.batching import BatchingEngine, Request, TokenLogprob
+from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.beam_search import Hypotheses, beam_search_ids
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.conversation import Conversation
@@ -15,6 +15,7 @@ from anyformer.generation.embed import embed
 from anyformer.generation.fill import Candidate, fill
 from anyformer.generation.generate import Hypothesis, generate, generate_n_best, generate_samples, generate_stream
 from anyformer.generation.prompt import encode_prompt, room
+from anyformer.generation.request import Request, TokenLogprob
 
 __all__ = [
     "BatchingEngine",

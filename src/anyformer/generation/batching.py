@@ -1,139 +1,31 @@
 """Continuous batching: texts enter a running batch, grow side by side, and leave it when they end."""
 
-import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Unpack, cast, runtime_checkable
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
 
-from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.errors import UserError
+from anyformer.blocks.linear import using_adapters
+from anyformer.errors import UserError, nearest
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import cache_limit, check_nan, evaluating, require_generative
-from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors, process
+from anyformer.generation.inference import cache_limit, evaluating, require_generative
+from anyformer.generation.logits_processors import make_processors
 from anyformer.generation.prefix_store import PrefixStore
-from anyformer.generation.prompt import Prompt, encode_prompt, eos_ids, make_prompt
-from anyformer.generation.sampling import Sampler, make_sampler
+from anyformer.generation.prompt import encode_prompt, eos_ids, make_prompt
+from anyformer.generation.request import Constraint, Request, append_tokens
+from anyformer.generation.sampling import make_sampler
+from anyformer.generation.speculative_decoding import MAX_ROWS, Draft, check_draft
 from anyformer.generation.stop_strings import Detokenizer
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
-Finish = Literal["stop", "length", "cancelled", "error"]
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Log-probability of a token, before penalties and temperature."""
-
-    token: int
-    logprob: float
-    """In nats."""
-    top: dict[int, float]
-    """The likeliest tokens in its place, the likeliest first."""
-
-
-@runtime_checkable
-class Constraint(Protocol):
-    """A processor that decides token by token what one text may be, after all others."""
-
-    def __call__(self, logits: Tensor, history: History) -> Tensor:
-        """The logits, with -inf for each token that may not come next. Raises UserError where none may."""
-        ...
-
-    def push(self, token: int) -> bool:
-        """Note the token that was chosen; returns whether the text is complete with it."""
-        ...
-
-
-@dataclass(eq=False, kw_only=True)
-class Request:
-    """A text of a `BatchingEngine`.
-
-    Iterating waits for its pieces, while another thread steps. Each piece is handed out once.
-    """
-
-    prompt: Prompt
-    tokens: list[int] = field(default_factory=list[int])
-    """The new ones so far, with the one that ended the text."""
-    text: str = ""
-    """Their text as far as it is certain; "" without a tokenizer."""
-    finish_reason: Finish | None = None
-    """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens; error: a step raised."""
-    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    """One for each token, if asked for."""
-    cache: KeyValueCache | None = None
-    """Keys and values of the prompt while it is prefilled."""
-    _eos: frozenset[int]
-    _processors: Sequence[LogitsProcessor]
-    _sampler: Sampler
-    _detokenizer: Detokenizer | None
-    _top: int | None
-    _constraint: Constraint | None = None
-    _pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue[str | None])
-
-    @property
-    def finished(self) -> bool:
-        """Whether no more will come."""
-        return self.finish_reason is not None
-
-    @property
-    def ends_with_eos(self) -> bool:
-        """Whether its last token ended the text, and is no part of it."""
-        return bool(self.tokens) and self.tokens[-1] in self._eos
-
-    @property
-    def stop_string(self) -> str | None:
-        """The stop string that ended it."""
-        return None if self._detokenizer is None else self._detokenizer.matched
-
-    def __iter__(self) -> Iterator[str]:
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        self._pieces.put(None)  # whoever iterates again, or beside, ends as well
-
-    def append(self, logits: Tensor) -> None:
-        """Choose the next token by its logits, [1, vocab]."""
-        scores = logits
-        if self._processors:
-            new = torch.tensor([self.tokens], dtype=torch.long, device=logits.device)
-            ids = torch.cat((self.prompt.ids, new), dim=1)
-            scores = process(scores, self._processors, History(ids, new.new_zeros(1), len(self.tokens)))
-        token = int(scores.argmax() if self._sampler.greedy else self._sampler(scores))
-        if self._top is not None:
-            log_p = logits[0].log_softmax(dim=-1)
-            best = log_p.topk(min(self._top, len(log_p)))
-            top: dict[int, float] = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            self.logprobs.append(TokenLogprob(token, float(log_p[token]), top))
-        self.tokens.append(token)
-        stopped = token in self._eos
-        if not stopped and self._detokenizer is not None:
-            self._append_text(self._detokenizer.push_token(token))
-            stopped = self._detokenizer.stopped
-        if not stopped and self._constraint is not None:
-            stopped = self._constraint.push(token)
-        if stopped:
-            self.finish("stop")
-        elif len(self.tokens) == self.prompt.max_new_tokens:
-            self.finish("length")
-
-    def finish(self, reason: Finish) -> None:
-        """Hand out what was held back, and say why it is over."""
-        try:
-            if self._detokenizer is not None:
-                self._append_text(self._detokenizer.flush())
-        finally:
-            self.finish_reason = reason
-            self._pieces.put(None)
-
-    def _append_text(self, piece: str) -> None:
-        if piece:
-            self.text += piece
-            self._pieces.put(piece)
+_WARM_TOKENS = 8
+"""New tokens of each text that `warm_up` generates."""
 
 
 class _TextError(Exception):
@@ -141,16 +33,6 @@ class _TextError(Exception):
 
     def __init__(self, reason: Exception) -> None:
         self.reason = reason
-
-
-def _append(request: Request, logits: Tensor) -> Exception | None:
-    """Choose the next token of a text, which ends if that fails; returns the reason."""
-    try:
-        request.append(check_nan(logits))
-    except Exception as error:
-        request.finish("error")
-        return error
-    return None
 
 
 class BatchingEngine:
@@ -167,9 +49,11 @@ class BatchingEngine:
         chunk: Tokens of a prompt that are read between two steps, so that a long one does not hold up the others.
         prefixes: Texts whose keys and values are kept, for prompts of decoder-only models that begin with the same
             tokens, as the next turn of a chat does. They take memory beside the slots.
+        adapters: Adapters of the model that act for the requests that name one of them, and for no other.
+        draft: Guesses tokens while few texts run, see `generate_ids`; texts are the same, sampled ones as well.
 
     Raises:
-        UserError: a model that doesn't generate text, or a size below 1.
+        UserError: a model that doesn't generate text, a size below 1, or a draft that can't guess for the model.
     """
 
     def __init__(
@@ -180,12 +64,18 @@ class BatchingEngine:
         capacity: int | None = None,
         chunk: int = 256,
         prefixes: int = 0,
+        adapters: Collection[str] = (),
+        draft: Draft | None = None,
     ) -> None:
         require_generative(model)
         self.capacity = min(size for size in (cache_limit(model), capacity or 2048) if size is not None)
         if slots < 1 or chunk < 1 or self.capacity < 2:
             raise UserError(f"slots and chunk are at least 1, and capacity 2, not {slots}, {chunk} and {capacity}.")
         self.model, self.tokenizer, self.slots, self.chunk = model, tokenizer, slots, chunk
+        self.adapters = adapters
+        self.draft: Draft | None = draft
+        if draft is not None:
+            check_draft(model, draft)
         self._step = DecoderStep(model)
         with torch.inference_mode():
             self._cache = model.make_cache(slots, self.capacity)
@@ -215,6 +105,7 @@ class BatchingEngine:
         also_eos: int | None = None,
         constraint: Constraint | None = None,
         skip_special: bool = True,
+        adapter: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Request:
         """Add a text, which enters the batch as soon as a slot is free.
@@ -226,11 +117,12 @@ class BatchingEngine:
             also_eos: A token that ends the text as well, such as the end of a turn of a chat.
             constraint: What the text may be; for this request alone.
             skip_special: Special tokens have no text.
+            adapter: One of the engine's adapters; None: the model without them.
             options: Fields of the config that differ.
 
         Raises:
             UserError: an empty prompt, one that leaves no room for its answer, text without a tokenizer, a config that
-                `GenerationConfig` refuses, beams or samples.
+                `GenerationConfig` refuses, beams or samples, or an adapter that the engine does not have.
         """
         model, tokenizer = self.model, self.tokenizer
         config = resolve(model, config, options, beams=False, stop_strings=tokenizer is not None)
@@ -238,6 +130,8 @@ class BatchingEngine:
             raise UserError("A request is one text: submit it once for each sample.")
         if logprobs is not None and logprobs < 0:
             raise UserError(f"logprobs is a number of tokens, 0 or more, not {logprobs}.")
+        if adapter is not None and adapter not in self.adapters:
+            raise UserError(f"The engine has no adapter {adapter!r} ({nearest(adapter, self.adapters)}).")
         if not isinstance(prompt, str):
             ids = [int(token) for token in prompt]
         elif tokenizer is None:
@@ -254,6 +148,7 @@ class BatchingEngine:
         before = () if model.config.is_encoder_decoder else ids
         request = Request(
             prompt=batch,
+            adapter=adapter,
             _eos=frozenset(eos),
             _processors=[*make_processors(model, batch, eos, config), *([] if constraint is None else [constraint])],
             _sampler=make_sampler(config, model.device),
@@ -276,6 +171,31 @@ class BatchingEngine:
                 request.cache = None
             request.finish("cancelled")
 
+    def warm_up(self, adapter: str | None = None) -> None:
+        """Generate some tokens in every slot, so that no request pays for what the first one does.
+
+        Raises:
+            UserError: the model answers with NaN.
+        """
+        size = self.model.config.source_vocab_size or self.model.config.vocab_size
+        for length in (min(self.chunk, self.capacity - _WARM_TOKENS), *[1] * (self.slots - 1)):
+            ids = [number % size for number in range(max(1, length))]
+            self.submit(ids, max_new_tokens=min(_WARM_TOKENS, self.capacity - 1), adapter=adapter, stop_at_eos=False)
+        self.run()
+        self._prefixes.clear()
+
+    def using(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
+        """Let the adapter of each row of a batch act on it in this thread; None: none.
+
+        The model's adapters that are not the engine's act on all rows.
+        """
+        rows = dict[str, Tensor | None].fromkeys(self.model.adapter_configs.keys() - set(self.adapters))
+        for name in {*adapters} - {None}:
+            chosen = [row for row, adapter in enumerate(adapters) if adapter == name]
+            is_all = len(chosen) == len(adapters)
+            rows[cast("str", name)] = None if is_all else torch.tensor(chosen, device=self.model.device)
+        return using_adapters(rows)
+
     def step(self) -> bool:
         """Read a chunk of a prompt, and generate a token more of every text; False: there is nothing left to do.
 
@@ -295,14 +215,22 @@ class BatchingEngine:
 
     def run(self) -> None:
         """Step until every text is over. Raises as `step`."""
-        while self.step():
-            pass
+        with evaluating(self.model):
+            while self.step():
+                pass
 
     def _advance(self) -> bool:
         if self._running:
-            latest = torch.tensor([[request.tokens[-1]] for request in self._running], device=self.model.device)
-            logits = self._step(latest, self._cache)[:, 0]
-            errors = [_append(*each) for each in zip(list(self._running), logits.split(1), strict=True)]
+            running, guesses = list(self._running), self._guesses()
+            latest = [[request.tokens[-1], *guessed] for request, guessed in zip(running, guesses, strict=True)]
+            width = max(map(len, latest))
+            latest = [row + [0] * (width - len(row)) for row in latest]  # a token that is read in vain
+            with self.using([request.adapter for request in running]):
+                logits = self._step(torch.tensor(latest, device=self.model.device), self._cache)
+            errors = [append_tokens(*each) for each in zip(running, logits, guesses, strict=True)]
+            if width > 1:
+                rejected = [width - 1 - request.latest_accepted for request in running]
+                self._cache.truncate(self._cache.lengths - torch.tensor(rejected, device=self.model.device))
             for row in reversed(range(len(self._running))):
                 if self._running[row].finished:
                     self._leave(row)
@@ -313,25 +241,34 @@ class BatchingEngine:
             budget -= self._read(self._waiting[0], budget)
         return bool(self._running or self._waiting)
 
+    def _guesses(self) -> list[list[int]]:
+        """Tokens that may come next in each running text; none where many run."""
+        running = self._running
+        room = min(MAX_ROWS // len(running), self.capacity - self._cache.length) - 1
+        if self.draft is None or room < 1:
+            return [[] for _ in running]
+        return [request.guess(self.model, self.draft, room) for request in running]
+
     def _read(self, request: Request, budget: int) -> int:
         """Read a chunk of a prompt; returns what it costs in tokens."""
         prompt = request.prompt
         if request.cache is None:
             ids = cast("list[int]", cast("Any", prompt.ids[0]).tolist())
-            request.cache = self._prefixes.find(ids) or self.model.make_cache(1, len(ids))
+            request.cache = self._prefixes.find(ids, request.adapter) or self.model.make_cache(1, len(ids))
         cache = request.cache
         chunk = prompt.ids[:, cache.length : cache.length + budget]
         source = prompt.source if cache.length == 0 else None
-        logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
+        with self.using([request.adapter]):
+            logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
         if cache.length == prompt.ids.shape[1]:
             self._waiting.popleft().cache = None
-            error = _append(request, logits)
+            error = append_tokens(request, logits)
             if not request.finished:
                 self._cache.put(len(self._running), cache)
                 self._running.append(request)
             if error is not None:
                 raise _TextError(error)
-            self._prefixes.keep(cache)
+            self._prefixes.keep(cache, adapter=request.adapter)
         return chunk.shape[1] + (0 if source is None else source.shape[1])
 
     def _fail(self) -> None:
@@ -346,7 +283,7 @@ class BatchingEngine:
 
     def _leave(self, row: int) -> None:
         if self._running[row].finish_reason != "error":
-            self._prefixes.keep(self._cache, row)
+            self._prefixes.keep(self._cache, row, self._running[row].adapter)
         self._cache.remove(row)
         self._running[row] = self._running[-1]
         self._running.pop()

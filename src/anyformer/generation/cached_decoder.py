@@ -1,7 +1,7 @@
 """Decoding with a key-value cache: a prompt is prefilled, and each new token costs one step.
 
-On a CPU a step is one call of compiled code (`kernels/cpu/decode_step.cpp`) if there is a compiler and the model
-consists of the library's own modules; otherwise, and until the compiler is done, it is a call of the model.
+On a CPU a step is one call of compiled code (`kernels/cpu/decode_step.cpp`) if the model
+consists of the library's own modules; otherwise it is a call of the model.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,6 @@ from anyformer.generation.compiled_decoder import LIBRARY, CompiledDecoder, Unsu
 from anyformer.generation.inference import cache_is_stale, float_logits, head_logits
 from anyformer.generation.prompt import Prompt
 from anyformer.kernels import DENSE, Layout
-from anyformer.kernels.cpu_features import enabled
 from anyformer.model import Transformer
 from anyformer.tokenizer.prompt import common_prefix
 
@@ -32,16 +31,14 @@ class DecoderStep:
 
     Args:
         model: In evaluation mode. Its weights must not change between two steps.
-        wait: Wait for the compiler, instead of calling the model until it is done.
     """
 
-    def __init__(self, model: Transformer, *, wait: bool = False) -> None:
+    def __init__(self, model: Transformer) -> None:
         self.model = model
         self._compiled: CompiledDecoder | None = None
-        if model.device.type == "cpu" and enabled():
+        if model.device.type == "cpu" and LIBRARY.get() is not None:
             with suppress(UnsupportedModelError):
                 self._compiled = CompiledDecoder(model)
-                LIBRARY.get(wait=wait)
 
     def __call__(
         self,

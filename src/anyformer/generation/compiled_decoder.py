@@ -23,7 +23,7 @@ from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.linear import Embedding, GroupedLinear, Linear
+from anyformer.blocks.linear import Embedding, GroupedLinear, Linear, no_adapter_acts
 from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
@@ -38,7 +38,7 @@ from anyformer.config import ModelConfig
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import Library
+from anyformer.kernels.cpu.library import Library
 from anyformer.kernels.cpu.matmul import described
 from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
@@ -48,6 +48,7 @@ from anyformer.schema import not_default
 
 LIBRARY = Library(
     "decode_step",
+    "decoding step",
     has_amx=(c_int64,),
     workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
@@ -107,6 +108,7 @@ class CompiledLayers:
         _check_modules([model, model.token_embedding, *stack.modules()])
         _check_fields(model.config)
         self._kept: list[Any] = []
+        self._has_adapters = False
         self.model, blocks = model, stack.layers
         layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, stack.windows, stack.has_other_position))
         self._kept.append(layers)
@@ -137,6 +139,11 @@ class CompiledLayers:
                 **self._router(block),
             ),
         )
+
+    @property
+    def adapters_act(self) -> bool:
+        """Whether there are adapters, which compiled code leaves out, and they act."""
+        return self._has_adapters and not no_adapter_acts()
 
     def _router(self, block: TransformerBlock) -> dict[str, Any]:
         """The fields that tell which experts compute a token."""
@@ -184,8 +191,7 @@ class CompiledLayers:
             return structs.Matrix()
         if type(module) not in (Linear, GroupedLinear, Embedding):
             raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
-        if cast("Linear", module).adapters is not None:
-            raise UnsupportedModelError("adapters")
+        self._has_adapters |= cast("Linear", module).adapters is not None
         weight = cast("Linear", module).weight
         outputs, inputs = weight.shape
         if isinstance(weight, QuantizedMatrix):
@@ -259,18 +265,19 @@ class CompiledDecoder(CompiledLayers):
     def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> Structure:
         """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
         weight, embedding = tokens.table.weight, decoder.embedding
-        parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
+        self._has_adapters |= tokens.table.adapters is not None
+        parts = (embedding.ngrams, embedding.segments, embedding.norm)
         is_plain = all(part is None for part in parts)
         is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
         is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
         return self._matrix(tokens.table if is_plain else None)
 
     def supports(self, tokens: Tensor, cache: KeyValueCache) -> bool:
-        """Whether the compiled code is there, can take this step, and is faster."""
+        """Whether the compiled code can take this step, and is faster."""
         library: Any = LIBRARY.get()
-        if library is None or torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
+        if torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
             return False
-        if not tokens.numel():
+        if self.adapters_act or not tokens.numel():
             return False
         is_long = tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized
         if is_long and not (self.dtype == torch.bfloat16 and library.has_amx()):

@@ -20,14 +20,14 @@ from anyformer.blocks.position import LearnedPosition, PositionalEncoding, Sinus
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.generation.compiled_decoder import CompiledLayers, UnsupportedModelError
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import Library
-from anyformer.kernels.cpu.library import is_intercepted
-from anyformer.kernels.cpu_features import enabled
+from anyformer.kernels.cpu.library import Library, is_intercepted
 from anyformer.model import Transformer
 from anyformer.schema import not_default
 
 LIBRARY = Library(
     "encode_texts",
+    "encoder with quantized weights",
+    "avx512bf16",
     supported=(c_int64,),
     packed_size=(c_int64, c_int64, c_int64),
     pack=(None, c_void_p),
@@ -55,7 +55,7 @@ class CompiledEncoder(CompiledLayers):
 
     def __init__(self, model: Transformer) -> None:
         stack = model.encoder
-        if stack is None or model.device.type != "cpu" or not enabled() or is_intercepted():
+        if stack is None or model.device.type != "cpu" or is_intercepted():
             raise UnsupportedModelError("no encoder on a CPU")
         if type(stack.position) not in _POSITIONS or model.config.norm.is_parallel:
             raise UnsupportedModelError("other positions, or parts side by side")
@@ -63,7 +63,7 @@ class CompiledEncoder(CompiledLayers):
             raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
         if stack.head_dim % _HEAD_DIM_MULTIPLE:
             raise UnsupportedModelError("heads whose width is no multiple of 32")
-        library: Any = LIBRARY.get(wait=True)
+        library: Any = LIBRARY.get()
         if library is None or not library.supported():
             raise UnsupportedModelError("a processor without products of integers")
         self.stack = stack
@@ -76,6 +76,8 @@ class CompiledEncoder(CompiledLayers):
         if module is None:
             return structs.Matrix()
         described = super()._matrix(module, bias)
+        if self.adapters_act:
+            raise UnsupportedModelError("adapters")
         if type(module) is not Linear or not isinstance(module.weight, QuantizedMatrix):
             raise UnsupportedModelError("weights in floating point")
         packed = _pack(module.weight)
@@ -95,7 +97,7 @@ class CompiledEncoder(CompiledLayers):
         starts = torch.tensor([0, *lengths]).cumsum(0)
         threads = torch.get_num_threads()
         blocks = torch.tensor(list(_blocks(lengths, max(_MIN_ROWS, min(_BLOCK_ROWS, len(hidden) // threads)))))
-        library: Any = LIBRARY.get(wait=True)
+        library: Any = LIBRARY.get()
         sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads}
         texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, **sizes)
         decoder = ctypes.addressof(self.table)
@@ -108,7 +110,7 @@ class CompiledEncoder(CompiledLayers):
 def _pack(weight: QuantizedMatrix) -> Tensor:
     """The weight with a scale for each row, as encode_texts.cpp reads it; made once."""
     if weight.integers not in _packed:
-        library: Any = LIBRARY.get(wait=True)
+        library: Any = LIBRARY.get()
         rows, columns = weight.shape
         packed = torch.empty(library.packed_size(rows, columns), dtype=torch.uint8)
         sizes = {"columns": rows, "depth": columns, "num_threads": torch.get_num_threads()}

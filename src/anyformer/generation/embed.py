@@ -27,7 +27,7 @@ _MIN_TOKENS, _MAX_TOKENS = 512, 4096
 def embed(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str | Sequence[int]],
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n width"]:
@@ -39,7 +39,7 @@ def embed(
 
     Args:
         model, tokenizer: Any model, and its tokenizer; of an encoder-decoder the encoder is used.
-        texts: Texts of any lengths; one string is a list of one.
+        texts: Texts of any lengths, or their token ids with special ones; one string is a list of one.
         batch_size: The most texts of a batch; None: chosen by their lengths. Texts of the same length share a batch,
             which changes no vector and leaves next to no padding.
         dtype: The dtype of matrix products, such as bfloat16, while the residual stream and the norms stay in the
@@ -55,11 +55,9 @@ def embed(
     tokenizer = require_tokenizer(tokenizer, "give the model token ids and pool its hidden states")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is at least 1, not {batch_size}.")
-    config, device, pooling = model.config, model.device, model.config.pooling
-    longest = pooling.max_tokens or config.max_length
-    longest = longest if config.context_length is None else min(longest, config.context_length)
-    rows = _encode(tokenizer, [texts] if isinstance(texts, str) else texts, longest)
-    vectors = torch.empty((len(rows), (config.d_model, *pooling.dense)[-1]), device=device)
+    config, device = model.config, model.device
+    rows = encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts)
+    vectors = torch.empty((len(rows), vector_size(model)), device=device)
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
         encode = _encoder(model)
         for indices in _batches([len(row) for row in rows], batch_size or len(rows)):
@@ -115,18 +113,33 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:
-    rows = tokenizer.encode_batch(texts) if texts else []
-    for index, row in enumerate(rows):
+def vector_size(model: Transformer) -> int:
+    """The size of the vectors of `embed`."""
+    return (model.config.d_model, *model.config.pooling.dense)[-1]
+
+
+def encode_texts(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+    """The ids of texts, or those given, as `embed` reads them. Raises UserError for a text that it refuses."""
+    config = model.config
+    longest = config.pooling.max_tokens or config.max_length
+    longest = longest if config.context_length is None else min(longest, config.context_length)
+    strings = [text for text in texts if isinstance(text, str)]
+    encoded = iter(tokenizer.encode_batch(strings) if strings else ())
+    rows = [next(encoded) if isinstance(text, str) else list(text) for text in texts]
+    for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
         if not row:
             raise UserError(f"Text {index + 1} of {len(rows)} is empty, and has no vector: leave it out.")
         if len(row) > longest:
-            before, text, after = tokenizer.encode_parts(texts[index])
+            if not isinstance(text, str):
+                raise UserError(
+                    f"Text {index + 1} of {len(rows)} has {len(row)} tokens, and the model takes {longest}: shorten it."
+                )
+            before, middle, after = tokenizer.encode_parts(text)
             room = longest - len(before) - len(after)
             if room < 1:
                 raise UserError(
                     f"The model takes {longest} tokens, which the special ones around a text fill up: "
                     "raise pooling.max_tokens."
                 )
-            rows[index] = before + text[:room] + after
+            rows[index] = before + middle[:room] + after
     return rows

@@ -48,8 +48,10 @@ def evaluating(model: Transformer) -> Generator[None, None, None]:
     """
     _use_one_thread_after_fork()
     with _lock:
-        training = [module for module in model.modules() if module.training]
         users = _users.get(model)
+        # Looking at every module takes as long as a small step: while others use the model, its own mode has to do.
+        is_looked_at = users is None or users.count == 0 or model.training
+        training = [module for module in model.modules() if module.training] if is_looked_at else []
         # Modules in training mode in spite of other users: somebody trains the model, and left a generator half read.
         if users is None or users.count == 0 or training:
             users = _users[model] = _Users(training)
@@ -135,6 +137,11 @@ def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:
     if tokenizer is None:
         raise UserError(f"This model came without a tokenizer, so it can't read text: {instead}.")
     return tokenizer
+
+
+def generates(model: Transformer) -> bool:
+    """Whether a model generates text."""
+    return not model.config.is_encoder_only and model.config.head.kind == "language_model"
 
 
 def require_generative(model: Transformer) -> None:

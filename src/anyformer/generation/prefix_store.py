@@ -21,34 +21,36 @@ class PrefixStore:
 
     def __init__(self, model: Transformer, texts: int) -> None:
         self._model, self._most = model, 0 if model.config.is_encoder_decoder else texts
-        self._kept: list[tuple[list[int], KeyValueCache]] = []
+        self._kept: list[tuple[str | None, list[int], KeyValueCache]] = []
         """The latest last."""
 
-    def find(self, ids: Sequence[int]) -> KeyValueCache | None:
+    def find(self, ids: Sequence[int], adapter: str | None = None) -> KeyValueCache | None:
         """A cache with the longest beginning that a prompt has in common with a text, and room for the prompt.
 
-        The last token of the prompt is never in it, since its logits are not kept. None: there is nothing worth it.
+        Texts that were read with another adapter have other keys and values. The last token of the prompt is never in
+        it, since its logits are not kept. None: there is nothing worth it.
         """
         best, shared = None, _WORTH_SHARING - 1
         for entry in self._kept:
-            common = min(common_prefix(entry[0], ids), len(ids) - 1)
-            if common > shared:
+            common = min(common_prefix(entry[1], ids), len(ids) - 1)
+            if entry[0] == adapter and common > shared:
                 best, shared = entry, common
         if best is None:
             return None
         self._kept.remove(best)
         self._kept.append(best)
-        cache = self._model.make_cache(1, max(len(ids), best[1].length))
-        cache.put(0, best[1])
+        cache = self._model.make_cache(1, max(len(ids), best[2].length))
+        cache.put(0, best[2])
         cache.truncate(shared)
         return cache
 
-    def keep(self, cache: KeyValueCache, row: int | None = None) -> None:
+    def keep(self, cache: KeyValueCache, row: int | None = None, adapter: str | None = None) -> None:
         """Keep a text, and forget those that it begins with.
 
         Args:
             cache: Taken over if `row` is None, and has one text then.
             row: The text of the cache, which is copied.
+            adapter: The adapter that it was read with.
         """
         if self._most == 0:
             return
@@ -57,8 +59,8 @@ class PrefixStore:
             own.put(0, cache, row)
             cache = own
         ids = cast("list[int]", cast("Any", cache.tokens[0, : cache.length]).tolist())
-        self._kept = [entry for entry in self._kept if common_prefix(entry[0], ids) < len(entry[0])]
-        self._kept.append((ids, cache))
+        self._kept = [each for each in self._kept if each[0] != adapter or common_prefix(each[1], ids) < len(each[1])]
+        self._kept.append((adapter, ids, cache))
         del self._kept[: -self._most]
 
     def clear(self) -> None:

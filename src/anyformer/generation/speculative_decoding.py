@@ -24,6 +24,7 @@ Draft = Transformer | Literal["prompt"]
 
 _MIN_GUESSES, _FIRST_GUESSES, _MAX_GUESSES = 1, 4, 7
 """Guesses at a time. With the token before them they are eight rows, up to which a step costs little more than one."""
+MAX_ROWS = _MAX_GUESSES + 1
 _MAX_NGRAM = 3
 
 

@@ -16,7 +16,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("activation", structs.ActivationArgs)
+KERNEL = Kernel("activation", structs.ActivationArgs, "activation in bfloat16", "avx512bf16")
 
 
 def relu_squared(x: Tensor) -> Tensor:

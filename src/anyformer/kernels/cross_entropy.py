@@ -23,7 +23,7 @@ from anyformer.kernels.linear import quantized_input_grad, quantized_product
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import PackedWeight
 
-KERNEL = Kernel("cross_entropy", structs.CrossEntropyArgs)
+KERNEL = Kernel("cross_entropy", structs.CrossEntropyArgs, "linear_cross_entropy in bfloat16", "avx512bf16")
 
 IGNORED = -100
 """Targets of this value are ignored."""

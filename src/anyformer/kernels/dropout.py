@@ -9,7 +9,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("dropout", structs.DropoutArgs)
+KERNEL = Kernel("dropout", structs.DropoutArgs, "dropout")
 _LEVELS = 1 << 32
 """Steps of a probability in compiled code."""
 _FEW_LEVELS = 1 << 16

@@ -22,7 +22,9 @@ Matmul = Literal["float", "int8"]
 """How a linear layer multiplies while it is trained."""
 
 _AMX_SIZE = 512
-"""Inputs and outputs from which our product in bfloat16 is faster than torch's; the weight's gradient always is."""
+"""Inputs and outputs from which our product in bfloat16 is faster than torch's."""
+_AMX_WEIGHTS = 1 << 16
+"""Weights from which ours is faster for their gradient."""
 
 _CHUNK = 1 << 18
 """Weights that are dequantized at a time: they stay in the cache of a core until they are used."""
@@ -283,7 +285,10 @@ def amx_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bo
     grad_input, grad_weight, grad_bias = grad.new_empty(0), grad.new_empty(0), grad.new_empty(0)
     if needed[0]:
         grad_input = _amx_product(grad, weight.t(), None)
-    if needed[1] or needed[2]:
+    if weight.numel() < _AMX_WEIGHTS:
+        grad_weight = (grad.t() @ input).float() if needed[1] else grad_weight
+        grad_bias = grad.sum(dim=0, dtype=torch.float32) if needed[2] else grad_bias
+    elif needed[1] or needed[2]:
         grad_weight, grad_bias = (grad.new_empty(size, dtype=torch.float32) for size in (weight.shape, len(weight)))
         products.bf16_matmul(grad.t(), input.t(), out=grad_weight, sums=grad_bias)
     return grad_input, grad_weight, grad_bias

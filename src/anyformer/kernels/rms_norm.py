@@ -10,7 +10,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("rms_norm", structs.RmsNormArgs)
+KERNEL = Kernel("rms_norm", structs.RmsNormArgs, "rms_norm in bfloat16", "avx512bf16")
 
 
 def rms_norm(

@@ -9,7 +9,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("rotary", structs.RotaryArgs)
+KERNEL = Kernel("rotary", structs.RotaryArgs, "rotary positions in bfloat16", "avx512bf16")
 
 
 def rotate(

@@ -15,7 +15,7 @@ from anyformer.plan.devices import CPU_SHARES, SHARES, Device, proc_field
 from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
-from anyformer.training.precision import peak_flops_per_second, start_compiler
+from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.base import Strategy
 from anyformer.training.strategies.group import Group
@@ -128,7 +128,6 @@ def measure(workload: Workload, group: Group | None = None, *, steps: int = 20, 
         seconds: after which no more are begun.
     """
     group = group or Group()
-    start_compiler(workload.precision)
     return_freed_memory()  # also that of gloo's threads, which could not be had back later
     with _strategy(_smallest(workload), group) as strategy:  # loads the libraries' code, which isn't the model's memory
         _steps(strategy, _smallest(workload), 2, seconds)

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -75,6 +75,11 @@ def _open(path: Path) -> None:
     limits.check_files(path, (CONFIG, METRICS, LOCK))
 
 
+def free_names(preset: str) -> Iterator[str]:
+    """Names for a run that was given none: `preset-N`."""
+    return (f"{preset[:_LONGEST]}-{number}" for number in count(1))
+
+
 class RunDirectory:
     """A run's own directory, which nothing else writes to.
 
@@ -94,7 +99,7 @@ class RunDirectory:
         Raises:
             UserError: it exists already, or can't be made.
         """
-        names = [name] if name is not None else (f"{preset[:_LONGEST]}-{number}" for number in count(1))
+        names = [name] if name is not None else free_names(preset)
         try:
             runs.mkdir(parents=True, exist_ok=True)
             for candidate in names:
@@ -102,6 +107,8 @@ class RunDirectory:
                 with suppress(FileExistsError):
                     directory.path.mkdir()
                     break
+                if name is not None and {file.name for file in directory.path.iterdir()} <= {LOCK}:
+                    break  # of a run that was killed before it began
             else:
                 raise UserError(
                     f"The run directory {runs / str(name)} exists already: choose another --name, or go on with it by "

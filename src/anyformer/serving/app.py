@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from anyformer import __version__
 from anyformer.errors import UserError
 from anyformer.serving.api import chat, completions, encoders, messages, page, responses, status
-from anyformer.serving.errors import ApiError, crashed
+from anyformer.serving.errors import ERRORS, ApiError, crashed
 from anyformer.serving.gate import Gate
 from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.state import ClientLeftError, Server
@@ -36,13 +36,14 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        for served in server.models.values():
-            served.worker.start(asyncio.get_running_loop())
+        workers = {served.worker for served in server.models.values()}
+        for worker in workers:
+            worker.start(asyncio.get_running_loop())
         yield
-        for served in server.models.values():
-            served.worker.stop()
+        for worker in workers:
+            worker.stop()
 
-    app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None, responses=ERRORS)
     app.state.server = server
     for module in (chat, completions, messages, responses, encoders, page, status):
         app.include_router(module.router)
@@ -84,7 +85,7 @@ def _place(location: Sequence[str | int], body: Any, is_missing: bool) -> list[s
     part, *rest = location
     paths = [_place(rest, body, is_missing)]
     inside: Any = body
-    if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+    if (isinstance(body, dict) and part in body) or (isinstance(body, list) and part in range(len(body))):
         paths.append([str(part), *_place(rest, inside[part], is_missing)])
     elif is_missing and not rest:
         paths.append([str(part)])

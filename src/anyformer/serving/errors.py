@@ -51,6 +51,21 @@ class ApiError(Exception):
         return {"type": "error", "error": error}  # the outer type is Anthropic's
 
 
+_STRING: dict[str, Any] = {"type": "string"}
+_STRING_OR_NULL: dict[str, Any] = {"type": ["string", "null"]}
+_FIELDS = {"message": _STRING, "type": _STRING, "param": _STRING_OR_NULL, "code": _STRING_OR_NULL}
+_ERROR = {"type": "object", "properties": _FIELDS, "required": list(_FIELDS)}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "description": "The request can't be honored, and why.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "properties": {"error": _ERROR}, "required": ["error"]}}
+        },
+    }
+}
+"""Errors in OpenAPI's words."""
+
+
 def crashed() -> ApiError:
     """The answer to a request that failed for a reason that is not the client's; the server's log has it."""
     return ApiError(500, "The request failed in the server; its log says why.")

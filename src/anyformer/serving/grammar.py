@@ -15,8 +15,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.batching import Constraint
 from anyformer.generation.logits_processors import History
+from anyformer.generation.request import Constraint
 from anyformer.limits import DEPTH
 from anyformer.model import Transformer
 from anyformer.serving.token_text import TokenText

@@ -8,10 +8,8 @@ from typing import Any
 from starlette.responses import Response
 from typing_extensions import override
 
-
-def dumps(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Compact JSON."""
 
 
 class JsonAnswer(Response):

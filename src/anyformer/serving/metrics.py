@@ -23,6 +23,12 @@ class Metrics:
         self._requests = Counter("anyformer_requests", "Answered requests.", ["path", "status"], registry=registry)
         self._prompt = Counter("anyformer_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
         self._generated = Counter("anyformer_generated_tokens", "New tokens.", ["model"], registry=registry)
+        self._guessed = Counter(
+            "anyformer_guessed_tokens", "Tokens that a draft guessed.", ["model"], registry=registry
+        )
+        self._accepted = Counter(
+            "anyformer_accepted_tokens", "Guesses that the model chose.", ["model"], registry=registry
+        )
         self._texts = Counter(
             "anyformer_texts", "Texts by the reason of their end.", ["model", "reason"], registry=registry
         )
@@ -44,13 +50,15 @@ class Metrics:
             self._prompt.labels(model).inc((prompt.ids if prompt.source is None else prompt.source).shape[1])
         for stream in streams:
             self._generated.labels(model).inc(len(stream.request.tokens))
+            self._guessed.labels(model).inc(stream.request.guessed)
+            self._accepted.labels(model).inc(stream.request.accepted)
             self._texts.labels(model, stream.request.finish_reason or "cancelled").inc()
 
     def render(self, models: Iterable[ServedModel]) -> bytes:
         """All of them, as text."""
         for served in models:
             engine = served.worker.engine
-            if engine is not None:
+            if engine is not None and served.adapter is None:
                 self._running.labels(served.name).set(engine.running)
                 self._waiting.labels(served.name).set(engine.waiting)
         return generate_latest(self._registry)

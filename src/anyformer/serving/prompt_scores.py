@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from anyformer.generation.batching import TokenLogprob
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.inference import check_nan, evaluating
+from anyformer.generation.request import TokenLogprob
 from anyformer.model import Transformer
 
 _CHUNK = 256

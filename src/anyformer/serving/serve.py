@@ -8,17 +8,20 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
+from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
+from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.serving.app import create_app
+from anyformer.serving.connection import Connection
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import ServerSettings
 from anyformer.serving.state import Server
@@ -47,16 +50,58 @@ def api_key(settings: ServerSettings) -> str | None:
     return key
 
 
+Loaded = tuple[Transformer, Tokenizer | None]
+Adapters = Mapping[str, str | Path | Loaded]
+"""The directories of adapters by the names that clients use, or models that have an adapter merged."""
+
+
 def make_server(
-    models: Mapping[str, tuple[Transformer, Tokenizer | None]], settings: ServerSettings | None = None
+    models: Mapping[str, Loaded],
+    settings: ServerSettings | None = None,
+    adapters: Mapping[str, Adapters] | None = None,
+    draft: Draft | None = None,
 ) -> Server:
-    """The server of these models, by the names that clients use. Raises UserError as `BatchingEngine`."""
-    settings = settings or ServerSettings()
-    served = dict[str, ServedModel]()
-    for name, (model, tokenizer) in models.items():
-        worker = Worker(model, tokenizer, slots=settings.slots, capacity=settings.context, waiting=settings.queue)
-        served[name] = ServedModel(name, model, tokenizer, worker)
+    """The server of these models, by the names that clients use. Arguments and errors are those of `serve_models`."""
+    settings, served = settings or ServerSettings(), dict[str, ServedModel]()
+
+    def add(name: str, loaded: Loaded, keys: Sequence[str] = (), parent: str | None = None) -> ServedModel:
+        slots, context, queue = settings.slots, settings.context, settings.queue
+        worker = Worker(*loaded, slots=slots, capacity=context, waiting=queue, adapters=keys, draft=draft)
+        served[name] = ServedModel(name, *loaded, worker, parent=parent)
+        return served[name]
+
+    for parent, (model, tokenizer) in models.items():
+        own, keys = (adapters or {}).get(parent, {}), dict[str, str]()
+        for name, place in own.items():
+            if not isinstance(place, tuple):
+                keys[name] = f"served-{len(model.adapter_configs) + 1}"  # not every name can be a module's
+                load_adapter(model, place, keys[name], beside=True)
+        worker = add(parent, (model, tokenizer), list(keys.values())).worker
+        for name, place in own.items():
+            if isinstance(place, tuple):
+                add(name, place, parent=parent)
+            else:
+                trained_with = Tokenizer.find(find_adapter(path_and_weight(place)[0]) or Path(place)) or tokenizer
+                served[name] = ServedModel(name, model, trained_with, worker, adapter=keys[name], parent=parent)
     return Server(settings, served)
+
+
+def http_config(server: Server, key: str | None = None) -> uvicorn.Config:
+    """The settings of uvicorn with which a server answers."""
+    return uvicorn.Config(
+        create_app(server, key),
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(server.settings.grace)),
+        h11_max_incomplete_event_size=64 << 10,
+    )
 
 
 @takes_model
@@ -65,6 +110,8 @@ def serve(
     tokenizer: Tokenizer | None,
     *,
     name: str = "model",
+    adapters: Adapters | None = None,
+    draft: Draft | None = None,
     settings: ServerSettings | None = None,
     started: Callable[[str], None] = print,
 ) -> None:
@@ -73,18 +120,22 @@ def serve(
     Args:
         model, tokenizer: A model of any kind and its tokenizer, or the directory of both.
         name: The name by which clients ask for it.
-        settings, started: As for `serve_models`.
+        adapters: Directories of low-rank adapters by the names by which clients ask for them. The model keeps them.
+        draft, settings, started: As for `serve_models`.
 
     Raises:
         UserError: as `serve_models`.
     """
-    serve_models({name: (model, tokenizer)}, settings, started=started)
+    serve_models({name: (model, tokenizer)}, settings, {name: adapters or {}}, draft, started=started)
 
 
 def serve_models(
-    models: Mapping[str, tuple[Transformer, Tokenizer | None]],
+    models: Mapping[str, Loaded],
     settings: ServerSettings | None = None,
+    adapters: Mapping[str, Adapters] | None = None,
+    draft: Draft | None = None,
     *,
+    preparing: Callable[[str], None] = lambda name: None,
     started: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve models until SIGTERM or SIGINT; requests that run get `grace` seconds to finish, and a second SIGINT none.
@@ -92,27 +143,24 @@ def serve_models(
     Args:
         models: Models and their tokenizers by the names that clients use.
         settings: Address, limits and keys; None: this machine only, on port 8000.
+        adapters: Low-rank adapters by the names of their models: texts with several of them share a batch, and the
+            weights of the model are in memory once.
+        draft: Guesses tokens of all models that generate text while few texts run, as for `generate_ids`.
+        preparing: Called with the name of each model before it computes for the first time.
         started: Called with the server's address once it listens.
 
     Raises:
-        UserError: the address is taken, or other machines could use the server without a key.
+        UserError: the address is taken, other machines could use the server without a key, an adapter is refused by
+            `load_adapter` or replaces weights of its model, or the draft can't guess for a model.
     """
     settings = settings or ServerSettings()
     key = api_key(settings)
     settings.check(key)
-    app = create_app(make_server(models, settings), key)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
-        h11_max_incomplete_event_size=64 << 10,
-    )
+    server = make_server(models, settings, adapters, draft)
+    for served in server.models.values():
+        preparing(served.name)
+        served.warm_up()
+    config = http_config(server, key)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is in our own log, once
     with _listening(settings) as listener, _quiet_signals():
         host, port = listener.getsockname()[:2]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.batching import Constraint
 from anyformer.generation.config import GenerationConfig, GenerationOptions
-from anyformer.generation.embed import embed
+from anyformer.generation.embed import embed, encode_texts
 from anyformer.generation.inference import check_ids
 from anyformer.generation.prompt import encode_prompt, eos_ids
+from anyformer.generation.request import Constraint
 from anyformer.model import Transformer
 from anyformer.serving.batched_calls import BatchedCalls
 from anyformer.serving.errors import ApiError
@@ -27,6 +28,8 @@ from anyformer.serving.worker import Stream, Worker
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_conversation, render_conversation
 
+T = TypeVar("T")
+
 
 @dataclass(eq=False)
 class ServedModel:
@@ -34,6 +37,8 @@ class ServedModel:
 
     Attributes:
         name: The name by which clients ask for it.
+        adapter: The adapter that its texts are generated with; None: none.
+        parent: The name of the model that it adapts.
         created: When it was loaded, in seconds since 1970.
     """
 
@@ -41,14 +46,44 @@ class ServedModel:
     model: Transformer
     tokenizer: Tokenizer | None
     worker: Worker
+    adapter: str | None = None
+    parent: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.token_text = None if self.tokenizer is None else TokenText(self.tokenizer)
         self.embeddings = BatchedCalls(self.worker, self._embed)
 
-    def _embed(self, texts: Sequence[str]) -> Sequence[Tensor]:
-        return embed(self.model, self.tokenizer, texts).cpu().unbind()
+    def _embed(self, texts: Sequence[str | Sequence[int]]) -> Sequence[tuple[Tensor, int]]:
+        """A vector for each text, and the number of its tokens."""
+        tokenizer = self.require_tokenizer()
+        with self._using_adapter():
+            rows = encode_texts(self.model, tokenizer, texts)
+            return [*zip(embed(self.model, tokenizer, rows).cpu(), map(len, rows), strict=True)]
+
+    def _using_adapter(self) -> AbstractContextManager[None]:
+        """Let its adapter alone act in the worker's thread."""
+        return nullcontext() if self.worker.engine is None else self.worker.engine.using([self.adapter])
+
+    def warm_up(self) -> None:
+        """Compute a little before the worker begins: the first of everything takes longer, and no request should.
+
+        Raises:
+            UserError: the model answers with NaN.
+        """
+        if self.worker.engine is not None:
+            self.worker.engine.warm_up(self.adapter)
+        elif self.tokenizer is not None:
+            self._embed(["a"] * 8)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Do other work with the model, as `Worker.call`."""
+
+        def adapted() -> T:
+            with self._using_adapter():
+                return function()
+
+        return await self.worker.call(adapted)
 
     @property
     def generates(self) -> bool:
@@ -162,6 +197,7 @@ class ServedModel:
             also_eos=eos if config.stop_at_eos else None,
             constrain=constrain,
             skip_special=skip_special,
+            adapter=self.adapter,
         )
 
     @cached_property

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from anyformer.errors import UserError
 from anyformer.serving.grammar import Grammars, json_rule
+from anyformer.serving.tool_tags import Tags, tagged_rules
 
 _OBJECT = r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
 """The beginning of a call as a JSON object, up to its arguments."""
@@ -24,6 +26,8 @@ class ToolFormat:
         open, call, between, close: How calls are written, with NAME and ARGUMENTS in their places.
         head: A regex of the beginning of a call behind the trigger, up to its arguments.
         end: A text behind a call, after which there may be other text; "": nothing but calls follows.
+        tags: How arguments are written; None: as JSON.
+        channels: The answer is made of messages, and a call is one of them, see `ChannelParser`.
     """
 
     marks: Sequence[str]
@@ -34,16 +38,52 @@ class ToolFormat:
     close: str = ""
     head: str = _OBJECT
     end: str = ""
+    tags: Tags | None = None
+    channels: bool = False
 
     def start_of_call(self, text: str) -> re.Match[str] | None:
         """The beginning of a call, up to its arguments."""
         return re.match(self.head, text)
 
 
-_UNREADABLE = ("<function=", "<arg_key>", "<|channel|>")
-"""Marks of templates whose models write calls in ways that are not read."""
-
 FORMATS = (
+    ToolFormat(  # gpt-oss
+        marks=("<|channel|>", "<|message|>"),
+        trigger="",
+        call="<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>ARGUMENTS",
+        between="<|end|><|start|>assistant",
+        channels=True,
+    ),
+    ToolFormat(  # Qwen3-Coder
+        marks=("<tool_call>", "<function=", "<parameter="),
+        trigger="<tool_call>",
+        call="<tool_call>\n<function=NAME>\nARGUMENTS</function>\n</tool_call>",
+        between="\n",
+        head=r"\s*<function=(?P<name>[^>]+)>\s*",
+        end="</tool_call>",
+        tags=Tags(
+            written="<parameter=KEY>\nVALUE\n</parameter>\n",
+            pair=r"\s*<parameter=(?P<key>[^>]*)>\n?(?P<value>.*?)\n?</parameter>",
+            open="<parameter=",
+            close="</parameter>",
+            end="</function>",
+        ),
+    ),
+    ToolFormat(  # GLM since 4.5
+        marks=("<tool_call>", "<arg_key>"),
+        trigger="<tool_call>",
+        call="<tool_call>NAME\nARGUMENTS</tool_call>",
+        between="\n",
+        head=r"\s*(?P<name>[^\s<{]+)\s*(?=<)",
+        end="</tool_call>",
+        tags=Tags(
+            written="<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n",
+            pair=r"\s*<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>",
+            open="<arg_key>",
+            close="</arg_value>",
+            end="",
+        ),
+    ),
     ToolFormat(  # Mistral since v11
         marks=("[TOOL_CALLS]", "[ARGS]"),
         trigger="[TOOL_CALLS]",
@@ -106,7 +146,7 @@ FORMATS = (
 
 def format_of(template: str | None) -> ToolFormat | None:
     """The form in which the model of a chat template calls tools; None: it doesn't, or not in a form that is read."""
-    if template is None or "tools" not in template or any(mark in template for mark in _UNREADABLE):
+    if template is None or "tools" not in template:
         return None
     return next((form for form in FORMATS if all(mark in template for mark in form.marks)), None)
 
@@ -153,15 +193,20 @@ class Tools:
     @property
     def is_enforced(self) -> bool:
         """Whether a grammar is needed."""
-        return self.required or not self.parallel or any(function.strict for function in self.functions)
+        alone = not self.parallel and not self.form.channels  # there a call ends the answer
+        return self.required or alone or any(function.strict for function in self.functions)
 
     def rules(self, grammars: Grammars) -> str:
         """Lark rules of an answer: of calls alone, or of text with calls.
 
         Raises:
-            UserError: a schema that is too large.
+            UserError: a schema that is too large, or that can't be enforced in this form.
         """
         form, literal = self.form, grammars.literal
+        if form.channels and not self.required:
+            raise UserError(
+                "No schema is enforced behind this model's reasoning: leave out strict, or set tool_choice required."
+            )
         callable_ = [each for each in self.functions if self.only in (None, each.name)]
         lines = list[str]()
         for number, function in enumerate(callable_):
@@ -173,7 +218,11 @@ class Tools:
             lines.append(f"call_{number}: {' '.join(filter(None, parts))}")
             enforced = self.required or function.strict
             schema = function.parameters if enforced and function.parameters else {}
-            lines.append(f"arguments_{number}: {json_rule({'type': 'object', **schema})}")
+            name = f"arguments_{number}"
+            if form.tags is None:
+                lines.append(f"{name}: {json_rule({'type': 'object', **schema})}")
+            else:
+                lines += tagged_rules(name, form.tags, schema if enforced else None, literal)
         calls = " | ".join(f"call_{number}" for number in range(len(callable_)))
         lines.append(f"call: {calls}")
         between = literal(form.between) if form.between else ""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from anyformer.serving.tool_arguments import JsonArguments
 from anyformer.serving.tool_formats import ToolFormat, parsed_object
+from anyformer.serving.tool_tags import TaggedArguments
 
 LONGEST_HEAD = 4096
 """Characters after which what began like a call is taken for text."""
@@ -17,6 +19,13 @@ LONGEST_HEAD = 4096
 @dataclass(frozen=True)
 class Text:
     """A piece of the text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of what the model thinks before it answers."""
 
     text: str
 
@@ -38,7 +47,7 @@ class Arguments:
     text: str
 
 
-Part = Text | CallBegin | Arguments
+Part = Text | Reasoning | CallBegin | Arguments
 _PYTHON_TAG = "<|python_tag|>"
 
 
@@ -52,14 +61,14 @@ class ToolParser:
 
     Args:
         form: How the model calls tools.
-        names: The tools that there are; a call of another is text.
+        schemas: The JSON schemas of the tools that there are, by name; a call of another is text.
     """
 
-    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
-        self._form, self._names = form, names
+    def __init__(self, form: ToolFormat, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        self._form, self._schemas = form, schemas
         self._buffer = ""
         self._state = self._in_text
-        self._arguments = _Value()
+        self._arguments: JsonArguments | TaggedArguments = JsonArguments()
         self._shown = False
         self.calls = 0
         """Calls so far."""
@@ -122,10 +131,12 @@ class ToolParser:
             value = behind[head.end() :]
             if not value and not over:
                 return None
-            if head["name"] in self._names and value[:1] in ("{", '"'):
-                self._buffer, self._state, self._arguments = value, self._in_arguments, _Value()
+            tags, schema = self._form.tags, self._schemas.get(head["name"])
+            if schema is not None and value.startswith(("{", '"') if tags is None else "<"):
+                self._buffer, self._state = value, self._in_arguments
+                self._arguments = JsonArguments() if tags is None else TaggedArguments(tags, schema)
                 return self._begin(head["name"])
-        elif whole is not None and (found := parsed_object(whole)) is not None and found[0] in self._names:
+        elif whole is not None and (found := parsed_object(whole)) is not None and found[0] in self._schemas:
             self._buffer, self._state = behind[behind.find(whole) + len(whole) :], self._after_call
             return [*self._begin(found[0]), Arguments(self.calls - 1, found[1])]
         elif not over and whole is None and len(behind) <= LONGEST_HEAD:
@@ -146,11 +157,10 @@ class ToolParser:
     def _in_arguments(self, over: bool) -> list[Part] | None:
         if not self._buffer:
             return None
-        taken, done = self._arguments.push(self._buffer)
-        self._buffer = self._buffer[taken:]
-        if done:
+        text, rest = self._arguments.push(self._buffer)
+        self._buffer = rest or ""
+        if rest is not None:
             self._state = self._after_call
-        text = self._arguments.pop(done)
         return [Arguments(self.calls - 1, text)] if text else []
 
     def _after_call(self, over: bool) -> list[Part] | None:
@@ -181,47 +191,6 @@ class ToolParser:
         return [Text(text)]
 
 
-class _Value:
-    """A JSON object, or a string with JSON in it, that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped, self._held, self._is_string = 0, False, False, "", False
-
-    def push(self, text: str) -> tuple[int, bool]:
-        """Append; returns the number of characters that belong to it, and whether it ends there."""
-        for position, character in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped = character == "\\"
-                self._quoted = character != '"'
-            elif character == '"':
-                self._quoted = True
-                self._is_string |= self._depth == 0
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-            if self._depth == 0 and not self._quoted:
-                self._held += text[: position + 1]
-                return position + 1, True
-        self._held += text
-        return len(text), False
-
-    def pop(self, done: bool) -> str:
-        """Return the part that is certain by now."""
-        if self._is_string:
-            if not done:
-                return ""
-            try:
-                held = json.loads(self._held)
-            except ValueError:
-                held = self._held
-            return held
-        held, self._held = self._held, ""
-        return held
-
-
 def _words(form: ToolFormat) -> list[str]:
     """The words behind the arguments of a call."""
     after = form.call.split("ARGUMENTS")[1].strip()
@@ -233,5 +202,5 @@ def _first_object(text: str) -> str | None:
     at = text.find("{")
     if at < 0:
         return None
-    taken, done = _Value().push(text[at:])
-    return text[at : at + taken] if done else None
+    _, rest = JsonArguments().push(text[at:])
+    return None if rest is None else text[at : len(text) - len(rest)]

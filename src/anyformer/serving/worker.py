@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from anyformer.generation.batching import BatchingEngine, Constraint, Finish, Request, TokenLogprob
+from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.config import GenerationConfig
+from anyformer.generation.inference import evaluating, generates
+from anyformer.generation.request import Constraint, Finish, Request, TokenLogprob
+from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.serving.errors import ApiError, crashed
 from anyformer.tokenizer import Tokenizer
@@ -75,6 +78,7 @@ class Worker:
         model, tokenizer: A model in any quantization. One that generates text gets a `BatchingEngine`.
         slots, capacity: As for `BatchingEngine`.
         waiting: Texts that may wait for a slot.
+        adapters, draft: As for `BatchingEngine`.
     """
 
     def __init__(
@@ -85,10 +89,15 @@ class Worker:
         slots: int = 16,
         capacity: int | None = None,
         waiting: int = 64,
+        adapters: Sequence[str] = (),
+        draft: Draft | None = None,
     ) -> None:
-        generates = not model.config.is_encoder_only and model.config.head.kind == "language_model"
         self.model, self.tokenizer, self._most_waiting = model, tokenizer, waiting
-        self.engine = BatchingEngine(model, tokenizer, slots, capacity, prefixes=slots) if generates else None
+        self.engine = None
+        if generates(model):
+            self.engine = BatchingEngine(
+                model, tokenizer, slots, capacity, prefixes=slots, adapters=adapters, draft=draft
+            )
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: set[Stream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,6 +126,7 @@ class Worker:
         also_eos: int | None = None,
         constrain: Callable[[], Constraint] | None = None,
         skip_special: bool = True,
+        adapter: str | None = None,
     ) -> list[Stream]:
         """Add a text for each config. `constrain` makes what each may be; the others are as for `BatchingEngine`.
 
@@ -140,6 +150,7 @@ class Worker:
                         also_eos=also_eos,
                         constraint=make(),
                         skip_special=skip_special,
+                        adapter=adapter,
                     )
                     for each in configs
                 ]
@@ -184,6 +195,10 @@ class Worker:
         return await future
 
     def _run(self) -> None:
+        with evaluating(self.model):
+            self._work()
+
+    def _work(self) -> None:
         busy = False
         while True:
             try:

@@ -39,6 +39,7 @@ _BOUNDS = {
     "context": (2, BATCH_TOKENS),
     **dict.fromkeys(("batch_size", "batch_tokens"), (1, BATCH_TOKENS)),
     **dict.fromkeys(("workers", "processes"), (1, 1024)),
+    "restarts": (0, 1024),
     **dict.fromkeys(("steps", "evaluate_every", "save_every", "log_every"), (1, 10**15)),
     **dict.fromkeys(("max_record_bytes", "grad_accumulation", "keep"), (1, 10**15)),
 }
@@ -110,6 +111,9 @@ class RunConfig:
     """Engine by which several processes train together (default: a single process)."""
     processes: Annotated[int, HARDWARE] = 1
     """Processes to start on this machine; torchrun and deepspeed start them themselves."""
+    restarts: Annotated[int, HARDWARE] = 0
+    """Times that the run begins again by itself, from its last checkpoint, after one of its processes was killed. A run
+    of this --name that was killed is then taken up again, as torchrun --max-restarts needs it."""
     zero_stage: Annotated[int, "{1,2,3}", HARDWARE] = 2
     """DeepSpeed: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well."""
     save_every: Annotated[int | None, DIRECTORY] = None

@@ -11,12 +11,7 @@ import torch.nn.functional as F
 
 from anyformer import processes
 from anyformer.errors import UserError
-from anyformer.kernels.activation import KERNEL as ACTIVATION
-from anyformer.kernels.cpu import attention, matmul
-from anyformer.kernels.cpu_features import enabled, has_amx_bf16, has_avx512_bf16
-from anyformer.kernels.cross_entropy import KERNEL as CROSS_ENTROPY
-from anyformer.kernels.rms_norm import KERNEL as RMS_NORM
-from anyformer.kernels.rotary import KERNEL as ROTARY
+from anyformer.kernels.cpu import matmul
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""
@@ -121,20 +116,6 @@ def choose_compilation(compiles: bool | None, device: torch.device, *, distribut
     if device.type == "cuda" and able:
         return True, "compiled"
     return False, "not compiled: it gains little on a CPU" if able else f"not compiled: there is no {missing}"
-
-
-def start_compiler(precision: Precision) -> None:
-    """Start the compiler on what a run of this precision needs, so that it is done before the first step."""
-    if precision.device.type != "cpu" or not enabled():
-        return
-    kernels = [attention.kernel(precision.dtype)]
-    if precision.int8:
-        kernels.append(matmul.INT8)
-    if precision.dtype == torch.bfloat16 and has_avx512_bf16():
-        kernels += [ACTIVATION, CROSS_ENTROPY, RMS_NORM, ROTARY]
-        kernels += [matmul.BF16] if has_amx_bf16() else []
-    for kernel in kernels:
-        kernel.start()
 
 
 def peak_flops_per_second(precision: Precision) -> float:

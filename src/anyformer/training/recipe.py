@@ -22,7 +22,7 @@ from anyformer.training.batcher import Batcher
 from anyformer.training.config import CompleteRunConfig, RunConfig
 from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import make_optimizer
-from anyformer.training.precision import Precision, choose_compilation, choose_precision, start_compiler
+from anyformer.training.precision import Precision, choose_compilation, choose_precision
 from anyformer.training.sample import Sample
 from anyformer.training.strategies.base import DDP, Plan, Strategy
 from anyformer.training.strategies.group import Group
@@ -133,7 +133,6 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
     precision = choose_precision(config.device, config.dtype, group.local_rank, quantized=config.is_quantized)
     dtype, reason = group.broadcast((precision.dtype, precision.reason))
     precision = replace(precision, dtype=dtype, reason=reason)
-    start_compiler(precision)
     compiles, compile_reason = choose_compilation(config.compile, precision.device, distributed=group.world_size > 1)
     config = replace(config, device=precision.device.type, dtype=precision.name)
     resolved = group.main_first(lambda: recipe(config, console))

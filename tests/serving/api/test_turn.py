@@ -14,7 +14,7 @@ import pytest
 import anyformer as af
 from anyformer.serving.state import Server
 from tests.serving.running import running
-from tests.serving.talking import models, saying
+from tests.serving.talking import CODER, GLM, HARMONY, json_tokenizer, models, saying
 
 Clients = tuple[Any, Any, Server, httpx.Client]
 USER: dict[str, Any] = {"model": "gpt", "messages": [{"role": "user", "content": "weather?"}]}
@@ -30,6 +30,7 @@ WEATHER: dict[str, Any] = {
 }
 ROME = {"city": "Rome"}
 TOOLS = [{"type": "function", "function": WEATHER}]
+ANTHROPIC_TOOL = {"name": "weather", "description": "d", "input_schema": WEATHER["parameters"]}
 CALL = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
@@ -164,7 +165,7 @@ def test_strict_tools_obey_their_schema(clients: Clients) -> None:
 
 
 def test_messages(clients: Clients) -> None:
-    tools = [{"name": "weather", "description": "d", "input_schema": WEATHER["parameters"]}]
+    tools = [ANTHROPIC_TOOL]
     body: dict[str, Any] = {**USER, "max_tokens": 60, "system": "Be brief."}
     with saying(clients[2], CALL):
         whole = clients[1].messages.create(**body, tools=tools)
@@ -241,6 +242,7 @@ RESPONSES: dict[str, Any] = {"model": "gpt", "input": "a"}
 DEEP: dict[str, Any] = {}
 for _ in range(200):
     DEEP = {"items": DEEP}
+PART = {"type": "text", "text": "a"}
 CALLED = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "["}}]
 
 
@@ -260,6 +262,7 @@ REFUSED = [
     ("chat/completions", CHAT, "tool_choice", "required", "tool_choice"),
     ("chat/completions", CHAT, "messages", said("a", images=[]), "messages.0.images"),
     ("chat/completions", CHAT, "messages", said([{"type": "image_url"}]), "messages.0.content"),
+    ("chat/completions", CHAT, "messages", said([*[PART] * 3, {**PART, "text": 1}]), "messages.0.content.3.text"),
     ("chat/completions", CHAT, "messages", said("a", role="robot"), "messages.0"),
     ("chat/completions", CHAT, "messages", said(None, "assistant", tool_calls=CALLED), "messages.0.tool_calls"),
     ("chat/completions", CHAT, "messages", said("a", "tool", tool_call_id="b"), "messages.0.tool_call_id"),
@@ -303,6 +306,60 @@ def test_errors_are_the_clients_own(clients: Clients) -> None:
         clients[1].messages.create(**{**USER, "model": "other"}, max_tokens=1)
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         clients[1].messages.create(**USER, max_tokens=0)
+
+
+CODED = "Let me see.\n<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+GLM_CALL = "Let me see.\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>"
+THOUGHT = "<|channel|>analysis<|message|>Rome?<|end|><|start|>assistant"
+FUNCTION = '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Rome"}'
+CALLED_IN_CHANNEL = f"{THOUGHT}<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant{FUNCTION}"
+SPECIAL = [f"<|{name}|>" for name in ("channel", "message", "end", "start", "constrain")]
+OTHER_FORMS = [
+    (CODER, CODED, ()),
+    (GLM, GLM_CALL, ()),
+    (HARMONY, CALLED_IN_CHANNEL, ()),
+    (HARMONY, CALLED_IN_CHANNEL, SPECIAL),
+]
+
+
+@pytest.mark.parametrize(("template", "text", "special"), OTHER_FORMS)
+def test_other_forms_of_calls(template: str, text: str, special: Any) -> None:
+    strict = [{"type": "function", "function": {**WEATHER, "strict": True}}]
+    with running(models(json_tokenizer(template, *special))) as (client, server), saying(server, text):
+        ask: Any = {**USER, "tools": TOOLS, "temperature": 0}
+        message = client.post("/v1/chat/completions", json=ask).json()["choices"][0]["message"]
+        lines = client.post("/v1/chat/completions", json=ask | {"stream": True}).text.splitlines()
+        required = client.post("/v1/chat/completions", json=ask | {"tools": strict, "tool_choice": "required"}).json()
+        told = client.post("/v1/messages", json={**MESSAGES, "max_tokens": 200, "tools": [ANTHROPIC_TOOL]}).json()
+        form = by_schema(WEATHER["parameters"])
+        written = client.post("/v1/chat/completions", json={**USER, "response_format": form, "temperature": 0}).json()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line and "[DONE]" not in line]
+    (call,) = message["tool_calls"]
+    assert (message["content"], json.loads(call["function"]["arguments"])) == ("Let me see.", ROME)
+    assert message.get("reasoning_content", "") == ("Rome?" if template == HARMONY else "")
+    for name in ("content", "reasoning_content"):
+        assert "".join(delta.get(name) or "" for delta in deltas) == message.get(name, "")
+    (first, *rest) = (delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta)
+    assert (first["index"], first["function"]["name"], len(first["id"])) == (0, "weather", 9)
+    assert "".join(each["function"]["arguments"] for each in rest) == call["function"]["arguments"]
+    assert required["choices"][0]["finish_reason"] == "tool_calls", required
+    assert [block["type"] for block in told["content"]] == ["text", "tool_use"]
+    assert told["content"][1]["input"] == ROME
+    assert json.loads(written["choices"][0]["message"]["content"])["city"] in ("Oslo", "Rome")
+
+
+def test_reasoning_is_shown_to_the_template() -> None:
+    messages = [*said("a"), {"role": "assistant", "reasoning_content": "Hm."}, *said("b")]
+    with (
+        running(models(json_tokenizer(HARMONY))) as (client, server),
+        saying(server, f"{THOUGHT}<|channel|>final<|message|>Hi"),
+    ):
+        answer = client.post("/v1/chat/completions", json={"model": "gpt", "messages": messages}).json()
+        tokenizer = server.models["gpt"].require_tokenizer()
+    assert answer["usage"]["prompt_tokens"] == len(
+        tokenizer.encode("<user>\n<assistant>Hm.\n<user>\n<assistant>", special=False)
+    )
+    assert answer["choices"][0]["message"]["content"] == "Hi"
 
 
 def test_a_model_without_tools() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from anyformer.errors import UserError
 from anyformer.training.strategies import launch as module
-from anyformer.training.strategies.launch import interruptible, launch, needs_launch, one_of_many
+from anyformer.training.strategies.launch import KilledError, interruptible, launch, needs_launch, one_of_many
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes are started on POSIX systems alone")
 
@@ -111,6 +111,32 @@ def test_a_process_that_is_killed_ends_all(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"Process 1 of 2 was killed by SIGKILL.*memory"):
         launch([str(tmp_path)], 2)
     assert gone(tmp_path)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_run_begins_again_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], processes: int, kills: int
+) -> None:
+    monkeypatch.setattr(module, "_GRACE", 0.5)
+    program(
+        tmp_path,
+        monkeypatch,
+        f"""
+if rank == {processes - 1}:
+    with open(here / "starts", "a") as file:
+        file.write("x")
+    if (here / "starts").stat().st_size <= {kills}:
+        os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    if kills > 1:
+        with pytest.raises(KilledError, match="killed by SIGKILL"):
+            launch([str(tmp_path)], processes, restarts=1)
+    else:
+        assert launch([str(tmp_path)], processes, restarts=1) == 0
+    assert (tmp_path / "starts").read_text() == "xx"
+    assert capfd.readouterr().err.count("The run begins again; restarts that are left: 0.") == 1
 
 
 def test_who_loses_the_others_says_nothing(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyformer import atomic
 from anyformer.adapters.modules import adapter_of, base_state
-from anyformer.blocks.linear import Linear, LowRankAdapter
+from anyformer.blocks.linear import GroupedLinear, Linear, LowRankAdapter
 from anyformer.checkpoint.gguf.architecture import Architecture
 from anyformer.checkpoint.gguf.architectures import architecture_of, table, to_gguf
 from anyformer.checkpoint.gguf.container import NAMED
@@ -148,6 +148,13 @@ def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
         elif config.head.pooler is not None:
             notes.append("The pooler, a layer over the first token that embeddings do not use, is left out.")
         config = replace(config, head=HeadConfig(kind="none"), embedding=replace(config.embedding, tied=True))
+    scaling = config.position.scaling
+    if scaling is not None and scaling.kind == "yarn" and not scaling.truncate:
+        notes.append(
+            "llama.cpp rounds the range in which YaRN blends, and this model does not (position.scaling.truncate): its "
+            "logits differ by about 0.2% after 16 tokens, and by 4% after 1,000."
+        )
+        config = config.replace(**{"position.scaling.truncate": True})
     window = config.attention.window if config.other_layers is None else config.other_layers.window
     if window is None or config.position.kind != "rotary":
         return config
@@ -225,7 +232,7 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
     left = {module for module in modules.values() if adapter_of(module, name) is not None}
     for theirs, row in rows.items():
         parts = [modules.get(ours.removesuffix(".weight")) for ours in row.ours]
-        layers = [part for part in parts if isinstance(part, Linear)]
+        layers = [part for part in parts if isinstance(part, Linear) and not isinstance(part, GroupedLinear)]
         adapters = [adapter_of(layer, name) for layer in layers]
         if row.alias or len(layers) != len(parts) or not any(adapters):
             continue

@@ -5,16 +5,16 @@ from torch import Tensor
 
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
-from anyformer.kernels.cpu_features import has_avx512_bf16
 from anyformer.kernels.operation import constant_result, operation
+from anyformer.native.levels import has_avx512_bf16
 
-_BF16 = Kernel("attention", structs.AttentionArgs)
-_FP32 = Kernel("attention_fp32", structs.AttentionArgs)
+_BF16 = Kernel("attention", structs.AttentionArgs, "attention in bfloat16", "avx512bf16")
+_FP32 = Kernel("attention_fp32", structs.AttentionArgs, "attention", "avx512vnni")
 _LEVELS = 1 << 32
 
 
 def supports(query: Tensor, dtype: torch.dtype, dropout_p: float = 0.0) -> bool:
-    """Whether compiled code attends to this in a dtype; it waits for the compiler."""
+    """Whether compiled code attends to this in a dtype."""
     if query.device.type != "cpu" or dtype not in structs.DTYPES or round(dropout_p * _LEVELS) == _LEVELS:
         return False
     return _has_kernel(dtype, dropout_p)

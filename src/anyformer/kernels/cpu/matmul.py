@@ -11,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.kernels.cpu import structs
-from anyformer.kernels.cpu.build import Library
-from anyformer.kernels.cpu.library import Kernel, was_intercepted
-from anyformer.kernels.cpu_features import enabled, has_amx_bf16
+from anyformer.kernels.cpu.library import Kernel, Library, was_intercepted
 from anyformer.kernels.operation import constant_result
 from anyformer.kernels.packed_weight import PackedWeight
+from anyformer.native.levels import has_amx_bf16
 
-BF16 = Kernel("bf16_matmul", structs.MatmulArgs)
-INT8 = Kernel("int8_matmul", structs.MatmulArgs)
+BF16 = Kernel("bf16_matmul", structs.MatmulArgs, "linear in bfloat16", "amx-bf16")
+INT8 = Kernel("int8_matmul", structs.MatmulArgs, "linear in int8", "avx512vnni")
 QUANTIZED = Library(
     "quantized_matmul",
+    "linear with quantized weights",
     amx_min_rows=(c_int64,),
     code_tiles_min_rows=(c_int64,),
     int8_min_rows=(c_int64,),
@@ -103,17 +103,17 @@ bf16_matmul, int8_matmul = partial(multiply, BF16), partial(multiply, INT8)
 
 
 def supports_quantized(x: Tensor) -> bool:
-    """Whether `quantized_matmul` may be used here; it waits for the compiler, for torch is far slower."""
+    """Whether `quantized_matmul` may be used here."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    return x.device.type == "cpu" and enabled() and QUANTIZED.get(wait=True) is not None
+    return x.device.type == "cpu" and QUANTIZED.get() is not None
 
 
 def quantized_matmul(
     x: Float[Tensor, "*batch inputs"], weight: PackedWeight, bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """``x @ weight.T + bias``, where x is rounded to 8 bits with a scale for every 32 neighbors."""
-    library: Any = QUANTIZED.get(wait=True)
+    library: Any = QUANTIZED.get()
     inputs = x.reshape(-1, x.shape[-1]).float().contiguous()
     out = torch.empty(*x.shape[:-1], weight.rows, dtype=torch.float32)
     bias = None if bias is None else bias.float().contiguous()

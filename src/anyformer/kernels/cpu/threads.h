@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include "structs.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -117,11 +118,16 @@ class Threads {
     Barrier& shared;
 };
 
-// The threads are those of torch's OpenMP library, which still spin where torch was at work. Compilers without OpenMP
-// can call them as well: libgomp, libomp and libiomp5 all export these functions.
-extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
-extern "C" int omp_get_num_threads();
-extern "C" int omp_get_thread_num();
+// The threads are those of torch's OpenMP library, which still spin where torch was at work; whoever loads this library
+// passes its functions, as that library has another name and place in each build of torch.
+struct OpenMp {
+    void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+    int (*num_threads)();
+    int (*thread_num)();
+};
+inline OpenMp openmp;
+
+extern "C" EXPORTED __attribute__((used)) inline void use_openmp(const OpenMp* functions) { openmp = *functions; }
 
 // Call `body(threads)` in each of `num_threads` threads.
 template <class Body>
@@ -132,7 +138,7 @@ inline void parallel(int64_t num_threads, const Body& body) {
     } region{body, {}};
     auto start = [](void* data) {
         auto& region = *static_cast<Region*>(data);
-        region.body(Threads(region.barrier, omp_get_num_threads(), omp_get_thread_num()));
+        region.body(Threads(region.barrier, openmp.num_threads(), openmp.thread_num()));
     };
-    GOMP_parallel(start, &region, unsigned(num_threads), 0);
+    openmp.parallel(start, &region, unsigned(num_threads), 0);
 }

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any
 
+from anyformer.blocks.latent_attention import EPS as LATENT_EPS
 from anyformer.config import ModelConfig, PositionConfig
+from anyformer.learn.eject.feed_forward import (
+    feed_forward_factors,
+    feed_forward_groups,
+    feed_forward_parts,
+    feed_forward_sizes,
+)
 from anyformer.learn.eject.parts import (
     ACTIVATIONS,
     NORMS,
@@ -15,7 +22,6 @@ from anyformer.learn.eject.parts import (
     alike,
     attention_part,
     distinct_layers,
-    feed_forward_part,
     is_partial,
     layers_name,
     module_dict,
@@ -46,27 +52,32 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     stacks, cross, head = stacks_of(config), config.is_encoder_decoder, config.head
     # Two stacks of the same parts share their classes, and a class takes what one of its uses needs.
     attentions = {group: attention_part(config, group) for group in alike(stacks, lambda stack: stack.attention)}
-    feed_forwards = {group: feed_forward_part(group) for group in alike(stacks, lambda stack: stack.feed_forward)}
+    feed_forwards = feed_forward_parts(feed_forward_groups(stacks))
+    other = next((part["made"] for group, part in feed_forwards.items() if group.name == "Other"), "")
     parts = [
         stack_part(
             config,
             stack,
             next(part for group, part in attentions.items() if stack in group.stacks),
-            next(part for group, part in feed_forwards.items() if stack in group.stacks),
+            next(part["made"] for group, part in feed_forwards.items() if stack in group.stacks),
+            other,
         )
         for stack in stacks
     ]
     layers = " + ".join(layers_name(stack, cross) for stack in stacks)
     return {
         "config": config,
-        "constants": constants(config, stacks, list(attentions), list(feed_forwards)),
+        "constants": constants(config, stacks, list(attentions), feed_forwards),
         "norm": NORMS[config.norm.kind],
         "qk_norm": any(stack.attention.qk_norm != "none" for stack in stacks) and qk_norm_class(config) == "RMSNorm",
+        "latent": any(stack.attention.latent is not None for stack in stacks),
         "position_table": _position_table(config),
         "rotates": any(position.kind == "rotary" for position in positions_of(config)),
         "embedded": _embedded(config),
         "attentions": list(attentions.values()),
-        "feed_forwards": list(feed_forwards.values()),
+        "feed_forwards": sorted(
+            (part for part in feed_forwards.values() if part["is_first"]), key=lambda part: part["experts"] is not None
+        ),
         "stacks": parts,
         "cross": cross,
         "two_texts": cross and config.head.kind != "classification",
@@ -112,7 +123,10 @@ def _drawn_wide(config: ModelConfig) -> str:
 
 
 def constants(
-    config: ModelConfig, stacks: Sequence[Stack], attentions: Sequence[Group], feed_forwards: Sequence[Group]
+    config: ModelConfig,
+    stacks: Sequence[Stack],
+    attentions: Sequence[Group],
+    feed_forwards: dict[Group, dict[str, Any]],
 ) -> list[tuple[str, str]]:
     """Names and values of the numbers that the code uses in Python's notation, sizes first."""
     position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
@@ -135,9 +149,7 @@ def constants(
         **{layers_name(stack, config.is_encoder_decoder): stack.layers for stack in stacks},
         "DISTINCT_LAYERS": distinct_layers(config),
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
-        **{f"{group.prefix}WIDTH": group.feed_forward.width for group in feed_forwards},
-        "EXPERTS": config.feed_forward.experts and config.feed_forward.experts.count,
-        "USED": config.feed_forward.experts and config.feed_forward.experts.used,
+        **feed_forward_sizes(feed_forwards),
         "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
         "BUCKETS": position.buckets if position.has_buckets else None,
         "MAX_DISTANCE": position.max_distance if position.has_buckets else None,
@@ -152,6 +164,7 @@ def constants(
         "OTHER_LAYERS": pattern or None,
         **{name: value for group in attentions for name, value in _scores(config, group).items()},
         "NORM_EPS": config.norm.eps,
+        "LATENT_EPS": LATENT_EPS if any(group.attention.latent for group in attentions) else None,
         "EMBEDDING_SCALE": embedding.scale if embedding.scale != 1.0 else None,
         "RESIDUAL_SCALE": config.residual_scale if config.residual_scale != 1.0 else None,
         "HEAD_SCALE": head.scale if head.scale != 1.0 else None,
@@ -159,7 +172,7 @@ def constants(
         "DROPOUT": config.dropout or None,
         "EMBEDDING_DROPOUT": embedding.dropout or None,
         **{f"{group.prefix}ATTENTION_DROPOUT": group.attention.dropout or None for group in attentions},
-        **{f"{group.prefix}FEED_FORWARD_DROPOUT": group.feed_forward.dropout or None for group in feed_forwards},
+        **feed_forward_factors(feed_forwards),
         "LABEL_COUNT": head.labels if has_labels else None,
         "HEAD_DROPOUT": (head.dropout or None) if has_labels else None,
         "INIT_STD": config.init.std if config.init.kind != "xavier" else None,
@@ -179,21 +192,31 @@ def literal(value: float | str | Sequence[float]) -> str:
 
 
 def _heads(config: ModelConfig, group: Group) -> _Values:
-    attention, head_dim = group.attention, _head_dim(config, group)
+    attention, latent, turned = group.attention, group.attention.latent, _turned_dim(config, group)
     widths = {
-        f"{group.prefix}{prefix}ROTARY_DIM": rotary_dim(position, head_dim) if is_partial(position) else None
+        f"{group.prefix}{prefix}ROTARY_DIM": rotary_dim(position, turned) if is_partial(position) else None
         for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False)
     }
     return {
         f"{group.prefix}HEADS": attention.heads,
         f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
-        f"{group.prefix}HEAD_DIM": head_dim,
+        f"{group.prefix}HEAD_DIM": _head_dim(config, group),
         **widths,
+        f"{group.prefix}TURNED_DIM": latent and latent.rotary_dim,
+        f"{group.prefix}VALUE_DIM": latent and latent.value_dim,
+        f"{group.prefix}RANK": latent and latent.rank,
+        f"{group.prefix}QUERY_RANK": latent and latent.query_rank,
     }
 
 
 def _head_dim(config: ModelConfig, group: Group) -> int:
     return group.attention.head_dim or config.d_model // group.attention.heads
+
+
+def _turned_dim(config: ModelConfig, group: Group) -> int:
+    """Numbers of a head that positions are for."""
+    latent = group.attention.latent
+    return _head_dim(config, group) if latent is None else latent.rotary_dim
 
 
 def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: Sequence[Group]) -> _Values:
@@ -211,7 +234,7 @@ def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: 
         values |= {"LOW_FREQUENCY": scaling.low_frequency, "HIGH_FREQUENCY": scaling.high_frequency}
     values = {f"{prefix}{name}": value for name, value in values.items()}
     for group in groups if kind == "yarn" else ():
-        low, high = yarn_range(position, rotary_dim(position, _head_dim(config, group)))
+        low, high = yarn_range(position, rotary_dim(position, _turned_dim(config, group)))
         values |= {f"{group.prefix}{prefix}YARN_LOW": low, f"{group.prefix}{prefix}YARN_HIGH": high}
     return values | {f"{prefix}ATTENTION_FACTOR": factor if factor != 1.0 else None}
 

@@ -53,10 +53,15 @@ class Stack:
         return self.others is not None and self.others.window != self.attention.window
 
     @property
+    def has_other_network(self) -> bool:
+        """Whether some layers have another feed-forward."""
+        return self.others is not None and self.others.feed_forward not in (None, self.feed_forward)
+
+    @property
     def pattern(self) -> str:
         """The layers that differ, an ``o`` for each, repeated; "": none."""
         others = self.others
-        if others is None or not (self.has_other_mask or others.position):
+        if others is None or not (self.has_other_mask or others.position or self.has_other_network):
             return ""
         return "".join(".o"[layer in others] for layer in range(self.layers)) if others.first else others.then
 
@@ -64,7 +69,8 @@ class Stack:
     def has_mask(self) -> bool:
         """Whether its attention is told by a mask what a token sees."""
         is_narrow = self.attention.window is not None or self.has_other_mask
-        return self.has_relative_positions or is_narrow or self.attention.softcap is not None
+        is_explicit = self.attention.softcap is not None or self.attention.sinks
+        return self.has_relative_positions or is_narrow or is_explicit
 
 
 @dataclass(frozen=True)
@@ -151,11 +157,14 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         is_grouped and "enable_gqa=True",
     )
     scores = f"{scale} q k^T" if scale else "q k^T / sqrt(K)"
+    scores = f"{scores}, sink" if attention.sinks else scores
     formula = f"softmax({scores}) v" if attention.softcap is None else f"softmax(c tanh({scores} / c)) v"
     heads = "several heads" if attention.heads > 1 else "one head"
     docstring = f"{formula} in {heads} (Vaswani et al. 2017, equation 1)."
     if is_grouped:
         docstring = f"{formula} in heads that share keys and values (Ainslie et al. 2023)."
+    if attention.latent is not None:
+        docstring = f"{formula}, k and v made of a narrow vector of each token (DeepSeek-AI 2024, section 2.1)."
     if compares:
         docstring = "softmax((q k^T + q r_k^T + r_q k^T) / sqrt(3 K)) v, r of two places (He et al. 2021, equation 4)."
     return {
@@ -170,6 +179,8 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{prefix}HEAD_DIM",
+        "turned": f"{prefix}TURNED_DIM",
+        "is_explicit": attention.softcap is not None or attention.sinks,
         "scale": scale or f"{prefix}HEAD_DIM**-0.5",
         "scale_of_scores": scale_argument or f"{prefix}HEAD_DIM**-0.5",
         "softcap": f"{prefix}SOFTCAP" if attention.softcap is not None else "",
@@ -193,29 +204,10 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
     }
 
 
-def feed_forward_part(group: Group) -> dict[str, Any]:
-    """The feed-forward of some stacks."""
-    part = group.feed_forward
-    gated = {"silu": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU"}.get(part.activation, "gated")
-    docstring = "down(act(up(x))), the same for every token (Vaswani et al. 2017, equation 2)."
-    if part.gated:
-        docstring = f"down(act(gate(x)) * up(x)): {gated} (Shazeer 2020, equation 6)."
-    if part.experts is not None:
-        docstring = "Networks of which a router chooses USED for each token (Shazeer et al. 2017, section 2)."
-    return {
-        "config": part,
-        "name": f"{group.name}{'FeedForward' if part.experts is None else 'Experts'}",
-        "docstring": docstring,
-        "width": f"{group.prefix}WIDTH",
-        "activation": ACTIVATIONS[part.activation],
-        "dropout": f"{group.prefix}FEED_FORWARD_DROPOUT" if part.dropout else "",
-    }
-
-
 def stack_part(
-    config: ModelConfig, stack: Stack, attention: Mapping[str, Any], feed_forward: Mapping[str, Any]
+    config: ModelConfig, stack: Stack, attention: Mapping[str, Any], feed_forward: str, other: str
 ) -> dict[str, Any]:
-    """A stack and its blocks, with the parts that were made for them."""
+    """A stack and its blocks, with the attention that was made for them and calls that make feed-forwards."""
     position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
     cross, by_name = both and stack.is_decoder, attention["cross"]
     rotation = bool(attention["rotations"])
@@ -232,6 +224,7 @@ def stack_part(
         "parallel_shared": "one norm before both",
     }
     order = orders.get(config.norm.placement, "norms before")
+    network = f"{other} if is_other else {feed_forward}" if stack.has_other_network else feed_forward
     parts = "Attention, attention to the source, feed-forward" if cross else "Attention, feed-forward"
     return {
         "name": stack.name,
@@ -249,7 +242,8 @@ def stack_part(
         "rotation": rotation,
         "angles": angles.get("", ""),
         "other_angles": angles.get("OTHER_", ""),
-        "pattern": bool(stack.pattern),
+        "is_mixed": stack.has_other_mask or (rotation and other_rotation),
+        "chooses_network": stack.has_other_network,
         "other_rotation": rotation and other_rotation,
         "mask": mask,
         "causal": stack.is_decoder,
@@ -263,10 +257,10 @@ def stack_part(
             rotation and ("other_rotation if is_other else rotation" if other_rotation else "rotation"),
             attention["relative"] and "relative",
         ),
-        "is_numbered": stack.attention.scale_by_layer or not config.norm.first,
+        "is_numbered": stack.attention.scale_by_layer or not config.norm.first or stack.has_other_network,
         "distinct": "DISTINCT_LAYERS" if distinct_layers(config) else layers_name(stack, both),
         "block_docstring": f"{parts}, each added to the residual stream; {order}.",
-        "modules": _block_modules(config, stack, attention["name"], feed_forward["name"], cross=cross),
+        "modules": _block_modules(config, stack, attention["name"], network, cross=cross),
         "cross": cross,
         "block_arguments": _present(
             *("self", "x", cross and "source", mask and "mask", rotation and "rotation"),
@@ -290,7 +284,7 @@ def _block_modules(
     attention = f"{attention}({'layer' if stack.attention.scale_by_layer else ''})"
     parts = {"attention": attention, **({"cross_attention": attention} if cross else {})}
     modules: list[tuple[str, str]] = []
-    for name, made in {**parts, "feed_forward": f"{feed_forward}()"}.items():
+    for name, made in {**parts, "feed_forward": feed_forward}.items():
         modules.append((name, made))
         if placement != "branch" and (placement, name) != ("parallel_shared", "feed_forward"):
             is_absent = name == "attention" and not config.norm.first
@@ -335,14 +329,15 @@ def positions_of(config: ModelConfig) -> list[PositionConfig]:
 
 def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
     """The functions of angles that an attention needs."""
+    turned = f"{group.prefix}{'TURNED_DIM' if group.attention.latent else 'HEAD_DIM'}"
     return [
         {
             "position": position,
             "prefix": prefix,
             "yarn_prefix": f"{group.prefix}{prefix}",
             "angles": f"{group.prefix}{prefix}".lower() + "angles",
-            "head_dim": f"{group.prefix}HEAD_DIM",
-            "rotary_dim": f"{group.prefix}{prefix}ROTARY_DIM" if is_partial(position) else f"{group.prefix}HEAD_DIM",
+            "head_dim": turned,
+            "rotary_dim": f"{group.prefix}{prefix}ROTARY_DIM" if is_partial(position) else turned,
             "partial": is_partial(position),
             "sharpness": sharpness(position, config.max_length),
         }

@@ -16,8 +16,8 @@ from anyformer import __version__
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
-from anyformer.families.rows import SPLIT, TRANSPOSE
-from anyformer.learn import BEYOND_A_ROUTER, require_defaults, require_own_blocks
+from anyformer.families.rows import ROW, SPLIT, TRANSPOSE
+from anyformer.learn import require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, POSITIONS, architecture
 from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH, distinct_layers
 from anyformer.model import skeleton
@@ -66,24 +66,10 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-NOT_WRITTEN = (
-    *("other_layers.feed_forward", "attention.latent", "decoder_feed_forward.experts"),
-    *("attention.sinks", "decoder_attention.sinks", "feed_forward.limit", "feed_forward.up_offset"),
-    *("decoder_feed_forward.limit", "decoder_feed_forward.up_offset"),
-    *BEYOND_A_ROUTER,
-)
-"""Fields of the config that the templates do not know."""
-
-
 def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     """Values of the templates for a model. Raises UserError for one that a file can't show."""
     kinds = {"activation": ACTIVATIONS, "norm": NORMS, "position": POSITIONS, "init": INITIALIZERS}
     require_own_blocks(config, kinds, "a file can't be made of")
-    require_defaults(config, NOT_WRITTEN, "no standalone file can be made of yet")
-    if config.feed_forward.experts is not None and config.feed_forward.bias:
-        raise UserError(
-            "feed_forward.bias is True in a mixture of experts, which no standalone file can be made of yet."
-        )
     if config.embedding.ngrams > 1 and config.position.skip_padding:
         raise UserError(
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
@@ -193,6 +179,8 @@ def _sources(config: ModelConfig) -> str:
         and config.other_layers.position.kind == "none",
         "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
         "Shazeer et al. 2017 (mixture of experts)": feed_forward.experts is not None,
+        "DeepSeek-AI 2024 (latent attention)": attention.latent is not None,
+        "OpenAI 2025 (sinks)": attention.sinks,
         "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
         "Devlin et al. 2019 (masked language model)": config.is_encoder_only and head.kind == "language_model",
     }
@@ -222,57 +210,61 @@ _LAYER = re.compile(r"\.blocks\.(\d+)\.")
 def stored_names(config: ModelConfig) -> dict[str, Any]:
     """Names of a model's weights in the files that `save` writes, as the template's values.
 
-    ``names`` has pairs of our name of a module and theirs, where ``{i}`` stands for a layer, or none if theirs are
-    ours; ``tensors`` the same for weights whose last part differs; ``prefix`` is before names of models with a head,
-    and ``transposed`` says whether matrices of blocks are stored as [in, out], queries, keys and values side by side.
-    ``heads`` and ``order`` are those of `HeadLayout`, by the last part of our names; ``halves`` says whether gate and
-    up stand side by side; ``experts`` whether the matrices of experts stand apart, ``{e}`` in their names, or are
-    stacked in one tensor.
+    ``names`` has our names and theirs, where ``{i}`` stands for a layer, or none if theirs are ours: of modules, and of
+    weights whose last part differs (``has_weights``). Layers with another name come last, by their number. ``prefix``
+    is before names of models with a head, and ``transposed`` says whether matrices of blocks are stored as [in, out],
+    queries, keys and values side by side. ``heads`` has `HeadLayout`'s groups and counts, which of them is ours and,
+    if some have one (``has_order``), the order of its rows, by the last part of our names. ``halves`` says whether gate
+    and up stand side by side, ``flattened`` whether a vector is a matrix of one row; ``experts`` how their matrices are
+    stored: ``apart`` with ``{e}`` in their names, ``stacked`` in one tensor, or that by ``columns``.
     """
     family, _ = to_huggingface(config)
+    flags = dict.fromkeys(("transposed", "halves", "flattened", "has_weights", "has_order"), False)
+    heads: dict[str, str] = {}
+    stored: dict[str, Any] = {"names": [], "prefix": "", "heads": heads, "experts": "", **flags}
+    if family is own.FAMILY:
+        return stored
     names = skeleton(config).state_dict()
-    table = {} if family is own.FAMILY else family.table(config, names)
-    modules: dict[str, str] = {}
-    tensors: dict[str, str] = {}
-    transposed = halves = False
-    experts = ""
-    heads: dict[str, tuple[int, tuple[int, ...], int]] = {}
-    turned: Sequence[int] = ()
-    for theirs, row in table.items():
+    found: dict[str, dict[str, list[str]]] = {}
+    for theirs, row in family.table(config, names).items():
         if row.alias:
             continue
-        transposed = transposed or row.operation is TRANSPOSE
-        halves = halves or (row.operation is SPLIT and row.ours[0].endswith("feed_forward.gate.weight"))
-        if row.operation is SPLIT and ".attention." in row.ours[0]:
-            counts = (config.attention.heads,) * len(row.ours)
-            heads |= {ours.split(".")[-2]: (1, counts, index) for index, ours in enumerate(row.ours)}
-        if (layout := row.operation.heads) is not None:
-            turned = layout.order or turned
-            for index, ours in enumerate(row.ours):
-                heads[ours.split(".")[-2]] = (layout.groups, layout.counts, index)
-        if row.part is not None or row.operation.experts is not None:
-            experts = "apart" if row.part is not None else "stacked"
+        is_split, operation = row.operation is SPLIT, row.operation
+        stored["transposed"] |= operation is TRANSPOSE
+        stored["flattened"] |= operation is ROW
+        stored["halves"] |= is_split and row.ours[0].endswith("feed_forward.gate.weight")
+        for index, ours in enumerate(row.ours):
+            name = ours.split(".")[-2]
+            if is_split and ".attention." in ours:
+                heads[name] = f"1, {(config.attention.heads,) * len(row.ours)}, {index}"
+            if (layout := operation.heads) is not None:
+                order = () if layout.order is None or index == 2 else layout.order
+                heads[name] = f"{layout.groups}, {layout.counts}, {index}, {_ranges(order) or None}"
+                stored["has_order"] |= bool(order)
+        if row.part is not None or operation.experts is not None:
+            stored["experts"] = "apart" if row.part else "columns" if operation.by_columns else "stacked"
         for ours in row.ours:
             pattern, layer = _LAYER.sub(".blocks.{i}.", ours), _LAYER.search(ours)
             # Of the numbers in their name the first is the layer's.
-            stored = theirs if layer is None else theirs.replace(f".{layer[1]}.", ".{i}.", 1)
-            stored = stored.removeprefix(family.prefix)
+            name = theirs if layer is None else theirs.replace(f".{layer[1]}.", ".{i}.", 1)
+            name = name.removeprefix(family.prefix)
             if row.part is not None:
-                stored = stored.replace(f".{row.part[0]}.", ".{e}.", 1)
-            (our_module, our_end), (their_module, their_end) = pattern.rpartition(".")[::2], stored.rpartition(".")[::2]
-            if our_end == their_end:
-                modules[our_module] = their_module
-            else:
-                tensors[pattern] = stored
-    order = dict.fromkeys(_LAYER.sub(".blocks.{i}.", name).rpartition(".")[0] for name in names)
-    ordered = [(name, modules[name]) for name in order if name in modules]
-    return {
-        "names": ordered,
-        "tensors": tensors,
-        "prefix": family.prefix,
-        "transposed": transposed,
-        "heads": heads,
-        "order": _ranges(turned),
-        "halves": halves,
-        "experts": experts,
-    }
+                name = name.replace(f".{row.part[0]}.", ".{e}.", 1)
+            (our_module, our_end), (their_module, their_end) = pattern.rpartition(".")[::2], name.rpartition(".")[::2]
+            pair = (our_module, their_module) if our_end == their_end else (pattern, name)
+            layers = found.setdefault(pair[0], {}).setdefault(pair[1], [])
+            layers += [layer[1]] if layer is not None and layer[1] not in layers else []
+    order = dict.fromkeys(_LAYER.sub(".blocks.{i}.", name) for name in names)
+    keys = dict.fromkeys(key for name in order for key in (name.rpartition(".")[0], name) if key in found)
+    most = {key: max(found[key].items(), key=lambda item: len(item[1]))[0] for key in keys}
+    numbered = [
+        (key.replace("{i}", layer), theirs.replace("{i}", layer))
+        for key in keys
+        for theirs, layers in found[key].items()
+        if theirs != most[key]
+        for layer in layers
+    ]
+    if not stored["has_order"]:
+        stored["heads"] = {name: held.removesuffix(", None") for name, held in heads.items()}
+    stored["has_weights"] = not order.keys().isdisjoint(keys)
+    return {**stored, "prefix": family.prefix, "names": [*most.items(), *numbered]}

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from anyformer.blocks.embedding import NgramEmbedding, TokenEmbedding
+from anyformer.blocks.latent_attention import EPS as LATENT_EPS
 from anyformer.blocks.linear import Linear
 from anyformer.blocks.norm import OffsetRMSNorm, PlainRMSNorm
 from anyformer.blocks.position import DisentangledPosition, RelativePosition, frequencies
@@ -48,8 +49,9 @@ def describe(model: Transformer) -> dict[str, Any]:
 def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
     blocks = stack.layers
     own = config.decoder_feed_forward if stack.causal and config.is_encoder_decoder else None
-    feed_forward = own or config.feed_forward
-    attention = blocks[0].attention
+    others = [other and other.feed_forward for other in config.others(len(blocks))]
+    attention, latent = blocks[0].attention, config.attention.latent
+    turned = attention.head_dim if latent is None else latent.rotary_dim
     return {
         "layers": len(blocks),
         "distinct": len(stack.blocks),
@@ -58,21 +60,21 @@ def _stack(config: ModelConfig, stack: Stack) -> dict[str, Any]:
         "placement": config.norm.placement,
         "residual_scale": config.residual_scale,
         "heads": attention.heads,
-        "kv_heads": attention.kv_heads,
+        "kv_heads": attention.kv_heads if latent is None else attention.heads,
         "head_dim": attention.head_dim,
-        "softcap": attention.softcap,
+        "value_dim": attention.value_dim,
+        "latent": latent and {**dataclasses.asdict(latent), "eps": LATENT_EPS},
+        "softcap": None if latent else attention.softcap,
+        "sinks": any(name.endswith("attention.sinks") for name, _ in stack.named_parameters()),
         "scales": [block.attention.scale for block in blocks],
         "windows": stack.windows,
-        "activation": feed_forward.activation,
-        "gated": feed_forward.gated,
-        "width": feed_forward.width,
-        "experts": feed_forward.experts and dataclasses.asdict(feed_forward.experts),
+        "feed_forwards": [dataclasses.asdict(other or own or config.feed_forward) for other in others],
         "skipped": stack.skipped,
         "projects": stack.embedding.projection is not None,
-        "position": _position(config.position, config.max_length, stack.position, attention.head_dim),
+        "position": _position(config.position, config.max_length, stack.position, turned),
         "other_position": None
         if stack.other_position is None
-        else _position(stack.other_position.config, config.max_length, stack.other_position, attention.head_dim),
+        else _position(stack.other_position.config, config.max_length, stack.other_position, turned),
         "other_positions": stack.has_other_position,
     }
 
@@ -88,7 +90,7 @@ def _position(position: PositionConfig, max_length: int, module: nn.Module, head
     elif position.kind == "rotary":
         scaling = position.scaling
         rotated = int(head_dim * position.rotary_fraction)
-        described["rotated"] = rotated
+        described |= {"rotated": rotated, "width": head_dim}
         if scaling is not None and scaling.kind == "dynamic":
             # Theta rises with the text, where that outgrows the trained length.
             return described | {"theta": position.theta, "dynamic_factor": scaling.factor}

@@ -19,7 +19,7 @@ from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import require_tokenizer
 from anyformer.generation.prompt import decoder_start_id, eos_ids
-from anyformer.learn import BEYOND_A_ROUTER, require_defaults, require_own_blocks
+from anyformer.learn import require_own_blocks
 from anyformer.learn.diagram import draw, panels
 from anyformer.learn.explain.description import describe, pack, page_weights
 from anyformer.learn.explain.tokenizer import can_encode, describe_tokenizer
@@ -39,14 +39,6 @@ _KINDS = {
     "norm": ("layer", "layer_no_bias", "rms", "rms_offset", "rms_plain"),
     "position": ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled"),
 }
-
-
-_NOT_COMPUTED = (
-    *("other_layers.feed_forward", "attention.latent", "attention.sinks"),
-    *(f"{part}.{name}" for part in ("feed_forward", "decoder_feed_forward") for name in ("limit", "up_offset")),
-    *("decoder_attention.sinks", "decoder_feed_forward.experts", *BEYOND_A_ROUTER),
-)
-"""Fields of the config that the page's engine does not know."""
 
 
 def explain(
@@ -104,9 +96,6 @@ def check_stored(path_or_hub_id: str) -> None:
 def check(config: ModelConfig, parameters: int) -> None:
     """Raise UserError for a model that no page can run."""
     require_own_blocks(config, _KINDS, "a page can't run")
-    require_defaults(config, _NOT_COMPUTED, "no page can run yet")
-    if config.feed_forward.experts is not None and config.feed_forward.bias:
-        raise UserError("feed_forward.bias is True in a mixture of experts, which no page can run yet.")
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"The model has {count(parameters)} parameters, and a page runs at most {count(MOST_PARAMETERS)} in a "

@@ -16,13 +16,13 @@ from starlette.types import Receive
 from anyformer.serving.api.chat_messages import ChatMessage, rendered
 from anyformer.serving.api.choices import shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Turn
 from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, server_of
-from anyformer.serving.tool_parser import CallBegin, Part, Text
+from anyformer.serving.tool_parser import CallBegin, Part, Reasoning, Text
 from anyformer.serving.worker import Delta
 
 router = APIRouter()
@@ -66,7 +66,7 @@ class ChatRequest(SamplingBody):
         )
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def chat_completions(
     body: ChatRequest, request: Request, server: Annotated[Server, Depends(server_of)]
 ) -> Response:
@@ -119,10 +119,10 @@ class _Writer:
         head, wants_usage = self._head("chat.completion.chunk"), False
         if self.body.stream_options is not None and (wants_usage := self.body.stream_options.include_usage):
             head["usage"] = None
+        write = Chunks(head)
 
         def chunk(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
-            choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-            return event({**head, "choices": [choice]})
+            return write(choices=[{"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
 
         for number in range(len(self.turn.streams)):
             yield chunk(number, {"role": "assistant", "content": ""})
@@ -134,7 +134,8 @@ class _Writer:
             if delta.finish is not None:
                 yield chunk(number, {}, None, self.turn.answers[number].finish)
         if wants_usage:
-            yield event({**head, "choices": [], "usage": self._usage()})
+            head.pop("usage")
+            yield Chunks(head)(choices=[], usage=self._usage())
         yield DONE
 
     def _usage(self) -> dict[str, Any]:
@@ -152,6 +153,8 @@ class _Writer:
 
 def _message(answer: Answer) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message |= {"content": answer.text or None, "tool_calls": [_call(call) for call in answer.calls]}
     return message
@@ -164,6 +167,8 @@ def _call(call: Call) -> dict[str, Any]:
 def _delta(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"content": part.text}
+    if isinstance(part, Reasoning):
+        return {"reasoning_content": part.text}
     if isinstance(part, CallBegin):
         call = _call(Call(id=part.id, name=part.name))
     else:

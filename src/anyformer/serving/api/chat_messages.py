@@ -62,6 +62,8 @@ class AssistantMessage(_Message):
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    """What it thought before it, as an answer of this server has it."""
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -95,7 +97,8 @@ def rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage]) 
                 Call(id=call.id, name=call.function.name, arguments=call.function.arguments)
                 for call in message.tool_calls or ()
             ]
-            shown.append(assistant_message(text, calls, f"messages.{number}.tool_calls"))
+            param = f"messages.{number}.tool_calls"
+            shown.append(assistant_message(text, calls, param, message.reasoning_content))
         else:
             shown.append({"role": "system" if message.role == "developer" else message.role, "content": text})
     return shown

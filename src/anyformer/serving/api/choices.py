@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from anyformer.generation.batching import Finish, TokenLogprob
+from anyformer.generation.request import Finish, TokenLogprob
 from anyformer.serving.token_text import TokenText
 from anyformer.serving.worker import Delta, Stream
 

@@ -14,11 +14,11 @@ from fastapi.responses import Response
 from pydantic import Field
 from starlette.types import Receive
 
-from anyformer.generation.batching import TokenLogprob
 from anyformer.generation.config import GenerationConfig, GenerationOptions
+from anyformer.generation.request import TokenLogprob
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, EventStream, event
+from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
 from anyformer.serving.errors import ApiError
 from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.prompt_scores import prompt_logprobs
@@ -53,7 +53,7 @@ class CompletionRequest(SamplingBody):
         return list(prompt)
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def completions(
     body: CompletionRequest, request: Request, server: Annotated[Server, Depends(server_of)]
 ) -> Response:
@@ -109,7 +109,7 @@ class _Writer:
             async with self.server.running(request.receive, served):
                 for number, ids in enumerate(self.prompts):
                     score = partial(prompt_logprobs, served.model, ids, top)
-                    self.scores[number] = await served.worker.call(score)
+                    self.scores[number] = await served.call(score)
         if not self.generates:
             return
         for ids, room in zip(self.prompts, rooms, strict=True):
@@ -119,7 +119,9 @@ class _Writer:
             configs = [seeded(config, number) for number in range(count)]
             try:
                 constrain = None if rules is None else await served.compile(rules, ids, body.rules_param)
-                self.streams += await served.worker.submit(ids, configs, body.logprobs, constrain=constrain)
+                self.streams += await served.worker.submit(
+                    ids, configs, body.logprobs, constrain=constrain, adapter=served.adapter
+                )
             except BaseException:
                 served.worker.release(self.streams)
                 raise
@@ -134,12 +136,12 @@ class _Writer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer in pieces."""
-        begun = set[int]()
+        begun, chunk = set[int](), Chunks(self.head)
         async for number, delta in merged(self.streams) if self.streams else self._echoes():
-            yield event({**self.head, "choices": [self._choice(number, delta, first=number not in begun)]})
+            yield chunk(choices=[self._choice(number, delta, first=number not in begun)])
             begun.add(number)
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
-            yield event({**self.head, "choices": [], "usage": self._usage()})
+            yield chunk(choices=[], usage=self._usage())
         yield DONE
 
     async def _echoes(self) -> AsyncIterator[tuple[int, Delta]]:
@@ -148,8 +150,8 @@ class _Writer:
 
     def _choice(self, number: int, delta: Delta, first: bool) -> dict[str, Any]:
         prompt = number // (self.body.n or 1)
-        shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
-        text, scored = delta.text, list[TokenLogprob | None](shown)
+        # An end-of-text that was chosen is scored, as by OpenAI: lm-eval takes the last score for the new token's.
+        text, scored = delta.text, list[TokenLogprob | None](delta.logprobs)
         if self.body.echo and first:
             ids = self.prompts[prompt]
             source = self.body.prompts()[prompt]
@@ -159,6 +161,7 @@ class _Writer:
         if self.body.logprobs is not None:
             logprobs = self._logprobs(scored, self.prompts[prompt])
             if (spelling := self.served.token_text) is not None:
+                shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
                 logprobs["content"] = [spelled(spelling, score) for score in shown]
         finish = None if delta.finish is None else FINISH[delta.finish]
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}

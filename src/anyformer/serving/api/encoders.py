@@ -13,6 +13,7 @@ from pydantic import Field
 
 from anyformer.errors import UserError
 from anyformer.evaluation.classify import Classification, classify
+from anyformer.generation.embed import vector_size
 from anyformer.generation.fill import fill
 from anyformer.serving.api.fields import RequestBody
 from anyformer.serving.errors import ApiError
@@ -21,6 +22,7 @@ from anyformer.serving.state import Server, server_of
 router = APIRouter()
 
 Text = Annotated[str, Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
 ServerOf = Annotated[Server, Depends(server_of)]
 
@@ -32,7 +34,8 @@ def _listed(texts: Texts) -> list[str]:
 class EmbeddingRequest(RequestBody):
     """Texts that become vectors."""
 
-    input: Texts
+    input: Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, max_length=2048)]
+    """Texts, or token ids with special ones."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     """Only the model's own number."""
@@ -43,19 +46,25 @@ class EmbeddingRequest(RequestBody):
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingRequest, request: Request, server: ServerOf) -> dict[str, Any]:
     """Turn texts into vectors, as OpenAI's `/v1/embeddings`."""
-    served, texts = server.find(body.model), _listed(body.input)
-    tokenizer, size = served.require_tokenizer(), served.model.config.d_model
-    if body.dimensions not in (None, size):
-        raise ApiError(400, f"Vectors of {body.model} have {size} dimensions: leave out dimensions.", "dimensions")
+    served, given = server.find(body.model), body.input
+    served.require_tokenizer()
+    if body.dimensions not in (None, size := vector_size(served.model)):
+        raise ApiError(
+            400,
+            f"Vectors of {body.model} have {size} dimensions, and the model is not known to be trained for their first "
+            f"{body.dimensions:,} alone: leave out dimensions.",
+            "dimensions",
+        )
+    texts: Any = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     async with server.running(request.receive, served):
         try:
-            vectors = await served.embeddings(texts)
+            answers = await served.embeddings(texts)
         except UserError as error:
             raise ApiError(400, str(error), "input") from None
-    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    tokens = sum(count for _, count in answers)
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
-        for index, vector in enumerate(vectors)
+        for index, (vector, _) in enumerate(answers)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "model": body.model, "data": data, "usage": usage}
@@ -91,10 +100,10 @@ async def rerank(body: RerankRequest, request: Request, server: ServerOf) -> dic
                         400, f"{body.model} has several labels, and orders nothing: ask /v1/classify.", "model"
                     )
                 query, documents = body.query, body.documents
-                answers = await served.worker.call(lambda: classify(served.model, tokenizer, documents, query))
+                answers = await served.call(lambda: classify(served.model, tokenizer, documents, query))
                 scores = [_sigmoid(answer) for answer in answers]
             else:
-                first, *others = await served.embeddings([body.query, *body.documents])
+                first, *others = [vector for vector, _ in await served.embeddings([body.query, *body.documents])]
                 scores = [float((first @ other) / (first.norm() * other.norm())) for other in others]
         except UserError as error:
             raise ApiError(400, str(error)) from None
@@ -127,7 +136,7 @@ async def classify_texts(body: ClassifyRequest, request: Request, server: Server
     async with server.running(request.receive, served):
         try:
             work = partial(classify, served.model, served.tokenizer, texts, body.second)
-            answers: Sequence[Classification] = await served.worker.call(work)
+            answers: Sequence[Classification] = await served.call(work)
         except UserError as error:
             raise ApiError(400, str(error), "input") from None
     data = [
@@ -150,7 +159,7 @@ async def fill_masks(body: FillRequest, request: Request, server: ServerOf) -> d
     served = server.find(body.model)
     async with server.running(request.receive, served):
         try:
-            masks = await served.worker.call(lambda: fill(served.model, served.tokenizer, body.text, body.top))
+            masks = await served.call(lambda: fill(served.model, served.tokenizer, body.text, body.top))
         except UserError as error:
             raise ApiError(400, str(error), "text") from None
     return {"object": "list", "model": body.model, "data": [[vars(candidate) for candidate in mask] for mask in masks]}

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
 from anyformer.serving.api.formats import Schema, form_rules
-from anyformer.serving.api.sse import EventStream, event
+from anyformer.serving.api.sse import STREAMED, EventStream, event
 from anyformer.serving.api.strict import Strict
 from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
@@ -25,7 +25,7 @@ from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, server_of
 from anyformer.serving.tool_formats import Function
-from anyformer.serving.tool_parser import CallBegin, Part, Text
+from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text
 from anyformer.serving.worker import Stream
 
 router = APIRouter()
@@ -209,7 +209,7 @@ class MessagesRequest(ConversationBody):
         return options
 
 
-@router.post("/v1/messages", response_model=None)
+@router.post("/v1/messages", response_model=None, responses=STREAMED)
 async def messages(body: MessagesRequest, request: Request, server: Annotated[Server, Depends(server_of)]) -> Response:
     """Answer a conversation, as Anthropic's `/v1/messages`."""
     served = server.find(body.model)
@@ -307,4 +307,4 @@ def _begun(part: Part) -> dict[str, Any]:
 def _delta(part: Part) -> dict[str, Any] | None:
     if isinstance(part, Text):
         return {"type": "text_delta", "text": part.text}
-    return None if isinstance(part, CallBegin) else {"type": "input_json_delta", "partial_json": part.text}
+    return {"type": "input_json_delta", "partial_json": part.text} if isinstance(part, Arguments) else None

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
 from anyformer.serving.api.formats import ANY_OBJECT, JsonObject, PlainText, Schema, form_rules
-from anyformer.serving.api.sse import EventStream, event
+from anyformer.serving.api.sse import STREAMED, EventStream, event
 from anyformer.serving.api.strict import Strict
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, FunctionBody, ToolName, chosen_tools
 from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
@@ -211,7 +211,7 @@ def _joined(content: str | list[ContentPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-@router.post("/v1/responses", response_model=None)
+@router.post("/v1/responses", response_model=None, responses=STREAMED)
 async def responses(
     body: ResponsesRequest, request: Request, server: Annotated[Server, Depends(server_of)]
 ) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -14,6 +14,8 @@ from anyformer.serving.errors import ApiError
 from anyformer.serving.json_answer import dumps
 from anyformer.serving.state import ClientLeftError
 
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""Answers of an endpoint that streams where it is asked to, in OpenAPI's words."""
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -22,6 +24,21 @@ def event(value: Any, name: str | None = None) -> bytes:
     """One event with JSON."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {dumps(value)}\n\n".encode("utf-8", "replace")
+
+
+class Chunks:
+    """Events that begin with the same fields.
+
+    Args:
+        head: These fields, which are written as JSON once.
+    """
+
+    def __init__(self, head: Mapping[str, Any]) -> None:
+        self._head = dumps(dict(head))[:-1]
+
+    def __call__(self, **fields: Any) -> bytes:
+        """The event with these fields behind the first."""
+        return f"data: {self._head},{dumps(fields)[1:]}\n\n".encode("utf-8", "replace")
 
 
 class EventStream(Response):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import Field
 
 from anyformer.errors import UserError
@@ -25,7 +25,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(server: ServerOf) -> Response:
     """Counts and durations, in Prometheus's format."""
     return Response(server.metrics.render(server.models.values()), media_type="text/plain; version=0.0.4")
@@ -50,6 +50,7 @@ def _described(served: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "anyformer",
+        **({} if served.parent is None else {"parent": served.parent}),
         "model_type": served.model.config.model_type,
         "max_model_len": served.model.config.context_length if engine is None else engine.capacity,
         "capabilities": served.capabilities,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from anyformer.errors import UserError, quote
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.choices import FINISH, merged
+from anyformer.serving.channels import FINAL, ChannelParser
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
-from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text, ToolParser
+from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Reasoning, Text, ToolParser
 from anyformer.serving.worker import Delta, Stream
 
 
@@ -61,7 +63,9 @@ class Step:
 class Answer:
     """An answer as far as it is known: passages and calls in their order."""
 
-    parser: ToolParser | None
+    parser: ToolParser | ChannelParser | None
+    reasoning: str = ""
+    """What the model thought first."""
     items: list[Passage | Call] = field(default_factory=list[Passage | Call])
     finish: str | None = None
     """None: not yet; else stop, length or tool_calls."""
@@ -90,6 +94,9 @@ class Answer:
 
     def _add(self, part: Part) -> Step:
         latest = self.items[-1] if self.items else None
+        if isinstance(part, Reasoning):
+            self.reasoning += part.text
+            return Step(item=len(self.items) - 1, begins=False, part=part)
         begins = isinstance(part, CallBegin) or (isinstance(part, Text) and not isinstance(latest, Passage))
         if begins:
             latest = Call(id=part.id, name=part.name) if isinstance(part, CallBegin) else Passage()
@@ -145,12 +152,12 @@ class Turn:
                 raise ApiError(400, str(error), "tools") from None
             constrain = await served.compile(rules, self.ids, "tools")
         elif self.rules is not None:
-            constrain = await served.compile(self.rules, self.ids, self.rules_param)
+            constrain = await served.compile(self._within_channel(self.rules), self.ids, self.rules_param)
         if constrain is not None and not options.get("stop_at_eos", True):
             raise ApiError(400, "ignore_eos goes on behind the end that a grammar sets: leave it out.", "ignore_eos")
         if constrain is not None and self.prefix_ids is not None:
             raise ApiError(400, "A grammar begins with the answer: leave out prefix_ids.", "prefix_ids")
-        self._hides = tools is None or not _is_special(tools.form, served)
+        self._hides = self.form is None or not _is_special(self.form, served)
         self.streams = await served.submit_chat(
             self.ids, options, count, most, logprobs, constrain=constrain, skip_special=self._hides
         )
@@ -161,11 +168,31 @@ class Turn:
         shown = None if self.tools is None else [function.described for function in self.tools.functions]
         self.ids = self.served.with_prefix(await self.served.encode_chat(self.messages, shown), self.prefix_ids)
 
-    def _parser(self) -> ToolParser | None:
-        if self.tools is None:
+    @cached_property
+    def form(self) -> ToolFormat | None:
+        """The form of the answer; None: it is text as it is written."""
+        if self.tools is not None:
+            return self.tools.form
+        form = format_of(self.served.require_tokenizer().chat_template)
+        return form if form is not None and form.channels else None
+
+    def _within_channel(self, rules: str) -> str:
+        """The rules of an answer that begins with the header of its last message, where it is made of messages."""
+        if self.form is None:
+            return rules
+        return f"text: {self.served.grammars.literal(FINAL)} answer\n{rules.replace('text:', 'answer:', 1)}"
+
+    def _parser(self) -> ToolParser | ChannelParser | None:
+        if self.form is None:
             return None
-        names = {function.name for function in self.tools.functions}
-        return ToolParser(self.tools.form, names)
+        functions = () if self.tools is None else self.tools.functions
+        schemas = {function.name: function.parameters or {} for function in functions}
+        if not self.form.channels:
+            return ToolParser(self.form, schemas)
+        parser = ChannelParser(schemas)
+        if self.prefix_ids is not None:
+            parser.push(self.served.require_tokenizer().decode(self.prefix_ids, skip_special=False))
+        return parser
 
     async def steps(self) -> AsyncIterator[tuple[int, Delta, list[Step]]]:
         """The parts of the answers as they come, with the number of the answer."""
@@ -182,13 +209,13 @@ class Turn:
 
     def _push(self, number: int, delta: Delta) -> list[Step]:
         text = delta.text
-        if not self._hides and self.tools is not None and self.served.token_text is not None:
-            text = self.served.token_text.without_special(text, _written(self.tools.form))
+        if not self._hides and self.form is not None and self.served.token_text is not None:
+            text = self.served.token_text.without_special(text, _written(self.form))
         return self.answers[number].push(text, None if delta.finish is None else FINISH[delta.finish])
 
 
 def _written(form: ToolFormat) -> str:
-    return form.trigger + form.open + form.call + form.close
+    return form.trigger + form.open + form.call + form.between + form.close
 
 
 def _is_special(form: ToolFormat, served: ServedModel) -> bool:
@@ -225,13 +252,16 @@ def make_tools(
     return Tools(functions=functions, form=form, required=required or only is not None, only=only, parallel=parallel)
 
 
-def assistant_message(text: str, calls: Sequence[Call], param: str) -> dict[str, Any]:
+def assistant_message(text: str, calls: Sequence[Call], param: str, reasoning: str | None = None) -> dict[str, Any]:
     """An assistant's message as chat templates read it: arguments are objects.
 
     Raises:
         ApiError: arguments are no JSON object.
     """
     message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reasoning:
+        # gpt-oss' template takes its own name for it, and refuses both reasoning and text before a call.
+        message |= {"reasoning_content": reasoning} | ({} if text else {"thinking": reasoning})
     if calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call, param)}}

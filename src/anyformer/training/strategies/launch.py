@@ -63,21 +63,36 @@ def started_by_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def needs_launch(processes: int) -> bool:
+def needs_launch(processes: int, restarts: int = 0) -> bool:
     """Whether this process has to start the ones that train."""
-    return processes > 1 and not started_by_launcher()
+    return (processes > 1 or restarts > 0) and not started_by_launcher()
 
 
-def launch(argv: Sequence[str], processes: int) -> int:
-    """Run `anyformer ARGV...` in several processes on this machine.
+class KilledError(UserError):
+    """A process of a run was killed."""
+
+
+def launch(argv: Sequence[str], processes: int, restarts: int = 0) -> int:
+    """Run `anyformer ARGV...` in processes on this machine.
+
+    Args:
+        argv: A command that goes on where it was, if it is started again.
+        restarts: Times that it is, after a process was killed.
 
     Returns:
         The exit status: 0, or that of the process that failed first. The others are ended then.
 
     Raises:
-        UserError: a process was killed.
+        KilledError: A process was killed, and no restart is left.
         KeyboardInterrupt: Ctrl-C came before the processes were ready for it, or twice.
     """
+    for left in range(restarts, 0, -1):
+        with suppress(KilledError):
+            return _launch(argv, processes, f" The run begins again; restarts that are left: {left - 1}.")
+    return _launch(argv, processes)
+
+
+def _launch(argv: Sequence[str], processes: int, consequence: str = "") -> int:
     if os.name != "posix":
         raise UserError("--processes starts processes on Linux and macOS alone: start them with torchrun here.")
     lifeline, ours = os.pipe()
@@ -94,7 +109,12 @@ def launch(argv: Sequence[str], processes: int) -> int:
             crew.end()
             os.close(lifeline)
             os.close(ours)
-        return crew.exit_status()
+        try:
+            return crew.exit_status()
+        except KilledError as error:
+            if consequence:
+                report(f"anyformer: {error}{consequence}\n")
+            raise
 
 
 @contextmanager
@@ -183,9 +203,11 @@ class _Crew:
         if not causes:
             return _LOST if self.failed else 0
         if status < 0:
-            raise UserError(
-                f"Process {causes[0]} of {len(self.processes)} was killed by {signal.Signals(-status).name}, as "
-                "happens when memory runs out, and the others were ended."
+            several = len(self.processes) > 1
+            raise KilledError(
+                f"{f'Process {causes[0]} of {len(self.processes)}' if several else 'The process'} was killed by "
+                f"{signal.Signals(-status).name}, as happens when memory runs out"
+                f"{', and the others were ended' if several else ''}."
             )
         if 0 not in causes:
             report(self._errors(causes[0]).read_text(encoding="utf-8", errors="replace"))
@@ -202,7 +224,7 @@ def _environment(processes: int, lifeline: int) -> dict[str, str]:
         port = free.getsockname()[1]
     loops = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     return {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        **({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         **({"GLOO_SOCKET_IFNAME": loops[0]} if loops else {}),
         **programs.environment(),

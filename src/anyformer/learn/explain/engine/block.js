@@ -2,39 +2,63 @@
 // residual stream.
 
 class FeedForward {
-  constructor(weights, activation) {
-    this.activation = activation;
+  constructor(weights, config) {
+    this.config = config;
     this.up = weights.linear("up");
     this.gate = weights.has("gate.weight") ? weights.linear("gate") : null;
     this.down = weights.linear("down");
   }
 
-  // down(act(up(x))), or gated: down(act(gate(x)) * up(x)) (Shazeer 2020).
+  // down(act(up(x))), or gated: down(act(gate(x)) * up(x)) (Shazeer 2020), where both may be bounded and the second moved
+  // (gpt-oss).
   forward(x) {
-    const up = this.up(x);
-    const inner = activate(this.gate ? this.gate(x) : up, this.activation);
-    if (this.gate) inner.numbers.forEach((number, i) => { inner.numbers[i] = number * up.numbers[i]; });
+    const up = this.up(x), gate = this.gate ? this.gate(x) : up, { activation, up_offset: offset } = this.config;
+    const limit = this.config.limit ?? Infinity, bounded = limit < Infinity;
+    if (bounded) gate.numbers.forEach((number, i) => { gate.numbers[i] = Math.min(number, limit); });
+    const inner = activate(gate, activation);
+    if (this.gate) inner.numbers.forEach((number, i) => { inner.numbers[i] = number * (Math.max(-limit, Math.min(limit, up.numbers[i])) + offset); });
     return { written: this.down(inner), inner };
   }
 }
 
 // Networks of which a router chooses some for each token: the sum of p[e] network[e](x) over the largest
-// p = softmax(router(x)) (Shazeer et al. 2017). `inner` has the neurons of the chosen ones, side by side.
+// p = softmax(router(x)) (Shazeer et al. 2017), or those of the sigmoid. Experts may be chosen from the best groups, by
+// p and a correction, beside one for every token (DeepSeek-AI 2024). `inner` has the neurons of the chosen ones, side
+// by side, and those of the shared one.
 class Experts {
-  constructor(weights, activation, { count, used, normalized }) {
-    Object.assign(this, { used, normalized, router: weights.linear("router") });
-    const names = ["up", "gate", "down"].map((name) => `${name}.weight`).filter((name) => weights.has(name));
-    this.networks = Array.from({ length: count }, (_, expert) =>
-      new FeedForward(new Weights(new Map(names.map((name) => [name, weights.matrix(name).part(expert, count)]))), activation));
+  constructor(weights, config) {
+    Object.assign(this, { config: config.experts, router: weights.linear("router"), correction: weights.vector("correction") });
+    const { count } = config.experts, names = ["up", "gate", "down"].filter((name) => weights.has(`${name}.weight`));
+    const part = (expert) => new Map(names.flatMap((name) => {
+      const matrix = weights.matrix(`${name}.weight`).part(expert, count), bias = weights.vector(`${name}.bias`);
+      return [[`${name}.weight`, matrix], ...(bias ? [[`${name}.bias`, bias.subarray(expert * matrix.rows, (expert + 1) * matrix.rows)]] : [])];
+    }));
+    this.networks = Array.from({ length: count }, (_, expert) => new FeedForward(new Weights(part(expert)), config));
+    this.shared = weights.has("shared.up.weight") ? new FeedForward(weights.under("shared"), config) : null;
+  }
+
+  // The best networks by these shares: of the best groups alone, if there are groups.
+  choose(shares) {
+    const { groups, used_groups, group_best, used } = this.config;
+    let scores = this.correction ? shares.map((share, i) => share + this.correction[i]) : shares;
+    if (used_groups < groups) {
+      const size = scores.length / groups;
+      const best = Array.from({ length: groups }, (_, i) => top(scores.subarray(i * size, (i + 1) * size), group_best).reduce((total, { share }) => total + share, 0));
+      const kept = new Set(top(Float32Array.from(best), used_groups).map(({ token }) => token));
+      scores = scores.map((score, i) => (kept.has(Math.floor(i / size)) ? score : -Infinity));
+    }
+    return top(scores, used).map(({ token }) => token);
   }
 
   forward(x) {
-    const logits = this.router(x), probabilities = new Matrix(x.rows, this.networks.length), written = new Matrix(x.rows, x.columns);
+    const logits = this.router(x), probabilities = new Matrix(x.rows, this.networks.length);
+    const { normalized, scale, used } = this.config, shared = this.shared?.forward(x);
+    const written = shared?.written ?? new Matrix(x.rows, x.columns);
     const chosen = Array.from({ length: x.rows }, (_, token) => {
-      const shares = softmax(logits.row(token)), best = top(shares, this.used);
+      const row = logits.row(token), shares = this.config.scores === "sigmoid" ? row.map((logit) => 1 / (1 + Math.exp(-logit))) : softmax(row);
       probabilities.row(token).set(shares);
-      const sum = this.normalized ? best.reduce((total, { share }) => total + share, 0) : 1;
-      return best.map(({ token: expert, share }) => ({ expert, weight: share / sum }));
+      const best = this.choose(shares), sum = normalized ? best.reduce((total, expert) => total + shares[expert], 0) : 1;
+      return best.map((expert) => ({ expert, weight: (scale * shares[expert]) / sum }));
     });
     let inner = null;
     this.networks.forEach((network, expert) => {
@@ -43,9 +67,10 @@ class Experts {
       const read = new Matrix(rows.length, x.columns);
       rows.forEach(({ token }, i) => read.row(i).set(x.row(token)));
       const found = network.forward(read), width = found.inner.columns;
-      inner ??= new Matrix(x.rows, this.used * width);
+      inner ??= new Matrix(x.rows, used * width + (shared?.inner.columns ?? 0));
       rows.forEach(({ token, place, weight }, i) => {
         inner.row(token).set(found.inner.row(i), place * width);
+        shared && inner.row(token).set(shared.inner.row(token), used * width);
         const out = written.row(token);
         found.written.row(i).forEach((number, j) => { out[j] += weight * number; });
       });
@@ -56,7 +81,7 @@ class Experts {
 
 class Block {
   constructor(weights, model, stack, layer) {
-    const { norm } = model, attention = (name) => new Attention(weights.under(name), stack, layer, norm.eps);
+    const { norm } = model, attention = (name) => new (stack.latent ? LatentAttention : Attention)(weights.under(name), stack, layer, norm.eps);
     this.postNorm = stack.placement === "post";
     this.parallel = stack.placement.startsWith("parallel"); // both parts read what comes into the block
     this.scale = stack.residual_scale;
@@ -65,8 +90,8 @@ class Block {
     this.attentionNorms = norms("attention");
     this.cross = stack.cross ? attention("cross_attention") : null;
     this.crossNorms = norms("cross_attention");
-    const network = weights.under("feed_forward");
-    this.feedForward = stack.experts ? new Experts(network, stack.activation, stack.experts) : new FeedForward(network, stack.activation);
+    const network = stack.feed_forwards[layer];
+    this.feedForward = new (network.experts ? Experts : FeedForward)(weights.under("feed_forward"), network);
     this.feedForwardNorms = norms("feed_forward");
     if (stack.placement === "parallel_shared") [this.feedForwardNorms[0]] = this.attentionNorms;
   }

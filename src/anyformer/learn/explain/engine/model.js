@@ -71,14 +71,12 @@ class Stack {
 
   // An empty cache: the tokens read so far, and their keys and values in each layer.
   cache(sourceKeysValues = []) {
-    const { kv_heads, head_dim, layers } = this.stack;
-    return { tokens: [], own: Array.from({ length: layers }, () => new KeysValues(kv_heads * head_dim)), source: sourceKeysValues };
+    return { tokens: [], own: this.blocks.map(() => new KeysValues(this.stack)), source: sourceKeysValues };
   }
 
   // Keys and values that every layer's cross-attention reads from the encoder's output.
   readSource(states) {
-    const { kv_heads, head_dim } = this.stack;
-    return this.blocks.map((block) => block.cross.offer(states, new KeysValues(kv_heads * head_dim)));
+    return this.blocks.map((block) => block.cross.offer(states, new KeysValues(this.stack)));
   }
 
   // Read tokens that go on from those in the cache. Returns a record of what happened, whose matrices have a row for

@@ -34,8 +34,8 @@ const learned = ({ offset, ...distances }, { table, biases }) => ({
 });
 
 // Queries and keys turn by an angle that grows with their position (Su et al. 2021).
-const rotary = (position, { head_dim, trained_length }) => {
-  const half = head_dim / 2, { rotated } = position;
+const rotary = (position, { trained_length }) => {
+  const { rotated, width } = position, half = width / 2;
   const frequencies = (length) => {
     if (position.long_frequencies && length > position.original_length) return position.long_frequencies;
     if (position.frequencies) return position.frequencies;
@@ -59,12 +59,13 @@ const rotary = (position, { head_dim, trained_length }) => {
   return { ...NO_POSITIONS, rotation };
 };
 
-// Turn pair (i, i + half) of every head of each row, in place (RoFormer, equation 34, in halves).
-const rotate = (x, head_dim, { cosines, sines }) => {
-  const half = head_dim / 2;
+// Turn pair (i, i + half) of every head of each row, in place (RoFormer, equation 34, in halves), behind the first numbers
+// of the head that stay as they are.
+const rotate = (x, head_dim, { cosines, sines }, still = 0) => {
+  const half = (head_dim - still) / 2;
   for (let token = 0; token < x.rows; token++) {
     const row = x.row(token), cosine = cosines.row(token), sine = sines.row(token);
-    for (let start = 0; start < row.length; start += head_dim)
+    for (let start = still; start < row.length; start += head_dim)
       for (let i = 0; i < half; i++) {
         const first = row[start + i], second = row[start + half + i];
         row[start + i] = first * cosine[i] - second * sine[i];

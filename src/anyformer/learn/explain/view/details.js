@@ -64,7 +64,7 @@ const headsOfToken = ({ reading, token, stack, layer }, part, keys, lookAt) => {
 
 // What the router of a layer says of a token, and which experts it chooses for each token up to there.
 const expertsOfToken = ({ reading, token, stack, layer }) => {
-  const { count, used } = stack.experts, chosen = reading.chosen(token, layer), numbers = chosen.map(({ expert }) => expert);
+  const { count, used, scores, correction } = stack.feed_forwards[layer].experts, chosen = reading.chosen(token, layer), numbers = chosen.map(({ expert }) => expert);
   const shares = reading.row(token, (record) => record.layers[layer].feedForward.probabilities);
   const rows = top(shares, Math.min(count, used + 3)).map(({ token: expert, share }) =>
     ({ name: `expert ${expert + 1}`, size: share, text: percent(share), tone: numbers.includes(expert) ? "feedForward" : "" }));
@@ -77,7 +77,8 @@ const expertsOfToken = ({ reading, token, stack, layer }) => {
   return [
     element("h4", {}, "Router"),
     lesson("experts"),
-    equation("p = softmax(router(x))"),
+    equation(`p = ${scores}(router(x))`),
+    ...(correction ? [caption("They are chosen by p and a correction, which keeps all of them busy, and weighed by p alone.")] : []),
     caption(`${chosen.length} of ${count} experts compute ${quoted(reading.tokens[token])}: ${chosen.map(({ expert, weight }) => `${expert + 1} with the weight ${decimals(weight)}`).join(", ")}.`),
     bars(rows, { label: "The likeliest experts" }),
     caption(`The choices for the tokens around it, a cell for each of the experts 1 to ${count}:`),
@@ -101,15 +102,18 @@ const blockDetails = (seen) => {
   const wrapped = (name) => (isPost ? `x ← ${norm}(x + ${name}(x))` : `x ← x + ${branch(name)}`);
   const added = parts.map((name) => ({ attention: "attention", cross: "cross", feedForward: "feed-forward" })[name]);
   const equations = stack.placement.startsWith("parallel") ? [`x ← x + ${added.map(branch).join(" + ")}`] : added.map(wrapped);
+  const network = stack.feed_forwards[layer];
   const inner = reading.row(token, (record) => record.layers[layer].feedForward.inner);
   const nameOf = (neuron) => {
-    const place = (neuron % stack.width) + 1;
-    return stack.experts ? `${reading.chosen(token, layer)[Math.floor(neuron / stack.width)].expert + 1}: ${place}` : `neuron ${place}`;
+    if (!network.experts) return `neuron ${neuron + 1}`;
+    const { used } = network.experts, expert = Math.floor(neuron / network.width);
+    return expert < used ? `${reading.chosen(token, layer)[expert].expert + 1}: ${(neuron % network.width) + 1}` : `shared: ${neuron - used * network.width + 1}`;
   };
   const neurons = top(inner.map(Math.abs), 6).map(({ token: neuron }) => ({ name: nameOf(neuron), size: inner[neuron], text: decimals(inner[neuron]), tone: "feedForward" }));
   const active = inner.filter((number) => Math.abs(number) > 0.1).length / inner.length;
   const window = stack.windows[layer];
-  const act = ACTIVATIONS_IN_WORDS[stack.activation];
+  const act = ACTIVATIONS_IN_WORDS[network.activation], gated = network.limit === null ? `${act}(gate(x)) ⊙ ` : `${act}(min(gate(x), c)) ⊙ `;
+  const up = `${network.limit === null ? "up(x)" : "clip(up(x), c)"}${network.up_offset ? ` + ${network.up_offset}` : ""}`;
   return [
     equation(...equations),
     element("h4", {}, "Residual stream"),
@@ -123,15 +127,15 @@ const blockDetails = (seen) => {
     caption(`The stream turns by ${Math.round((Math.acos(Math.min(1, cosine(x, entry("output")))) * 180) / Math.PI)}°.`),
     element("h4", {}, "Attention"),
     lesson("attention"),
-    equation(stack.softcap ? "softmax(c · tanh(q·k · scale / c)) v" : "softmax(q·k · scale) v"),
-    caption(`${stack.causal ? "Each token reads those before it and itself" : "Each token reads all others"}${window === null ? "" : `, ${window} of them at most`}; here the token that each of ${stack.heads} heads reads most.${stack.kv_heads < stack.heads ? ` ${stack.heads / stack.kv_heads} heads share keys and values.` : ""}`),
+    equation(`softmax(${stack.softcap ? "c · tanh(q·k · scale / c)" : "q·k · scale"}${stack.sinks ? ", sink" : ""}) v`),
+    caption(`${stack.causal ? "Each token reads those before it and itself" : "Each token reads all others"}${window === null ? "" : `, ${window} of them at most`}; here the token that each of ${stack.heads} heads reads most.${stack.kv_heads < stack.heads ? ` ${stack.heads / stack.kv_heads} heads share keys and values.` : ""}${stack.latent ? ` Keys and values of all heads are made of ${stack.latent.rank + stack.latent.rotary_dim} numbers of each token.` : ""}${stack.sinks ? " What a head's sink takes of the attention reads nothing." : ""}`),
     headsOfToken(seen, "attention", keys, lookAt),
     ...(stack.cross ? [element("h4", {}, "Cross-attention"), lesson("cross"), headsOfToken(seen, "cross", sourceKeys, lookAt)] : []),
-    ...(stack.experts ? expertsOfToken(seen) : []),
-    element("h4", {}, stack.experts ? "Feed-forward of the chosen experts" : "Feed-forward"),
+    ...(network.experts ? expertsOfToken(seen) : []),
+    element("h4", {}, network.experts ? `Feed-forward of the chosen experts${network.experts.shared ? " and the shared one" : ""}` : "Feed-forward"),
     lesson("feedForward"),
-    equation(`${stack.experts ? "Σ p · " : ""}${stack.gated ? `down(${act}(gate(x)) ⊙ up(x))` : `down(${act}(up(x)))`}`),
-    caption(`${inner.length} neurons, of which ${percent(active)} are beyond ±0.1. The strongest${stack.experts ? ", as expert: neuron" : ""}:`),
+    equation(`${network.experts ? "Σ p · " : ""}down(${network.gated ? `${gated}${network.up_offset ? `(${up})` : up}` : `${act}(up(x))`})${network.experts?.shared ? " + shared(x)" : ""}`),
+    caption(`${inner.length} neurons, of which ${percent(active)} are beyond ±0.1. The strongest${network.experts ? ", as expert: neuron" : ""}:`),
     bars(neurons, { label: "The strongest neurons" }),
     ...(guesses ? [
       element("h4", {}, "Logit lens"),

@@ -1,0 +1,171 @@
+"""A text of a running batch: how its tokens are chosen, and what they become."""
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.generation.config import GenerationConfig
+from anyformer.generation.inference import check_nan
+from anyformer.generation.logits_processors import History, LogitsProcessor, process
+from anyformer.generation.prompt import Prompt
+from anyformer.generation.sampling import Sampler, make_sampler
+from anyformer.generation.speculative_decoding import Draft, Speculator
+from anyformer.generation.stop_strings import Detokenizer
+from anyformer.model import Transformer
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability of a token, before penalties and temperature."""
+
+    token: int
+    logprob: float
+    """In nats."""
+    top: dict[int, float]
+    """The likeliest tokens in its place, the likeliest first."""
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """A processor that decides token by token what one text may be, after all others."""
+
+    def __call__(self, logits: Tensor, history: History) -> Tensor:
+        """The logits, with -inf for each token that may not come next. Raises UserError where none may."""
+        ...
+
+    def push(self, token: int) -> bool:
+        """Note the token that was chosen; returns whether the text is complete with it."""
+        ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """A text of a `BatchingEngine`.
+
+    Iterating waits for its pieces, while another thread steps. Each piece is handed out once.
+    """
+
+    prompt: Prompt
+    tokens: list[int] = field(default_factory=list[int])
+    """The new ones so far, with the one that ended the text."""
+    text: str = ""
+    """Their text as far as it is certain; "" without a tokenizer."""
+    finish_reason: Finish | None = None
+    """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens; error: a step raised."""
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    """One for each token, if asked for."""
+    cache: KeyValueCache | None = None
+    """Keys and values of the prompt while it is prefilled."""
+    adapter: str | None = None
+    """The adapter that it is generated with."""
+    guessed: int = 0
+    """Tokens that a draft has guessed."""
+    accepted: int = 0
+    """Those of them that the model chose."""
+    latest_accepted: int = 0
+    """Those of the latest step."""
+    _speculator: Speculator | None = None
+    _eos: frozenset[int]
+    _processors: Sequence[LogitsProcessor]
+    _sampler: Sampler
+    _detokenizer: Detokenizer | None
+    _top: int | None
+    _constraint: Constraint | None = None
+    _pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue[str | None])
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more will come."""
+        return self.finish_reason is not None
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Whether its last token ended the text, and is no part of it."""
+        return bool(self.tokens) and self.tokens[-1] in self._eos
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return None if self._detokenizer is None else self._detokenizer.matched
+
+    def __iter__(self) -> Iterator[str]:
+        while (piece := self._pieces.get()) is not None:
+            yield piece
+        self._pieces.put(None)  # whoever iterates again, or beside, ends as well
+
+    def append(self, logits: Tensor) -> None:
+        """Choose the next token by its logits, [1, vocab]."""
+        scores = logits
+        if self._processors:
+            new = torch.tensor([self.tokens], dtype=torch.long, device=logits.device)
+            ids = torch.cat((self.prompt.ids, new), dim=1)
+            scores = process(scores, self._processors, History(ids, new.new_zeros(1), len(self.tokens)))
+        token = int(scores.argmax() if self._sampler.greedy else self._sampler(scores))
+        if self._top is not None:
+            log_p = logits[0].log_softmax(dim=-1)
+            best = log_p.topk(min(self._top, len(log_p)))
+            top: dict[int, float] = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            self.logprobs.append(TokenLogprob(token, float(log_p[token]), top))
+        self.tokens.append(token)
+        stopped = token in self._eos
+        if not stopped and self._detokenizer is not None:
+            self._append_text(self._detokenizer.push_token(token))
+            stopped = self._detokenizer.stopped
+        if not stopped and self._constraint is not None:
+            stopped = self._constraint.push(token)
+        if stopped:
+            self.finish("stop")
+        elif len(self.tokens) == self.prompt.max_new_tokens:
+            self.finish("length")
+
+    def guess(self, model: Transformer, draft: Draft, room: int) -> list[int]:
+        """At most `room` tokens that may come next."""
+        if self._speculator is None:  # likeliest guesses: a token that is drawn equals them as often as any
+            self._speculator = Speculator(model, draft, self.prompt, make_sampler(GenerationConfig(), model.device))
+        text = [*cast("list[int]", cast("Any", self.prompt.ids[0]).tolist()), *self.tokens]
+        room = min(room, self.prompt.max_new_tokens - len(self.tokens) - 1)
+        tokens = self._speculator.propose(text, self.latest_accepted, room).tokens
+        self.guessed += len(tokens)
+        return tokens
+
+    def finish(self, reason: Finish) -> None:
+        """Hand out what was held back, and say why it is over."""
+        try:
+            if self._detokenizer is not None:
+                self._append_text(self._detokenizer.flush())
+        finally:
+            self.finish_reason = reason
+            self._pieces.put(None)
+
+    def _append_text(self, piece: str) -> None:
+        if piece:
+            self.text += piece
+            self._pieces.put(piece)
+
+
+def append_tokens(request: Request, logits: Tensor, guesses: Sequence[int] = ()) -> Exception | None:
+    """Choose the next token of a text, and one more behind each guess that was right.
+
+    `logits` are those behind the latest token and behind each guess, [1 + guesses or more, vocab].
+
+    A text ends if that fails; returns the reason.
+    """
+    before = len(request.tokens)
+    try:
+        for row, guess in zip(logits.split(1), (*guesses, None), strict=False):
+            request.append(check_nan(row))
+            if request.finished or request.tokens[-1] != guess:
+                break
+        request.latest_accepted = len(request.tokens) - before - 1
+        request.accepted += request.latest_accepted
+    except Exception as error:
+        request.finish("error")
+        return error
+    return None

@@ -1,0 +1,61 @@
+"""The levels of processors, and the switch of compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from anyformer.native import levels
+
+V3 = levels._BASES["x86-64-v3"]
+V4 = levels._BASES["x86-64-v4"] + " avx512vnni"
+PAIRS = f"{V4} avx512bf16"
+AMX = f"{PAIRS} amxtile amxbf16 amxint8"
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    levels.level.cache_clear()
+    yield
+    levels.level.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("features", "switch", "name", "avx512_bf16", "amx_bf16"),
+    [
+        ("", "1", None, False, False),
+        (V3, "1", "x86-64-v3", False, False),
+        (V3, "emulated", "x86-64-v3", False, False),
+        (V4, "1", "x86-64-v4-vnni", False, False),
+        (PAIRS, "1", "x86-64-v4-bf16", True, False),
+        (PAIRS, "emulated", "emulated", True, True),
+        (PAIRS, "x86-64-v3", "x86-64-v3", False, False),
+        (PAIRS, "x86-64-v4-amx", "x86-64-v4-bf16", True, False),
+        (AMX, "1", "x86-64-v4-amx", True, True),
+        (AMX.replace("amxtile", ""), "1", "x86-64-v4-bf16", True, False),
+        (AMX, "x86-64-v2", "x86-64-v2", False, False),
+    ],
+)
+def test_level_by_processor_and_switch(
+    features: str, switch: str, name: str | None, avx512_bf16: bool, amx_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "machine", lambda: "x86_64")
+    monkeypatch.setattr(levels, "features", lambda: frozenset(features.split()))
+    monkeypatch.setenv(levels.SWITCH, switch)
+    found = levels.level()
+    assert (found and found.name) == name
+    assert levels.has_avx512_bf16() == avx512_bf16
+    assert levels.has_amx_bf16() == amx_bf16
+
+
+def test_each_level_needs_what_the_next_does() -> None:
+    for found in levels.LEVELS.values():
+        for better, worse in pairwise(found):
+            assert better.needs > worse.needs
+
+
+def test_zero_switches_all_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(levels.SWITCH, "0")
+    assert not levels.enabled()

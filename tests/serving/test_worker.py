@@ -1,0 +1,83 @@
+"""Whatever else a server does, a text is the same; and clients may leave at any moment."""
+
+import re
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import httpx
+import pytest
+
+import anyformer as af
+from anyformer.serving.state import Server
+from tests.serving.running import running, small_models
+
+Running = tuple[httpx.Client, Server]
+
+
+@pytest.fixture(scope="module", params=[None, "prompt", "model"])
+def served(request: pytest.FixtureRequest) -> Generator[Running]:
+    draft = small_models()["gpt"][0] if request.param == "model" else request.param
+    with running(small_models(), draft=draft, slots=3, context=128) as both:
+        yield both
+
+
+def test_texts_are_those_of_generate_whatever_else_runs(served: Running) -> None:
+    client, server = served
+    model, tokenizer = server.models["gpt"].model, server.models["gpt"].tokenizer
+    draw = Random(0)
+    asked = [
+        {
+            "prompt": draw.choice(["the cat", "a mat on the mat on the mat " * 5, "sat"]),
+            "max_tokens": draw.randint(1, 20),
+            **draw.choice([{"temperature": 0}, {"temperature": 1.2, "seed": draw.randint(0, 9)}]),
+        }
+        for _ in range(24)
+    ]
+
+    def ask(body: dict[str, Any]) -> str:
+        time.sleep(draw.random() / 20)
+        answer = client.post("/v1/completions", json={"model": "gpt", "ignore_eos": True, **body})
+        return answer.json()["choices"][0]["text"]
+
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(ask, asked))
+    for body, text in zip(asked, texts, strict=True):
+        options: Any = {"max_new_tokens": body["max_tokens"], "temperature": body["temperature"]}
+        expected = af.generate(model, tokenizer, [body["prompt"]], stop_at_eos=False, seed=body.get("seed"), **options)
+        assert text == expected[0], body
+    guessed, accepted = (
+        float(re.search(rf'anyformer_{name}_tokens_total{{model="gpt"}} (\S+)', client.get("/metrics").text)[1])
+        for name in ("guessed", "accepted")
+    )
+    assert 0 <= accepted <= guessed
+    assert (guessed > 0) == (server.models["gpt"].worker.engine.draft is not None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_its_prompt_is_read_frees_its_slot(stream: bool) -> None:
+    with running(small_models(), slots=2) as (client, server):
+        worker = server.models["gpt"].worker
+        engine = worker.engine
+        assert engine is not None
+        step, read, engine.chunk = engine._step, list[int](), 8
+
+        def slow(tokens: Any, *arguments: Any, **options: Any) -> Any:
+            read.append(tokens.shape[1])
+            time.sleep(0.02)
+            return step(tokens, *arguments, **options)
+
+        engine._step = slow  # type: ignore[assignment]
+        ids = list(range(5, 245))  # 30 chunks
+        body = {"model": "gpt", "prompt": ids, "max_tokens": 5, "stream": stream, "n": 3}
+        with suppress(httpx.ReadTimeout), httpx.Client(base_url=client.base_url, timeout=0.2) as leaving:
+            leaving.post("/v1/completions", json=body)
+        left, end = len(read), time.monotonic() + 20
+        while engine.running or engine.waiting or worker.streams:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        assert len(read) < left + 5
+        assert sum(read) < len(ids)
