@@ -169,7 +169,7 @@ def test_thirty_steps_of_adamw_are_those_of_peft(architecture: str, data: st.Dat
     spec: ModelSpec = data.draw(hf_models.models(architecture))
     inputs: Inputs = data.draw(draw_inputs(spec))
     kind = data.draw(st.sampled_from(({}, {"use_rslora": True}, {"use_dora": True})))
-    made = {"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": None, **kind}
+    made: dict[str, Any] = {"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": None, **kind}
     model = ours_of(spec.build())
     if stacks := list(parameters(model)):
         made |= {"target_modules": ["q_proj"], "target_parameters": stacks, "use_dora": False}
