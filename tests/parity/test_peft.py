@@ -195,7 +195,8 @@ def test_thirty_steps_of_adamw_are_those_of_peft(architecture: str, data: st.Dat
             losses.append(loss.item())
         if each is theirs:
             expected = losses
-    assert losses == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    # Beside experts, rounding may send a token to another one.
+    assert losses == pytest.approx(expected, rel=1e-3 if stacks else 1e-4, abs=1e-4)
     assert losses[-1] < losses[0]
 
 
