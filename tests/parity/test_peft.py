@@ -161,7 +161,7 @@ def test_a_classifier_is_saved_with_its_adapter_as_by_peft(architecture: str, da
 
 
 TRAINED = ["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM"]
-TRAINED += ["T5ForConditionalGeneration", "BartForConditionalGeneration", "MixtralForCausalLM", "GptOssForCausalLM"]
+TRAINED += ["T5ForConditionalGeneration", "BartForConditionalGeneration"]
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -173,8 +173,6 @@ def test_thirty_steps_of_adamw_are_those_of_peft(architecture: str, data: st.Dat
     kind = data.draw(st.sampled_from(({}, {"use_rslora": True}, {"use_dora": True})))
     made: dict[str, Any] = {"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": None, **kind}
     model = ours_of(spec.build())
-    if stacks := list(parameters(model)):
-        made |= {"target_modules": ["q_proj"], "target_parameters": stacks, "use_dora": False}
     torch.manual_seed(data.draw(st.integers(0, 99)))
     theirs = peft.get_peft_model(spec.build(), peft.LoraConfig(**made)).eval()
     model.requires_grad_(False)
@@ -195,8 +193,7 @@ def test_thirty_steps_of_adamw_are_those_of_peft(architecture: str, data: st.Dat
             losses.append(loss.item())
         if each is theirs:
             expected = losses
-    # Beside experts, rounding may send a token to another one.
-    assert losses == pytest.approx(expected, rel=1e-3 if stacks else 1e-4, abs=1e-4)
+    assert losses == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert losses[-1] < losses[0]
 
 
