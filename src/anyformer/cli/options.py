@@ -109,10 +109,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str, examples: Sequence[str] = ()) -> None:
         width = min(shutil.get_terminal_size().columns, _WIDTH)
-        text, _, lines = inspect.cleandoc(description).partition("\n\nExamples:\n")
+        text, _, more = inspect.cleandoc(description).partition("\n\nExamples:\n")
         lines = [
             *(f"  {example}" for example in examples),
-            *(line.replace("    ", "  ", 1) for line in lines.splitlines()),
+            *(line.replace("    ", "  ", 1) for line in more.splitlines()),
         ]
         super().__init__(
             prog=f"anyformer {command}",
