@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -22,7 +21,6 @@ import pytest
 import torch
 
 import anyformer as af
-from anyformer import processes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="paths and programs of POSIX")
 ROOT = Path(__file__).parents[1]
@@ -224,15 +222,3 @@ def test_train_resume(resumable: Hostile, flags: str) -> None:
     before = {path: path.read_bytes() for path in resumable.folder.glob("*.py")}
     resumable.run("train", "--resume", ".", *flags.split(), target=resumable.folder)
     assert {path: path.read_bytes() for path in resumable.folder.glob("*.py")} == before
-
-
-@pytest.mark.slow
-def test_without_a_compiler(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one of the Python package ziglang is started, and not a decoy of it."""
-    with tempfile.TemporaryDirectory() as cache:
-        monkeypatch.setenv("ANYFORMER_CACHE", cache)
-        _save(hostile.folder, "llama-nano")
-        hostile.fill()
-        events = hostile.run("generate", ".", "hello", "--max-new-tokens", "2", path=str(hostile.around))
-    started = [arguments[1] for event, _, arguments in events if event == "subprocess.Popen"]
-    assert processes.python("-m", "ziglang", "c++") in [command[:5] for command in started]

@@ -4,9 +4,11 @@
 to the preset meant by it, its first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
+
+from typing_extensions import override
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, quote
@@ -75,15 +77,32 @@ FAMILIES: dict[str, Family] = {
 _NAMED = {name: family for name, family in FAMILIES.items() if family is not own.FAMILY}
 """Families of Hugging Face's."""
 
-PRESETS: dict[str, ModelConfig] = {
-    name: config for family in FAMILIES.values() for name, config in family.presets.items()
-}
+_PUBLISHED = {name: family for family in FAMILIES.values() for name in family.published}
+
+
+class _Presets(Mapping[str, ModelConfig]):
+    """Configs that are made when one of their family is asked for: all take half a second."""
+
+    @override
+    def __getitem__(self, name: str) -> ModelConfig:
+        return _PUBLISHED[name].presets[name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PUBLISHED)
+
+    @override
+    def __len__(self) -> int:
+        return len(_PUBLISHED)
+
+
+PRESETS = _Presets()
 
 ALIASES = {
     **{
-        name: next(iter(family.presets))
+        name: next(iter(family.published))
         for name, family in FAMILIES.items()
-        if family.presets and name not in (*PRESETS, own.METHOD)
+        if family.published and name not in (*PRESETS, own.METHOD)
     },
     "transformer": "transformer-base",
     "gemma3": "gemma-3-270m",

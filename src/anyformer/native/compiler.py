@@ -23,6 +23,7 @@ _FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-threadsafe-statics"),
     "-ffp-contract=fast",  # clang would contract within a statement only, and not across overloaded operators
 )
+_ZIG = processes.python("-m", "ziglang", "c++")
 
 
 class Target(NamedTuple):
@@ -56,7 +57,7 @@ def here() -> str:
 
 
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
-"""Of a library's name on this system."""
+"""The extension of libraries on this system."""
 
 
 def path_of(name: str, level: Level, suffix: str = SUFFIX) -> Path:
@@ -82,50 +83,53 @@ def find(level: Level) -> list[str]:
     if path := find_of_system(level):
         return [path]
     if find_spec("ziglang") is not None:
-        return processes.python("-m", "ziglang", "c++")
+        return list(_ZIG)
     raise OSError("there is no C++ compiler: install g++ or clang++, or run pip install ziglang")
 
 
 @cache
 def _knows(compiler: str, level: Level) -> bool:
     try:
-        processes.run([compiler, *_flags([compiler], level), "-fsyntax-only", "-x", "c++", os.devnull], timeout=60)
+        check_syntax(compiler, level, os.devnull)
     except (OSError, subprocess.SubprocessError):
         return False
     return True
 
 
-def compile_library(name: str, level: Level, target: str = "", compiler: Sequence[str] = ()) -> None:
+def check_syntax(compiler: str, level: Level, source: str | Path) -> None:
+    """Raise `subprocess.CalledProcessError` unless a compiler of the system knows the level and the source."""
+    flags = [*_machine([compiler], level, None), *level.flags, *_FLAGS]
+    processes.run([compiler, *flags, "-fsyntax-only", "-x", "c++", str(source)], timeout=300)
+
+
+def compile_library(name: str, level: Level, target: str = "") -> None:
     """Compile a library, or replace it.
 
     Args:
         name: Of the source, without its extension.
         level: What it may use of the processor.
         target: One of `TARGETS`, for which Zig compiles; by default, this system.
-        compiler: Its command; by default, the one that is found.
 
     Raises:
         OSError: There is no compiler, or no place for the library.
         subprocess.CalledProcessError: The compiler refuses it; `stdout` says why.
     """
-    if target:
-        compiler = processes.python("-m", "ziglang", "c++")
-    compiler = compiler or find(level)
+    compiler = list(_ZIG) if target else find(level)
     system = TARGETS.get(target or here())
-    zig = system.zig if system else ""
     path = path_of(name, level, system.suffix if system else SUFFIX)
     with atomic.temporary_folder(path) as temporary:
         # Its own temporary files, too, are made there.
         changes: dict[str, str] = dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
-        flags = [*_flags(compiler, level, zig), *(() if "windows" in zig else ("-fPIC",))]
-        steps = [[*compiler, *flags, "-c", f"{name}.cpp", "-o", str(temporary / "new.o")]]
+        machine, compiled, linked = _machine(compiler, level, system), temporary / "new.o", temporary / path.name
+        position = [] if path.suffix == ".dll" else ["-fPIC"]
         # Linked as C++, Zig would compile its standard library first, for a minute, and no kernel calls it.
-        linker = [*compiler[:-1], "cc"] if _is_zig(compiler) else compiler
-        machine = _flags(compiler, level, zig)[: 3 if _is_zig(compiler) else 0]
-        steps.append([*linker, *machine, "-shared", "-s", str(temporary / "new.o"), "-o", str(temporary / path.name)])
-        for step in steps:
+        linker = [*compiler[:-1], "cc"] if compiler == _ZIG else compiler
+        for step in (
+            [*compiler, *machine, *level.flags, *_FLAGS, *position, "-c", f"{name}.cpp", "-o", str(compiled)],
+            [*linker, *machine, "-shared", "-s", str(compiled), "-lm", "-o", str(linked)],
+        ):
             processes.run(step, folder=levels.SOURCES, changes=changes)
-        (temporary / path.name).replace(path)
+        linked.replace(path)
 
 
 def compile_all(target: str = "", chosen: Iterable[Level] = ()) -> None:
@@ -143,17 +147,13 @@ def reason(error: Exception) -> str:
     return next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)
 
 
-def _is_zig(compiler: Sequence[str]) -> bool:
-    return "ziglang" in compiler
-
-
-def _flags(compiler: Sequence[str], level: Level, zig: str = "") -> list[str]:
-    """The flags of a level: Zig has its own names of processors, and one flag for all features."""
-    if not _is_zig(compiler):
-        return [f"-march={level.base}", *(f"-m{feature}" for feature in level.features), *level.flags, *_FLAGS]
+def _machine(compiler: Sequence[str], level: Level, system: Target | None) -> list[str]:
+    """The flags of processors and systems; Zig has its own names of processors, and one flag for all features."""
+    if compiler != _ZIG:
+        return [f"-march={level.base}", *(f"-m{feature}" for feature in level.features)]
     base = "generic" if level.base == "armv8-a" else level.base
     processor = "+".join((base, *level.features)).replace("-", "_")
-    return ["-target", zig or "native", f"-mcpu={processor}", *level.flags, *_FLAGS]
+    return ["-target", system.zig if system else "native", f"-mcpu={processor}"]
 
 
 if __name__ == "__main__":

@@ -124,6 +124,9 @@ class Container:
         return flat.reshape(*info.shape[:-1], -1)
 
 
+_LENGTH = struct.Struct("<Q").unpack_from
+
+
 class _Reader:
     """Walks through the header, never past its end."""
 
@@ -216,13 +219,18 @@ class _Reader:
         return tensors
 
     def text(self, longest: int | None = None) -> str:
-        length = self.integer("<Q")
-        self.require_bytes(length, f"a text of {length} bytes")
+        # A vocabulary is a hundred thousand of these, so nothing is called that isn't needed.
+        self.require_bytes(8, "a number")
+        (length,) = _LENGTH(self.content, self.position)
+        start = self.position + 8
+        self.position = end = start + length
+        if end > self.size:
+            self.position = start
+            self.require_bytes(length, f"a text of {length} bytes")
         if longest is not None and length > longest:
             raise self.damaged(f"a name has {length} bytes")
-        start, self.position = self.position, self.position + length
         try:
-            return self.content[start : self.position].decode("utf-8")
+            return self.content[start:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.damaged(f"the text at byte {start} is not UTF-8") from error
 

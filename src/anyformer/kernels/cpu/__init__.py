@@ -1,4 +1,4 @@
-"""Kernels in C++, compiled on first use for the machine that they run on (see docs/kernels.md).
+"""Kernels in C++, compiled for levels of processors when the package is installed (see docs/kernels.md).
 
 They are optional: without a compiler torch computes everything.
 """
