@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import socket
@@ -103,7 +104,7 @@ def hostile_body(chance: random.Random, body: dict[str, Any]) -> bytes:
             inside[last] = f"@raw{len(raw)}@"
             raw.append(chance.choice(RAW))
         else:
-            inside[last] = chance.choice(WRONG)
+            inside[last] = copy.deepcopy(chance.choice(WRONG))
     text = json.dumps(body)
     for number, each in enumerate(raw):
         text = text.replace(f'"@raw{number}@"', each)
