@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
+from tests import examples
 from tests.browser import browse, chromium  # noqa: F401
 from tests.forked import Forks, forks
 
@@ -89,12 +90,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.nodeid.partition("::")[0] not in names)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Called before tests are imported."""
+    examples.IN_GATE = "not slow" in config.getoption("markexpr")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Called once for each test function, before it is selected."""
     test = metafunc.function
     if not is_hypothesis_test(test):
         return
-    if "not slow" in metafunc.config.getoption("markexpr"):
+    if examples.IN_GATE:
         full = test._hypothesis_internal_use_settings
         test._hypothesis_internal_use_settings = settings(full, max_examples=max(2, full.max_examples // 10))
     else:

@@ -58,11 +58,13 @@ def test_tests_mirror_the_source() -> None:
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("packing", "parts", "resume")),
         TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
+        *(TESTS / "serving" / f"test_{what}.py" for what in ("adapters", "hostile", "lm_eval", "load", "schemathesis")),
         TESTS / "tasks" / "test_adding.py",
         TESTS / "tasks" / "test_rows_of_tasks.py",
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
         TESTS / "training" / "test_int8.py",
+        TESTS / "training" / "strategies" / "test_restarts.py",
         # The comparisons with other implementations.
         *(TESTS / "parity").rglob("test_*.py"),
     }
@@ -129,6 +131,7 @@ ALLOWED = {
     "kernels/cpu/library.py": {"ctypes.CDLL"},
     # The C library of the system.
     "training/memory.py": {"ctypes.CDLL"},
+    "native/levels.py": {"ctypes.CDLL"},
     # Between processes of the same program.
     "data/parallel_encoding.py": {"pickle.load"},
     "data/encoding_worker.py": {"pickle.load"},

@@ -171,7 +171,7 @@ def test_examples_parse(command: str) -> None:
 
     epilog = _parser(command).epilog
     assert epilog is not None
-    for line in epilog.splitlines()[1:]:
+    for line in epilog.partition("\n\n")[0].splitlines()[1:]:
         program, name, *arguments = shlex.split(line)
         assert (program, name) == ("anyformer", command)
         assert _parser(command).values(arguments) is not None

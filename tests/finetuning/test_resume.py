@@ -52,9 +52,8 @@ def _survives(name: str, models: Path, tmp_path: Path, starts: Starts, kills: in
     )
 
 
-@pytest.mark.parametrize("name", ["full", "qlora"])
-def test_killed_twice(name: str, models: Path, tmp_path: Path, starts: Starts) -> None:
-    _survives(name, models, tmp_path, starts, kills=2)
+def test_killed_twice(models: Path, tmp_path: Path, starts: Starts) -> None:
+    _survives("qlora", models, tmp_path, starts, kills=2)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from anyformer.learn.diagram.facts import facts
 from anyformer.learn.diagram.stack import cost_text, sees
 from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.spec import read_config
-from tests.browser import LOOKS, Browse, Look, assert_readable
+from tests.browser import Browse, Look, assert_readable, looks
 from tests.learn.diagrams import CHANGES, SVG, Drawing, changed, configs
 from tests.parity.presets import shrunk
 
@@ -369,9 +369,7 @@ def test_pictures_in_one_page_do_not_clash(tmp_path: Path) -> None:
         assert not any("Also different" in text for text in picture.words("text"))
 
 
-@pytest.mark.parametrize(
-    "look", [look if look.phone == look.dark else pytest.param(look, marks=pytest.mark.slow) for look in LOOKS], ids=str
-)
+@looks
 def test_in_a_browser(look: Look, browse: Browse, tmp_path: Path) -> None:
     pair = [("gpt2", af.preset("gpt2")), ("a " + "name " * 40, af.preset("t5").replace(norm={"kind": "W" * 90}))]
     qwen = af.preset("qwen3").replace(other_layers={"first": "." * 20, "window": 4096}, position={"theta": 1e12})

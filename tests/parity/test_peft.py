@@ -169,7 +169,7 @@ def test_thirty_steps_of_adamw_are_those_of_peft(architecture: str, data: st.Dat
     spec: ModelSpec = data.draw(hf_models.models(architecture))
     inputs: Inputs = data.draw(draw_inputs(spec))
     kind = data.draw(st.sampled_from(({}, {"use_rslora": True}, {"use_dora": True})))
-    made = {"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": None, **kind}
+    made: dict[str, Any] = {"target_modules": "all-linear", "r": 4, "lora_alpha": 8, "task_type": None, **kind}
     model = ours_of(spec.build())
     if stacks := list(parameters(model)):
         made |= {"target_modules": ["q_proj"], "target_parameters": stacks, "use_dora": False}
@@ -212,9 +212,8 @@ def test_an_adapter_of_a_quantized_model_learns(preset: str, kind: str) -> None:
         return found
 
     before = logits()
-    add_adapter(
-        model, LoraConfig(rank=8, target_parameters=["experts.down_proj"] if config.feed_forward.experts else [])
-    )
+    experts = ["experts.gate_up_proj", "experts.down_proj"] if config.feed_forward.experts else []
+    add_adapter(model, LoraConfig(rank=8, target_parameters=experts))
     assert torch.equal(logits(), before)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -231,8 +230,9 @@ def test_an_adapter_of_a_quantized_model_learns(preset: str, kind: str) -> None:
         assert torch.equal(logits(), before)
     found = logits()
     merge(model)
-    # Compiled products of integers round their inputs to 8 bits, those of the merged weights don't.
-    assert float((logits() - found).norm()) < 0.1 * float(found.norm())
+    # Compiled products of integers round their inputs to 8 bits, those of the merged weights don't, and one of 80
+    # tokens goes to another expert.
+    assert float((logits() - found).norm()) < (0.2 if experts else 0.1) * float(found.norm())
 
 
 def test_a_fresh_adapter_changes_nothing(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ RATES = (
 )
 """What the families call dropout, which no two libraries draw alike."""
 
+IN_GATE = ("gpt2", "llama", "mixtral", "bert", "t5", "bart")
+"""One of each kind."""
+
 _ROTARY: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -66,7 +69,9 @@ _MARIAN = {**_PAPER, "activation_function": "swish"}
 
 def _model(name: str, architecture: str, options: dict[str, Any], seed: int, untie: bool = False) -> Any:
     options = {"vocab_size": VOCAB, **options, **dict.fromkeys(RATES, 0.0)}
-    return pytest.param(ModelSpec(hf_models.ARCHITECTURES[architecture], architecture, options, seed, untie), id=name)
+    marks = [] if name in IN_GATE else [pytest.mark.slow]
+    spec = ModelSpec(hf_models.ARCHITECTURES[architecture], architecture, options, seed, untie)
+    return pytest.param(spec, id=name, marks=marks)
 
 
 MODELS = [

@@ -17,6 +17,7 @@ from tokenizers import decoders, models
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import StreamDecoder, Tokenizer
+from tests.examples import examples
 from tests.tokenizer.hugging_face import (
     CORPUS,
     KINDS,
@@ -86,13 +87,13 @@ def test_nothing_here_needs_torch():
 def test_a_stream_is_the_whole(trained: dict[tuple[str, str], tuple[Tokenizer, Any]], spec: str, special: str):
     tokenizer = trained[spec, special][0]
 
-    @few
+    @examples(50)
     @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=120))
     def random(ids: list[int]) -> None:
         stream = StreamDecoder(tokenizer)
         assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
-    @few
+    @examples(50)
     @given(st.lists(known, max_size=8).map("".join))
     def text(text: str) -> None:
         stream = StreamDecoder(tokenizer, skip_special=False)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.tokenizer.hugging_face import (
     CORPUS,
     SAMPLES,
@@ -19,7 +20,6 @@ from tests.tokenizer.hugging_face import (
     assert_equal,
     assert_same_roles,
     automatic,
-    few,
     sentencepiece_model,
 )
 
@@ -102,7 +102,7 @@ def test_sentencepiece_pair_of_marian(tmp_path: Path):
     for text in samples:
         assert_equal(ours, theirs, text)
 
-    @few
+    @examples(50)
     @example("", [0, 2, 2, 0])
     @given(
         text=anything.map(lambda text: text.replace(">>", "")),

@@ -152,8 +152,11 @@ _END = "{% endfor %}{% endfor %}"
         "{% for _ in range(99999) %}" + "{% set x = 1 %}" * 2000 + "{% endfor %}",
         "{% for _ in range(99999) %}" + "x" * 40000 + "{% endfor %}",
         "{% for a in [[[[]] * 999] * 999] * 999 recursive %}{{ loop(a) }}{% endfor %}",
-        "".join(f"{{% block b{i} %}}{2 * f'{{{{ self.b{i + 1}() }}}}'}{{% endblock %}}" for i in range(40))
-        + "{% block b40 %}{% endblock %}",
+        pytest.param(
+            "".join(f"{{% block b{i} %}}{2 * f'{{{{ self.b{i + 1}() }}}}'}{{% endblock %}}" for i in range(40))
+            + "{% block b40 %}{% endblock %}",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_chat_templates_pay_before_anything_is_done(template: str):

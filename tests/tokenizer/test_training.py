@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.training import SPECIAL, parse_spec
+from tests.examples import examples
 from tests.tokenizer.hugging_face import (
     CORPUS,
     KINDS,
@@ -27,7 +28,6 @@ from tests.tokenizer.hugging_face import (
     assert_same,
     assert_same_roles,
     automatic,
-    few,
     known,
 )
 
@@ -39,7 +39,7 @@ def test_trained_equals_transformers(trained: dict[tuple[str, str], tuple[Tokeni
     ours, theirs = trained[spec, special]
     assert_same_roles(ours, theirs)
 
-    @few
+    @examples(50)
     @given(text=known)
     def check(text: str) -> None:
         assert_equal(ours, theirs, text)
@@ -53,7 +53,7 @@ def test_trained_equals_transformers(trained: dict[tuple[str, str], tuple[Tokeni
 def test_byte_bpe_is_lossless(trained: dict[tuple[str, str], tuple[Tokenizer, Any]], special: str):
     ours, theirs = trained["bpe:400", special]
 
-    @few
+    @examples(50)
     @given(text=anything.filter(lambda text: not re.search("<[/|a-z]", text)))  # those may be special tokens
     def check(text: str) -> None:
         ids = ours.encode(text, special=False)

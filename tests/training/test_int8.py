@@ -34,19 +34,17 @@ CPU = torch.device("cpu")
 INT8 = Precision(CPU, torch.float32, "as asked", int8=True)
 
 
-def _able() -> bool:
+# What torch warns of when it imports its own compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _able() -> None:
+    """Compiled when it is needed, not while tests are collected."""
     try:
         choose_precision("cpu", "int8")
     except UserError:
-        return False
-    return True
-
-
-pytestmark = [
-    pytest.mark.skipif(not _able(), reason="products of 8 bits gain nothing on this machine"),
-    # What torch warns of when it imports its own compiler.
-    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
-]
+        pytest.skip("products of 8 bits gain nothing on this machine")
 
 
 @pytest.fixture(autouse=True)
@@ -176,8 +174,14 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return int8_linear(x, weight, bias)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
+@pytest.mark.parametrize(
+    ("bias", "sizes"),
+    [
+        (True, [(37, 24, 53)]),
+        *(pytest.param(bias, [(37, 24, 53), (64, 33, 18)], marks=pytest.mark.slow) for bias in (True, False)),
+    ],
+)
+def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool, sizes: list[tuple[int, int, int]]):
     chance = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
@@ -188,7 +192,7 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
             patch.setattr(linear_module, "_int8_matmul", matmul)
             return _products(*given)
 
-    for rows, inputs, outputs in ((37, 24, 53), (64, 33, 18)):
+    for rows, inputs, outputs in sizes:
         given = draw(rows, inputs), draw(outputs, inputs), draw(outputs) if bias else None, draw(rows, outputs)
         given[0][3], given[3][5] = 0.0, 0.0
         for one, other in zip(
@@ -198,7 +202,8 @@ def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch, bias: bool):
             assert torch.equal(one, other) if one.dim() > 1 else torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("library", ["ours", pytest.param("torch's", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["ours", "torch's"])
 def test_what_torch_compiles_is_the_same(library: str):
     if library == "ours" and not matmul.supports_int8():
         pytest.skip("this processor has no such instructions")

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -44,19 +44,48 @@ SAID = {
     "fsdp": "fsdp, 2 processes (gloo)",
     **{f"zero{stage}": f"deepspeed ZeRO-{stage}, 2 processes (gloo)" for stage in (1, 2, 3)},
 }
-ZERO_FROM = [("zero1", "zero2"), ("zero2", "zero3"), ("zero3", "zero1"), ("zero2", "one"), ("zero3", "fsdp")]
 NOISE = "attention.key.bias"
-_ZERO_CASES = [
-    (stage, case)
-    for stage in ZERO
-    for case in strategies_worker.CASES
-    if case != "muon" and (stage != "zero1" or case not in strategies_worker.FINETUNED)
-]
-_SLOW = [("zero3", case) for case in ("classify", "chat", "embed", "pair-class")]
-"""ZeRO-3 takes ten times as long as the others to begin with a model."""
+CASES = {
+    "ddp": ("tied", "masked", "muon", "chat", "negatives"),
+    "fsdp": ("pairs", "shared", "classify", "embed", "pair-class"),
+    "zero1": ("tied", "shared"),
+    "zero2": ("pairs", "classify", "negatives"),
+    "zero3": ("masked",),
+}
+"""The cases that an engine trains in the gate, where each of them is trained by one at least."""
+ORIGINS = {
+    "ddp": ("fsdp", "one", "ddp"),
+    "fsdp": ("ddp", "one", "fsdp"),
+    "zero1": ("zero2",),
+    "zero2": ("zero3", "one"),
+    "zero3": ("fsdp", "zero1"),
+}
+"""Whose checkpoints an engine goes on from; in the gate from the first."""
+
+
+def _is_trained(engine: str, case: str) -> bool:
+    if engine == "zero1" and case in strategies_worker.FINETUNED:
+        return False
+    return engine in NATIVE or case != "muon"
+
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-ALL = [*NATIVE, *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
+
+
+def _each(jobs: dict[str, dict[str, bool]]) -> pytest.MarkDecorator:
+    """Parametrize a test by engine and job, and leave to the slow run what is not for the gate."""
+    return pytest.mark.parametrize(
+        ("engine", "job"),
+        [
+            pytest.param(
+                engine,
+                job,
+                marks=[*([] if in_gate else [pytest.mark.slow]), *([] if engine in NATIVE else [needs_deepspeed])],
+            )
+            for engine, its in jobs.items()
+            for job, in_gate in its.items()
+        ],
+    )
 
 
 class Two:
@@ -119,49 +148,59 @@ def ready() -> Iterator[Forks]:
         yield programs
 
 
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory, halfway: Path, ready: Forks) -> Two:
-    two = Two(tmp_path_factory.mktemp("native"), ready)
-    saved = {name: str(two.folder / f"{name}-checkpoint") for name in NATIVE}
-    jobs = {f"{name}-{case}": {**of, "case": case} for name, of in NATIVE.items() for case in strategies_worker.CASES}
-    for name, of in NATIVE.items():
-        other = next(other for other in NATIVE if other != name)
-        jobs[f"{name}-save"] = {**of, "case": "tied", "save": saved[name], "end": STEPS // 2}
-        jobs[f"{name}-adapter"] = {**of, "case": "chat", "save": f"{saved[name]}-adapter", "end": STEPS // 2}
-        jobs[f"{name}-bf16"] = {**of, "case": "tied", "dtype": "bfloat16"}
-        jobs[f"{name}-from-one"] = {**of, "case": "tied", "load": str(halfway)}
-        jobs[f"{name}-from-{other}"] = {**of, "case": "tied", "load": saved[other]}
-        jobs[f"{name}-from-{name}"] = {**of, "case": "tied", "load": saved[name]}
-    two.run("native", dict(sorted(jobs.items(), key=lambda job: "load" in job[1])))
+def _jobs(request: pytest.FixtureRequest, engines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The jobs of these engines that tests to be run ask for, those first whose checkpoints others need."""
+    params = [
+        item.callspec.params
+        for item in request.session.items
+        if getattr(item, "module", None) is request.module
+        and "job" in getattr(getattr(item, "callspec", None), "params", {})
+    ]
+    asked = [(each["engine"], each["job"]) for each in params]
+    origins = [(job.removeprefix("from-"), "save") for _, job in asked if job.startswith("from-")]
+    return (each for each in dict.fromkeys([*origins, *asked]) if each[0] in engines)
+
+
+def _run(two: Two, jobs: Iterable[tuple[str, str]], halfway: Path, native: Two | None = None) -> Two:
+    def checkpoint(engine: str) -> str:
+        of = native if native is not None and engine in NATIVE else two
+        return str(halfway if engine == "one" else of.folder / f"{engine}-checkpoint")
+
+    def described(engine: str, job: str) -> dict[str, Any]:
+        half = {"end": STEPS // 2}
+        if job == "save":
+            return {"case": "tied", "save": checkpoint(engine), **half}
+        if job == "adapter":
+            return {"case": "chat", "save": f"{checkpoint(engine)}-adapter", **half}
+        if job == "bf16":
+            return {"case": "tied", "dtype": "bfloat16"}
+        if job.startswith("from-"):
+            return {"case": "tied", "load": checkpoint(job.removeprefix("from-"))}
+        return {"case": job}
+
+    if todo := {f"{engine}-{job}": ENGINES[engine] | described(engine, job) for engine, job in jobs}:
+        two.run("jobs", todo)
     return two
 
 
 @pytest.fixture(scope="module")
-def zero(tmp_path_factory: pytest.TempPathFactory, halfway: Path, native: Two, ready: Forks) -> Two:
-    two = Two(tmp_path_factory.mktemp("zero"), ready)
-    saved = {name: str(two.folder / f"{name}-checkpoint") for name in ZERO}
-    jobs = {f"{name}-{case}": {**ZERO[name], "case": case} for name, case in _ZERO_CASES if (name, case) not in _SLOW}
-    for name, of in ZERO.items():
-        jobs[f"{name}-save"] = {**of, "case": "tied", "save": saved[name], "end": STEPS // 2}
-        jobs[f"{name}-adapter"] = {**of, "case": "chat", "save": f"{saved[name]}-adapter", "end": STEPS // 2}
-    saved |= {"one": str(halfway), "fsdp": str(native.folder / "fsdp-checkpoint")}
-    for name, origin in ZERO_FROM:
-        jobs[f"{name}-from-{origin}"] = {**ZERO[name], "case": "tied", "load": saved[origin]}
-    jobs["zero3-bf16"] = {**ZERO["zero3"], "case": "tied", "dtype": "bfloat16"}
-    two.run("zero", dict(sorted(jobs.items(), key=lambda job: "load" in job[1])))
-    return two
+def native(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, halfway: Path, ready: Forks
+) -> Two:
+    return _run(Two(tmp_path_factory.mktemp("native"), ready), _jobs(request, NATIVE), halfway)
 
 
 @pytest.fixture(scope="module")
-def zero_slow(tmp_path_factory: pytest.TempPathFactory, ready: Forks) -> Two:
-    two = Two(tmp_path_factory.mktemp("zero-slow"), ready)
-    two.run("zero", {f"{name}-{case}": {**ZERO[name], "case": case} for name, case in _SLOW})
-    return two
+def zero(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, halfway: Path, native: Two, ready: Forks
+) -> Two:
+    return _run(Two(tmp_path_factory.mktemp("zero"), ready), _jobs(request, ZERO), halfway, native)
 
 
-def results(request: pytest.FixtureRequest, engine: str, case: str = "") -> Two:
-    zero = "zero_slow" if (engine, case) in _SLOW else "zero"
-    return request.getfixturevalue("native" if engine in NATIVE else zero)
+@pytest.fixture
+def two(request: pytest.FixtureRequest, engine: str) -> Two:
+    """The two processes of an engine, after all jobs that tests ask for."""
+    return request.getfixturevalue("native" if engine in NATIVE else "zero")
 
 
 def assert_equal(found: Result, wanted: Result, tolerance: float = 1e-5) -> None:
@@ -174,64 +213,46 @@ def assert_equal(found: Result, wanted: Result, tolerance: float = 1e-5) -> None
             assert (weight - wanted[2][name]).norm() <= tolerance * wanted[2][name].norm(), name
 
 
-@pytest.mark.parametrize(
-    ("engine", "case"),
-    [
-        *((engine, case) for engine in NATIVE for case in strategies_worker.CASES),
-        *(
-            pytest.param(*each, marks=[needs_deepspeed, *([pytest.mark.slow] if each in _SLOW else [])])
-            for each in _ZERO_CASES
-        ),
-    ],
+@_each(
+    {
+        engine: {case: case in kept for case in strategies_worker.CASES if _is_trained(engine, case)}
+        for engine, kept in CASES.items()
+    }
 )
-def test_two_processes_equal_one(
-    request: pytest.FixtureRequest, one: Callable[[str], Result], engine: str, case: str
-) -> None:
-    found = results(request, engine, case).result(f"{engine}-{case}")
+def test_two_processes_equal_one(two: Two, one: Callable[[str], Result], engine: str, job: str) -> None:
+    found = two.result(f"{engine}-{job}")
     assert found[0] == SAID[engine]
     assert len(found[1]) == STEPS + 2
-    assert_equal(found, one(case))
+    assert_equal(found, one(job))
 
 
-@pytest.mark.parametrize("engine", ALL)
-def test_a_checkpoint_of_two_resumes_on_one(
-    request: pytest.FixtureRequest, one: Callable[[str], Result], engine: str
-) -> None:
-    saved = results(request, engine).folder / f"{engine}-checkpoint"
+@_each({engine: {"save": True} for engine in ENGINES})
+def test_a_checkpoint_of_two_resumes_on_one(two: Two, one: Callable[[str], Result], engine: str, job: str) -> None:
+    saved = two.folder / f"{engine}-checkpoint"
     assert {path.suffix for path in saved.iterdir()} == {".safetensors"}
     assert_equal(train(Group(), "tied", load=str(saved)), one("tied"))
 
 
-@pytest.mark.parametrize("engine", ALL)
+@_each({engine: {"adapter": engine in ("fsdp", "zero2")} for engine in ENGINES})
 def test_a_checkpoint_of_an_adapter_is_without_its_base(
-    request: pytest.FixtureRequest, one: Callable[[str], Result], engine: str
+    two: Two, one: Callable[[str], Result], engine: str, job: str
 ) -> None:
-    saved = results(request, engine).folder / f"{engine}-checkpoint-adapter"
+    saved = two.folder / f"{engine}-checkpoint-adapter"
     names = {name for path in saved.iterdir() for name in load_file(path)}
     assert names
     assert {name for name in names if ".adapters." not in name} <= {"average.updates", "average.kept"}, names
     assert_equal(train(Group(), "chat", load=str(saved)), one("chat"))
 
 
-@pytest.mark.parametrize(
-    ("engine", "origin"),
-    [
-        *((engine, origin) for engine in NATIVE for origin in ("one", *NATIVE)),
-        *(pytest.param(*pair, marks=needs_deepspeed) for pair in ZERO_FROM),
-    ],
-)
-def test_a_checkpoint_resumes_on_two(
-    request: pytest.FixtureRequest, one: Callable[[str], Result], engine: str, origin: str
-) -> None:
-    assert_equal(results(request, engine).result(f"{engine}-from-{origin}"), one("tied"))
+@_each({engine: {f"from-{origin}": origin == origins[0] for origin in origins} for engine, origins in ORIGINS.items()})
+def test_a_checkpoint_resumes_on_two(two: Two, one: Callable[[str], Result], engine: str, job: str) -> None:
+    assert_equal(two.result(f"{engine}-{job}"), one("tied"))
 
 
-@pytest.mark.parametrize("engine", [*NATIVE, pytest.param("zero3", marks=needs_deepspeed)])
-def test_bfloat16_stays_within_its_rounding(
-    request: pytest.FixtureRequest, one: Callable[[str], Result], engine: str
-) -> None:
+@_each({engine: {"bf16": engine == "fsdp"} for engine in (*NATIVE, "zero3")})
+def test_bfloat16_stays_within_its_rounding(two: Two, one: Callable[[str], Result], engine: str, job: str) -> None:
     """Only the products are narrow, so the weights and the losses hardly move."""
-    losses = {step: values[:1] for step, values in results(request, engine).result(f"{engine}-bf16")[1].items()}
+    losses = {step: values[:1] for step, values in two.result(f"{engine}-{job}")[1].items()}
     for step, (loss,) in losses.items():
         assert loss == pytest.approx(one("tied")[1][step][0], rel=0.01), step
         assert loss != one("tied")[1][step][0]

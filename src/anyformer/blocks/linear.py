@@ -1,7 +1,7 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -243,8 +243,9 @@ class GroupedLinear(Linear):
             out = kernels.quantized_grouped_linear(x, self.weight.packed_weight, ends)
         else:
             out = kernels.grouped_linear(x, self.weight, ends, matmul=self.matmul if self.training else "float")
-        for adapter in cast("Iterable[GroupedAdapter]", _adapters(self)):
-            out = adapter(x, out, ends)
+        for adapter, rows in _adapters(self):
+            assert rows is None  # which loading sees to: here the tokens of all sequences are sorted
+            out = cast("GroupedAdapter", adapter)(x, out, ends)
         return out if cast("Tensor | None", self.bias) is None else out + kernels.rows_by_group(self.bias, ends, len(x))
 
 

@@ -144,6 +144,10 @@ def load_adapter(
         raise UserError(f"{path}: another adapter has replaced biases or whole modules already: give one of the two.")
     if stored.others and beside:
         raise UserError(f"{path} replaces biases or whole modules, so its model can't be used without it as well.")
+    if config.target_parameters and beside:
+        raise UserError(
+            f"{path} adapts experts, which sort the tokens of all texts: merge it, and serve what that makes."
+        )
     # All is checked before anything is changed.
     fitting = [
         (names.get(module, module), *_fit(path, model, stored, module, layers.get(module), names.get(module, module)))

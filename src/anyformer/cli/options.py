@@ -109,12 +109,15 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str, examples: Sequence[str] = ()) -> None:
         width = min(shutil.get_terminal_size().columns, _WIDTH)
-        text, _, lines = inspect.cleandoc(description).partition("\n\nExamples:\n")
-        examples = [*examples, *textwrap.dedent(lines).splitlines()]
+        text, _, more = inspect.cleandoc(description).partition("\n\nExamples:\n")
+        lines = [
+            *(f"  {example}" for example in examples),
+            *(line.replace("    ", "  ", 1) for line in more.splitlines()),
+        ]
         super().__init__(
             prog=f"anyformer {command}",
             description="\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n")),
-            epilog="\n  ".join(["examples:", *examples]) if examples else None,
+            epilog="\n".join(["examples:", *lines]) if lines else None,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=width),
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,

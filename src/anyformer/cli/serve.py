@@ -23,9 +23,11 @@ class ServeOptions(ServerSettings, LoadOptions):
         anyformer serve chat=runs/chat-1 vectors=sentence-transformers/all-MiniLM-L6-v2 --port 9000
         anyformer serve openai-community/gpt2 --host 0.0.0.0 --api-key-file key.txt
         anyformer serve base=Qwen/Qwen3-0.6B --adapter poet=runs/poems lawyer=runs/contracts
+
+    clients, once it runs:
         curl http://127.0.0.1:8000/v1/models
-        OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none").models.list()
-        docker run --network host -e OPENAI_API_BASE_URL=http://127.0.0.1:8000/v1 ghcr.io/open-webui/open-webui:main
+        OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none openai api models.list
+        OPENAI_API_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none open-webui serve
         lm_eval --model local-completions --tasks lambada_openai --model_args \\
             base_url=http://127.0.0.1:8000/v1/completions,model=NAME,tokenizer=MODEL
     """

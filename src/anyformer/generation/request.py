@@ -68,9 +68,9 @@ class Request:
     guessed: int = 0
     """Tokens that a draft has guessed."""
     accepted: int = 0
-    """Those of them that the model chose."""
+    """Guessed tokens that the model chose."""
     latest_accepted: int = 0
-    """Those of the latest step."""
+    """Guessed tokens that the model chose in the latest step."""
     _speculator: Speculator | None = None
     _eos: frozenset[int]
     _processors: Sequence[LogitsProcessor]

@@ -57,7 +57,7 @@ def here() -> str:
 
 
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
-"""Of a library's name on this system."""
+"""The extension of libraries on this system."""
 
 
 def path_of(name: str, level: Level, suffix: str = SUFFIX) -> Path:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -41,7 +41,7 @@ def eject(spec: str) -> str:
         UserError: there is no such model; it has a block of somebody's own, or one that a file can't show.
     """
     model = read_config(spec)
-    return _render("program.py.jinja", _values(model.config, Path(spec).name or spec))
+    return _TEMPLATES.get_template("program.py.jinja").render(_values(model.config, Path(spec).name or spec))
 
 
 def architecture_diff(a: str, b: str) -> str:
@@ -57,15 +57,13 @@ def architecture_diff(a: str, b: str) -> str:
     return "\n".join(difflib.unified_diff(sides[0], sides[1], a, b, n=1, lineterm=""))
 
 
-def _render(template: str, values: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (files(__package__ or "") / name).read_text(encoding="utf-8")),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(**values)
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FunctionLoader(lambda name: (files(__package__ or "") / name).read_text(encoding="utf-8")),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
 
 
 def _values(config: ModelConfig, name: str) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
             "embedding.ngrams and position.skip_padding together have no standalone file: drop one of them."
         )
     values = architecture(config)
-    values["architecture"] = _render("architecture.py.jinja", values)
+    values["architecture"] = _TEMPLATES.get_template("architecture.py.jinja").render(values)
     return values | program(config, name)
 
 

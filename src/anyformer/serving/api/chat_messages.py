@@ -63,7 +63,7 @@ class AssistantMessage(_Message):
     content: Content | None = None
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
-    """What it thought before it, as an answer of this server has it."""
+    """The model's thoughts before the message, as an answer of this server has them."""
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None

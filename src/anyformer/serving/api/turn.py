@@ -65,7 +65,7 @@ class Answer:
 
     parser: ToolParser | ChannelParser | None
     reasoning: str = ""
-    """What the model thought first."""
+    """The model's thoughts before the answer."""
     items: list[Passage | Call] = field(default_factory=list[Passage | Call])
     finish: str | None = None
     """None: not yet; else stop, length or tool_calls."""
