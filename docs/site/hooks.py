@@ -39,7 +39,7 @@ _WEIGHTS = {
 }
 _LANGUAGES = {".py": "python", ".sh": "sh", ".yml": "yaml", ".toml": "toml", ".cpp": "cpp", ".h": "cpp"}
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
-_SOURCE = re.compile(r"\]\((?:\.\./)*((?:src|benchmarks|tests)/[\w./-]+\.\w+)")
+_SOURCE = re.compile(r"\]\((?:\.\./)*((?:src|benchmarks|tests)/[\w./-]+\.\w+|Containerfile)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
 

@@ -80,7 +80,12 @@ def test_every_kernel_compiles_for_every_target(target: str, tmp_path: Path, mon
 @pytest.mark.parametrize(
     "level",
     [
-        pytest.param(level, marks=[] if "amx" in level.name else pytest.mark.slow, id=level.name)
+        # Where there is AMX, it is compiled to be used.
+        pytest.param(
+            level,
+            marks=[] if "amx" in level.name and not levels.has("amx-bf16") else pytest.mark.slow,
+            id=level.name,
+        )
         for level in levels.LEVELS["x86_64"]
     ],
 )

@@ -69,7 +69,6 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.project(x, states, rotation)
         if cache is not None:
             key, value = cache.update(key, value)
-        mask = self.with_positions(mask, query, key)
         out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale, self.softcap, self.sinks)
         return self.output(out.transpose(1, 2).flatten(2))
 
@@ -84,7 +83,6 @@ class MultiHeadAttention(nn.Module):
         """The attention weights, which `forward` need not hold as a whole, in float32 at least; every row sums to 1, or
         with its head's sink."""
         query, key, _ = self.project(x, states, rotation)
-        mask = self.with_positions(mask, query, key)
         dtype = torch.promote_types(query.dtype, torch.float32)
         query, key = query.to(dtype), key.to(dtype)
         return kernels.masked_attention_weights(query, key, mask, self.scale, self.softcap, self.sinks)
@@ -103,10 +101,6 @@ class MultiHeadAttention(nn.Module):
         """Keys and values of hidden states."""
         key = self._split(self.key(states), self.kv_heads, self.key_norm)
         return KeysValues(key, self._split(self.value(states), self.kv_heads))
-
-    def with_positions(self, mask: AttentionMask, query: Tensor, key: Tensor) -> AttentionMask:
-        """The mask, which a subclass adds scores of queries and keys by their positions to."""
-        return mask
 
     def _split(
         self, x: Float[Tensor, "batch tokens width"], heads: int, norm: nn.Module | None = None

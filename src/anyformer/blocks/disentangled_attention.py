@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from anyformer import kernels
-from anyformer.blocks.attention import MultiHeadAttention
+from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.kv_cache import KeysValues, LayerCache
+from anyformer.blocks.position import Rotation
 from anyformer.config import AttentionConfig
 from anyformer.kernels import AttentionMask
 
@@ -26,11 +29,40 @@ class DisentangledAttention(MultiHeadAttention):
         self.scale /= 3**0.5
 
     @override
-    def with_positions(
+    def forward(
         self,
-        mask: AttentionMask,
+        x: Float[Tensor, "#batch queries d_model"],
+        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
+        *,
+        mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "#batch queries d_model"]:
+        """Attend from each token of x to each of x, or of other states; see `MultiHeadAttention`."""
+        query, key, value = self.project(x, states)
+        out = kernels.masked_attention(query, key, value, self.scored(query, key, mask), self.dropout.rate, self.scale)
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    @override
+    def weights(
+        self,
+        x: Float[Tensor, "#batch queries d_model"],
+        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
+        *,
+        mask: AttentionMask = ALL_VISIBLE,
+        rotation: Rotation = UNROTATED,
+    ) -> Float[Tensor, "rows heads time seen"]:
+        """The attention weights, in float32 at least; every row sums to 1."""
+        query, key, _ = self.project(x, states)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        scored = self.scored(query, key, mask)
+        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), scored, self.scale)
+
+    def scored(
+        self,
         query: Float[Tensor, "#batch heads queries head_dim"],
         key: Float[Tensor, "#batch heads keys head_dim"],
+        mask: AttentionMask,
     ) -> AttentionMask:
         """The mask with the two scores of positions."""
         if (relative := mask.relative) is None:
