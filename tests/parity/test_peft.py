@@ -30,14 +30,14 @@ few = settings(max_examples=4)
 
 
 @st.composite
-def options(draw: st.DrawFn, names: list[str], stacks: list[str]) -> dict[str, Any]:
+def options(draw: st.DrawFn, names: list[str], stacks: list[str], *, experts: bool = False) -> dict[str, Any]:
     """Fields of PEFT's LoraConfig for a model with linear layers of these names, and with experts and routers.
 
     Its "all-linear" takes in routers, which are chosen by name here.
     """
     ends = sorted({name.rpartition(".")[2] for name in names})
     some = draw(st.lists(st.sampled_from(ends), min_size=1, unique=True))
-    kind = draw(st.sampled_from(("all", "names", "pattern", "paths")[bool(stacks) :]))
+    kind = draw(st.sampled_from(("all", "names", "pattern", "paths")[experts:]))
     chosen: Any = {"all": "all-linear", "names": some, "pattern": rf".*\.({'|'.join(some)})", "paths": names[:3]}[kind]
     made: dict[str, Any] = {
         "target_modules": chosen,
@@ -103,7 +103,9 @@ def test_adapters_of_peft_and_ours_are_the_same(architecture: str, data: st.Data
     spec: ModelSpec = data.draw(hf_models.models(architecture))
     inputs: Inputs = data.draw(draw_inputs(spec))
     model = ours_of(spec.build())
-    made = data.draw(options(layers(model), list(parameters(model))))
+    made = data.draw(
+        options(layers(model), list(parameters(model)), experts=model.config.feed_forward.experts is not None)
+    )
     task = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
     made["task_type"] = next((name for end, name in task.items() if architecture.endswith(end)), None)
     try:
