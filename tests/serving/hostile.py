@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import socket
@@ -103,7 +104,7 @@ def hostile_body(chance: random.Random, body: dict[str, Any]) -> bytes:
             inside[last] = f"@raw{len(raw)}@"
             raw.append(chance.choice(RAW))
         else:
-            inside[last] = chance.choice(WRONG)
+            inside[last] = copy.deepcopy(chance.choice(WRONG))
     text = json.dumps(body)
     for number, each in enumerate(raw):
         text = text.replace(f'"@raw{number}@"', each)
@@ -120,6 +121,8 @@ def hostile_request(chance: random.Random) -> bytes:
     made, method = hostile_body(chance, body), b"POST"
     headers = [b"Host: 127.0.0.1", b"Content-Type: application/json", b"Content-Length: %d" % len(made)]
     kind = chance.randrange(14)
+    if kind != 7:
+        headers.append(b"Connection: close")
     if kind == 0:
         types = [
             b"text/plain",
@@ -173,10 +176,17 @@ def send(port: int, request: bytes, seconds: float = 60) -> int | None:
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         try:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            head = connection.recv(12)
-            while connection.recv(1 << 16):
-                pass
+            connection.settimeout(2)
+            try:
+                head = connection.recv(12)
+            except TimeoutError:  # the server waits for the rest of a request that has none
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(seconds)
+                head = connection.recv(12)
+            connection.settimeout(2)
+            with suppress(TimeoutError):  # a connection that stays open
+                while connection.recv(1 << 16):
+                    pass
         except (ConnectionError, BrokenPipeError):
             return None
     return int(head[9:12]) if head.startswith(b"HTTP/1.1 ") else None

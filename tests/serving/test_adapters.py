@@ -35,13 +35,15 @@ def saved(directory: Path, number: int, **changes: Any) -> Path:
 def test_each_text_is_that_of_its_adapter(tmp_path: Path, kind: str | None) -> None:
     places = {"a/1.5": saved(tmp_path / "a", 2), "b": saved(tmp_path / "b", 3, use_dora=True)}
     alone, asked = dict[str, Any](), [(name, seed) for seed in (None, 3) for name in ("gpt", "a/1.5", "b")]
+    models = small_models()
+    _, tokenizer = models["gpt"]
+    assert tokenizer is not None
     for name in ("gpt", *places):
-        alone[name], tokenizer = small_models()["gpt"]
+        alone[name], _ = small_models()["gpt"]
         if kind is not None:
             quantize(alone[name], kind)
         if name != "gpt":
             load_adapter(alone[name], places[name])
-    models = small_models()
     if kind is not None:
         quantize(models["gpt"][0], kind)
     with running(models, adapters={"gpt": places}, slots=4) as (client, server), ThreadPoolExecutor(6) as pool:
@@ -51,7 +53,7 @@ def test_each_text_is_that_of_its_adapter(tmp_path: Path, kind: str | None) -> N
             body = {"model": name, "prompt": WORDS, "max_tokens": 12, "ignore_eos": True, **sampling}
             return client.post("/v1/completions", json=body).json()["choices"][0]["text"]
 
-        texts = dict(zip(asked * 3, pool.map(lambda each: ask(*each), asked * 3), strict=True))
+        texts = dict(zip(asked * 3, pool.map(ask, *zip(*asked * 3, strict=True)), strict=True))
         for (name, seed), text in texts.items():
             options: Any = {} if seed is None else {"temperature": 0.7, "seed": seed}
             expected = af.generate(alone[name], tokenizer, [WORDS], max_new_tokens=12, stop_at_eos=False, **options)

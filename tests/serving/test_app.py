@@ -248,7 +248,8 @@ def test_strangers_stay_out() -> None:
         assert client.get("/v1/models", headers={"x-api-key": "secret"}).status_code == 200
         assert client.get("/v1/models", headers={"x-api-key": "secre\u0301t".encode()}).status_code == 401
         assert client.get("/v1/models", headers=headers | {"Host": "evil.example"}).status_code == 403
-        assert client.get("/v1/models", headers=headers | {"Origin": "https://evil.example"}).status_code == 403
+        for origin in ("https://evil.example", "null", "http://["):
+            assert client.get("/v1/models", headers=headers | {"Origin": origin}).status_code == 403
         answer = client.get("/v1/models", headers=headers | {"Origin": "https://good.example"})
         assert answer.headers["access-control-allow-origin"] == "https://good.example"
         assert client.options("/v1/models", headers={"Origin": "https://good.example"}).status_code == 200

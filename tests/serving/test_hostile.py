@@ -100,7 +100,7 @@ def test_a_long_attack(caplog: pytest.LogCaptureFixture) -> None:
         statuses = attack(client, server, 2, requests=1000, leaving=200, stalling=100)
         check(statuses, caplog)
         assert resident() - size < 64 << 20
-        assert statuses.count(None) < 50
+        assert statuses.count(None) < 200  # requests without an end, and clients that send on behind a refusal
 
 
 def test_a_client_that_stalls_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_texts_are_those_of_generate_whatever_else_runs(served: Running) -> None
     client, server = served
     model, tokenizer = server.models["gpt"].model, server.models["gpt"].tokenizer
     draw = Random(0)
-    asked = [
+    asked: list[dict[str, Any]] = [
         {
             "prompt": draw.choice(["the cat", "a mat on the mat on the mat " * 5, "sat"]),
             "max_tokens": draw.randint(1, 20),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -69,7 +68,7 @@ class Gate:
             raise ApiError(
                 403, "This server is not known by that name: start it with --allow-host NAME.", code="unknown_host"
             )
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
             raise ApiError(
                 403, "Pages of other sites may not use this server: start it with --allow-origin ORIGIN.", code="origin"
             )

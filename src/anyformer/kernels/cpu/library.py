@@ -122,7 +122,9 @@ def _warn(reason: str) -> None:
 @cache
 def _openmp() -> Any:
     """The functions of the OpenMP library that torch has loaded: the threads of a second one would compete with its."""
-    paths = sorted((Path(torch.__file__).parent / "lib").glob("*omp*"))
+    packages = Path(torch.__file__).parents[1]
+    # Torch's wheels for ARM have it beside the package.
+    paths = [*(packages / "torch" / "lib").glob("*omp*"), *(packages / "torch.libs").glob("*omp*")]
     library = ctypes.CDLL(str(paths[0]) if paths else "libgomp.so.1")
     return (c_void_p * 3)(*(ctypes.cast(getattr(library, name), c_void_p).value for name in _OPENMP))
 
