@@ -141,6 +141,13 @@ def test_a_shard_that_is_missing_is_named(model: Transformer, tmp_path: Path) ->
         ("modules.json", '[{"type": "x.CNN", "path": ""}]', "'CNN', which is not supported"),
         ("modules.json", '[{"type": "x.Dense", "path": ""}]', "config.json describes a layer with"),
         ("modules.json", '[{"type": "x.Dense", "path": "../x"}]', "names a file outside itself"),
+        ("config_sentence_transformers.json", '{"prompts": ["query"]}', "prompts wants an object"),
+        ("config_sentence_transformers.json", '{"prompts": {"query": 5}}', "prompts"),
+        (
+            "config_sentence_transformers.json",
+            '{"prompts": {"query": "?"}, "default_prompt_name": "text"}',
+            "default_prompt: 'text' is none of prompt_names",
+        ),
     ],
 )
 def test_damaged_json(directory: Path, name: str, text: str, message: str) -> None:

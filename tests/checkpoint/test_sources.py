@@ -66,6 +66,7 @@ PLANTS = {
         *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
         *("pytorch_model.bin", "pytorch_model.bin.index.json"),
         *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+        "config_sentence_transformers.json",
         *TOKENIZER_FILES,
     ],
 )

@@ -1,6 +1,7 @@
 """Vectors of texts are those of sentence-transformers: pooled by transformers' model, through Dense, normalized."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,28 @@ def test_dense_layers_after_pooling(directory: Path, tmp_path: Path) -> None:
     # A model without such layers, saved in its place, leaves nothing of them behind.
     af.save(af.build(af.preset("bert-tiny", vocab_size=20)), tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*_Dense/*"))
+
+
+def test_words_before_texts(directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(directory, folder)
+    prompts = {"query": "task: search result | query: ", "document": ""}
+    write(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
+    model, tokenizer = af.load(folder)
+    plain, asked = af.embed(model, tokenizer, TEXTS), af.embed(model, tokenizer, TEXTS, prompt="query")
+    assert torch.equal(af.embed(model, tokenizer, TEXTS, prompt="document"), plain)
+    assert torch.equal(af.embed(model, tokenizer, [prompts["query"] + text for text in TEXTS]), asked)
+    with pytest.raises(af.UserError, match=r"no prompt 'querry' \(did you mean 'query'\?\)"):
+        af.embed(model, tokenizer, TEXTS, prompt="querry")
+    with pytest.raises(af.UserError, match=r"no prompt 'query' \(it has none\)"):
+        af.embed(*af.load(directory), TEXTS, prompt="query")
+    write(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "query"})
+    model, tokenizer = af.load(folder)
+    assert torch.equal(af.embed(model, tokenizer, TEXTS), asked)
+    af.save(model, tmp_path / "saved", tokenizer=tokenizer)
+    assert af.load(tmp_path / "saved")[0].config == model.config
+    ids = [tokenizer.encode(text) for text in TEXTS]
+    assert torch.equal(af.embed(model, tokenizer, ids), plain)
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs

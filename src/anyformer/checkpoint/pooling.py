@@ -29,8 +29,10 @@ _ENDLESS = 10**6
 """Tokens from which on a tokenizer's limit only says that there is none."""
 _DENSE, _WEIGHTS = "{}_Dense", "model.safetensors"
 """The folder of a Dense module, which is the second module or a later one, and its weights."""
+_PROMPTS = "config_sentence_transformers.json"
+"""The file of the words that may be put before a text."""
 FILES = (
-    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", _PROMPTS),
     *(f"{_DENSE.format(place)}/{file}" for place in range(2, 10) for file in ("config.json", _WEIGHTS)),
 )
 """All that is written for any pooling."""
@@ -52,7 +54,7 @@ def read(directory: Path) -> PoolingConfig:
             pooling = replace(pooling, normalize=True)
         else:
             raise UserError(f"{directory / 'modules.json'} asks for a module {quote(name)}, which is not supported.")
-    return pooling
+    return _with_prompts(pooling, directory)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -71,6 +73,23 @@ def _modules(directory: Path) -> Iterator[tuple[str, Path]]:
         for name in ("config.json", "sentence_bert_config.json", _WEIGHTS):
             path_inside(directory, f"{folder}/{name}".lstrip("/"))
         yield str(module.get("type", "")).rsplit(".", 1)[-1], directory / folder
+
+
+def _with_prompts(pooling: PoolingConfig, directory: Path) -> PoolingConfig:
+    """The pooling with the words that a directory has for texts; sentence-transformers writes empty ones, too."""
+    path = path_inside(directory, _PROMPTS)
+    settings = read_object(path) if path.is_file() else {}
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise UserError(f"{path}: prompts wants an object, not {quote(prompts)}.")
+    known = dict(sorted(cast("dict[str, Any]", prompts).items()))
+    if not any(known.values()):
+        return pooling
+    default = settings.get("default_prompt_name")
+    try:
+        return change(pooling, {"prompt_names": [*known], "prompts": [*known.values()], "default_prompt": default})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _with_dense(pooling: PoolingConfig, path: Path) -> PoolingConfig:
@@ -94,6 +113,8 @@ def _with_dense(pooling: PoolingConfig, path: Path) -> PoolingConfig:
 
 def _kind(path: Path) -> Any:
     settings = read_object(path)
+    if settings.get("include_prompt", True) is not True:
+        raise UserError(f"{path} leaves prompts out of the mean (include_prompt), which is not supported.")
     mode: Any = settings.get("pooling_mode")
     if mode is None:
         mode = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
@@ -143,6 +164,10 @@ def files(pooling: PoolingConfig, d_model: int) -> dict[str, Any]:
         },
         **layers,
         "sentence_bert_config.json": {"max_seq_length": pooling.max_tokens, "do_lower_case": False},
+        _PROMPTS: {
+            "prompts": dict(zip(pooling.prompt_names, pooling.prompts, strict=True)),
+            "default_prompt_name": pooling.default_prompt,
+        },
     }
 
 

@@ -14,10 +14,14 @@ class EmbedOptions(ModelOptions):
     Examples:
         anyformer embed sentence-transformers/all-MiniLM-L6-v2 "a cat" "a kitten" "tax law"
         anyformer embed sentence-transformers/all-MiniLM-L6-v2 "a cat" --json
+        anyformer embed google/embeddinggemma-300m "which planet is red?" --prompt query
     """
 
     texts: Positional[Text[tuple[str, ...]]]
     """The texts."""
+    prompt: str | None = None
+    """The name of the words that the model wants before such texts, such as query or document (default: its own
+    choice)."""
     json: bool = False
     """Print the vectors, one JSON list a line."""
 
@@ -29,7 +33,7 @@ def run(argv: list[str]) -> int:
     from anyformer.generation import embed
 
     model, tokenizer = options.load_model()
-    vectors = embed(model, tokenizer, options.texts).cpu()
+    vectors = embed(model, tokenizer, options.texts, prompt=options.prompt).cpu()
     if options.json:
         for vector in vectors:
             write(json.dumps([float(number) for number in vector]))

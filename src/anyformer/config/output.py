@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from typing_extensions import override
 
 from anyformer.config.types import Count, Factor, Rate, Softcap
-from anyformer.errors import quote
+from anyformer.errors import UserError, nearest, quote
 from anyformer.schema import Checked, Rule
 
 HeadKind = Literal["none", "language_model", "classification", "token_classification"]
@@ -88,6 +88,28 @@ class PoolingConfig(Checked, part="pooling"):
     """Divide the vector by its length."""
     max_tokens: int | None = None
     """Texts are cut to this many tokens; None: to the model's `max_length`."""
+    prompt_names: tuple[str, ...] = ()
+    """Names of the words that may be put before a text, such as query and document (E5, EmbeddingGemma)."""
+    prompts: tuple[str, ...] = ()
+    """The words, in the order of their names."""
+    default_prompt: str | None = None
+    """The name of those that are put before every text; None: none."""
+
+    def prompt(self, name: str | None = None) -> str:
+        """The words of that name, or of the default one. Raises UserError where there are none."""
+        name = self.default_prompt if name is None else name
+        known = dict(zip(self.prompt_names, self.prompts, strict=True))
+        if name is not None and name not in known:
+            hint = nearest(name, known) if known else "it has none"
+            raise UserError(f"The model has no prompt {quote(name)} ({hint}).")
+        return "" if name is None else known[name]
+
+    @override
+    def _faults(self) -> Iterator[str]:
+        if len(self.prompt_names) != len(self.prompts):
+            yield f"prompts: has {len(self.prompts)} for {len(self.prompt_names)} prompt_names"
+        elif self.default_prompt not in (None, *self.prompt_names):
+            yield f"default_prompt: {quote(self.default_prompt)} is none of prompt_names"
 
 
 @dataclass(frozen=True, kw_only=True)

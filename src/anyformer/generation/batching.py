@@ -17,7 +17,7 @@ from anyformer.generation.inference import cache_limit, evaluating, require_gene
 from anyformer.generation.logits_processors import make_processors
 from anyformer.generation.prefix_store import PrefixStore
 from anyformer.generation.prompt import encode_prompt, eos_ids, make_prompt
-from anyformer.generation.request import Constraint, Request, append_tokens
+from anyformer.generation.request import Constraint, Request, append_tokens, likeliest_tokens
 from anyformer.generation.sampling import make_sampler
 from anyformer.generation.speculative_decoding import MAX_ROWS, Draft, check_draft
 from anyformer.generation.stop_strings import Detokenizer
@@ -227,7 +227,8 @@ class BatchingEngine:
             latest = [row + [0] * (width - len(row)) for row in latest]  # a token that is read in vain
             with self.using([request.adapter for request in running]):
                 logits = self._step(torch.tensor(latest, device=self.model.device), self._cache)
-            errors = [append_tokens(*each) for each in zip(running, logits, guesses, strict=True)]
+            chosen = zip(running, logits, likeliest_tokens(logits), guesses, strict=True)
+            errors = [append_tokens(*each) for each in chosen]
             if width > 1:
                 rejected = [width - 1 - request.latest_accepted for request in running]
                 self._cache.truncate(self._cache.lengths - torch.tensor(rejected, device=self.model.device))
@@ -262,7 +263,7 @@ class BatchingEngine:
             logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
         if cache.length == prompt.ids.shape[1]:
             self._waiting.popleft().cache = None
-            error = append_tokens(request, logits)
+            error = append_tokens(request, logits, likeliest_tokens(logits))
             if not request.finished:
                 self._cache.put(len(self._running), cache)
                 self._running.append(request)

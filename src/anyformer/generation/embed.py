@@ -30,6 +30,7 @@ def embed(
     texts: str | Sequence[str | Sequence[int]],
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
+    prompt: str | None = None,
 ) -> Float[Tensor, "n width"]:
     """Embed texts as the model's `pooling` says.
 
@@ -45,18 +46,21 @@ def embed(
         dtype: The dtype of matrix products, such as bfloat16, while the residual stream and the norms stay in the
             model's (which is closer to float32 than a model loaded in that dtype, and about as fast); None: the
             model's.
+        prompt: The name of the words that the model wants before each of such texts, as in its `pooling.prompt_names`:
+            query and document, say. None: its default ones. Nothing is put before token ids.
 
     Returns:
         A vector for each text, on the model's device, in float32.
 
     Raises:
-        UserError: no tokenizer, a text without any token, an id outside the vocabulary, a model whose output is NaN.
+        UserError: no tokenizer, a prompt that the model does not have, a text without any token, an id outside the
+            vocabulary, a model whose output is NaN.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids and pool its hidden states")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is at least 1, not {batch_size}.")
     config, device = model.config, model.device
-    rows = encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts)
+    rows = encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts, prompt)
     vectors = torch.empty((len(rows), vector_size(model)), device=device)
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
         encode = _encoder(model)
@@ -118,11 +122,15 @@ def vector_size(model: Transformer) -> int:
     return (model.config.d_model, *model.config.pooling.dense)[-1]
 
 
-def encode_texts(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+def encode_texts(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str | Sequence[int]], prompt: str | None = None
+) -> list[list[int]]:
     """The ids of texts, or those given, as `embed` reads them. Raises UserError for a text that it refuses."""
     config = model.config
     longest = config.pooling.max_tokens or config.max_length
     longest = longest if config.context_length is None else min(longest, config.context_length)
+    words = config.pooling.prompt(prompt)
+    texts = [words + text if isinstance(text, str) else text for text in texts]
     strings = [text for text in texts if isinstance(text, str)]
     encoded = iter(tokenizer.encode_batch(strings) if strings else ())
     rows = [next(encoded) if isinstance(text, str) else list(text) for text in texts]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.config import GenerationConfig
-from anyformer.generation.inference import check_nan
+from anyformer.generation.inference import DamagedError
 from anyformer.generation.logits_processors import History, LogitsProcessor, process
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.sampling import Sampler, make_sampler
@@ -100,14 +101,16 @@ class Request:
             yield piece
         self._pieces.put(None)  # whoever iterates again, or beside, ends as well
 
-    def append(self, logits: Tensor) -> None:
+    def append(self, logits: Tensor, likeliest: int) -> None:
         """Choose the next token by its logits, [1, vocab]."""
-        scores = logits
+        token, scores = likeliest, logits
         if self._processors:
             new = torch.tensor([self.tokens], dtype=torch.long, device=logits.device)
             ids = torch.cat((self.prompt.ids, new), dim=1)
             scores = process(scores, self._processors, History(ids, new.new_zeros(1), len(self.tokens)))
-        token = int(scores.argmax() if self._sampler.greedy else self._sampler(scores))
+            token = int(scores.argmax()) if self._sampler.greedy else token
+        if not self._sampler.greedy:
+            token = int(self._sampler(scores))
         if self._top is not None:
             log_p = logits[0].log_softmax(dim=-1)
             best = log_p.topk(min(self._top, len(log_p)))
@@ -150,7 +153,15 @@ class Request:
             self._pieces.put(piece)
 
 
-def append_tokens(request: Request, logits: Tensor, guesses: Sequence[int] = ()) -> Exception | None:
+def likeliest_tokens(logits: Float[Tensor, "*rows vocab"]) -> Any:
+    """The likeliest token of each row, as nested lists; -1 where the model answers with NaN."""
+    best = logits.max(dim=-1)  # the maximum of some numbers and a NaN is NaN
+    return cast("Any", best.indices.masked_fill(best.values.isnan(), -1)).tolist()
+
+
+def append_tokens(
+    request: Request, logits: Tensor, likeliest: Sequence[int], guesses: Sequence[int] = ()
+) -> Exception | None:
     """Choose the next token of a text, and one more behind each guess that was right.
 
     `logits` are those behind the latest token and behind each guess, [1 + guesses or more, vocab].
@@ -159,8 +170,10 @@ def append_tokens(request: Request, logits: Tensor, guesses: Sequence[int] = ())
     """
     before = len(request.tokens)
     try:
-        for row, guess in zip(logits.split(1), (*guesses, None), strict=False):
-            request.append(check_nan(row))
+        for row, best, guess in zip(logits.split(1), likeliest, (*guesses, None), strict=False):
+            if best < 0:
+                raise DamagedError
+            request.append(row, best)
             if request.finished or request.tokens[-1] != guess:
                 break
         request.latest_accepted = len(request.tokens) - before - 1
