@@ -124,9 +124,11 @@ def test_adapters_of_peft_and_ours_are_the_same(architecture: str, data: st.Data
     with disabled(model):
         if made["bias"] == "none" and made["task_type"] is None:
             assert_near(scores(model, inputs), scores(spec.build(), inputs))
+    # In float64: some drawn models enlarge the rounding of a merged weight a thousandfold.
+    unmerged = scores(model.double(), inputs)
     merge(model)
     assert next(adapters(model), None) is None
-    assert_near(scores(model, inputs), expected)
+    torch.testing.assert_close(scores(model, inputs), unmerged, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if "Classification" in name])

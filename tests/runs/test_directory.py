@@ -18,6 +18,9 @@ def test_run_directories_never_collide(tmp_path: Path):
     assert (first.path.name, second.path.name) == ("gpt2-1", "gpt2-2")
     long = RunDirectory.create(tmp_path / "runs", None, "x" * 5000)
     assert long.path.name == "x" * 120 + "-1"
+    with pytest.raises(UserError, match=r"gpt2-1 is being trained by another process"):
+        RunDirectory.create(tmp_path / "runs", "gpt2-1", "gpt2")
+    first.write_config("seed: 1")
     with pytest.raises(UserError, match=r"gpt2-1 exists already: choose another --name"):
         RunDirectory.create(tmp_path / "runs", "gpt2-1", "gpt2")
 

@@ -115,7 +115,7 @@ def test_every_field_is_thought_of() -> None:
         *("context", "batch_size", "batch_tokens", "grad_accumulation", "steps", "minutes", "optimizer"),
         *("learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip", "average"),
         *("gradient_checkpointing", "compile", "zero_stage", "save_every", "keep", "keep_optimizer", "evaluate_every"),
-        *("log_every", "seed", "name", "device", "dtype", "model", "vocab_size", "max_length"),
+        *("log_every", "seed", "name", "device", "restarts", "dtype", "model", "vocab_size", "max_length"),
     }
     checked = {"processes", "engine", "track", "runs", "workers", "max_record_bytes"}
     read = {"data", "validation", "source", "target", "tokenizer", "cache"}

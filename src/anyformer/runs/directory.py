@@ -107,8 +107,11 @@ class RunDirectory:
                 with suppress(FileExistsError):
                     directory.path.mkdir()
                     break
-                if name is not None and {file.name for file in directory.path.iterdir()} <= {LOCK}:
-                    break  # of a run that was killed before it began
+                if name is not None and directory._is_bare():
+                    directory.lock()
+                    if directory._is_bare():
+                        return directory
+                    directory.unlock()
             else:
                 raise UserError(
                     f"The run directory {runs / str(name)} exists already: choose another --name, or go on with it by "
@@ -122,6 +125,10 @@ class RunDirectory:
             directory.discard()
             raise
         return directory
+
+    def _is_bare(self) -> bool:
+        """Whether nothing is here, or what is left of a run that was killed before it began."""
+        return {file.name for file in self.path.iterdir()} <= {LOCK}
 
     def lock(self) -> None:
         """Keep others out until this process ends, however it ends.
