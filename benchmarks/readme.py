@@ -4,8 +4,8 @@
     python benchmarks/readme.py --rows train decode          # some of the rows, by their keys
     python benchmarks/readme.py --long                       # those that take half an hour and more as well
 
-Prints one Markdown table with the processor's name; a row whose data, model or peer is missing says so. Nothing else
-should run on the machine meanwhile.
+Prints one column of README's table, under the processor's name; a row whose data, model or peer is missing says so.
+Nothing else should run on the machine meanwhile.
 
     shakespeare  3 min     train   5 min     decode  3 min     embed     4 min
     ten         11 min     bleu   45 min     sst2   25 min     sts      30 min, with --long
@@ -18,14 +18,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 Table = dict[str, dict[str, str]]
 """Cells of a benchmark's table, by candidate and column."""
-Figures = tuple[str, str]
-"""What README says of us, and of others."""
 
 
 class Row(NamedTuple):
@@ -34,14 +32,14 @@ class Row(NamedTuple):
     what: str
     command: str
     """A benchmark and its flags; names in braces are options of this program."""
-    figures: Callable[[Table], Figures]
+    figures: Callable[[Table], str]
     is_long: bool = False
 
 
-def beside(column: str, ours: str, *peers: str) -> Callable[[Table], Figures]:
+def beside(column: str, ours: str, *peers: str) -> Callable[[Table], str]:
     """Our speed as 1, and the time that each peer takes for the same: each the fastest candidate that begins so."""
 
-    def figures(table: Table) -> Figures:
+    def figures(table: Table) -> str:
         best = {
             name: max((number(cells[column]) for key, cells in table.items() if key.startswith(name)), default=0.0)
             for name in (ours, *peers)
@@ -49,26 +47,45 @@ def beside(column: str, ours: str, *peers: str) -> Callable[[Table], Figures]:
         mine = best.pop(ours)
         if not mine:
             raise KeyError(ours)
-        times = [f"{PEERS.get(name, name)}: {mine / speed:.1f}" for name, speed in best.items() if speed]
-        return "1", "; ".join(times) + " times as long" if times else "no peer is installed"
+        times = [f"{PEERS.get(name, name)} {mine / speed:.1f}" for name, speed in best.items() if speed]
+        return longer(times)
+
+    return figures
+
+
+def longer(times: Sequence[str]) -> str:
+    """The cell of a row in which our time is 1."""
+    return f"{', '.join(times)} times as long" if times else "no peer is installed"
+
+
+def slower(column: str, *peers: str) -> Callable[[Table], str]:
+    """The time that each peer takes for what we do in 1, where the benchmark has measured them in turns."""
+
+    def figures(table: Table) -> str:
+        times = {
+            name: min((number(cells[column]) for key, cells in table.items() if key.startswith(name)), default=0.0)
+            for name in peers
+        }
+        told = [f"{PEERS.get(name, name)} {time:.1f}" for name, time in times.items() if time]
+        return longer(told)
 
     return figures
 
 
 PEERS = {
-    "hf compiled": "`transformers`, compiled",
-    "nanogpt compiled": "nanoGPT, compiled",
-    "trainer bfloat16": "`transformers`' Trainer, bfloat16",
+    "hf compiled": "`transformers` compiled",
+    "nanogpt compiled": "nanoGPT compiled",
+    "trainer bfloat16": "`transformers`' Trainer in bfloat16",
 }
 """What README calls the candidates of benchmarks."""
 
 
-def scored(column: str, ours: str, peer: str) -> Callable[[Table], Figures]:
+def scored(column: str, ours: str, peer: str) -> Callable[[Table], str]:
     """A score and the seconds that it took, ours and a peer's."""
 
-    def figures(table: Table) -> Figures:
+    def figures(table: Table) -> str:
         both = [f"{number(table[key][column]):.3f} in {number(table[key]['seconds']):,.0f} s" for key in (ours, peer)]
-        return both[0], f"{PEERS.get(peer, peer)}: {both[1]}"
+        return f"{both[0]}; {PEERS.get(peer, peer)} {both[1]}"
 
     return figures
 
@@ -77,30 +94,30 @@ ROWS: dict[str, Row] = {
     "ten": Row(
         "Tiny Shakespeare, whole validation text, ten minutes",
         "shakespeare.py --data {data}/tinyshakespeare.txt --recipes ten --seeds 0",
-        lambda table: (f"{number(table['ten']['median']):.2f}", "nanoGPT's README: 1.4697 on a GPU"),
+        lambda table: f"{number(table['ten']['median']):.2f}; nanoGPT's README 1.4697, on a GPU",
         is_long=True,
     ),
     "shakespeare": Row(
-        "the same to 1.88",
+        "the same in seconds",
         "shakespeare.py --data {data}/tinyshakespeare.txt --recipes quick --nanogpt {nanogpt}",
         lambda table: (
-            f"{number(table['quick']['median']):.2f} in {number(table['quick']['seconds']):.0f} s",
-            f"nanoGPT's CPU recipe: {number(table['nanoGPT, CPU recipe']['seconds']):.0f} s",
+            f"{number(table['quick']['median']):.2f} in {number(table['quick']['seconds']):.0f} s; "
+            f"nanoGPT's CPU recipe 1.88 in {number(table['nanoGPT, CPU recipe']['seconds']):.0f} s"
         ),
     ),
     "bleu": Row(
         "Multi30k, English to German, BLEU after 42 minutes",
         "multi30k.py --data-folder {data}/multi30k",
         lambda table: (
-            f"{number(table['BLEU, lower-cased, Moses tokens']['English to German']):.1f}",
-            "published for that size: 41.0 (Wu et al. 2021)",
+            f"{number(table['BLEU, lower-cased, Moses tokens']['English to German']):.1f}; "
+            "published for that size 41.0 (Wu et al. 2021)"
         ),
         is_long=True,
     ),
     "train": Row(
         "a training step of GPT-2 (124M, 4 x 512), `--dtype int8`",
         "throughput.py --rows gpt2 --ours int8 --only compiled --steps 4 --nanogpt {nanogpt}",
-        beside("tokens/s", "anyformer int8", "hf compiled", "nanogpt compiled"),
+        slower("us / it", "hf compiled", "nanogpt compiled"),
     ),
     "decode": Row(
         "a token of SmolLM2-135M in 4 bits",
@@ -166,11 +183,11 @@ def processor() -> str:
     return f"{name}, {cores} cores, {', '.join(units) or 'AVX2'}"
 
 
-def measure(row: Row, places: dict[str, str], outputs: dict[str, str]) -> Figures:
+def measure(row: Row, places: dict[str, str], outputs: dict[str, str]) -> str:
     """The figures of a row; benchmarks that several rows share run once."""
     missing = [name for name in places if f"{{{name}}}" in row.command and not places[name]]
     if missing:
-        return "", f"not measured: give {', '.join(f'--{name}' for name in missing)}"
+        return f"not measured: give {', '.join(f'--{name}' for name in missing)}"
     command = [part.replace("&", " ").format(**places) for part in row.command.split()]
     if row.command not in outputs:
         script = str(Path(__file__).with_name(command[0]))
@@ -180,7 +197,7 @@ def measure(row: Row, places: dict[str, str], outputs: dict[str, str]) -> Figure
     try:
         return row.figures(read(outputs[row.command]))
     except (KeyError, ValueError) as error:
-        return "", f"not measured: {command[0]} printed no {error}"
+        return f"not measured: {command[0]} printed no {error}"
 
 
 def main() -> None:
@@ -196,10 +213,10 @@ def main() -> None:
     places = {name: getattr(options, name) for name in ("data", "nanogpt", "model", "encoder")}
     keys = options.rows or [key for key, row in ROWS.items() if options.long or not row.is_long]
     outputs: dict[str, str] = {}
-    measured = [(ROWS[key].what, *measure(ROWS[key], places, outputs)) for key in keys]
-    print(f"| {processor()} | anyformer | others |\n| --- | --- | --- |")
-    for cells in measured:
-        print(f"| {' | '.join(cells)} |")
+    measured = [(ROWS[key].what, measure(ROWS[key], places, outputs)) for key in keys]
+    print(f"| | {processor()} |\n| --- | --- |")
+    for what, figures in measured:
+        print(f"| {what} | {figures} |")
 
 
 if __name__ == "__main__":
