@@ -14,6 +14,7 @@ from anyformer.checkpoint.adapter_directory import load_adapter
 from anyformer.cli.main import main
 from anyformer.errors import UserError
 from anyformer.quantization import quantize
+from anyformer.serving.serve import make_server
 from tests.serving.running import running, small_models
 
 WORDS = "the cat sat on the mat, the cat sat"
@@ -77,6 +78,12 @@ def test_an_adapter_that_replaces_weights_is_not_beside_its_model(tmp_path: Path
     place = saved(tmp_path / "a", 2, bias="all")
     with pytest.raises(UserError, match="replaces"), running(small_models(), adapters={"gpt": {"a": place}}):
         pass
+
+
+def test_an_adapter_takes_no_models_name(tmp_path: Path) -> None:
+    models = small_models()
+    with pytest.raises(UserError, match="An adapter has the name 'bert' of another or of a model"):
+        make_server(models, adapters={"gpt": {"bert": saved(tmp_path / "a", 2)}})
 
 
 def test_names_of_adapters_and_models_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

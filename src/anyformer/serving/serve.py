@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from statistics import mode
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,7 @@ import uvicorn
 
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight
 from anyformer.checkpoint.by_name import takes_model
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.serving.app import create_app
@@ -63,6 +64,9 @@ def make_server(
 ) -> Server:
     """The server of these models, by the names that clients use. Arguments and errors are those of `serve_models`."""
     settings, served = settings or ServerSettings(), dict[str, ServedModel]()
+    names = [*models, *(name for own in (adapters or {}).values() for name in own)]
+    if len(set(names)) < len(names):
+        raise UserError(f"An adapter has the name {quote(mode(names))} of another or of a model: give it its own.")
 
     def add(name: str, loaded: Loaded, keys: Sequence[str] = (), parent: str | None = None) -> ServedModel:
         slots, context, queue = settings.slots, settings.context, settings.queue
