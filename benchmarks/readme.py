@@ -90,6 +90,7 @@ def scored(column: str, ours: str, peer: str) -> Callable[[Table], str]:
     return figures
 
 
+_DECODING = "decoding.py {model} --rounds 5 --only anyformer&int4 llama.cpp&q4_0"
 ROWS: dict[str, Row] = {
     "ten": Row(
         "Tiny Shakespeare, whole validation text, ten minutes",
@@ -121,17 +122,17 @@ ROWS: dict[str, Row] = {
     ),
     "decode": Row(
         "a token of SmolLM2-135M in 4 bits",
-        "decoding.py {model} --rounds 5 --only anyformer&int4 llama.cpp&q4_0",
+        _DECODING,
         beside("decode 8", "anyformer int4", "llama.cpp q4_0"),
     ),
     "prompt": Row(
         "its prompt of 512 tokens",
-        "decoding.py {model} --rounds 5 --only anyformer&int4 llama.cpp&q4_0",
+        _DECODING,
         beside("prompt", "anyformer int4", "llama.cpp q4_0"),
     ),
     "streams": Row(
         "a token of 16 streams of it",
-        "decoding.py {model} --rounds 5 --only anyformer&int4 llama.cpp&q4_0",
+        _DECODING,
         beside("16 streams", "anyformer int4", "llama.cpp q4_0"),
     ),
     "embed": Row(

@@ -174,15 +174,20 @@ def _eager(method: Callable[P, R]) -> Callable[P, R]:
     return getattr(method, "__wrapped__", method)
 
 
-class AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` (Loshchilov & Hutter 2019), which never imports torch's compiler."""
+class _Eager(Optimizer):
+    """An optimizer that never imports torch's compiler."""
 
     add_param_group = _eager(Optimizer.add_param_group)
     zero_grad = _eager(Optimizer.zero_grad)
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """`torch.optim.AdamW` (Loshchilov & Hutter 2019), which never imports torch's compiler."""
+
     step = torch.no_grad()(_eager(torch.optim.AdamW.step))
 
 
-class Muon(Optimizer):
+class Muon(_Eager):
     """Muon (Jordan et al. 2024) for matrices and AdamW for the rest, as one optimizer with one learning rate.
 
     torch.optim.Muon is the same update with its products always in bfloat16, which halves the speed of CPUs that have
@@ -207,8 +212,6 @@ class Muon(Optimizer):
         ValueError: one of the matrices isn't one.
     """
 
-    add_param_group = _eager(Optimizer.add_param_group)
-    zero_grad = _eager(Optimizer.zero_grad)
     found_inf: Tensor | None = None
     """Where it is 1, a step changes nothing, as with a fused AdamW, and the host need not know."""
 

@@ -87,12 +87,14 @@ def launch(argv: Sequence[str], processes: int, restarts: int = 0) -> int:
         KeyboardInterrupt: Ctrl-C came before the processes were ready for it, or twice.
     """
     for left in range(restarts, 0, -1):
-        with suppress(KilledError):
-            return _launch(argv, processes, f" The run begins again; restarts that are left: {left - 1}.")
+        try:
+            return _launch(argv, processes)
+        except KilledError as error:
+            report(f"anyformer: {error} The run begins again; restarts that are left: {left - 1}.\n")
     return _launch(argv, processes)
 
 
-def _launch(argv: Sequence[str], processes: int, consequence: str = "") -> int:
+def _launch(argv: Sequence[str], processes: int) -> int:
     if os.name != "posix":
         raise UserError("--processes starts processes on Linux and macOS alone: start them with torchrun here.")
     lifeline, ours = os.pipe()
@@ -109,12 +111,7 @@ def _launch(argv: Sequence[str], processes: int, consequence: str = "") -> int:
             crew.end()
             os.close(lifeline)
             os.close(ours)
-        try:
-            return crew.exit_status()
-        except KilledError as error:
-            if consequence:
-                report(f"anyformer: {error}{consequence}\n")
-            raise
+        return crew.exit_status()
 
 
 @contextmanager
