@@ -18,7 +18,7 @@ from anyformer.runs.directory import CONFIG, MODEL
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
-from anyformer.training.config import BATCH_TOKENS, TrainConfig
+from anyformer.training.config import BATCH_TOKENS, ONE_PROCESS, TrainConfig
 from anyformer.training.config_file import read_yaml
 from anyformer.training.precision import Precision, choose_precision
 
@@ -85,8 +85,11 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
         model.directory is not None and (_OF_TRAIN - _OF_FINETUNE).isdisjoint(options)
     )
     settings = {name: value for name, value in options.items() if name not in ("device", "data", "validation")}
-    if settings.get("engine") == "deepspeed":
-        raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
+    if settings.get("engine") in ("deepspeed", *ONE_PROCESS):
+        raise UserError(
+            "plan counts ddp and fsdp; DeepSpeed's stage 3 and xla shard what fsdp does, xla-ddp what ddp does: plan "
+            "--engine fsdp, or ddp, with a process for each device."
+        )
     precision = _precision(settings.get("dtype"), device, quantized=bool(settings.get("quantize")))
     settings["dtype"] = precision.name
     workload = _finetuning(model, settings, precision) if tunes else _training(model, settings, precision)

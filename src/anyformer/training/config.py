@@ -21,7 +21,9 @@ OPTIMIZATION, HARDWARE, DIRECTORY = Section("optimization"), Section("hardware")
 """Sections of the help of `train`, `finetune` and `plan`, which the fields of a run name."""
 
 OPTIMIZERS = ("adamw", "muon")
-ENGINES = ("ddp", "fsdp", "deepspeed")
+ENGINES = ("ddp", "fsdp", "deepspeed", "xla", "xla-ddp")
+ONE_PROCESS = ("xla", "xla-ddp")
+"""Engines of which one process drives all devices."""
 OBJECTIVES = {
     "causal": "a decoder-only model",
     "masked": "an encoder-only model",
@@ -107,8 +109,9 @@ class RunConfig:
     time."""
     compile: Annotated[bool | None, HARDWARE] = None
     """Compile the model (default: where it pays and a compiler exists)."""
-    engine: Annotated[str | None, "{ddp,fsdp,deepspeed}", HARDWARE] = None
-    """Engine by which several processes train together (default: a single process)."""
+    engine: Annotated[str | None, "{ddp,fsdp,deepspeed,xla,xla-ddp}", HARDWARE] = None
+    """Engine by which several processes train together, or by which one drives all TPUs of a machine (default: a single
+    process on one device)."""
     processes: Annotated[int, HARDWARE] = 1
     """Processes to start on this machine; torchrun and deepspeed start them themselves."""
     restarts: Annotated[int, HARDWARE] = 0
@@ -167,6 +170,12 @@ class RunConfig:
             raise UserError(f"--name {quote(self.name)} must be the name of a folder, without a path (see --runs).")
         if self.processes > 1 and self.engine is None:
             raise UserError(f"--processes {self.processes} needs an --engine: ddp, fsdp or deepspeed.")
+        if self.processes > 1 and self.engine in ONE_PROCESS:
+            raise UserError(f"--engine {self.engine} drives all devices by one process: leave --processes out.")
+        if self.device is not None and self.device.startswith("xla"):
+            raise UserError(f"--device {quote(self.device)} comes with an engine: give --engine xla instead.")
+        if self.dtype == "float16" and self.engine in ONE_PROCESS:
+            raise UserError(f"--dtype float16 does not work with --engine {self.engine}: use bfloat16 or float32.")
         if self.dtype == "int8" and self.engine not in (None, "ddp"):
             raise UserError(f"--dtype int8 does not work with --engine {self.engine}: use ddp, or another --dtype.")
         if self.optimizer == "muon" and self.engine == "deepspeed":
