@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ PRESETS = {
 }
 
 
-def model(name: str, dropout: float) -> Transformer:
+def model(name: str, dropout: float, layers: int) -> Transformer:
     config = preset(PRESETS[name])
-    layers = {stack: min(2, getattr(config, stack)) for stack in ("encoder_layers", "decoder_layers")}
+    stacks = {stack: min(layers, getattr(config, stack)) for stack in ("encoder_layers", "decoder_layers")}
     heads = {"attention.heads": 2, "attention.kv_heads": None, "attention.head_dim": None}
     sizes = {"vocab_size": VOCAB, "d_model": 32, "feed_forward.width": 48, "max_length": TIME}
-    config = without_dropout(config.replace(**sizes, **heads, **layers))
+    config = without_dropout(config.replace(**sizes, **heads, **stacks))
     torch.manual_seed(0)
     return build(config.replace(dropout=dropout))
 
@@ -66,8 +67,9 @@ def train(
     *,
     dtype: str = "float32",
     dropout: float = 0.0,
+    layers: int = 2,
     steps: Sequence[int] = range(STEPS),
-    rates: Mapping[int, float] | None = None,
+    rates: Mapping[int | str, float] | None = None,
     load: str | None = None,
     save: str | None = None,
     sizes: Sequence[tuple[int, int]] = ((ROWS, TIME),),
@@ -89,7 +91,7 @@ def train(
         grad_clip=0.5,
         **settings,
     )
-    strategy = make_strategy(engine, model(name, dropout), plan, group)
+    strategy = make_strategy(engine, model(name, dropout, layers), plan, group)
     config = strategy.model.config
     if load is not None:
         strategy.load(Path(load))
@@ -98,7 +100,8 @@ def train(
     counts.note()
     figures = list[Tensor]()
     for step in steps:
-        rate = (rates or {}).get(step, 1e-3 * (1 + step % 3))
+        given = {int(number): rate for number, rate in (rates or {}).items()}  # JSON has texts as keys
+        rate = given.get(step, 1e-3 * (1 + step % 3))
         figures.append(strategy.step(step, batch(config, step, *sizes[step % len(sizes)]), rate))
         counts.note()
     evaluated += [strategy.evaluate(batch(config, number)) for number in (1000, 1001)]
@@ -167,7 +170,10 @@ def main() -> None:
     for line in sys.stdin:
         job: dict[str, Any] = json.loads(line)
         kind, out = job.pop("kind"), Path(job.pop("out"))
-        result, weights = JOBS[kind](**job)
+        try:
+            result, weights = JOBS[kind](**job)
+        except Exception:  # the next job may do better
+            result, weights = {"error": traceback.format_exc()}, {}
         if weights:
             save_file(weights, out)
         print(json.dumps(result), file=answers, flush=True)

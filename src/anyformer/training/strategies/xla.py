@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from typing_extensions import override
 
 from anyformer.data.batch import Batch
@@ -94,8 +95,7 @@ class XLA(Sharded):
 
     @override
     def _checkpoint(self) -> Callable[..., Any]:
-        # It keeps XLA from computing once what is written twice.
-        return import_module("torch_xla.utils.checkpoint").checkpoint
+        return _checkpoint
 
     def _mark_state(self) -> None:
         """Lay the optimizer's state out as the weights are."""
@@ -109,3 +109,25 @@ class XLA(Sharded):
         cuts = shard and tensor.dim() > 0 and len(tensor) % self.devices == 0
         spec = ("data" if cuts else None, *(None,) * (tensor.dim() - 1)) if tensor.dim() else ()
         self._spmd.mark_sharding(tensor, self._mesh, spec)
+
+
+def _checkpoint(function: Callable[..., Tensor], *args: Any, use_reentrant: bool, **kwargs: Any) -> Tensor:
+    """`torch.utils.checkpoint.checkpoint`, which keeps XLA from computing once what is written twice.
+
+    PyTorch/XLA's own takes tensors one by one, one of which at least has to need a gradient.
+    """
+    del use_reentrant
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    leaves, spec = tree_flatten((args, kwargs))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = [leaves[place] for place in places]
+    if not any(tensor.requires_grad for tensor in tensors):
+        tensors[0] = tensors[0].detach().requires_grad_()
+
+    def call(*tensors: Tensor) -> Tensor:
+        values = dict(zip(places, tensors, strict=True))
+        args, kwargs = tree_unflatten([values.get(place, leaf) for place, leaf in enumerate(leaves)], spec)
+        return function(*args, **kwargs)
+
+    return import_module("torch_xla.utils.checkpoint").checkpoint(call, *tensors)
