@@ -78,25 +78,29 @@ def _status(action: Callable[[], int | None]) -> int:
     """The exit status of what is done; says in one sentence why it failed."""
     try:
         return action() or 0
-    except terminal.ReaderLeftError:
-        return 0
-    except (UserError, terminal.OutputError) as error:
-        terminal.message(f"anyformer: {error}")
-        return 2
     except KeyboardInterrupt:
-        terminal.message("anyformer: interrupted.")
-        return 130
+        return _signaled(signal.SIGINT)
     except terminal.Terminated as end:
-        terminal.message(f"anyformer: ended by {end.name}.")
-        return end.status
+        return _signaled(end.number)
     except SystemExit as end:  # after --help
         return end.code if isinstance(end.code, int) else 0
-    except (MemoryError, RecursionError, OSError) as error:
-        reason = terminal.system_refusal(error)
+    except Exception as error:
+        if number := terminal.last_signal():
+            return _signaled(number)
+        if isinstance(error, terminal.ReaderLeftError):
+            return 0
+        reason = error if isinstance(error, UserError | terminal.OutputError) else terminal.system_refusal(error)
         if reason is None:
             raise
         terminal.message(f"anyformer: {reason}")
         return 2
+
+
+def _signaled(number: int) -> int:
+    """The exit status after a signal, as shells have it; says which one came."""
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    terminal.message(f"anyformer: {how}.")
+    return 128 + number
 
 
 def _help() -> str:
