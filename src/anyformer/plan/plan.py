@@ -286,7 +286,9 @@ def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]
 def flops_formula(workload: Workload, count: StepCount) -> float:
     """``6 N + 12 L d s`` a token. Weights that several layers share are in N as often, unused experts not at all."""
     model, layers = workload.model, workload.model.encoder_layers + workload.model.decoder_layers
-    distinct = min(layers, model.distinct_layers or layers)
-    again = sum(part.parameters for part in part_costs(model, 1) if part.layers > 1) * (layers - distinct) // distinct
+    distinct, again = min(layers, model.distinct_layers or layers), 0
+    if distinct < layers:
+        shared = sum(part.parameters for part in part_costs(model, 1) if part.layers > 1)
+        again = shared * (layers - distinct) // distinct
     active = count.parameters[0] - unused_parameters(model)
     return 6 * (active + again) + 12 * layers * model.d_model * workload.config.context
