@@ -70,8 +70,10 @@ DEVICES = {
         _gpu("rtx-4090", 24, 165.2, 82.6, 1008, "NVIDIA Ada GPU architecture (2023), sums in float32"),
         _gpu("rtx-3090", 24, 71, 35.6, 936, "NVIDIA Ampere GA102 architecture (2021), sums in float32"),
         _gpu("mi300x", 192, 1307.4, 163.4, 5300, "AMD Instinct MI300X data sheet (2023), without sparsity"),
+        Device("tpu-v5p", 95e9, {"bfloat16": 459e12, "float32": 76.5e12}, 2765e9,
+               source="Google's page of TPU v5p (2024); float32 in six passes of bfloat16"),
     )
-}
+}  # fmt: skip
 
 
 def find_device(name: str | None) -> Device:
