@@ -36,18 +36,20 @@ from tests.training.strategies_worker import STEPS, config, train
 
 Result = tuple[str, dict[str, list[float]], dict[str, Tensor]]
 
-NATIVE = {"ddp": {"engine": "ddp"}, "fsdp": {"engine": "fsdp"}}
+NATIVE = {"ddp": {"engine": "ddp"}, "fsdp": {"engine": "fsdp"}, "tensor": {"engine": "fsdp", "tensor": 2}}
 ZERO = {f"zero{stage}": {"engine": "deepspeed", "zero": stage} for stage in (1, 2, 3)}
 ENGINES = NATIVE | ZERO
 SAID = {
     "ddp": "ddp, 2 processes (gloo)",
     "fsdp": "fsdp, 2 processes (gloo)",
+    "tensor": "fsdp, 2 processes (gloo), tensor parallel 2",
     **{f"zero{stage}": f"deepspeed ZeRO-{stage}, 2 processes (gloo)" for stage in (1, 2, 3)},
 }
 NOISE = "attention.key.bias"
 CASES = {
     "ddp": ("tied", "masked", "muon", "chat", "negatives"),
     "fsdp": ("pairs", "shared", "classify", "embed", "pair-class"),
+    "tensor": (),
     "zero1": ("tied", "shared"),
     "zero2": ("pairs", "classify", "negatives"),
     "zero3": ("masked",),
@@ -55,9 +57,10 @@ CASES = {
 """The cases that an engine trains in the gate, where each of them is trained by one at least."""
 ORIGINS = {
     "ddp": ("fsdp", "one", "ddp"),
-    "fsdp": ("ddp", "one", "fsdp"),
+    "fsdp": ("ddp", "one", "fsdp", "tensor"),
+    "tensor": ("fsdp", "one", "ddp", "tensor"),
     "zero1": ("zero2",),
-    "zero2": ("zero3", "one"),
+    "zero2": ("zero3", "one", "tensor"),
     "zero3": ("fsdp", "zero1"),
 }
 """Whose checkpoints an engine goes on from; in the gate from the first."""

@@ -4,6 +4,7 @@ Weights, gradients and the optimizer's state are cut along their first dimension
 exist only while it computes. Embeddings, final norm and head are one group with the root, so tied weights are together.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from typing_extensions import override
 from anyformer.data.batch import Batch
 from anyformer.model import Transformer
 from anyformer.training.dtensor import full_tensor
-from anyformer.training.strategies.base import Sharded
+from anyformer.training.strategies.base import Plan, Sharded
+from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.shards import read_shards, write_shards
 
 
@@ -24,6 +26,20 @@ class FSDP(Sharded):
     """Training on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
     engine = "fsdp"
+
+    def __init__(self, model: Transformer, plan: Plan, group: Group, *, tensor_parallel: int = 1) -> None:
+        self._tensor_parallel, self._data_group = tensor_parallel, group
+        super().__init__(model, plan, group)
+
+    @property
+    @override
+    def data_group(self) -> Group:
+        return self._data_group
+
+    @override
+    def __str__(self) -> str:
+        tensor = f", tensor parallel {self._tensor_parallel}" if self._tensor_parallel > 1 else ""
+        return super().__str__() + tensor
 
     @override
     def evaluate(self, batch: Batch) -> float:
@@ -61,7 +77,18 @@ class FSDP(Sharded):
         return module
 
     def _mesh(self) -> DeviceMesh:
-        return init_device_mesh(self.plan.precision.device.type, (self.group.world_size,))
+        """The processes that share the weights; those of tensor parallelism have got their part of them before."""
+        device, processes, tensor = self.plan.precision.device.type, self.group.world_size, self._tensor_parallel
+        if tensor == 1:
+            return init_device_mesh(device, (processes,))
+        from anyformer.training.strategies.tensor_parallel import make_tensor_parallel
+
+        # It warns of gathering a tensor in two steps, one for each dimension of the mesh.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        mesh = init_device_mesh(device, (processes // tensor, tensor), mesh_dim_names=("fsdp", "tensor"))
+        make_tensor_parallel(self.model, mesh["tensor"])
+        self._data_group = self.group.along(mesh["fsdp"])
+        return mesh["fsdp"]
 
     @override
     def _clip(self) -> Tensor:
