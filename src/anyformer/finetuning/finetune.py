@@ -73,6 +73,7 @@ class FinetuneOptions(TypedDict, total=False):
     engine: str | None
     processes: int
     tensor_parallel: int
+    context_parallel: int
     zero_stage: int
     allow_pickle: bool
     name: str | None

@@ -139,6 +139,7 @@ def _to_repeat(config: RunConfig, file: Path, *, resume: bool) -> Iterator[tuple
         "processes": config.processes > 1,
         "engine": config.engine,
         "tensor_parallel": config.tensor_parallel > 1,
+        "context_parallel": config.context_parallel > 1,
         "track": config.track,
         "runs": not resume and config.runs.absolute() not in own,
         "max_record_bytes": config.max_record_bytes > RECORD_BYTES,

@@ -117,7 +117,7 @@ def run(
         with explain_out_of_memory():
             model = run.recipe.build()
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        parallel = {"zero_stage": config.zero_stage, "tensor_parallel": config.tensor_parallel}
+        parallel = {name: getattr(config, name) for name in ("zero_stage", "tensor_parallel", "context_parallel")}
         strategy = make_strategy(config.engine, model, run.plan, group, **parallel)
         stack.callback(strategy.close)
         size = parameter_count(model)

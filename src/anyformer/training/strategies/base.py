@@ -250,11 +250,7 @@ class Strategy:
 
         A process that has none computes one for nothing, for all must call the model.
         """
-        parts = batch.split(self.data_group.world_size)
-        if self.data_group.rank >= len(parts):
-            return parts[0], 0
-        mine = parts[self.data_group.rank]
-        return mine, mine.predicted
+        return rows(batch, self.data_group.rank, self.data_group.world_size)
 
     def _loss(self, batch: Batch, **settings: Any) -> Tensor:
         precision = self.plan.precision
@@ -362,6 +358,12 @@ class Sharded(Strategy):
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole weights one by one; all processes must iterate over them."""
         raise NotImplementedError
+
+
+def rows(batch: Batch, index: int, count: int) -> tuple[Batch, int]:
+    """The examples of one of several processes, and the number of predictions that count."""
+    parts = batch.split(count)
+    return (parts[index], parts[index].predicted) if index < len(parts) else (parts[0], 0)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:

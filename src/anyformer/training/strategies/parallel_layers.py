@@ -20,6 +20,8 @@ from typing_extensions import override
 
 from anyformer.blocks.experts import Experts
 
+_WHOLE = Replicate()
+
 
 def enter(x: Tensor, mesh: DeviceMesh) -> Tensor:
     """The tensor, whose gradient is the sum of the gradients of all processes."""
@@ -31,8 +33,12 @@ def leave(x: Tensor, mesh: DeviceMesh) -> Tensor:
     return DTensor.from_local(x, mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()]).to_local()
 
 
-def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int) -> Tensor:
-    """The parts of all processes one after the other in a dimension, which is of this size then."""
+def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement = _WHOLE) -> Tensor:
+    """The parts of all processes one after the other in a dimension, which is of this size then.
+
+    Args:
+        gradient: how its gradients are: the same in all processes, or their sum is meant.
+    """
     shape = [*x.shape]
     shape[dim] = size
     strides = [1]
@@ -41,7 +47,7 @@ def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int) -> Tensor:
     part = DTensor.from_local(
         x.contiguous(), mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=tuple(strides)
     )
-    return part.redistribute(placements=[Replicate()]).to_local()
+    return part.redistribute(placements=[_WHOLE]).to_local(grad_placements=[gradient])
 
 
 def own_part(x: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
