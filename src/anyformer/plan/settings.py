@@ -87,6 +87,9 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
     settings = {name: value for name, value in options.items() if name not in ("device", "data", "validation")}
     if settings.get("engine") == "deepspeed":
         raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
+    for name in ("tensor_parallel", "context_parallel"):
+        if settings.get(name, 1) > 1:
+            raise UserError(f"plan counts processes that are alike: leave --{name.replace('_', '-')} out.")
     precision = _precision(settings.get("dtype"), device, quantized=bool(settings.get("quantize")))
     settings["dtype"] = precision.name
     workload = _finetuning(model, settings, precision) if tunes else _training(model, settings, precision)

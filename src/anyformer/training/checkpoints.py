@@ -40,6 +40,7 @@ FINISHED = "finished.json"
 _FREE = {
     *("steps", "minutes", "log_every", "evaluate_every", "save_every", "keep", "keep_optimizer", "track", "workers"),
     *("cache", "max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile"),
+    *("tensor_parallel", "context_parallel"),
     *("grad_accumulation", "gradient_checkpointing"),
 }
 """Settings that decide how long a run goes on and on what machine, not what is learned at a step."""

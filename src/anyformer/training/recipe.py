@@ -169,24 +169,35 @@ def make_plan(
     )
 
 
-def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
+def make_strategy(
+    name: str | None,
+    model: Transformer,
+    plan: Plan,
+    group: Group,
+    *,
+    zero_stage: int = 2,
+    tensor_parallel: int = 1,
+    context_parallel: int = 1,
+) -> Strategy:
     """The strategy of an engine, which is one of ENGINES; None: a single process.
 
     Args:
         model: with its first weights, the same on all processes.
         zero_stage: DeepSpeed's: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well.
+        tensor_parallel: FSDP's: processes that share the matrices of each layer.
+        context_parallel: FSDP's: processes that share each sequence.
 
     Raises:
         UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
     """
-    check_engine(name, group.world_size)
+    check_engine(name, group.world_size, tensor_parallel, context_parallel)
     if name == "ddp":
         return DDP(model, plan, group)
     # Both import a library that takes seconds to load and that the others have no use for.
     if name == "fsdp":
         from anyformer.training.strategies.fsdp import FSDP
 
-        return FSDP(model, plan, group)
+        return FSDP(model, plan, group, tensor_parallel=tensor_parallel, context_parallel=context_parallel)
     if name == "deepspeed":
         from anyformer.training.strategies.deepspeed import DeepSpeed
 

@@ -117,7 +117,8 @@ def run(
         with explain_out_of_memory():
             model = run.recipe.build()
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage)
+        parallel = {name: getattr(config, name) for name in ("zero_stage", "tensor_parallel", "context_parallel")}
+        strategy = make_strategy(config.engine, model, run.plan, group, **parallel)
         stack.callback(strategy.close)
         size = parameter_count(model)
         parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")

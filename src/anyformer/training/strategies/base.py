@@ -142,7 +142,7 @@ class Strategy:
             mine, predicted = self._mine(batch)
             nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
         self.wrapped.train(training)
-        return self.group.sum(nats.detach().float()).item()
+        return self.data_group.sum(nats.detach().float()).item()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the weights are the averaged ones, where there is an average."""
@@ -171,6 +171,11 @@ class Strategy:
     def close(self) -> None:
         """Let go of all tensors: those that are shared must be gone before the group is."""
         del self.optimizer, self.wrapped, self.model
+
+    @property
+    def data_group(self) -> Group:
+        """The processes that a batch is spread over."""
+        return self.group
 
     @override
     def __str__(self) -> str:
@@ -205,9 +210,9 @@ class Strategy:
             with self._last(last):
                 loss = self._loss(mine, **whole)
                 # Gradients become their mean over the processes. A part that knows the whole batch has its whole loss.
-                self._backward(loss * (bool(predicted) if whole else share) * self.group.world_size, last)
+                self._backward(loss * (bool(predicted) if whole else share) * self.data_group.world_size, last)
             total += loss.detach() * share
-        return self.group.sum(total)
+        return self.data_group.sum(total)
 
     def _whole_batch(self, batch: Batch, parts: Sequence[Batch], number: int | None = None) -> dict[str, Any]:
         """Vectors of all examples, for a loss that compares each with all others of a batch in parts.
@@ -215,7 +220,7 @@ class Strategy:
         Dropout is the same as in the parts that gradients go through; without a step's number nothing is dropped.
         """
         compares = getattr(self.wrapped, "module", self.wrapped).compares_examples
-        if not compares or len(parts) * self.group.world_size == 1:
+        if not compares or len(parts) * self.data_group.world_size == 1:
             return {}
         device, texts = self.plan.precision.device, len(batch.tokens) // batch.examples
         whole = torch.zeros(batch.examples, texts, self.model.config.d_model, device=device)
@@ -227,10 +232,10 @@ class Strategy:
                 vectors = self._loss(mine, return_vectors=True)
             if predicted:
                 whole[model_inputs(mine, device)["slots"]] = vectors
-        return {"whole": WholeBatch(self.group.sum(whole), torch.from_numpy(batch.targets).to(device))}
+        return {"whole": WholeBatch(self.data_group.sum(whole), torch.from_numpy(batch.targets).to(device))}
 
     def _seed_dropout(self, number: int, part: int) -> None:
-        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.group.rank) >> 1)
+        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.data_group.rank) >> 1)
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         del last
@@ -245,11 +250,7 @@ class Strategy:
 
         A process that has none computes one for nothing, for all must call the model.
         """
-        parts = batch.split(self.group.world_size)
-        if self.group.rank >= len(parts):
-            return parts[0], 0
-        mine = parts[self.group.rank]
-        return mine, mine.predicted
+        return rows(batch, self.data_group.rank, self.data_group.world_size)
 
     def _loss(self, batch: Batch, **settings: Any) -> Tensor:
         precision = self.plan.precision
@@ -357,6 +358,12 @@ class Sharded(Strategy):
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole weights one by one; all processes must iterate over them."""
         raise NotImplementedError
+
+
+def rows(batch: Batch, index: int, count: int) -> tuple[Batch, int]:
+    """The examples of one of several processes, and the number of predictions that count."""
+    parts = batch.split(count)
+    return (parts[index], parts[index].predicted) if index < len(parts) else (parts[0], 0)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:

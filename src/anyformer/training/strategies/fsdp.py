@@ -4,6 +4,7 @@ Weights, gradients and the optimizer's state are cut along their first dimension
 exist only while it computes. Embeddings, final norm and head are one group with the root, so tied weights are together.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from typing_extensions import override
 
 from anyformer.data.batch import Batch
+from anyformer.errors import UserError
 from anyformer.model import Transformer
 from anyformer.training.dtensor import full_tensor
-from anyformer.training.strategies.base import Sharded
+from anyformer.training.losses import LossModule
+from anyformer.training.strategies.base import Plan, Sharded, rows
+from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.shards import read_shards, write_shards
 
 
@@ -24,6 +28,23 @@ class FSDP(Sharded):
     """Training on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
     engine = "fsdp"
+
+    def __init__(
+        self, model: Transformer, plan: Plan, group: Group, *, tensor_parallel: int = 1, context_parallel: int = 1
+    ) -> None:
+        self._tensor_parallel, self._context_parallel = tensor_parallel, context_parallel
+        self._data_group = group
+        super().__init__(model, plan, group)
+
+    @property
+    @override
+    def data_group(self) -> Group:
+        return self._data_group
+
+    @override
+    def __str__(self) -> str:
+        parts = (("tensor", self._tensor_parallel), ("context", self._context_parallel))
+        return super().__str__() + "".join(f", {name} parallel {size}" for name, size in parts if size > 1)
 
     @override
     def evaluate(self, batch: Batch) -> float:
@@ -57,11 +78,41 @@ class FSDP(Sharded):
             for block in () if stack is None else stack.blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
         module = self.plan.loss(self.model)
+        if self._context_parallel > 1 and type(module) is not LossModule:
+            raise UserError("--context-parallel trains the loss of single tokens, and not this task: leave it out.")
         fully_shard(module, mesh=mesh, mp_policy=policy)
         return module
 
     def _mesh(self) -> DeviceMesh:
-        return init_device_mesh(self.plan.precision.device.type, (self.group.world_size,))
+        """The processes that share the weights; those of tensor parallelism have got their part of them before."""
+        device, processes, tensor = self.plan.precision.device.type, self.group.world_size, self._tensor_parallel
+        if self._context_parallel > 1:
+            from anyformer.training.strategies.context_parallel import make_context_parallel
+
+            sizes = processes // tensor // self._context_parallel, self._context_parallel, tensor
+            mesh = init_device_mesh(device, sizes, mesh_dim_names=("data", "context", "tensor"))
+            make_context_parallel(self.model, mesh["context"])
+        if tensor == 1:
+            return init_device_mesh(device, (processes,))
+        from anyformer.training.strategies.tensor_parallel import make_tensor_parallel
+
+        # It warns of gathering a tensor in two steps, one for each dimension of the mesh.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        mesh = init_device_mesh(device, (processes // tensor, tensor), mesh_dim_names=("fsdp", "tensor"))
+        make_tensor_parallel(self.model, mesh["tensor"])
+        self._data_group = self.group.along(mesh["fsdp"])
+        return mesh["fsdp"]
+
+    @override
+    def _mine(self, batch: Batch) -> tuple[Batch, int]:
+        if self._context_parallel == 1:
+            return super()._mine(batch)
+        from anyformer.training.strategies.context_parallel import stretch
+
+        index, place = divmod(self.data_group.rank, self._context_parallel)
+        mine, predicted = rows(batch, index, self.data_group.world_size // self._context_parallel)
+        mine = stretch(mine, place, self._context_parallel)
+        return mine, mine.predicted if predicted else 0
 
     @override
     def _clip(self) -> Tensor:

@@ -1,11 +1,14 @@
 """The processes that train together, and their messages to each other."""
 
+from __future__ import annotations
+
+import copy
 import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,9 @@ from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.training.strategies.launch import check_engine, started_by_launcher
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
@@ -42,6 +48,7 @@ class Group:
     world_size = 1
     local_rank = 0
     backend = ""
+    _members: dist.ProcessGroup | None = None
 
     def __init__(self, device: str | None = None) -> None:
         if device is None:
@@ -89,8 +96,14 @@ class Group:
         if not self.backend:
             return value
         total = value.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._members)
         return total
+
+    def along(self, mesh: DeviceMesh) -> Group:
+        """The processes of a mesh of one dimension, by their numbers in it, for `sum`."""
+        part = copy.copy(self)
+        part.rank, part.world_size, part._members = mesh.get_local_rank(), mesh.size(), mesh.get_group()
+        return part
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Do work in process 0 first, so that the others find its files, and return its result."""
