@@ -172,9 +172,9 @@ def train(
         group.any(False)
         strategy.save(Path(save))
     with strategy.averaged():
-        figures["averaged"] = [strategy.evaluate(batches(1001))]
+        figures["averaged"] = [strategy.evaluate(batches(1001)).item()]
     # One row for two processes: one of them has none.
-    figures["latest"] = [strategy.evaluate(batches(1002, rows=1)), strategy.evaluate(batches(1003))]
+    figures["latest"] = [strategy.evaluate(batches(1002, rows=1)).item(), strategy.evaluate(batches(1003)).item()]
     with strategy.gathered() as model:
         state = {} if model is None else model.state_dict()
         weights = {name: value.clone() for name, value in state.items() if PAIR_CLASSIFIER not in name}

@@ -29,6 +29,20 @@ def test_what_can_be_cut_into_flat_pieces():
         TrainConfig(optimizer="muon", engine="deepspeed", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "xla", "processes": 2}, "one process: leave --processes out"),
+        ({"engine": "xla-ddp", "dtype": "float16"}, "float16 does not work with --engine xla-ddp"),
+        ({"engine": "xla", "dtype": "int8"}, "int8 does not work with --engine xla"),
+        ({"device": "xla:0"}, "comes with an engine: give --engine xla"),
+    ],
+)
+def test_what_xla_has_no_use_for(options: dict[str, Any], says: str):
+    with pytest.raises(UserError, match=says):
+        TrainConfig(model=preset("gpt2-nano"), **options)
+
+
 @pytest.mark.parametrize("field", ["batch_size", "context", "batch_tokens", "workers", "steps", "grad_accumulation"])
 def test_numbers_that_no_memory_could_hold(field: str):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} 1000000000000000000000000000000 is too large"):

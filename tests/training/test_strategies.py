@@ -304,6 +304,7 @@ def test_zero_declines_muon() -> None:
         ("fsdp", 1, "--engine fsdp is for several processes.*--processes 2"),
         (None, 2, "2 processes .* add --engine"),
         ("fdsp", 2, "no engine 'fdsp'.*fsdp"),
+        ("xla", 2, "--engine xla drives all devices by one process"),
     ],
 )
 def test_an_engine_that_does_not_fit_is_declined(name: str | None, processes: int, says: str) -> None:

@@ -213,7 +213,7 @@ class KeyValueCache:
             after = before + new
         else:
             layout = Layout.of(mask)
-            positions = (before[:, None] + mask.cumsum(dim=1) - 1).clamp(min=0)
+            positions = (before[:, None] + mask.cumsum(dim=1, dtype=torch.long) - 1).clamp(min=0)
             after = before + mask.sum(dim=1)
         rows = torch.arange(self.batch, device=self._device)[:, None]
         slots = layout.gather(rows.expand_as(positions)), layout.gather(positions)

@@ -124,24 +124,33 @@ class SinusoidalPosition(PositionalEncoding):
     fairseq, with ``10000^(i/(d/2 - 1))``, positions from `offset` on, and zeros for tokens that do not count.
     """
 
+    _table: Float[Tensor, "max_length width"] | None = None
+
     def embed(self, positions: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """Look the positions up in a table, which is computed by the host: not every device has float64."""
+        if self._table is None or self._table.device != positions.device:
+            self._table = self.vectors().to(positions.device)
+        vectors = F.embedding(positions.clamp(min=0), self._table)
+        return vectors * (positions >= 0)[..., None] if self.config.skip_padding else vectors
+
+    def vectors(self) -> Float[Tensor, "max_length width"]:
         """Sines and cosines, computed in float64 since an angle can be thousands of radians.
 
         fairseq's are computed in float32, in the order of its operations: its models have learned them as they are.
         """
         width, layout = self.size.width, self.config.layout
+        positions = torch.arange(self.size.max_length, device="cpu")[:, None]
         if layout == "fairseq":
-            pairs = torch.arange(width // 2, device=positions.device).float()
+            pairs = torch.arange(width // 2, device="cpu").float()
             frequencies = torch.exp(pairs * -(math.log(10_000.0) / (width // 2 - 1)))
-            angles = (positions + self.config.offset).float()[..., None] * frequencies
+            angles = (positions + self.config.offset).float() * frequencies
         else:
-            evens = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64)
-            angles = positions.clamp(min=0)[..., None] / 10_000.0 ** (evens / width)
+            evens = torch.arange(0, width, 2, device="cpu", dtype=torch.float64)
+            angles = positions / 10_000.0 ** (evens / width)
         sines, cosines = angles.sin(), angles.cos()[..., : width // 2]
         if layout == "interleaved":
             return torch.stack((sines, cosines), dim=-1).flatten(-2).float()
-        vectors = torch.cat((sines, cosines), dim=-1).float()
-        return vectors * (positions >= 0)[..., None] if self.config.skip_padding else vectors
+        return torch.cat((sines, cosines), dim=-1).float()
 
 
 class RotaryPosition(PositionalEncoding):
@@ -345,7 +354,7 @@ def lengths_of_documents(
     documents: Int[Tensor, "batch time"], positions: Int[Tensor, "batch time"]
 ) -> Int[Tensor, "batch time"]:
     """For every token the number of positions in its document."""
-    number = _first(documents).cumsum(dim=1) - 1
+    number = _first(documents).cumsum(dim=1, dtype=torch.long) - 1
     lengths = torch.zeros_like(number).scatter_reduce(1, number, positions + 1, "amax")
     return lengths.gather(1, number)
 

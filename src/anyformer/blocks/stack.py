@@ -166,7 +166,7 @@ class Stack(nn.Module):
             encoded = positions_in_documents(documents, counted)
             lengths, layout = lengths_of_documents(documents, encoded), DENSE
         else:
-            encoded = keys if counted is None else counted.cumsum(dim=1) * counted - 1
+            encoded = keys if counted is None else counted.cumsum(dim=1, dtype=torch.long) * counted - 1
             lengths = encoded.amax(dim=1, keepdim=True) + 1
             share_prefixes = not self.cross and segments is None and not any_dropout(self) and not self._balances()
             layout = kernels.choose_layout(tokens, mask, needed, causal=self.causal, share_prefixes=share_prefixes)
@@ -182,7 +182,7 @@ class Stack(nn.Module):
         if self.skipped is None:
             return slots
         counted = cache.tokens[:, : cache.length] != self.skipped
-        return (counted.cumsum(dim=1) * counted - 1).gather(1, slots.expand(cache.batch, -1))
+        return (counted.cumsum(dim=1, dtype=torch.long) * counted - 1).gather(1, slots.expand(cache.batch, -1))
 
     def embed(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anyformer.kernels import reference
-from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
+from anyformer.kernels.autocast import autocast_disabled, autocasts, matmul_dtype
 from anyformer.kernels.cpu import attention as cpu
 from anyformer.kernels.dropout import draw
 from anyformer.kernels.layout import DENSE, Layout
@@ -58,6 +58,10 @@ def attention(
     # On CPUs torch's fused kernel has neither dropout nor a gradient of what is added to the scores.
     if query.device.type == "cpu" and (dropout_p > 0.0 or (attn_mask is not None and attn_mask.requires_grad)):
         return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if autocasts(query):  # not that of every device knows the function
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(dtype)
     arguments = query, key, value, attn_mask, dropout_p, is_causal
     return F.scaled_dot_product_attention(*arguments, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
 

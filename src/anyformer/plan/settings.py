@@ -15,10 +15,11 @@ from anyformer.limits import path_inside
 from anyformer.plan.devices import Device
 from anyformer.plan.workload import Workload
 from anyformer.runs.directory import CONFIG, MODEL
+from anyformer.schema import flag
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
-from anyformer.training.config import BATCH_TOKENS, TrainConfig
+from anyformer.training.config import BATCH_TOKENS, ONE_PROCESS, TrainConfig
 from anyformer.training.config_file import read_yaml
 from anyformer.training.precision import Precision, choose_precision
 
@@ -85,11 +86,17 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
         model.directory is not None and (_OF_TRAIN - _OF_FINETUNE).isdisjoint(options)
     )
     settings = {name: value for name, value in options.items() if name not in ("device", "data", "validation")}
-    if settings.get("engine") == "deepspeed":
-        raise UserError("plan counts ddp and fsdp; DeepSpeed's stage 3 shards what fsdp does: plan --engine fsdp.")
+    if settings.get("engine") in ("deepspeed", *ONE_PROCESS):
+        raise UserError(
+            "plan counts ddp and fsdp; DeepSpeed's stage 3 and xla shard what fsdp does, xla-ddp what ddp does: plan "
+            "--engine fsdp, or ddp, with a process for each device."
+        )
     for name in ("tensor_parallel", "context_parallel"):
         if settings.get(name, 1) > 1:
-            raise UserError(f"plan counts processes that are alike: leave --{name.replace('_', '-')} out.")
+            raise UserError(
+                f"plan counts processes that are alike: leave {flag(name, settings[name])} out, or predict the step of a "
+                "cluster by --devices and --mesh."
+            )
     precision = _precision(settings.get("dtype"), device, quantized=bool(settings.get("quantize")))
     settings["dtype"] = precision.name
     workload = _finetuning(model, settings, precision) if tunes else _training(model, settings, precision)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 from anyformer.analysis import TrainingFlops
 from anyformer.data.batch import Batch
@@ -125,21 +125,23 @@ class Evaluation:
 
 
 def evaluate(
-    nats: Callable[[Batch], float], batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False
+    nats: Callable[[Batch], SupportsFloat], batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False
 ) -> Evaluation:
     """Evaluate a model.
 
     Args:
-        nats: the summed loss of a batch, such as `Strategy.evaluate`.
+        nats: the summed loss of a batch, such as `Strategy.evaluate`. Numbers on a device are read at the end, so that
+            it need not wait for the host.
         batches: such as `validation_batches` makes, of at least one target in all.
         stop: called after every batch; whether to end early.
     """
     start = time.monotonic()
-    total, predicted = 0.0, 0
+    losses, predicted = list[SupportsFloat](), 0
     for batch in batches:
         if batch.predicted:
-            total += nats(batch)
+            losses.append(nats(batch))
             predicted += batch.predicted
         if stop() and predicted:
             break
+    total = sum(map(float, losses))
     return Evaluation(total, predicted, time.monotonic() - start)

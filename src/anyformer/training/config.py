@@ -21,7 +21,9 @@ OPTIMIZATION, HARDWARE, DIRECTORY = Section("optimization"), Section("hardware")
 """Sections of the help of `train`, `finetune` and `plan`, which the fields of a run name."""
 
 OPTIMIZERS = ("adamw", "muon")
-ENGINES = ("ddp", "fsdp", "deepspeed")
+ENGINES = ("ddp", "fsdp", "deepspeed", "xla", "xla-ddp")
+ONE_PROCESS = ("xla", "xla-ddp")
+"""Engines of which one process drives all devices."""
 OBJECTIVES = {
     "causal": "a decoder-only model",
     "masked": "an encoder-only model",
@@ -107,8 +109,9 @@ class RunConfig:
     time."""
     compile: Annotated[bool | None, HARDWARE] = None
     """Compile the model (default: where it pays and a compiler exists)."""
-    engine: Annotated[str | None, "{ddp,fsdp,deepspeed}", HARDWARE] = None
-    """Engine by which several processes train together (default: a single process)."""
+    engine: Annotated[str | None, "{ddp,fsdp,deepspeed,xla,xla-ddp}", HARDWARE] = None
+    """Engine by which several processes train together, or by which one drives all TPUs of a machine (default: a single
+    process on one device)."""
     processes: Annotated[int, HARDWARE] = 1
     """Processes to start on this machine; torchrun and deepspeed start them themselves."""
     tensor_parallel: Annotated[int, "N", HARDWARE] = 1
@@ -174,6 +177,12 @@ class RunConfig:
         for name in ("tensor_parallel", "context_parallel"):
             if (size := getattr(self, name)) > 1 and self.engine != "fsdp":
                 raise UserError(f"{flag(name, size)} goes with --engine fsdp alone: use that, or {flag(name, 1)}.")
+        if self.processes > 1 and self.engine in ONE_PROCESS:
+            raise UserError(f"--engine {self.engine} drives all devices by one process: leave --processes out.")
+        if self.device is not None and self.device.startswith("xla"):
+            raise UserError(f"--device {quote(self.device)} comes with an engine: give --engine xla instead.")
+        if self.dtype == "float16" and self.engine in ONE_PROCESS:
+            raise UserError(f"--dtype float16 does not work with --engine {self.engine}: use bfloat16 or float32.")
         if self.dtype == "int8" and self.engine not in (None, "ddp"):
             raise UserError(f"--dtype int8 does not work with --engine {self.engine}: use ddp, or another --dtype.")
         if self.optimizer == "muon" and self.engine == "deepspeed":

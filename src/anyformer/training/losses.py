@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 from typing_extensions import override
 
+from anyformer import kernels
 from anyformer.blocks.head import IGNORED, LanguageModelHead
 from anyformer.errors import UserError, nearest, quote
 from anyformer.kernels.autocast import autocast_disabled
@@ -93,8 +94,11 @@ def answer_log_probabilities(
         raise ValueError("only a language model has probabilities of tokens")
     kept = targets != IGNORED
     hidden = model.forward(tokens, mask=mask, return_logits=False, needed=kept, **inputs).hidden
-    log_probabilities = -head.token_losses(hidden[kept], targets[kept], weight)
-    return torch.zeros(kept.shape, device=hidden.device).masked_scatter(kept, log_probabilities).sum(dim=1)
+    rows, answers = kernels.drop_ignored(hidden.flatten(0, 1), targets.flatten())
+    losses = head.token_losses(rows[: len(answers)], answers, weight)
+    if len(answers) < kept.numel():
+        losses = torch.zeros(kept.shape, device=hidden.device).masked_scatter(kept, losses)
+    return -losses.view(kept.shape).sum(dim=1)
 
 
 Vectors = Float[Tensor, "examples texts d_model"]
@@ -206,9 +210,10 @@ def class_triplet(vectors: Vectors, classes: Num[Tensor, " examples"], margin: f
     # Not by products of the vectors, which lose all digits of a small distance.
     distances = torch.cdist(texts, texts, compute_mode="donot_use_mm_for_euclid_dist")
     same = classes[:, None] == classes
-    anchors, positives = same.fill_diagonal_(False).nonzero(as_tuple=True)
-    losses = F.relu(distances[anchors, positives][:, None] - distances[anchors] + margin)
-    losses = losses * (classes[anchors][:, None] != classes)
+    positive = same & ~torch.eye(len(classes), dtype=torch.bool, device=same.device)
+    # [anchors, positives, negatives]: to pick the pairs of a class, an accelerator would wait for their number.
+    losses = F.relu(distances[:, :, None] - distances[:, None] + margin)
+    losses = losses * (positive[:, :, None] & ~same[:, None])
     return losses.sum() / (losses > 0).sum().clamp(min=1)
 
 

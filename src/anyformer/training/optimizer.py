@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 _FUSED = ("cpu", "cuda", "mps")
 """Devices for which torch has one kernel for the whole update of AdamW."""
+_COUNTING = ("xla", "tpu")
+"""Devices on which AdamW counts its steps and corrects for them: the host would send numbers for each weight."""
 # As in https://kellerjordan.github.io/posts/muon/ and torch.optim.Muon.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -66,7 +68,8 @@ def make_optimizer(
         {"params": [parameter for parameter in rest if parameter.dim() < 2], "weight_decay": 0.0},
     ]
     fused = all(parameter.device.type in _FUSED for parameter in rest)
-    adamw = AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+    counts = all(parameter.device.type in _COUNTING for parameter in rest)
+    adamw = AdamW(groups, lr=learning_rate, betas=betas, fused=fused, capturable=counts)
     if name == "adamw":
         return adamw
     matrices = [parameter for parameter in trained if id(parameter) in inside]
@@ -112,8 +115,8 @@ def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mappi
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    # A fused AdamW expects its count of steps beside the weights, the plain one on the CPU.
-    fused = any(group.get("fused") for group in optimizer.param_groups)
+    # AdamW expects its count of steps beside the weights, unless it corrects for them on the host.
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     copies: dict[Tensor, dict[str, Tensor]] = {}
     for name, values in entries.items():
         parameter = parameters.get(name)
@@ -125,7 +128,7 @@ def load_flat_state(optimizer: Optimizer, names: Mapping[Any, str], state: Mappi
         own = copies[parameter] = dict[str, Tensor]()
         for key, value in values.items():
             if key == "step":
-                own[key] = value.detach().to(parameter.device if fused else "cpu", copy=True)
+                own[key] = value.detach().to(parameter.device if on_device else "cpu", copy=True)
             elif value.shape == parameter.shape:
                 own[key] = copy_like(value, parameter)
             else:
@@ -182,9 +185,39 @@ class _Eager(Optimizer):
 
 
 class AdamW(_Eager, torch.optim.AdamW):
-    """`torch.optim.AdamW` (Loshchilov & Hutter 2019), which never imports torch's compiler."""
+    """`torch.optim.AdamW` (Loshchilov & Hutter 2019), which never imports torch's compiler.
 
-    step = torch.no_grad()(_eager(torch.optim.AdamW.step))
+    Attributes:
+        found_inf: Where it is 1, a step changes nothing, and the host need not know. Kernels that are not fused take
+            it first, and what they changed is put back.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update all parameters that have a gradient."""
+        found_inf, step = self.found_inf, _eager(torch.optim.AdamW.step)
+        if found_inf is None or self.defaults["fused"]:
+            return step(self, closure)
+        self.found_inf = None  # these kernels refuse it
+        before = {tensor: tensor.clone() for tensor in self._tensors()}
+        loss = step(self, closure)
+        for tensor in self._tensors():
+            tensor.copy_(torch.where(found_inf > 0, before.get(tensor, 0.0), tensor))
+        self.found_inf = found_inf
+        return loss
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """The parameters and their state, which is zeros before the first step; not a count that the host keeps."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                states = self.state.get(parameter, {}).values()
+                yield from (tensor for tensor in (parameter, *states) if tensor.device == parameter.device)
 
 
 class Muon(_Eager):

@@ -4,10 +4,12 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from anyformer import processes
 from anyformer.errors import UserError
@@ -20,6 +22,9 @@ _REPEATS = 16
 
 _INT8_ROWS, _INT8_WIDTH, _LEAST_GAIN = 2048, 768, 1.1
 """Rows, inputs and outputs of the product that int8 is measured with; what it has to gain to be worth its rounding."""
+
+COMPILES_BY_ITSELF = ("xla", "tpu")
+"""Devices whose own compiler is given whole steps."""
 
 INT8 = "int8"
 """The name of a dtype that is never chosen by default, for it changes what is learned."""
@@ -85,6 +90,8 @@ def choose_precision(
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(resolved, torch.bfloat16, "the GPU has bfloat16")
         return Precision(resolved, torch.float16, "the GPU has no bfloat16")
+    if hardware(resolved) == "tpu":
+        return Precision(resolved, torch.bfloat16, "TPUs multiply in bfloat16")
     if resolved.type != "cpu":
         return Precision(resolved, torch.float32, f"the safe choice on {resolved.type}")
     if quantized:  # casts would take what the few products gain that are not of integers
@@ -105,6 +112,10 @@ def choose_compilation(compiles: bool | None, device: torch.device, *, distribut
     Raises:
         UserError: it is to be compiled and can't be.
     """
+    if device.type in COMPILES_BY_ITSELF:
+        if compiles:
+            raise UserError(f"--compile is not for {device.type}, which compiles every step anyway: leave it out.")
+        return False, "compiled by XLA"
     able = can_compile(device)
     missing = "Triton" if device.type == "cuda" else "C++ compiler"
     if compiles and not able:
@@ -120,18 +131,30 @@ def choose_compilation(compiles: bool | None, device: torch.device, *, distribut
 
 def peak_flops_per_second(precision: Precision) -> float:
     """Measured FLOPs per second of this machine's matrix products in the run's dtype: the best of several."""
-    is_cuda = precision.device.type == "cuda"
-    size = 4096 if is_cuda else 1024
+    size = 1024 if hardware(precision.device) in ("cpu", "mps") else 4096
     x = torch.ones(size, size, dtype=torch.int8 if precision.int8 else precision.dtype, device=precision.device)
     product = torch.ops.aten._int_mm if precision.int8 else torch.mm
     times: list[float] = []
     for _ in range(_REPEATS // 2):
         start = time.perf_counter()
-        product(x, x)
-        if is_cuda:
-            torch.cuda.synchronize(precision.device)
+        _wait_for(product(x, x))
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
+
+
+def hardware(device: torch.device) -> str:
+    """The type of a device, or of those behind XLA: cpu, cuda, tpu ..."""
+    return import_module("torch_xla.runtime").device_type().lower() if device.type == "xla" else device.type
+
+
+def _wait_for(matrix: Tensor) -> None:
+    """Wait until a matrix has been computed."""
+    device, accelerator = matrix.device, torch.accelerator.current_accelerator()
+    if device.type == "xla":
+        import_module("torch_xla").sync()  # else it would compute no more than the number that is read
+        matrix[0, 0].item()
+    elif accelerator is not None and accelerator.type == device.type:
+        torch.accelerator.synchronize(device)
 
 
 def _device(name: str | None) -> torch.device:

@@ -19,7 +19,7 @@ from anyformer.runs.listing import Terms
 from anyformer.runs.tracking import check as check_trackers
 from anyformer.training.averaging import make_average
 from anyformer.training.batcher import Batcher
-from anyformer.training.config import CompleteRunConfig, RunConfig
+from anyformer.training.config import ONE_PROCESS, CompleteRunConfig, RunConfig
 from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision, choose_compilation, choose_precision
@@ -130,11 +130,14 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
     """
     make_average(config.average)  # refuses before the data is read
     check_trackers(config.track)
-    precision = choose_precision(config.device, config.dtype, group.local_rank, quantized=config.is_quantized)
+    device = "xla" if config.engine in ONE_PROCESS else config.device
+    precision = choose_precision(device, config.dtype, group.local_rank, quantized=config.is_quantized)
     dtype, reason = group.broadcast((precision.dtype, precision.reason))
     precision = replace(precision, dtype=dtype, reason=reason)
     compiles, compile_reason = choose_compilation(config.compile, precision.device, distributed=group.world_size > 1)
-    config = replace(config, device=precision.device.type, dtype=precision.name)
+    # XLA's device comes with its engine: another engine goes on elsewhere.
+    config = replace(config, device=None if precision.device.type == "xla" else precision.device.type)
+    config = replace(config, dtype=precision.name)
     resolved = group.main_first(lambda: recipe(config, console))
     plan = make_plan(resolved.config, precision, resolved.loss, compiles=compiles)
     return ResolvedRun(resolved, plan, compile_reason)
@@ -202,4 +205,8 @@ def make_strategy(
         from anyformer.training.strategies.deepspeed import DeepSpeed
 
         return DeepSpeed(model, plan, group, zero_stage)
+    if name in ONE_PROCESS:
+        from anyformer.training.strategies.xla import XLA
+
+        return XLA(model, plan, group, shard=name == "xla")
     return Strategy(model, plan, group)

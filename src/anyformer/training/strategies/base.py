@@ -88,7 +88,7 @@ class Strategy:
             if stack is not None:
                 if plan.gradient_checkpointing:
                     for block in stack.blocks:
-                        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                        block.forward = partial(self._checkpoint(), block.forward, use_reentrant=False)
                 if plan.compile:
                     # The loss, which sorts out what is to be predicted, gains nothing by it.
                     stack.compile()
@@ -96,7 +96,7 @@ class Strategy:
         self.optimizer = plan.optimizer(self.model)
         device = plan.precision.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=plan.precision.dtype == torch.float16)
-        # The host need not know whether a step is finite where the optimizer's kernels can leave it out themselves.
+        # The host need not know whether a step is finite where the optimizer can leave it out itself.
         self._waits = device == "cpu" or not getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
     def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, "2"]:
@@ -134,15 +134,15 @@ class Strategy:
             self.plan.average.update(self._weights())
         return torch.stack([loss, norm])
 
-    def evaluate(self, batch: Batch) -> float:
-        """The summed loss of a batch in nats, over all processes; nothing changes."""
+    def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
+        """The summed loss of a batch in nats, over all processes and on the device; nothing changes."""
         training = self.model.training
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
             mine, predicted = self._mine(batch)
             nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
         self.wrapped.train(training)
-        return self.data_group.sum(nats.detach().float()).item()
+        return self.data_group.sum(nats.detach().float())
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the weights are the averaged ones, where there is an average."""
@@ -206,7 +206,8 @@ class Strategy:
             mine, predicted = self._mine(part)
             last = index == len(parts) - 1
             self._seed_dropout(number, index)
-            share = predicted / max(batch.predicted, 1)
+            # On the device: a compiler would take a number of Python's for a constant.
+            share = torch.tensor(predicted / max(batch.predicted, 1), device=total.device)
             with self._last(last):
                 loss = self._loss(mine, **whole)
                 # Gradients become their mean over the processes. A part that knows the whole batch has its whole loss.
@@ -231,11 +232,15 @@ class Strategy:
             with torch.no_grad():
                 vectors = self._loss(mine, return_vectors=True)
             if predicted:
-                whole[model_inputs(mine, device)["slots"]] = vectors
+                whole[self._inputs(mine)["slots"]] = vectors
         return {"whole": WholeBatch(self.data_group.sum(whole), torch.from_numpy(batch.targets).to(device))}
 
     def _seed_dropout(self, number: int, part: int) -> None:
         torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.data_group.rank) >> 1)
+
+    def _checkpoint(self) -> Callable[..., Any]:
+        """The function that calls another, and computes its activations again in the backward pass."""
+        return checkpoint
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         del last
@@ -256,7 +261,11 @@ class Strategy:
         precision = self.plan.precision
         settings = {"return_logits": False, "label_smoothing": self.plan.label_smoothing, **settings}
         with precision.autocast():
-            return self.wrapped(**model_inputs(batch, precision.device), **settings)
+            return self.wrapped(**self._inputs(batch), **settings)
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of the loss, on the device."""
+        return model_inputs(batch, self.plan.precision.device)
 
     def _eager(self) -> AbstractContextManager[object]:
         """Compiling for other shapes, and without gradients, would take longer than it saves."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -47,7 +48,7 @@ class FSDP(Sharded):
         return super().__str__() + "".join(f", {name} parallel {size}" for name, size in parts if size > 1)
 
     @override
-    def evaluate(self, batch: Batch) -> float:
+    def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
         nats = super().evaluate(batch)
         # Without a way back nothing would take the root's whole weights away again, and they would be mistaken for it.
         self.wrapped.reshard()

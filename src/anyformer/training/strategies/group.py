@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from anyformer.errors import UserError
+from anyformer.training.config import ONE_PROCESS
 from anyformer.training.strategies.launch import check_engine, started_by_launcher
 
 if TYPE_CHECKING:
@@ -130,6 +131,11 @@ def join(engine: str | None, device: str | None) -> Group:
     """
     processes = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
     check_engine(engine, processes)
+    if engine in ONE_PROCESS:
+        # It imports a library that is rarely there, which has to come before the first tensor on a device.
+        from anyformer.training.strategies.xla_runtime import start
+
+        start()
     if processes == 1:
         return Group()
     return Group(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type)

@@ -23,7 +23,7 @@ from types import FrameType
 from anyformer import processes as programs
 from anyformer.errors import UserError, nearest, quote
 from anyformer.terminal import report
-from anyformer.training.config import ENGINES
+from anyformer.training.config import ENGINES, ONE_PROCESS
 
 _PROGRAM = ("-m", "anyformer")
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -53,6 +53,10 @@ def check_engine(name: str | None, processes: int, tensor_parallel: int = 1, con
         return
     if name not in ENGINES:
         raise UserError(f"There is no engine {quote(name)} ({nearest(name, ENGINES)}).")
+    if name in ONE_PROCESS:
+        if processes > 1:
+            raise UserError(f"--engine {name} drives all devices by one process, and these are {processes}: start one.")
+        return
     if processes < 2:
         raise UserError(
             f"--engine {name} is for several processes, and this is one: add --processes 2, start with torchrun, or "
