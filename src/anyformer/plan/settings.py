@@ -94,8 +94,8 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
     for name in ("tensor_parallel", "context_parallel"):
         if settings.get(name, 1) > 1:
             raise UserError(
-                f"plan counts processes that are alike: leave {flag(name, settings[name])} out, or predict the step of a "
-                "cluster by --devices and --mesh."
+                f"plan counts processes that are alike: leave {flag(name, settings[name])} out, or predict the "
+                "step of a cluster by --devices and --mesh."
             )
     precision = _precision(settings.get("dtype"), device, quantized=bool(settings.get("quantize")))
     settings["dtype"] = precision.name
