@@ -62,7 +62,7 @@ def config(case: str) -> ModelConfig:
     model = preset(CASES[case]["preset"]).replace(vocab_size=53, d_model=32, max_length=16, **CASES[case]["layers"])
     attention = dataclasses.replace(model.attention, heads=2, kv_heads=None, head_dim=None)
     feed_forward = dataclasses.replace(model.feed_forward, width=48)
-    return _without_dropout(model.replace(attention=attention, feed_forward=feed_forward))
+    return without_dropout(model.replace(attention=attention, feed_forward=feed_forward))
 
 
 def batch(case: str, step: int, rows: int = 7, time: int = 12) -> Batch:
@@ -202,14 +202,14 @@ def main() -> None:
     group.close()
 
 
-def _without_dropout(part: Any) -> Any:
+def without_dropout(part: Any) -> Any:
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name == "dropout":
             changes[field.name] = 0.0
         elif dataclasses.is_dataclass(value):
-            changes[field.name] = _without_dropout(value)
+            changes[field.name] = without_dropout(value)
     return dataclasses.replace(part, **changes)
 
 

@@ -225,7 +225,7 @@ class Trainer:
         """Wait for the steps that were not read yet. Raises DivergedError after the first that is not finite."""
         if not self._unread:
             return
-        results: list[list[float]] = [figures.tolist() for figures in self._unread]
+        results: list[list[float]] = torch.stack(self._unread).tolist()
         self._unread.clear()
         for step, figures in enumerate(results, self.step - len(results)):
             for name, value in zip(("loss", "gradient"), figures, strict=True):
