@@ -134,6 +134,10 @@ def test_choices_suit_the_model():
         (["--source", "a.en"], "need both --source and --target"),
         (["--processes", "2"], "needs an --engine"),
         (["--tensor-parallel", "2"], "--tensor-parallel 2 goes with --engine fsdp alone"),
+        (
+            ["--engine", "fsdp", "--context-parallel", "2", "--document-masking"],
+            "--document-masking does not work with",
+        ),
         (["--engine", "ddp", "--context-parallel", "2"], "--context-parallel 2 goes with --engine fsdp alone"),
         (["--engine", "deepspeed", "--processes", "2", "--tensor-parallel", "2"], "goes with --engine fsdp alone"),
         (["--average", "last:5"], "say how often by --save-every"),

@@ -183,6 +183,9 @@ class RunConfig:
             raise UserError(f"--device {quote(self.device)} comes with an engine: give --engine xla instead.")
         if self.dtype == "float16" and self.engine in ONE_PROCESS:
             raise UserError(f"--dtype float16 does not work with --engine {self.engine}: use bfloat16 or float32.")
+        for name in ("document_masking", "packing"):
+            if self.context_parallel > 1 and getattr(self, name, None):
+                raise UserError(f"{flag(name)} does not work with --context-parallel: leave one of them out.")
         if self.dtype == "int8" and self.engine not in (None, "ddp"):
             raise UserError(f"--dtype int8 does not work with --engine {self.engine}: use ddp, or another --dtype.")
         if self.optimizer == "muon" and self.engine == "deepspeed":

@@ -119,6 +119,8 @@ def check_consent(config: T, file: Path, flags: Mapping[str, Any], *, resume: bo
     Raises:
         UserError: a flag is missing; the sentence names all of them.
     """
+    if flags.get("engine", "fsdp") != "fsdp":  # whose processes alone have a layout
+        config = dataclasses.replace(config, tensor_parallel=1, context_parallel=1)
     missing = {name: value for name, value in _to_repeat(config, file, resume=resume) if name not in flags}
     if missing:
         # The model has no flag.

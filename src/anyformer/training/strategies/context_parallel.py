@@ -38,16 +38,16 @@ def stretch(batch: Batch, index: int, count: int) -> Batch:
     """The stretch of this index of the sequences of a batch, of as many of one length, the last of them padded."""
     if batch.documents is not None:
         raise UserError("--context-parallel reads a row as one text: leave --document-masking and --packing out.")
-    length, source = batch.tokens.shape[1], batch.source
     fields: dict[str, Any] = {"targets": _stretch(batch.targets, index, count, IGNORED)}
-    for name in ("tokens", "mask", "segments", "source", "source_mask"):
-        if (array := getattr(batch, name)) is not None:
+    for name, mask, array in (("tokens", "mask", batch.tokens), ("source", "source_mask", batch.source)):
+        if array is not None:
             fields[name] = _stretch(array, index, count, 0)
-    # Padding comes after the text, so that causal attention does not see it.
-    if source is not None and batch.source_mask is None and _padded(source.shape[1], count) > source.shape[1]:
-        fields["source_mask"] = _stretch(np.ones(source.shape, dtype=bool), index, count, False)
-    elif batch.mask is None and _padded(length, count) > length:
-        fields["mask"] = _stretch(np.ones(batch.tokens.shape, dtype=bool), index, count, False)
+            real = getattr(batch, mask)
+            if real is None and _padded(array.shape[1], count) > array.shape[1]:
+                real = np.ones(array.shape, dtype=bool)
+            fields[mask] = None if real is None else _stretch(real, index, count, False)
+    if batch.segments is not None:
+        fields["segments"] = _stretch(batch.segments, index, count, 0)
     return dataclasses.replace(batch, **fields)
 
 
