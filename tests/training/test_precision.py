@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from anyformer.errors import UserError
-from anyformer.training.precision import choose_precision
+from anyformer.training import precision
+from anyformer.training.precision import choose_compilation, choose_precision
 
 
 def test_precision_follows_orders():
@@ -32,3 +36,22 @@ def test_quantized_weights_are_trained_on_in_float32_on_a_cpu():
 def test_an_absent_device_is_refused(device: str):
     with pytest.raises(UserError, match=f"--device {device} can't be used"):
         choose_precision(device, "float32")
+
+
+def test_tpus_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch):
+    """Their library is not here, so the device is a stand-in."""
+    with pytest.raises(UserError, match="--device tpu can't be used: torch-tpu is not installed"):
+        choose_precision("tpu", None)
+    tpu: Any = SimpleNamespace(type="tpu")
+    monkeypatch.setattr(precision, "_device", lambda name: tpu)
+    assert choose_precision("tpu", None).reason == "TPUs multiply in bfloat16"
+    assert choose_precision("tpu", "float32").name == "float32"
+    assert choose_compilation(None, tpu) == (False, "not compiled: no gain is proved on TPUs")
+    assert choose_compilation(True, tpu)[0]
+
+
+def test_xla_compiles_by_itself():
+    xla: Any = SimpleNamespace(type="xla")
+    assert choose_compilation(None, xla) == (False, "compiled by XLA")
+    with pytest.raises(UserError, match="--compile is not for --engine xla"):
+        choose_compilation(True, xla)

@@ -23,8 +23,8 @@ _REPEATS = 16
 _INT8_ROWS, _INT8_WIDTH, _LEAST_GAIN = 2048, 768, 1.1
 """Rows, inputs and outputs of the product that int8 is measured with; what it has to gain to be worth its rounding."""
 
-COMPILES_BY_ITSELF = ("xla", "tpu")
-"""Devices whose own compiler is given whole steps."""
+FIXED_SHAPES = ("xla", "tpu")
+"""Devices whose compiler makes a program for each shape."""
 
 INT8 = "int8"
 """The name of a dtype that is never chosen by default, for it changes what is learned."""
@@ -100,7 +100,9 @@ def choose_precision(
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs: a C++ compiler for CPUs, Triton for GPUs."""
+    """Whether torch.compile has what it needs: a C++ compiler for CPUs, Triton for GPUs; torch-tpu brings its own."""
+    if device.type == "tpu":
+        return True
     if device.type == "cuda":
         return find_spec("triton") is not None
     return sys.platform != "win32" and any(processes.find(name) for name in ("g++", "clang++", "c++"))
@@ -112,9 +114,9 @@ def choose_compilation(compiles: bool | None, device: torch.device, *, distribut
     Raises:
         UserError: it is to be compiled and can't be.
     """
-    if device.type in COMPILES_BY_ITSELF:
+    if device.type == "xla":
         if compiles:
-            raise UserError(f"--compile is not for {device.type}, which compiles every step anyway: leave it out.")
+            raise UserError("--compile is not for --engine xla, which compiles every step anyway: leave it out.")
         return False, "compiled by XLA"
     able = can_compile(device)
     missing = "Triton" if device.type == "cuda" else "C++ compiler"
@@ -126,6 +128,8 @@ def choose_compilation(compiles: bool | None, device: torch.device, *, distribut
         return False, "not compiled: no gain is proved for several processes"
     if device.type == "cuda" and able:
         return True, "compiled"
+    if device.type == "tpu":
+        return False, "not compiled: no gain is proved on TPUs"
     return False, "not compiled: it gains little on a CPU" if able else f"not compiled: there is no {missing}"
 
 
@@ -165,6 +169,8 @@ def _device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
+        if name.startswith("tpu") and find_spec("torch_tpu") is None:
+            reason = "torch-tpu is not installed (or there is --engine xla, see docs/tpu.md)"
         raise UserError(f"--device {name} can't be used: {reason}.") from error
     return device
 

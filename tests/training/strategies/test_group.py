@@ -4,6 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from anyformer.errors import UserError
+from anyformer.training.strategies import group as module
+from anyformer.training.strategies.group import Group
 
 EXCHANGE = """
 import json, sys, torch
@@ -30,3 +38,32 @@ def recorded(folder: Path, **variables: str) -> int:
 def test_exchanges_between_processors_are_not_recorded_unless_asked_for(tmp_path: Path) -> None:
     assert recorded(tmp_path) == 0
     assert recorded(tmp_path, TORCH_FR_BUFFER_SIZE="10") == 3
+
+
+@pytest.fixture
+def _second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("_second_of_two")
+def test_tpus_send_by_torch_tpu_and_their_hosts_by_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = list[str]()
+
+    def begin(backends: str, **_: Any) -> None:
+        begun.append(backends)
+
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    monkeypatch.setattr(dist, "get_default_backend_for_device", "{}_dist".format)  # torch-tpu makes it so
+    monkeypatch.setattr(dist, "init_process_group", begin)
+    group = Group("tpu")
+    assert (group.backend, begun) == ("tpu_dist", ["cpu:gloo,tpu:tpu_dist"])
+
+
+@pytest.mark.usefixtures("_second_of_two")
+@pytest.mark.parametrize(
+    ("device", "says"), [("tpu", "needs torch-tpu, which is not installed"), ("mps", "can't train together on mps")]
+)
+def test_devices_that_can_not_train_together(device: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Group(device)

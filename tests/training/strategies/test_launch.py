@@ -305,3 +305,31 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert asked == [False]
+
+
+TORCH_TPU = """
+import os, sys
+from types import ModuleType, SimpleNamespace
+def set_tpu_launch_env(*, nproc_per_node):
+    {body}
+sys.modules["torch"], sys.modules["torch.tpu"] = ModuleType("torch"), ModuleType("torch.tpu")
+sys.modules["torch.tpu"].distributed = SimpleNamespace(set_tpu_launch_env=set_tpu_launch_env)
+"""
+
+
+def test_processes_on_tpus_know_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = TORCH_TPU.format(body='print("noise"); os.environ["TORCH_TPU_TOPOLOGY"] = f"{nproc_per_node},1,1"')
+    monkeypatch.setattr(module, "_TPU_LAUNCH", fake + module._TPU_LAUNCH)
+    program(tmp_path, monkeypatch, 'print(os.environ.get("TORCH_TPU_TOPOLOGY"))')
+    assert launch([str(tmp_path)], 2, device="tpu") == 0
+    assert launch([str(tmp_path)], 2, device="cpu") == 0
+    assert capfd.readouterr().out == "2,1,1\nNone\n"
+
+
+def test_tpus_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = TORCH_TPU.format(body='raise ValueError("expected TPU devices, got none")')
+    monkeypatch.setattr(module, "_TPU_LAUNCH", fake + module._TPU_LAUNCH)
+    with pytest.raises(UserError, match="tpu can't be used by 2 processes: ValueError: expected TPU devices, got none"):
+        launch([str(tmp_path)], 2, device="tpu")

@@ -31,7 +31,8 @@ from anyformer.model import Transformer, build
 from anyformer.training.averaging import Average
 from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import clip_grad_norm_, flatten_state, load_flat_state, set_learning_rate
-from anyformer.training.precision import Precision
+from anyformer.training.precision import FIXED_SHAPES, Precision
+from anyformer.training.strategies.buckets import padded
 from anyformer.training.strategies.group import Group
 
 STATE = "state.safetensors"
@@ -78,6 +79,8 @@ class Strategy:
     """
 
     engine = ""
+    devices = 1
+    """Devices that this process drives."""
 
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
@@ -265,7 +268,10 @@ class Strategy:
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The arguments of the loss, on the device."""
-        return model_inputs(batch, self.plan.precision.device)
+        device = self.plan.precision.device
+        if device.type in FIXED_SHAPES:
+            batch = padded(batch, self.model.config, self.devices)
+        return model_inputs(batch, device)
 
     def _eager(self) -> AbstractContextManager[object]:
         """Compiling for other shapes, and without gradients, would take longer than it saves."""
@@ -329,14 +335,15 @@ class DDP(Strategy):
 
     @override
     def _wrap(self) -> DistributedDataParallel:
-        device = self.plan.precision.device
-        return DistributedDataParallel(
-            self.plan.loss(self.model),
-            device_ids=None if device.type == "cpu" else [device],
-            # A pooler is no part of a language model's loss. Looking for such parts takes time, so only where one is.
-            find_unused_parameters=self.model.pooler is not None and isinstance(self.model.head, LanguageModelHead),
-            gradient_as_bucket_view=True,
-        )
+        device, module = self.plan.precision.device, self.plan.loss(self.model)
+        if self.model.pooler is not None and isinstance(self.model.head, LanguageModelHead):
+            # It is no part of a language model's loss, and to look for such parts takes time, or fails (torch-tpu).
+            pooler = set(self.model.pooler.parameters())
+            unused = [name for name, parameter in module.named_parameters() if parameter in pooler]
+            ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # pyright: ignore[reportPrivateUsage]
+            ignore(module, unused)
+        ids = [device] if device.type in ("cuda", "xpu") else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
     @override
     def _last(self, last: bool) -> AbstractContextManager[object]:

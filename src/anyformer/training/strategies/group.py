@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -39,7 +40,7 @@ class Group:
         rank: the number of this process; number 0 alone writes and prints.
         world_size: the number of processes.
         local_rank: its number on this machine.
-        backend: the library of the messages: nccl for cuda, gloo for cpu, empty for a process alone.
+        backend: the library of the messages: nccl for cuda, gloo for cpu, tpu_dist for tpu, empty for a process alone.
 
     Raises:
         UserError: several processes can't train together on such a device, or there isn't one for each.
@@ -57,7 +58,7 @@ class Group:
         self.rank = int(os.environ["RANK"])
         self.world_size = int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if device not in ("cpu", "cuda", "xpu"):
+        if device not in ("cpu", "cuda", "xpu", "tpu"):
             raise UserError(f"Several processes can't train together on {device}: use --device cpu, or one process.")
         if device == "cuda":
             if self.local_rank >= torch.cuda.device_count():
@@ -66,12 +67,16 @@ class Group:
                     "start one process for each, or use --device cpu."
                 )
             torch.cuda.set_device(self.local_rank)
+        if device == "tpu" and find_spec("torch_tpu") is None:
+            raise UserError("--device tpu needs torch-tpu, which is not installed: pip install torch-tpu")
         self.backend = dist.get_default_backend_for_device(device)
         if self.backend == "gloo":
             # c10d's flight recorder keeps small objects of each exchange; between tensors they make the heap grow.
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")
         if not dist.is_initialized():
-            dist.init_process_group(self.backend, timeout=_PATIENCE)
+            # What the hosts tell each other does not wait for TPUs.
+            backends = f"cpu:gloo,tpu:{self.backend}" if device == "tpu" else self.backend
+            dist.init_process_group(backends, timeout=_PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -138,4 +143,4 @@ def join(engine: str | None, device: str | None) -> Group:
         start()
     if processes == 1:
         return Group()
-    return Group(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type)
+    return Group((device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0])

@@ -6,6 +6,7 @@ each event is reported once, and Ctrl-C, an error or the end of the terminal lea
 Nothing here imports torch: the process that watches needs no gigabyte of libraries.
 """
 
+import json
 import os
 import signal
 import socket
@@ -21,12 +22,20 @@ from pathlib import Path
 from types import FrameType
 
 from anyformer import processes as programs
-from anyformer.errors import UserError, nearest, quote
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.terminal import report
 from anyformer.training.config import ENGINES, ONE_PROCESS
 
 _PROGRAM = ("-m", "anyformer")
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+_TPU_LAUNCH = """
+import json, os, sys
+from torch.tpu import distributed
+distributed.set_tpu_launch_env(nproc_per_node=int(sys.argv[1]))
+print(json.dumps({name: value for name, value in os.environ.items() if name.startswith("TORCH_TPU_")}))
+"""
+"""Program that prints what torch-tpu's processes have to know before they start."""
 
 _LIFELINE = "ANYFORMER_LIFELINE"
 """Number of a pipe that is closed when the launcher is gone."""
@@ -80,12 +89,13 @@ class KilledError(UserError):
     """A process of a run was killed."""
 
 
-def launch(argv: Sequence[str], processes: int, restarts: int = 0) -> int:
+def launch(argv: Sequence[str], processes: int, restarts: int = 0, device: str | None = None) -> int:
     """Run `anyformer ARGV...` in processes on this machine.
 
     Args:
         argv: A command that goes on where it was, if it is started again.
         restarts: Times that it is, after a process was killed.
+        device: The type of the devices that they train on, one each; TPUs have to be told of each other before.
 
     Returns:
         The exit status: 0, or that of the process that failed first. The others are ended then.
@@ -96,20 +106,20 @@ def launch(argv: Sequence[str], processes: int, restarts: int = 0) -> int:
     """
     for left in range(restarts, 0, -1):
         try:
-            return _launch(argv, processes)
+            return _launch(argv, processes, device)
         except KilledError as error:
             report(f"anyformer: {error} The run begins again; restarts that are left: {left - 1}.\n")
-    return _launch(argv, processes)
+    return _launch(argv, processes, device)
 
 
-def _launch(argv: Sequence[str], processes: int) -> int:
+def _launch(argv: Sequence[str], processes: int, device: str | None) -> int:
     if os.name != "posix":
         raise UserError("--processes starts processes on Linux and macOS alone: start them with torchrun here.")
     lifeline, ours = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         crew = _Crew(Path(folder))
         try:
-            common = _environment(processes, lifeline)
+            common = _environment(processes, lifeline) | (_tpu_environment(processes) if device == "tpu" else {})
             # They end by themselves.
             with handled(lambda number, frame: crew.signal(number)):
                 for rank in range(processes):
@@ -239,6 +249,16 @@ def _environment(processes: int, lifeline: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         _LIFELINE: str(lifeline),
     }
+
+
+def _tpu_environment(processes: int) -> dict[str, str]:
+    """Environment by which the processes of torch-tpu, one a device, find each other. Raises UserError without any."""
+    try:
+        printed = programs.run(programs.python("-c", _TPU_LAUNCH, str(processes)))
+    except subprocess.CalledProcessError as error:
+        reason = cut((error.stdout.strip().splitlines() or ["torch-tpu says nothing"])[-1])
+        raise UserError(f"--device tpu can't be used by {processes} processes: {reason}") from error
+    return dict(json.loads(printed.splitlines()[-1]))
 
 
 def _end_with_launcher(lifeline: int) -> None:

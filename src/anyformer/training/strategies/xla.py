@@ -21,7 +21,6 @@ from anyformer.data.batch import Batch
 from anyformer.model import Transformer
 from anyformer.training.precision import hardware
 from anyformer.training.strategies.base import Plan, Sharded
-from anyformer.training.strategies.buckets import padded
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.xla_runtime import start
 
@@ -36,9 +35,9 @@ class XLA(Sharded):
     def __init__(self, model: Transformer, plan: Plan, group: Group, *, shard: bool = True) -> None:
         self.engine = "xla" if shard else "xla-ddp"
         self._xla, self._shard = start(), shard
-        self._devices: int = import_module("torch_xla.runtime").global_runtime_device_count()
+        self.devices = import_module("torch_xla.runtime").global_runtime_device_count()
         self._spmd: Any = import_module("torch_xla.distributed.spmd")
-        self._mesh = self._spmd.Mesh(np.arange(self._devices), (self._devices,), ("data",))
+        self._mesh = self._spmd.Mesh(np.arange(self.devices), (self.devices,), ("data",))
         if plan.precision.dtype == torch.float32:
             # Its default for products of float32 is bfloat16.
             import_module("torch_xla.backends").set_mat_mul_precision("highest")
@@ -71,7 +70,7 @@ class XLA(Sharded):
     @override
     def __str__(self) -> str:
         kept = "sharded weights" if self._shard else "a copy of the weights on each"
-        devices = f"{self._devices} device{'s' * (self._devices != 1)} ({hardware(self.plan.precision.device)})"
+        devices = f"{self.devices} device{'s' * (self.devices != 1)} ({hardware(self.plan.precision.device)})"
         return f"{self.engine}, {devices}, {kept}"
 
     @override
@@ -83,7 +82,7 @@ class XLA(Sharded):
 
     @override
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
-        inputs = super()._inputs(padded(batch, self.model.config, self._devices))
+        inputs = super()._inputs(batch)
         for tensor in inputs.values():
             self._mark(tensor, True)
         return inputs
@@ -107,6 +106,6 @@ class XLA(Sharded):
 
     def _mark(self, tensor: Tensor, shard: bool) -> None:
         """Cut a tensor along its first dimension, if that can be done evenly, or have a copy of it on each device."""
-        cuts = shard and tensor.dim() > 0 and len(tensor) % self._devices == 0
+        cuts = shard and tensor.dim() > 0 and len(tensor) % self.devices == 0
         spec = ("data" if cuts else None, *(None,) * (tensor.dim() - 1)) if tensor.dim() else ()
         self._spmd.mark_sharding(tensor, self._mesh, spec)
