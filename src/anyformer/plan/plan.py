@@ -12,12 +12,13 @@ from anyformer.errors import UserError, check_keywords
 from anyformer.one_line import OneLine
 from anyformer.plan.calibrate import SECONDS, StepTime, by_peak
 from anyformer.plan.calibrate import calibrate as calibrated
-from anyformer.plan.devices import CUDA_CONTEXT, find_device, proc_field
+from anyformer.plan.devices import CUDA_CONTEXT, find_device
 from anyformer.plan.fit import Change, changes_that_fit
 from anyformer.plan.settings import SETTINGS, make_workload, read_run
 from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
 from anyformer.spec import SpecifiedModel
+from anyformer.training.memory import proc_field
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -81,6 +81,8 @@ class Strategy:
     engine = ""
     devices = 1
     """Devices that this process drives."""
+    is_spread = False
+    """Whether no process ever holds the whole model."""
 
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
@@ -158,6 +160,10 @@ class Strategy:
         with self.averaged(), self._eager():
             yield self.model if self.group.is_main else None
 
+    def saved(self) -> AbstractContextManager[Transformer | None]:
+        """Context with the model to save: as `gathered`, or in every process one that is spread over all of them."""
+        return self.gathered()
+
     def snapshot(self) -> None:
         """Offer the weights to an average of snapshots, such as that of the latest five."""
         if self.plan.average is not None:
@@ -165,7 +171,11 @@ class Strategy:
 
     def save(self, folder: Path) -> None:
         """Write this process's share of everything that the next step depends on into a folder, as safetensors."""
-        write_state(folder, self._state())
+        self.write(folder, self.state())
+
+    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a `state`, or a copy of it, in whatever thread. Raises OSError or SafetensorError."""
+        write_state(folder, state)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
@@ -290,8 +300,8 @@ class Strategy:
         frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
         return {name: tensor for name, tensor in state.items() if not frozen or name in names}
 
-    def _state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+    def state(self) -> dict[str, Tensor]:
+        """This process's share of everything that the next step depends on, by name; not copies."""
         parts = {
             "model": self._trained_state(),
             "optimizer": flatten_state(self.optimizer, self._names()),
@@ -328,10 +338,14 @@ class DDP(Strategy):
     engine = "ddp"
 
     @override
-    def save(self, folder: Path) -> None:
+    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        if state:
+            super().write(folder, state)
+
+    @override
+    def state(self) -> dict[str, Tensor]:
         # All processes have the same.
-        if self.group.is_main:
-            super().save(folder)
+        return super().state() if self.group.is_main else {}
 
     @override
     def _wrap(self) -> DistributedDataParallel:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -96,6 +97,14 @@ class Group:
             return flag
         device = torch.device("cuda", self.local_rank) if self.backend == "nccl" else torch.device("cpu")
         return bool(self.sum(torch.tensor(float(flag), device=device)).item())
+
+    @cached_property
+    def background(self) -> Callable[[], object]:
+        """Function that waits, in another thread, until all processes have called it."""
+        if not self.backend:
+            return lambda: None
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return partial(dist.barrier, cast("dist.ProcessGroup", group))
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
