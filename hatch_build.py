@@ -2,12 +2,18 @@
 
 A target is one of `anyformer.native.compiler.TARGETS`, such as linux-x86_64; its wheel runs on every machine of the
 kind. Where nothing can be compiled the package is built without libraries, and torch computes what they would.
+The libraries are listed in a bill of materials (CycloneDX 1.6), which is put into the wheel as PEP 770 says.
 """
 
+import hashlib
+import json
 import os
 import re
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,5 +50,37 @@ class KernelHook(BuildHookInterface[Any]):
         suffix = target.suffix if target else compiler.SUFFIX
         paths = [path for level in chosen for path in sorted((levels.LIBRARIES / level.name).glob(f"*{suffix}"))]
         if version != "editable":
-            inside = levels.LIBRARIES.relative_to(Path(self.root, "src"))
-            build_data["force_include"] |= {str(path): f"{inside}/{path.parent.name}/{path.name}" for path in paths}
+            inside = levels.LIBRARIES.relative_to(Path(self.root, "src")).as_posix()
+            included = {str(path): f"{inside}/{path.parent.name}/{path.name}" for path in paths}
+            build_data["force_include"] |= included
+            self._folder = tempfile.TemporaryDirectory()
+            bill = Path(self._folder.name, "anyformer.cdx.json")
+            bill.write_text(json.dumps(bill_of_materials(self.metadata.version, included), indent=1))
+            build_data["sbom_files"].append(str(bill))
+
+
+def bill_of_materials(version: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """The compiled files of a wheel, by their paths here and inside, and what compiled them, in CycloneDX's terms."""
+    compilers = [{"type": "application", "name": "ziglang", "version": metadata.version("ziglang")}] if _TARGET else []
+    component = {
+        "type": "library",
+        "name": "anyformer",
+        "version": version,
+        "purl": f"pkg:pypi/anyformer@{version}",
+        "licenses": [{"license": {"id": "Apache-2.0"}}],
+    }
+    components = [
+        {
+            "type": "file",
+            "name": inside,
+            "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(Path(path).read_bytes()).hexdigest()}],
+        }
+        for path, inside in files.items()
+    ]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": component, "tools": {"components": compilers}},
+        "components": components,
+    }

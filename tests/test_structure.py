@@ -58,6 +58,7 @@ def test_tests_mirror_the_source() -> None:
         *(TESTS / "finetuning" / f"test_{what}.py" for what in ("packing", "parts", "resume")),
         TESTS / "fuzz" / "test_fuzz.py",
         TESTS / "kernels" / "test_training_kernels.py",
+        TESTS / "native" / "test_build.py",  # of hatch_build.py
         *(TESTS / "serving" / f"test_{what}.py" for what in ("adapters", "hostile", "lm_eval", "load", "schemathesis")),
         TESTS / "tasks" / "test_adding.py",
         TESTS / "tasks" / "test_rows_of_tasks.py",

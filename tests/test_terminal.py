@@ -6,10 +6,12 @@ import io
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -158,12 +160,22 @@ def test_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert len(said) < 2200
 
 
-def test_what_is_logged_warned_and_raised(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that is fit for the command line, and after the test as it was."""
     for module, name in ((sys, "excepthook"), (threading, "excepthook"), (warnings, "showwarning")):
         monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(logging.getLogger("anyformer"), "handlers", [])
-    monkeypatch.setattr(terminal.signal, "signal", lambda *_: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     terminal.prepare()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_what_is_logged_warned_and_raised(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("anyformer.checkpoint").warning("logged %s", EVIL)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -237,3 +249,23 @@ def test_a_terminal_without_unicode() -> None:
         terminal.write("caf\u00e9 \udcff")
     ascii_only.flush()
     assert ascii_only.buffer.getvalue() == b"caf\\xe9 \\udcff\n"
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("error", [ValueError("of torch"), af.UserError("the file is damaged.")])
+def test_a_signal_that_native_code_turned_into_another_error(
+    number: signal.Signals, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(argv: list[str]) -> int:
+        try:
+            signal.raise_signal(number)
+        except (KeyboardInterrupt, terminal.Terminated):
+            raise error from None
+        raise AssertionError
+
+    monkeypatch.setattr("anyformer.cli.env.run", interrupted)
+    assert main(["env"]) == 128 + number
+    said = capsys.readouterr().err
+    assert said == ("anyformer: interrupted.\n" if number == signal.SIGINT else "anyformer: ended by SIGTERM.\n")
+    assert terminal.last_signal() is None

@@ -96,7 +96,7 @@ def _unused(module: nn.Module) -> int:
 
 def unused_parameters(config: ModelConfig) -> int:
     """The weights of a mixture of experts that a token does not go to, of all layers; others have none."""
-    return sum(map(_unused, skeleton(config).modules()))
+    return 0 if config.feed_forward.experts is None else sum(map(_unused, skeleton(config).modules()))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.head import IGNORED, Classifier, LanguageModelHead, Pooler, loss
-from anyformer.blocks.initialization import initialize_weights
+from anyformer.blocks.initialization import Cut, initialize_pieces, initialize_weights, kept_in_pieces
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.pooling import TextPooling, last_token
 from anyformer.blocks.stack import Stack
@@ -279,9 +279,19 @@ class Transformer(nn.Module):
         return F.pad(tokens[:, :-1], (1, 0), value=start)
 
 
-def build(config: ModelConfig) -> Transformer:
-    """A fresh model: weights drawn as the family's paper does, in training mode. Seed them with `torch.manual_seed`."""
-    return Transformer(config)
+def build(config: ModelConfig, cut: Cut | None = None) -> Transformer:
+    """A fresh model: weights drawn as the family's paper does, in training mode. Seed them with `torch.manual_seed`.
+
+    Args:
+        cut: What this process keeps of each matrix, which the processes share; they draw the same ones. None: all of
+            it.
+    """
+    if cut is None:
+        return Transformer(config)
+    with kept_in_pieces(cut):
+        model = Transformer(config, initialize=False)
+    initialize_pieces(model, config, cut)
+    return model
 
 
 def skeleton(config: ModelConfig) -> Transformer:

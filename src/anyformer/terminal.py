@@ -31,6 +31,7 @@ _REFUSALS = ("ENOSPC", "EDQUOT", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE", "E
 _STREAMS: Mapping[str, str] = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 _failure: "OutputError | None" = None
+_signal: int | None = None
 
 
 class OutputError(Exception):
@@ -46,8 +47,7 @@ class Terminated(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.number, self.status = number, 128 + number
-        self.name = signal.Signals(number).name
+        self.number = number
 
 
 def printable(text: str) -> str:
@@ -137,8 +137,9 @@ def output_is_terminal() -> bool:
 def prepare() -> None:
     """Make the streams, warnings and signals of this process fit for the command line; see `prepare_streams`.
 
-    Warnings, those of the package's logger and tracebacks go to standard error through the filter. SIGTERM and SIGHUP
-    raise `Terminated`, unless whoever started the program has seen to it that they are ignored.
+    Warnings, those of the package's logger and tracebacks go to standard error through the filter. SIGINT raises
+    KeyboardInterrupt, SIGTERM and SIGHUP raise `Terminated`, unless whoever started the program has seen to it that
+    they are ignored; `last_signal` remembers each.
     """
     prepare_streams()
     logger = logging.getLogger("anyformer")
@@ -148,10 +149,10 @@ def prepare() -> None:
     sys.unraisablehook = _show_unraisable
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number: int | None = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, _terminate)
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _end)
 
 
 def prepare_streams() -> None:
@@ -176,6 +177,17 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def last_signal() -> int | None:
+    """The number of the signal that has asked the program to end, None if there is none; forgets it.
+
+    Native code that a signal interrupts may drop its exception and raise one of its own: torch, where a storage becomes
+    a tensor, raises a ValueError.
+    """
+    global _signal
+    number, _signal = _signal, None
+    return number
 
 
 def system_refusal(error: BaseException) -> str | None:
@@ -230,5 +242,7 @@ def _show_warning(
     show(warnings.formatwarning(text, category, filename, lineno, line))
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated(number)
+def _end(number: int, frame: FrameType | None) -> None:
+    global _signal
+    _signal = number
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +316,8 @@ def test_signals(command: str, number: signal.Signals, moment: float, start: Sta
     while not _listens(process.pid):
         time.sleep(0.001)
     time.sleep(moment)
-    os.kill(process.pid, number)
+    with suppress(ProcessLookupError):  # it has ended
+        os.kill(process.pid, number)
     if command == "chat":
         os.close(writer)
     status, out, err = process.end()

@@ -88,6 +88,30 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     assert time.perf_counter() - start < 0.5
 
 
+def test_importing_the_package_imports_no_other() -> None:
+    code = "import sys; before = set(sys.modules); import anyformer; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert packages <= {"anyformer", *sys.stdlib_module_names}
+
+
+_SLOW_TO_IMPORT = {"huggingface_hub", "jinja2", "pyarrow", "rich", "sympy", "transformers"}
+
+
+def test_generating_imports_only_what_it_needs(gpt: Path) -> None:
+    code = f"""
+import sys
+from anyformer.cli.main import main
+main(["generate", {str(gpt)!r}, "the cat", "--max-new-tokens", "1", "--quantize", "int4"])
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = set(done.stdout.splitlines()[-1].split())
+    assert "anyformer.generation.decode" in names
+    assert not _SLOW_TO_IMPORT & {name.partition(".")[0] for name in names}
+    assert not {"torch._dynamo", "torch._inductor", "anyformer.training", "anyformer.finetuning"} & names
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_without_torch(command: str) -> None:
     code = f"""

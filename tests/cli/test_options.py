@@ -157,7 +157,9 @@ def test_every_help_reads_well(command: str, capsys: pytest.CaptureFixture[str])
         assert noise not in shown, noise
     assert f"examples:\n  anyformer {command}" in shown
     assert max(map(len, shown.splitlines())) <= 100
-    actions = [action for action in _parser(command)._actions if action.help != "==SUPPRESS=="]
+    parser = _parser(command)
+    parser.format_help()
+    actions = [action for action in parser._actions if action.help != "==SUPPRESS=="]
     for action in actions:
         assert action.help, f"{action.dest} has no help"
         assert action.help.endswith((".", ").")), action.help

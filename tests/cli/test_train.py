@@ -133,6 +133,13 @@ def test_choices_suit_the_model():
         (["--schedule", "inverse_sqrt", "--warmup", "0"], "inverse_sqrt"),
         (["--source", "a.en"], "need both --source and --target"),
         (["--processes", "2"], "needs an --engine"),
+        (["--tensor-parallel", "2"], "--tensor-parallel 2 goes with --engine fsdp alone"),
+        (
+            ["--engine", "fsdp", "--context-parallel", "2", "--document-masking"],
+            "--document-masking does not work with",
+        ),
+        (["--engine", "ddp", "--context-parallel", "2"], "--context-parallel 2 goes with --engine fsdp alone"),
+        (["--engine", "deepspeed", "--processes", "2", "--tensor-parallel", "2"], "goes with --engine fsdp alone"),
         (["--average", "last:5"], "say how often by --save-every"),
         (["--label-smoothing", "1"], "--label-smoothing 1.0 is a share"),
         (["--zero-stage", "4"], "--zero-stage 4 must be 1, 2 or 3"),

@@ -377,7 +377,7 @@ def room_of(config: ModelConfig) -> int:
     others = config.other_layers and config.other_layers.feed_forward
     networks = [config.feed_forward, config.decoder_feed_forward, others]
     has_more = any(each is not None and (each.experts or each.limit or each.up_offset) for each in networks)
-    return 100 if has_more or others is not None or config.attention.latent else 0
+    return 100 if has_more or others is not None or config.attention.latent else 10
 
 
 def assert_named(code: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -59,3 +60,18 @@ def test_each_level_needs_what_the_next_does() -> None:
 def test_zero_switches_all_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(levels.SWITCH, "0")
     assert not levels.enabled()
+
+
+@pytest.mark.parametrize(
+    ("switch", "sentence"), [("x86-64-v5", "did you mean 'x86-64-v"), ("yes", "choose from '0', '1'")]
+)
+def test_a_value_that_means_nothing_is_told(
+    switch: str, sentence: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = levels.level()
+    levels.level.cache_clear()
+    monkeypatch.setenv(levels.SWITCH, switch)
+    assert levels.level() == best
+    assert levels.level() == best
+    (line,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    assert f"ANYFORMER_NATIVE='{switch}' means nothing, and is ignored ({sentence}" in line

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from anyformer.plan import dry_run
-from anyformer.plan.devices import find_device, proc_field
+from anyformer.plan.devices import find_device
 from anyformer.plan.dry_run import heap_size
 from anyformer.plan.internals import FakeStore
 from anyformer.plan.settings import make_workload
@@ -28,6 +28,7 @@ from anyformer.plan.simulation import Simulation
 from anyformer.plan.step import count_step
 from anyformer.plan.workload import Workload
 from anyformer.spec import read_config
+from anyformer.training.memory import proc_field
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is glibc's")
 

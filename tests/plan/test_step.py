@@ -27,7 +27,10 @@ NAMES = (
     "llama-nano",
     "bert-tiny",
     "transformer-tiny",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2-nano", "modern-nano", "t5-small", "bart-base")),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("gpt2-nano", "modern-nano", "t5-small", "bart-base", "mixtral-nano")
+    ),
 )
 
 
@@ -77,12 +80,20 @@ def test_operations_and_memory_are_those_that_torch_counts_in_a_real_step(
     assert growth == pytest.approx(peak, rel=0.02)
 
 
-@pytest.mark.parametrize("options", [{"lora": 2}, {"optimizer": "muon", "grad_accumulation": 2}, {"task": "classify"}])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama-nano", {"lora": 2}),
+        ("llama-nano", {"optimizer": "muon", "grad_accumulation": 2}),
+        ("llama-nano", {"task": "classify"}),
+        ("mixtral-nano", {"lora": 2}),
+    ],
+)
 def test_so_they_are_with_other_settings(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANYFORMER_NATIVE", "0")
-    asked = workload("llama-nano", **options)
+    asked = workload(name, **options)
 
     counted = count_step(asked)
 

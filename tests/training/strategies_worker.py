@@ -129,6 +129,8 @@ def train(
     *,
     engine: str | None = None,
     zero: int = 2,
+    tensor: int = 1,
+    context: int = 1,
     load: str | None = None,
     save: str | None = None,
     end: int = STEPS,
@@ -152,7 +154,8 @@ def train(
         gradient_checkpointing=options.get("recompute", False),
         loss=loss,
     )
-    strategy = make_strategy(engine, model, plan, group, zero_stage=zero)
+    parts = {"tensor_parallel": tensor, "context_parallel": context}
+    strategy = make_strategy(engine, model, plan, group, zero_stage=zero, **parts)
     said, figures = str(strategy), {}
     if load is not None:
         strategy.load(Path(load))

@@ -27,19 +27,26 @@ SHORT = ["--steps", "20", "--context", "16", "--batch-size", "4", "--dtype", "fl
 
 @pytest.fixture
 def refuses(tmp_path: Path):
-    """Runs the command, which must refuse with this message and leave no run directory."""
+    """Runs the command, which must refuse with this message and leave no folder that it made."""
 
     def run(message: str, *argv: str) -> None:
         runs = tmp_path / "runs"
         with pytest.raises(UserError, match=message):
             train.run([*argv, *TINY, *SHORT, "--runs", str(runs)])
-        assert not runs.exists() or not list(runs.iterdir())
+        assert not runs.exists()
 
     return run
 
 
 def test_missing_data(refuses: Any, tmp_path: Path):
     refuses("There is no data at .*nothing.txt", "gpt2-nano", "--data", str(tmp_path / "nothing.txt"))
+
+
+def test_a_folder_that_was_there_stays(refuses: Any, tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(AssertionError, match="runs"):
+        refuses("There is no data", "gpt2-nano", "--data", str(tmp_path / "nothing.txt"))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_empty_data(refuses: Any, tmp_path: Path):
@@ -91,7 +98,7 @@ def test_masked_training_with_a_tokenizer_without_a_mask(refuses: Any, text: Pat
     af.Tokenizer.train([prose()], "bpe:300").save(tmp_path)
     with pytest.raises(UserError, match="needs a tokenizer with a mask token"):
         train.run(["bert-tiny", "--data", str(text), "--tokenizer", str(tmp_path), "--runs", str(tmp_path / "runs")])
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_head_that_can_not_be_trained_from_scratch(refuses: Any, text: Path):
@@ -195,7 +202,7 @@ def test_files_that_the_system_refuses_to_write(limit: int, text: Path, tmp_path
     assert err.count("\n") == 1
     assert "can't be written" in err
     assert "Traceback" not in out + err
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -231,7 +238,7 @@ def test_ctrl_c_before_training_leaves_nothing(tmp_path: Path, programs: Forks):
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
 def _until(path: Path, content: str, process: Program) -> None:

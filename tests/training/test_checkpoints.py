@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 import anyformer as af
 from anyformer.cli import train
 from anyformer.console import Console
 from anyformer.errors import UserError
-from anyformer.training.checkpoints import read_facts
+from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config import TrainConfig
+from anyformer.training.optimizer import make_optimizer
+from anyformer.training.precision import Precision
+from anyformer.training.strategies.base import Plan, Strategy, read_state
+from anyformer.training.strategies.group import Group
+from tests.training import strategies_worker
 from tests.training.conftest import TINY, Trains, metrics
 from tests.training.kills import Starts, assert_survives, driver, places_with_cache
 
@@ -82,6 +91,56 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(text: Path, tmp_path: Path, 
         assert os.waitstatus_to_exitcode(status()) == 2
         assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["step-00000020", "step-00000021"]
         af.load(cut / "model")
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_training_goes_on_while_a_checkpoint_is_written(
+    room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyformer.training.checkpoints.has_room", lambda size: room)
+    precision = Precision(torch.device("cpu"), torch.float32, "for a test")
+    model = af.build(strategies_worker.config("tied"))
+    strategy = Strategy(model, Plan(precision, lambda model: make_optimizer("adamw", model, 1.0)), Group())
+    write, may_write, is_there = strategy.write, threading.Event(), tmp_path / "step-00000001"
+
+    def slow(folder: Path, state: Mapping[str, Tensor]) -> None:
+        assert may_write.wait(60 if room else 0) or not room
+        write(folder, state)
+
+    monkeypatch.setattr(strategy, "write", slow)
+    strategy.step(0, strategies_worker.batch("tied", 0), 1e-2)
+    before = {name: value.clone() for name, value in strategy.state().items()}
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(strategy, 1, {})
+    assert is_there.exists() != room
+    strategy.step(1, strategies_worker.batch("tied", 1), 1e-2)
+    may_write.set()
+    checkpoints.wait()
+    after = read_state(is_there)
+    assert after.keys() == before.keys()
+    assert all(after[name].equal(value) for name, value in before.items())
+    assert [path.name for path in tmp_path.iterdir()] == [is_there.name]
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyformer.training.checkpoints.has_room", lambda size: True)
+    precision = Precision(torch.device("cpu"), torch.float32, "for a test")
+    model = af.build(strategies_worker.config("tied"))
+    strategy = Strategy(model, Plan(precision, lambda model: make_optimizer("adamw", model, 1.0)), Group())
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(strategy, 1, {})
+    checkpoints.wait()
+
+    def refuse(folder: Path, state: Mapping[str, Tensor]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(strategy, "write", refuse)
+    checkpoints.save(strategy, 2, {})
+    with pytest.raises(UserError, match=r"step-00000002 can't be written: No space left on device\."):
+        checkpoints.save(strategy, 3, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def _refused(*argv: str) -> str:

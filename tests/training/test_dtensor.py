@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +18,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import anyformer as af
+from anyformer.checkpoint import load, save
+from anyformer.model import build
 from anyformer.training.averaging import make_average
 from anyformer.training.config import OPTIMIZERS
-from anyformer.training.dtensor import full_tensor, is_dtensor
+from anyformer.training.dtensor import cut_rows, full_tensor, is_dtensor
 from anyformer.training.optimizer import flatten_state, load_flat_state, make_optimizer
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -94,6 +101,45 @@ def _train(name: str, model: af.Transformer, *, stop: bool) -> dict[str, Tensor]
     return found
 
 
+def _configs() -> Iterator[af.ModelConfig]:
+    """A small model of each way to draw weights, and of what is not drawn as the others are."""
+    sizes: dict[str, Any] = {"vocab_size": 33, "d_model": 16, "max_length": 12}
+    parts: dict[str, Any] = {
+        "attention": {"heads": 2, "kv_heads": None, "head_dim": None},
+        "feed_forward": {"width": 40},
+    }
+    yield af.preset("gpt2-nano", **sizes, **parts, decoder_layers=2, init={"scale_residual": True})
+    yield af.preset("bert-tiny", **sizes, **parts, encoder_layers=2)
+    yield af.preset("t5-small", **sizes, **parts, encoder_layers=1, decoder_layers=1)
+    yield af.preset("transformer-base", **sizes, **parts, encoder_layers=1, decoder_layers=1)
+    yield af.preset("llama-nano", **sizes, **parts, decoder_layers=2, embedding={"tied": False}, init={"kind": "t5"})
+
+
+def _check_pieces(folder: Path) -> None:
+    """Drawn, saved and read in pieces, a model is the one that is drawn whole."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for number, config in enumerate(_configs()):
+        torch.manual_seed(number)
+        whole, after = af.build(config), torch.rand(1)
+        torch.manual_seed(number)
+        model = build(config, partial(cut_rows, mesh=mesh))
+        assert torch.equal(torch.rand(1), after)
+        assert all(is_dtensor(parameter) for parameter in model.parameters() if parameter.dim() == 2)
+        path = folder / f"pieces-{number}"
+        save(model, path)
+        one = load(path)[0]
+        read = load(path, cut=partial(cut_rows, mesh=mesh))[0]
+        assert all(is_dtensor(parameter) for parameter in read.parameters())
+        shared = folder / f"whole-{number}"
+        if dist.get_rank() == 0:
+            assert json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+            save(whole, shared)
+            assert (shared / "config.json").read_bytes() == (path / "config.json").read_bytes()
+        for name, expected in whole.state_dict().items():
+            for other in (model, one, read):
+                assert torch.equal(full_tensor(other.state_dict()[name]), expected), (number, name)
+
+
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
@@ -105,6 +151,8 @@ def _process(rank: int, folder: str) -> None:
             if rank == 0:
                 torch.save(found, Path(folder) / f"{name}-{stop}.pt")
             del model
+    _check_pieces(Path(folder))
+    gc.collect()
     dist.barrier()
     dist.destroy_process_group()
     time.sleep(0.2)  # see `Group.close`

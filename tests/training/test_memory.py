@@ -17,7 +17,7 @@ def test_allocator_is_tuned_where_it_is_glibc():
 
 FREEING = """
 import torch
-from anyformer.plan.devices import proc_field
+from anyformer.training.memory import proc_field
 from anyformer.training.memory import keep_freed_memory, return_freed_memory
 
 for function in (return_freed_memory, keep_freed_memory):
@@ -41,7 +41,7 @@ def test_freed_memory_is_kept_or_returned() -> None:
 SMALL_OBJECTS = """
 import ctypes
 import torch
-from anyformer.plan.devices import proc_field
+from anyformer.training.memory import proc_field
 from anyformer.training.memory import keep_freed_memory
 
 keep_freed_memory()
@@ -73,7 +73,7 @@ def test_small_objects_do_not_split_the_room_of_tensors() -> None:
 LARGER_OBJECTS = """
 import ctypes
 import torch
-from anyformer.plan.devices import proc_field
+from anyformer.training.memory import proc_field
 from anyformer.training.memory import keep_freed_memory
 
 libc = ctypes.CDLL(None)

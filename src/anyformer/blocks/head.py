@@ -80,7 +80,16 @@ class LanguageModelHead(nn.Module):
             # Rows without a target follow those that have one (see `kernels.drop_ignored`).
             losses = self.token_losses(x[: len(targets)], targets, tied_weight, label_smoothing=label_smoothing)
             return losses.sum() / (targets != IGNORED).sum().clamp(min=1)
-        x = self._transform(x)
+        return self.cross_entropy(self._transform(x), weight, targets, label_smoothing)
+
+    def cross_entropy(
+        self,
+        x: Float[Tensor, "rows width"],
+        weight: Float[Tensor, "vocab width"] | QuantizedMatrix,
+        targets: Int[Tensor, " tokens"],
+        label_smoothing: float,
+    ) -> Float[Tensor, ""]:
+        """The mean loss of transformed vectors, whose logits are ``x @ weight.T + bias``."""
         if isinstance(weight, QuantizedMatrix):
             packed_weight, transposed = weight.packed_weight, weight.transposed
             return kernels.quantized_linear_cross_entropy(

@@ -2,12 +2,18 @@
 
 A rule is applied to every module of a model, parts before wholes, so a whole can redraw what its parts drew.
 Norms start as the identity and are not touched. docs/initialization.md says which family uses which, and why.
+
+A rule draws weights of the module that it is given and of that one's own parts, and none deeper inside: so a model that
+no process has room for is drawn a few matrices at a time, to the same numbers (`initialize_pieces`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.embedding import TokenEmbedding
@@ -84,6 +90,56 @@ def initialize_weights(model: nn.Module, config: ModelConfig) -> None:
     rule = lookup(INITIALIZERS, config.init.kind, "init.kind")
     model.apply(lambda module: rule(module, config))
     model.apply(_zero)
+
+
+Cut = Callable[[Tensor], Tensor]
+"""A new tensor, spread over the processes, of a whole one that all of them have."""
+
+
+@contextmanager
+def kept_in_pieces(cut: Cut) -> Generator[None]:
+    """Context in which of each linear layer and table that a model is made of only a piece is kept, once it is drawn.
+
+    Another thread must make no model meanwhile.
+    """
+
+    def keep(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            for own, parameter in module.named_parameters(recurse=False):
+                setattr(module, own, nn.Parameter(cut(parameter)))
+
+    handle = register_module_module_registration_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def initialize_pieces(model: nn.Module, config: ModelConfig, cut: Cut) -> None:
+    """Draw the weights of a model that was made in `kept_in_pieces`, the same numbers as `initialize_weights`.
+
+    The weights of one module's parts are whole at a time. Raises ConfigError for an unknown rule.
+    """
+    rule = lookup(INITIALIZERS, config.init.kind, "init.kind")
+    pieces: dict[Tensor, nn.Parameter] = {}
+
+    def draw(module: nn.Module) -> None:
+        for part in module.children():
+            draw(part)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            for name, piece in [*module.named_parameters(recurse=False)]:
+                whole = nn.Parameter(torch.empty(piece.shape, dtype=piece.dtype))
+                setattr(module, name, whole)
+                pieces[whole] = piece
+        rule(module, config)
+        for part in module.children():
+            _zero(part)
+            for name, whole in [*part.named_parameters(recurse=False)]:
+                if (piece := pieces.pop(whole, None)) is not None:
+                    # What no rule writes to is as its module has drawn it.
+                    setattr(part, name, nn.Parameter(cut(whole)) if whole._version else piece)
+
+    draw(model)
 
 
 def _zero(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from anyformer.blocks.initialization import initialize_weights
+from anyformer.blocks.initialization import Cut, initialize_weights
 from anyformer.checkpoint import hub, mxfp4
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight, read_base, read_head
 from anyformer.checkpoint.gguf.source import GGUFSource
@@ -48,6 +48,7 @@ def load(
     quantize: str | None = None,
     allow_pickle: bool = False,
     adapter: str | Path | Sequence[str | Path] = (),
+    cut: Cut | None = None,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Load a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
 
@@ -63,6 +64,8 @@ def load(
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors (tensors only, no code).
         adapter: Directories of low-rank adapters, in PEFT's format or in mlx-lm's, that are added to the model; a
             number behind a colon weights one, as in ``"DIR:0.5"``. Of a classifier's the model gets the head.
+        cut: What this process keeps of each weight in floating point, which the processes share; None: all of it. Where
+            a tensor is stored as it is computed with, nothing else of it is read.
 
     Returns:
         The model, in evaluation mode, with the head that config.json's `architectures` names; and its tokenizer, or
@@ -79,7 +82,7 @@ def load(
         adapters.insert(0, alone)
     heads = [head for each in adapters if (head := read_head(path_and_weight(each)[0])) is not None]
     change = None if not heads else partial(_with_head_of, heads[0])
-    model, tokenizer = _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
+    model, tokenizer = _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut)
     for each in adapters:
         load_adapter(model, each)
     if alone is not None:
@@ -124,6 +127,7 @@ def load_with_head(
     device: torch.device | str | None = None,
     quantize: str | None = None,
     allow_pickle: bool = False,
+    cut: Cut | None = None,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Load a model without its head, and give it a new one to be trained.
 
@@ -134,7 +138,7 @@ def load_with_head(
         kind: none, classification (one answer a text) or token_classification (one a token).
         labels: Of a classifier: their names, or how many there are.
         problem_type: Of a classifier of texts, see `HeadConfig`.
-        path_or_hub_id, dtype, device, quantize, allow_pickle: See `load`.
+        path_or_hub_id, dtype, device, quantize, allow_pickle, cut: See `load`.
 
     Returns:
         The model, in evaluation mode, and its tokenizer, or None where there is none.
@@ -144,7 +148,7 @@ def load_with_head(
     """
 
     change = partial(with_head, kind=kind, labels=labels, problem_type=problem_type)
-    return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle)
+    return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut)
 
 
 def _with_head_of(head: HeadConfig, config: ModelConfig) -> ModelConfig:
@@ -158,6 +162,7 @@ def _load(
     device: torch.device | str | None,
     quantize: str | None,
     allow_pickle: bool,
+    cut: Cut | None,
 ) -> tuple[Transformer, Tokenizer | None]:
     kind, dtype = None if quantize is None else quantization(quantize), torch_dtype(dtype)
     _require_device(device)
@@ -169,7 +174,7 @@ def _load(
     else:
         model = skeleton(without_missing_pooler(change(config), source))
         table = _kept(skeleton(config), model, source)
-    _assign(model, table, source, kind, dtype, device)
+    _assign(model, table, source, kind, dtype, device, cut)
     _assign_pooling(model, source, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         raise UserError(
@@ -226,6 +231,7 @@ def _assign(
     kind: Quantization | None,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
+    cut: Cut | None,
 ) -> None:
     """Give every weight of a model without storage (`skeleton`) its tensor from a source, converted one at a time.
 
@@ -262,6 +268,8 @@ def _assign(
             parts = [torch.cat(experts.pop(row.ours[0]))]
         for ours, part in zip(row.ours, parts, strict=True):
             weight = part if isinstance(source, QuantizedSource) else _converted(ours, part, bits)
+            if cut is not None and isinstance(weight, Tensor):
+                weight = cut(weight)
             if row.alias and ours in weights:
                 if not equal_weights(weight, weights[ours]):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")

@@ -4,10 +4,11 @@ import json
 import logging
 import re
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -15,9 +16,11 @@ from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
+from anyformer.checkpoint.spread import Processes, processes_of, whole
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
+from anyformer.families.rows import Row, row
 from anyformer.kernels.quantization import GROUP
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of
@@ -46,14 +49,16 @@ def save(
 ) -> str:
     """Write a model directory in Hugging Face's format, whole or not at all.
 
-    Matrices in integers stay integers, and only anyformer opens those (see `families.own`).
+    Matrices in integers stay integers, and only anyformer opens those (see `families.own`). Of a model that is spread
+    over processes all of them call this: each writes files of its own, and gathers the tensors in them one at a time.
 
     Args:
         model: What to write.
         directory: Where: a new or empty directory, or one of a model or a tokenizer (see `check_target`), whose files
             are replaced, or removed, once the new ones are complete. Whatever else is there stays.
         tokenizer: Its tokenizer, written beside it; None: one that lies there stays.
-        max_shard_size: Bytes of weights in one file, beyond which they are spread over several.
+        max_shard_size: Bytes of weights in one file, beyond which they are spread over several. Of a model that is
+            spread over processes each writes one at least.
 
     Returns:
         The `model_type` that it was written as: "anyformer" where no Hugging Face class can express the model.
@@ -62,7 +67,9 @@ def save(
         UserError: the tokenizer has more tokens than the model, the directory holds something else, or the files can't
             be written.
     """
-    check_target(Path(directory))
+    processes = processes_of(model)
+    if processes.rank == 0:
+        check_target(Path(directory))
     if next(adapters(model), None) is not None:
         raise UserError("The model has adapters: `merge` them into its weights first, or `save_adapter`.")
     config, bits = model.config, bits_of(model)
@@ -74,19 +81,22 @@ def save(
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
     prefix = family.prefix if config.head.kind == "none" else ""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooling.")}
-    if bits is None:
-        state = {
-            theirs.removeprefix(prefix): line.write(state)
-            for theirs, line in family.table(config, state).items()
-            if not line.alias
-        }
-    state = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
-    with _replacing_directory(Path(directory)) as target:
-        _write_weights(state, target, max_shard_size)
+    rows = {
+        theirs.removeprefix(prefix): line
+        for theirs, line in (
+            family.table(config, state) if bits is None else {name: row(name, name) for name in state}
+        ).items()
+        if not line.alias
+    }
+    with _replacing_directory(Path(directory), processes) as target:
+        _write_weights(rows, state, target, max_shard_size, processes)
+        pooled = {name: whole(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
+        if processes.rank:
+            return family.model_type
         for name, value in pooling.files(config.pooling, config.d_model).items():
             _write_json(target / name, value)
-        for name, tensors in pooling.stored_weights(model.pooling.state_dict()).items():
-            write_tensors(target / name, {part: tensor.contiguous().cpu() for part, tensor in tensors.items()})
+        for name, tensors in pooling.stored_weights(pooled).items():
+            write_tensors(target / name, {part: tensor.contiguous() for part, tensor in tensors.items()})
         _write_json(target / "generation_config.json", _generation(model))
         if tokenizer is not None:
             tokenizer.save(target)
@@ -128,23 +138,51 @@ def _generation(model: Transformer) -> dict[str, Any]:
     return {"_from_model_config": True, **{k: v for k, v in {**settings, **ids}.items() if v not in (None, [])}}
 
 
-def _write_weights(tensors: Mapping[str, Tensor], directory: Path, max_shard_size: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    room = max_shard_size
-    for name, tensor in tensors.items():
-        if tensor.nbytes > room and shards[-1]:
-            shards.append({})
-            room = max_shard_size
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
+def _write_weights(
+    rows: Mapping[str, Row], state: Mapping[str, Tensor], directory: Path, max_shard_size: int, processes: Processes
+) -> None:
+    """Write the tensors of rows, a file in turn by each process, which holds those of one file at a time."""
+    shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
+    sizes = {name: line.write(shapes).nbytes for name, line in rows.items()}
+    total = sum(sizes.values())
+    shards = _shards(sizes, min(max_shard_size, -(-total // processes.size)) if processes.size > 1 else max_shard_size)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_tensors(directory / file, shard, {"format": "pt"})
+    mine: dict[str, Tensor] = {}
+    own = ""
+    for number, shard in enumerate(shards):
+        file = SAFETENSORS if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
+        is_mine = number % processes.size == processes.rank
+        if is_mine:
+            _write_shard(directory / own, mine)  # not before, so that all processes write at the same time
+            own = file
+        for name in shard:
+            parts = {ours: whole(state[ours]) for ours in rows[name].ours}
+            if is_mine:
+                mine[name] = rows[name].write(parts).contiguous().cpu()
+    _write_shard(directory / own, mine)
+    if len(shards) > 1 and processes.rank == 0:
         _write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]]:
+    """The tensors of each file, by their sizes in bytes."""
+    shards: list[list[str]] = [[]]
+    room = max_shard_size
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file of tensors, if there are any, and let go of them."""
+    if tensors:
+        write_tensors(path, tensors, {"format": "pt"})
+        tensors.clear()
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -153,17 +191,21 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def _replacing_directory(directory: Path) -> Generator[Path]:
-    """A fresh directory to write into, whose files are moved into place when all of them are whole.
+def _replacing_directory(directory: Path, processes: Processes) -> Generator[Path]:
+    """A fresh directory for all processes to write into, whose files are moved into place when all of them are whole.
 
     Raises:
         UserError: the disk is full or the place can't be written to; what was there before is untouched.
     """
     directory = directory.absolute()
     try:
-        with atomic.temporary_folder(directory) as fresh:
-            yield fresh
-            _move(fresh, directory)
+        with ExitStack() as stack:
+            own = stack.enter_context(atomic.temporary_folder(directory)) if processes.rank == 0 else directory
+            yield processes.broadcast(own)
+            processes.wait()
+            if processes.rank == 0:
+                _move(own, directory)
+            processes.wait()
     except (OSError, SafetensorError) as error:
         raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
 

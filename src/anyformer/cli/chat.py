@@ -18,7 +18,7 @@ from anyformer.cli.generate import SamplingOptions, generation_options
 from anyformer.cli.options import ModelOptions, Text, parse
 from anyformer.console import Console
 from anyformer.errors import UserError, nearest
-from anyformer.terminal import output_is_terminal, write
+from anyformer.terminal import last_signal, output_is_terminal, write
 
 if TYPE_CHECKING:
     from anyformer.generation import Conversation
@@ -117,6 +117,7 @@ class Terminal:
                     raise
                 self._note(f"{error}\n", style="red")
             except KeyboardInterrupt:
+                last_signal()
                 self._note("(stopped)\n")
         return 0
 
@@ -135,6 +136,7 @@ class Terminal:
                 write()
                 return None
             except KeyboardInterrupt:
+                last_signal()
                 write()
                 if interrupted:
                     return None

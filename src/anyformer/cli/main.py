@@ -1,5 +1,6 @@
 """`anyformer COMMAND ...`: finds the command's file and turns what goes wrong into one sentence."""
 
+import gc
 import os
 import signal
 import sys
@@ -78,25 +79,29 @@ def _status(action: Callable[[], int | None]) -> int:
     """The exit status of what is done; says in one sentence why it failed."""
     try:
         return action() or 0
-    except terminal.ReaderLeftError:
-        return 0
-    except (UserError, terminal.OutputError) as error:
-        terminal.message(f"anyformer: {error}")
-        return 2
     except KeyboardInterrupt:
-        terminal.message("anyformer: interrupted.")
-        return 130
+        return _signaled(signal.SIGINT)
     except terminal.Terminated as end:
-        terminal.message(f"anyformer: ended by {end.name}.")
-        return end.status
+        return _signaled(end.number)
     except SystemExit as end:  # after --help
         return end.code if isinstance(end.code, int) else 0
-    except (MemoryError, RecursionError, OSError) as error:
-        reason = terminal.system_refusal(error)
+    except Exception as error:
+        if number := terminal.last_signal():
+            return _signaled(number)
+        if isinstance(error, terminal.ReaderLeftError):
+            return 0
+        reason = error if isinstance(error, UserError | terminal.OutputError) else terminal.system_refusal(error)
         if reason is None:
             raise
         terminal.message(f"anyformer: {reason}")
         return 2
+
+
+def _signaled(number: int) -> int:
+    """The exit status after a signal, as shells have it; says which one came."""
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    terminal.message(f"anyformer: {how}.")
+    return 128 + number
 
 
 def _help() -> str:
@@ -118,9 +123,12 @@ def script() -> None:
     """The console script."""
     # For what the libraries that we use start: none of it imports from the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Imports and a model make a million objects and no garbage; three searches of them all would take 0.1 s.
+    gc.set_threshold(*gc.get_threshold()[:2], 100)
     status = _status(_main)
     # A signal that comes while Python shuts down would end it with another status, or a traceback.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    gc.freeze()  # Python would look for garbage among all objects of torch before it ends: a quarter of a second
     sys.exit(status)

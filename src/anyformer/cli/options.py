@@ -8,7 +8,7 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -125,6 +125,7 @@ class Parser(argparse.ArgumentParser):
         )
         self._sections: dict[str, Any] = {name: self.add_argument_group(name) for name in ("arguments", "options")}
         self._names = set[str]()
+        self._helps: list[tuple[argparse.Action, Callable[[], str]]] = []
 
     def add_fields(
         self,
@@ -149,7 +150,6 @@ class Parser(argparse.ArgumentParser):
             values: An instance whose values the help shows; None: the defaults.
             hidden: Leave them out of the help.
         """
-        helps = {} if hidden else _helps(kind)
         for field in fields(kind):
             hint, full = hints(kind)[field.name], f"{prefix}{field.name}"
             title, is_left_out = _section_of(hint) or section, names is not None and field.name not in names
@@ -160,8 +160,11 @@ class Parser(argparse.ArgumentParser):
             value = getattr(values, field.name, default)
             parts = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]
             if not parts:
-                text = argparse.SUPPRESS if hidden else _with_default(helps.get(field.name, ""), value, bool(prefix))
-                self._add(full, hint, text, title, required=default is MISSING and not prefix)
+                action = self._add(full, hint, title, required=default is MISSING and not prefix)
+                if hidden:
+                    action.help = argparse.SUPPRESS
+                else:
+                    self._helps.append((action, partial(_help, kind, field.name, value, bool(prefix))))
             elif hidden or value is not None:
                 self.add_fields(parts[0], section=full, prefix=f"{full}.", values=value, hidden=hidden)
 
@@ -187,6 +190,12 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{self.prog} has no option {option} ({hint}).")
         values = vars(space)
         return {name: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for name, v in values.items()}
+
+    @override
+    def format_help(self) -> str:
+        for action, text in self._helps:
+            action.help = text().replace("%", "%%")
+        return super().format_help()
 
     @override
     def print_help(self, file: Any = None) -> None:
@@ -215,31 +224,32 @@ class Parser(argparse.ArgumentParser):
         needed = [option for option in options if not option.startswith("[")]
         return usage if len(usage) <= _USAGE_WIDTH else " ".join([self.prog, *arguments, *needed, "[options]"])
 
-    def _add(self, name: str, annotated: Any, text: str, section: str, *, required: bool) -> None:
+    def _add(self, name: str, annotated: Any, section: str, *, required: bool) -> argparse.Action:
+        """Add an argument; its help is read when it is shown, for that parses source files."""
         hint, *notes = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
         kinds = [each for each in get_args(hint) if each is not type(None)] if type(None) in get_args(hint) else [hint]
         is_positional, several = _POSITIONAL in notes, get_origin(kinds[0]) is tuple
         kind = get_args(kinds[0])[0] if several else kinds[0]
         add = self._section("arguments" if is_positional else section).add_argument
-        shared: dict[str, Any] = {"help": text if text is argparse.SUPPRESS else text.replace("%", "%%")}
+        shared: dict[str, Any] = {}
         if kind is bool:
             head, dot, last = flag(name).removeprefix("--").rpartition(".")
             switch, opposite = {"dest": name, "action": _Switch, "nargs": 0}, f"--{head}{dot}no-{last}"
             shows_both = kind is not hint or bool(dot)
-            add(flag(name), *([opposite] if shows_both else []), **switch, **shared)
+            action = add(flag(name), *([opposite] if shows_both else []), **switch)
             if not shows_both:
                 add(opposite, **switch, help=argparse.SUPPRESS)
-            return
+            return action
         shared["nargs"] = ("+" if required else "*") if several else "?" if is_positional and not required else None
         shared["type"] = _as_text if _TEXT in notes else partial(_converted, kind if several else annotated)
         if is_positional:
             # argparse requires an argument of any number unless its default is given, if only as it is.
-            add(name, metavar=name.upper().removesuffix("S" if several else ""), default=argparse.SUPPRESS, **shared)
-            return
+            metavar = name.upper().removesuffix("S" if several else "")
+            return add(name, metavar=metavar, default=argparse.SUPPRESS, **shared)
         names = [note for note in notes if isinstance(note, str)]
         short = [note for note in names if note.startswith("-")]
         metavar = next((note for note in names if note not in short), None) or _metavar(name, kind)
-        add(flag(name), *short, dest=name, metavar=metavar, required=required, **shared)
+        return add(flag(name), *short, dest=name, metavar=metavar, required=required, **shared)
 
 
 class _Switch(argparse.Action):
@@ -304,8 +314,9 @@ def _metavar(name: str, kind: Any) -> str:
     return _METAVARS.get(kind) or name.rpartition(".")[2].rpartition("_")[2].upper()
 
 
-def _with_default(text: str, default: Any, shows_all: bool) -> str:
-    """A help with the default value, unless it says so itself or there is nothing to say."""
+def _help(kind: type[Any], name: str, default: Any, shows_all: bool) -> str:
+    """The help of a field with its default value, unless it says so itself or there is nothing to say."""
+    text = _helps(kind).get(name, "")
     if default in (None, (), MISSING) or (default in (False, "") and not shows_all) or "default:" in text:
         return text
     shown = " ".join(map(str, cast("tuple[Any, ...]", default))) if isinstance(default, tuple) else str(default)

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anyformer.cli.options import Parser, Positional, change_model
+from anyformer.errors import UserError
 from anyformer.pages.formatting import byte_size
-from anyformer.schema import hints
+from anyformer.schema import flag, hints
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
+    from anyformer.plan.cluster import ClusterStep
     from anyformer.plan.plan import TrainingPlan
     from anyformer.plan.workload import Workload
 
@@ -21,6 +23,10 @@ _DECISIVE = (
     *("labels", "label_kind", "packing", "lora", "lora_alpha", "lora_dropout", "targets", "dora", "rslora"),
 )
 """The settings of a run that decide what a step takes."""
+_OF_CLUSTER = {"batch_size", "context", "gradient_checkpointing"}
+"""Settings that a prediction for a mesh knows."""
+_LONGEST = 8192
+"""Tokens of a text on a mesh, where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class PlanOptions:
     Put it in the place of `train` or `finetune`: it takes their flags, and reads neither weights nor data. Of a run
     directory it takes the run's settings, which flags change. Memory is counted on tensors without data, through the
     step that training takes. On this machine real steps tell the time, elsewhere the device's peak and the share of it
-    that is usual.
+    that is usual. On a --mesh of devices all is told on paper, from arithmetic and the bytes that links carry.
 
     Examples:
         anyformer plan llama-3.2-1b --batch-size 8 --context 2048 --device h100
@@ -38,6 +44,7 @@ class PlanOptions:
         anyformer plan gpt2 --context 512 --batch-size 16 --steps 2000
         anyformer plan runs/llama-nano-1 --batch-size 64
         anyformer plan runs/bert-mini-1 --task classify --batch-size 32
+        anyformer plan llama-3.1-8b --device h100 --devices 256 --mesh fsdp=32,tp=8 --batch-size 128
     """
 
     model: Positional[str]
@@ -48,6 +55,11 @@ class PlanOptions:
     """Tokens that the run reads, instead of --steps, for its time and price."""
     price_per_hour: float | None = None
     """Price of an hour of a device (default: a price of the table, with its date)."""
+    devices: int | None = None
+    """Devices of a cluster, on which the step is predicted (default: those of --mesh)."""
+    mesh: str | None = None
+    """How they share a step: replicas, shards of the weights, parts of matrices and of the context, as in
+    dp=2,fsdp=16,tp=8,cp=1 (default: all are fsdp)."""
     calibrate: bool | None = None
     """Take real steps for up to a minute to tell the time on this machine (default: for two seconds; --no-calibrate
     leaves that out)."""
@@ -61,6 +73,8 @@ def run(argv: list[str]) -> int:
 
     from anyformer.console import Console
 
+    if values.get("devices") is not None or values.get("mesh") is not None:
+        return _cluster(values)
     with Console(stderr=True).status("reading the model") as status:
         arguments = _arguments(values)
 
@@ -72,6 +86,39 @@ def run(argv: list[str]) -> int:
         write(json.dumps({**asdict(plan), "flops_per_token": plan.flops_per_token}, indent=2))
     else:
         _print(plan)
+    return 0
+
+
+def _cluster(values: Mapping[str, Any]) -> int:
+    """Print the prediction of a step on a mesh of devices; returns the exit status."""
+    from anyformer.plan.cluster import parse_mesh, predict
+    from anyformer.plan.devices import find_device
+    from anyformer.plan.settings import read_run
+
+    mesh = parse_mesh(values.get("mesh"), values.get("devices"))
+    settings = {name for name in values if name not in hints(PlanOptions) and "." not in name}
+    if others := settings - _OF_CLUSTER:
+        raise UserError(
+            f"{', '.join(sorted(map(flag, others)))}: --mesh predicts the training of all weights in bfloat16 with "
+            f"AdamW, and takes only {', '.join(sorted(map(flag, _OF_CLUSTER)))}."
+        )
+    device = find_device(values.get("device") or "h100")
+    model, _ = read_run(values["model"], {}, elsewhere=True)
+    config = change_model(model.config, values, "plan")
+    step = predict(
+        config,
+        mesh,
+        device,
+        values.get("batch_size") or mesh.batches,
+        values.get("context") or min(config.max_length or _LONGEST, _LONGEST),
+        recomputed=float(bool(values.get("gradient_checkpointing"))),
+    )
+    price = device.price if values.get("price_per_hour") is None else values["price_per_hour"]
+    if values.get("json"):
+        figures = {name: getattr(step, name) for name in ("seconds", "tokens_per_second", "utilization")}
+        write(json.dumps({**asdict(step), **figures}, indent=2))
+    else:
+        _print_cluster(model.spec, step, price)
     return 0
 
 
@@ -165,6 +212,33 @@ def _print(plan: "TrainingPlan") -> None:
         low, likely, high = plan.cost
         money = f"${likely:,.2f} (${low:,.2f} to ${high:,.2f})"
         console.print(f"They cost {money} {rate} (prices of the table: {PRICES_OF}).")
+
+
+def _print_cluster(name: str, step: "ClusterStep", price: float | None) -> None:
+    from anyformer.console import Console, table
+
+    console, mesh = Console(), step.mesh
+    console.print(f"{name} on {mesh.devices:,} {step.device.name}: {mesh}", style="bold")
+    console.print(f"{step.tokens:,} tokens a step, bfloat16, AdamW; predicted on paper, nothing was run")
+    times = table("of a step", numbers=("takes", "is waited for", "receives"), gap=3)
+    times.add_row("arithmetic", _time(step.compute), _time(step.compute), "")
+    for each in step.exchanges:
+        times.add_row(each.name, _time(each.seconds), _time(each.exposed), byte_size(each.bytes))
+    times.add_row("step", "", _time(step.seconds), "", style="bold")
+    console.print("", times, "", sep="\n")
+    kept = sum(step.memory.values())
+    parts = ", ".join(f"{part} {byte_size(size)}" for part, size in step.memory.items())
+    fits, room = kept < step.device.memory, byte_size(step.device.memory)
+    console.print(f"A device keeps {byte_size(kept)} by the usual formulas ({parts}).")
+    console.print(f"It has {room}: {'enough' if fits else 'not enough'}.", style="green" if fits else "red")
+    rate, together = step.tokens_per_second, step.tokens_per_second * mesh.devices
+    console.print(f"{rate:,.0f} tokens/s a device, {together:,.0f} in all: {step.utilization:.0%} of the peak.")
+    billion = f"A billion tokens take {_time(1e9 / together)}"
+    if price is None:
+        console.print(f"{billion}; there is no price of it: --price-per-hour tells one.")
+    else:
+        cost = price * mesh.devices * 1e9 / together / 3600
+        console.print(f"{billion} and cost ${cost:,.4g} at ${price:g} an hour and device.")
 
 
 def _range(low: float, high: float) -> str:

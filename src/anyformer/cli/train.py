@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
     if resume is None and (resume := killed_run(config)):
         config = _read(without_place(values) | {"config": resume / CONFIG}, resume=True)
     if needs_launch(config.processes, config.restarts):
-        check_engine(config.engine, config.processes)
+        check_engine(config.engine, config.processes, config.tensor_parallel, config.context_parallel)
         return launch(["train", *argv, *restartable(config, resume)], config.processes, config.restarts, config.device)
     keep_compiled_code_private()
     with one_of_many():

@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 from anyformer.analysis import step_flops
+from anyformer.blocks.initialization import Cut
 from anyformer.checkpoint import save
 from anyformer.compare.corpus import SharedText, tokenizer_for
 from anyformer.compare.request import Budget, Request
@@ -89,8 +90,8 @@ class WindowTraining(Recipe):
         return self._config
 
     @override
-    def build(self) -> Transformer:
-        return build(self.model_config)
+    def build(self, cut: Cut | None = None) -> Transformer:
+        return build(self.model_config, cut)
 
     @override
     def summary(self) -> Sequence[str]:

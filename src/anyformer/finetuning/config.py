@@ -300,7 +300,7 @@ def complete(
         batch_size = max(1, _BATCH_TOKENS // context)
     batch_size = config.batch_size or batch_size
     epochs = None if config.epochs or config.steps or config.minutes else default_epochs(examples, task, batch_size)
-    packs = config.device != "cpu" and "packing" in record.settings
+    packs = config.device != "cpu" and config.context_parallel == 1 and "packing" in record.settings
     chosen: dict[str, Any] = {
         "task": task,
         "context": context,

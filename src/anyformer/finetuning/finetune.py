@@ -72,6 +72,8 @@ class FinetuneOptions(TypedDict, total=False):
     gradient_checkpointing: bool
     engine: str | None
     processes: int
+    tensor_parallel: int
+    context_parallel: int
     zero_stage: int
     allow_pickle: bool
     name: str | None

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from anyformer.adapters import add_adapter
+from anyformer.blocks.initialization import Cut
 from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
 from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
@@ -25,15 +27,23 @@ PROBLEMS: Mapping[str | None, Any] = {
     None: None,
 }
 """The head's problem type, by the kind of label."""
+_NORMS = LayerNorm | RMSNorm | OffsetRMSNorm
 
 
-def build_model(config: CompleteFinetuneConfig, base: ModelConfig) -> Transformer:
-    """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter."""
-    options: dict[str, Any] = {
-        "quantize": config.quantize,
-        "allow_pickle": config.allow_pickle,
-        "dtype": config.base_dtype,
-    }
+def load_options(config: CompleteFinetuneConfig) -> dict[str, Any]:
+    """How the base is read."""
+    return {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": config.base_dtype}
+
+
+def build_model(config: CompleteFinetuneConfig, base: ModelConfig, cut: Cut | None = None) -> Transformer:
+    """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter.
+
+    Args:
+        cut: what this process keeps of a weight of the base, unless DoRA measures it; None: all of it.
+    """
+    if config.adapter is not None and config.adapter.use_dora:
+        cut = None
+    options: dict[str, Any] = {**load_options(config), "cut": cut}
     task = TASKS[config.task]
     head, problem = task.head, PROBLEMS[config.label_kind]
     if head == "language_model" or _has_head(base.head, head, config.labels, problem):
@@ -64,9 +74,10 @@ def train_in_float32(model: Transformer) -> None:
     Hidden states are added up in float32, too.
     """
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad or isinstance(module, LayerNorm | RMSNorm | OffsetRMSNorm):
-                parameter.data = parameter.data.float()
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            trained = parameter.requires_grad
+            if parameter.dtype != torch.float32 and (trained or isinstance(module, _NORMS)):
+                setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=trained))
 
 
 def _has_head(head: HeadConfig, kind: str, labels: tuple[str, ...], problem: ProblemType | None) -> bool:

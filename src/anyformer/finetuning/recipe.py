@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from anyformer.checkpoint import inspect, weights_fingerprint
+from anyformer.blocks.initialization import Cut
+from anyformer.checkpoint import inspect, load, weights_fingerprint
 from anyformer.config import ModelConfig
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
@@ -28,7 +29,7 @@ from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
-from anyformer.finetuning.model import build_model, save_model
+from anyformer.finetuning.model import build_model, load_options, save_model
 from anyformer.finetuning.preview import ROWS
 from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
@@ -89,8 +90,8 @@ class BaseFinetuning(Recipe):
         return TASKS[self.config.task].terms(vars(self.config))
 
     @override
-    def build(self) -> Transformer:
-        model = build_model(self.config, self.base)
+    def build(self, cut: Cut | None = None) -> Transformer:
+        model = build_model(self.config, self.base, cut)
         self.model_config = model.config
         self.head_is_new = any(name.startswith("head.") for name in model.origin.drawn)
         return model
@@ -98,6 +99,10 @@ class BaseFinetuning(Recipe):
     @override
     def save(self, model: Transformer, directory: Path) -> str:
         return save_model(model, directory, self.tokenizer, self.config)
+
+    @override
+    def load(self, directory: Path) -> Transformer:
+        return load(directory, **load_options(self.config))[0]
 
     @override
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
@@ -222,8 +227,9 @@ class Finetuning(BaseFinetuning):
         self._report = Report(self.config, tokenizer, self.validation, self.checks)
 
     @override
-    def build(self) -> Transformer:
-        model = super().build()
+    def build(self, cut: Cut | None = None) -> Transformer:
+        # What is prepared with the model needs all of it.
+        model = super().build(cut if self.task.prepare is None else None)
         if self.task.prepare is not None:
             self.task.prepare(model, (self.training, self._held_out), self.config)
         return model

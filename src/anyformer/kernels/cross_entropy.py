@@ -199,20 +199,22 @@ def quantized_linear_cross_entropy(
         loss, scale = in_chunks(input, target, label_smoothing, forward, backward, most_rows, input.dtype)
         grads = [grad if grad is None or scale is None else grad * scale for grad in (grad_input, grad_bias)]
         grads = [grad if grad is None else grad.to(input.dtype) for grad in grads]
-    return _WithGradients.apply(loss, grads, input, bias)  # pyright: ignore[reportReturnType]
+    return WithGradients.apply(loss, grads, input, bias)  # pyright: ignore[reportReturnType]
 
 
-class _WithGradients(torch.autograd.Function):
+class WithGradients(torch.autograd.Function):
     """A loss whose gradients are known."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, grads: Sequence[Tensor | None], *_: Tensor | None) -> Tensor:
+        """The loss."""
         ctx.grads = grads
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradients, times that of the loss."""
         return None, None, *(None if grad is None else grad * grad_outputs[0] for grad in ctx.grads)
 
 
@@ -229,6 +231,7 @@ def in_chunks(
     backward: Callable[[Tensor, slice], None],
     most_rows: int,
     dtype: torch.dtype,
+    loss_and_grad: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | float | None]:
     """The mean loss of some rows at a time, and a factor of what `backward` computes; None: there is none.
 
@@ -236,6 +239,7 @@ def in_chunks(
         forward: The logits of some rows of the input, in `dtype`.
         backward: Takes the gradient of some logits, and the rows that they are of.
         most_rows: How many rows may be computed at a time.
+        loss_and_grad: Does what `loss_and_grad_` does; None: that, or compiled code.
     """
     kept = (target != IGNORED)[:, None]
     if input.device.type == "cpu" and not torch.compiler.is_compiling() and kept.all():
@@ -248,7 +252,7 @@ def in_chunks(
     total = torch.zeros((), dtype=torch.float32, device=input.device)
     step = chunk_rows(len(input), most_rows)
     compiled = valid is None and KERNEL.supports_bf16(input, dtype)
-    compute: Callable[..., Tensor] = compiled_loss_and_grad_ if compiled else loss_and_grad_
+    compute: Callable[..., Tensor] = loss_and_grad or (compiled_loss_and_grad_ if compiled else loss_and_grad_)
     for start in range(0, len(input), step):
         rows = slice(start, start + step)
         targets = target[rows, None]

@@ -1,9 +1,9 @@
 """``x @ weight.T`` of rows that each have one of several matrices: one product for the rows of each matrix."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -12,7 +12,7 @@ from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, matmul_dtype
 from anyformer.kernels.cpu import matmul as products
 from anyformer.kernels.cpu.library import is_intercepted
-from anyformer.kernels.linear import Matmul, quantized_linear
+from anyformer.kernels.linear import Matmul, quantized_input_grad, quantized_product
 from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight
 
@@ -103,8 +103,8 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
     if _torch_groups(x, matrices):
         return _grouped_mm(x, matrices.to(x.dtype).mT, ends)
     out = x.new_empty(len(x), matrices.shape[1])
-    for rows, matrix in zip(_slices(ends, len(x)), matrices, strict=True):
-        _multiply(x[rows], matrix, out[rows], int8)
+    for group, rows in each_group(ends, len(x)):
+        _multiply(x[rows], matrices[group], out[rows], int8)
     return out
 
 
@@ -129,12 +129,12 @@ def _grouped_grad(
             return grad_x, weight.new_empty(0)
         return grad_x, _grouped_mm(grad.mT, x, ends).to(weight.dtype).flatten(0, 1)
     grad_x, grad_weight = _like_gradients(grad, x, weight, ends, int8, needed)
-    grads = grad_weight.tensor_split(len(ends))
-    for rows, matrix, grad_matrix in zip(_slices(ends, len(x)), matrices, grads, strict=True):
+    grads = grad_weight.unflatten(0, (len(ends), -1))
+    for group, rows in each_group(ends, len(x)):
         if needed[0]:
-            _multiply(grad[rows], matrix.t(), grad_x[rows], int8)
+            _multiply(grad[rows], matrices[group].t(), grad_x[rows], int8)
         if needed[1]:
-            _multiply(grad[rows].t(), x[rows].t(), grad_matrix, int8)
+            _multiply(grad[rows].t(), x[rows].t(), grads[group], int8)
     return grad_x, grad_weight
 
 
@@ -145,6 +145,11 @@ def _torch_groups(x: Tensor, matrices: Tensor) -> bool:
     """Whether torch has one product for all groups. On a CPU it is a loop as well."""
     aligned = all(size * x.dtype.itemsize % _ALIGNMENT == 0 for size in matrices.shape[1:])
     return x.is_cuda and x.dtype == torch.bfloat16 and aligned and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def each_group(ends: Tensor, count: int) -> Iterable[tuple[int, slice]]:
+    """The number of each group and its rows, of `count`."""
+    return enumerate(_slices(ends, count))
 
 
 def _slices(ends: Tensor, count: int) -> list[slice]:
@@ -179,10 +184,40 @@ def quantized_grouped_linear(
     input: Float[Tensor, "rows inputs"], weight: PackedWeight, ends: Int[Tensor, " groups"]
 ) -> Float[Tensor, "rows outputs"]:
     """`grouped_linear` of a quantized weight, whose matrices are whole blocks of rows; the input gets a gradient."""
-    blocks = weight.rows // len(ends) // BLOCK_ROWS
-    parts = [
-        quantized_linear(input[rows], weight.blocks(group * blocks, (group + 1) * blocks))
-        for group, rows in enumerate(_slices(ends, len(input)))
-        if rows.start < rows.stop
-    ]
-    return torch.cat(parts) if parts else F.pad(input[:, :0], (0, blocks * BLOCK_ROWS))
+    return _quantized(input, *weight, ends)
+
+
+def _like_quantized(
+    x: Tensor, integers: Tensor, scales: Tensor, minima: Tensor | None, rows: int, ends: Tensor
+) -> Tensor:
+    return x.new_empty(len(x), rows // len(ends))
+
+
+@operation("quantized_grouped_linear", fake=_like_quantized)
+def _quantized(x: Tensor, integers: Tensor, scales: Tensor, minima: Tensor | None, rows: int, ends: Tensor) -> Tensor:
+    weight = PackedWeight(integers, scales, minima, rows)
+    x, out = x.detach(), x.new_empty(len(x), rows // len(ends))
+    for group, own in each_group(ends, len(x)):
+        if own.start < own.stop:
+            out[own] = quantized_product(x[own], _matrix(weight, group, len(ends)), None)
+    return out
+
+
+@operation("quantized_grouped_linear_grad")
+def _quantized_grad(
+    grad: Tensor, integers: Tensor, scales: Tensor, minima: Tensor | None, rows: int, ends: Tensor, inputs: int
+) -> Tensor:
+    weight = PackedWeight(integers, scales, minima, rows)
+    grad_x = grad.new_empty(len(grad), inputs)
+    for group, own in each_group(ends, len(grad)):
+        if own.start < own.stop:
+            grad_x[own] = quantized_input_grad(grad[own], _matrix(weight, group, len(ends)), lambda: None)
+    return grad_x
+
+
+_quantized.register_autograd(_quantized_grad, saved=lambda inputs, _, __: (*inputs[1:], inputs[0].shape[1]))
+
+
+def _matrix(weight: PackedWeight, group: int, groups: int) -> PackedWeight:
+    blocks = weight.rows // groups // BLOCK_ROWS
+    return weight.blocks(group * blocks, (group + 1) * blocks)

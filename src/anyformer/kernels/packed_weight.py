@@ -72,7 +72,7 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
     """Interleave the rows of a weight: a copy."""
     integers, scales, minima, rows = _interleaved(weight)
     minima = None if minima is None else _to_huge_pages(minima)
-    return PackedWeight(_to_huge_pages(integers), _to_huge_pages(scales), minima, rows)
+    return PackedWeight(_to_huge_pages(_quads(integers)).view(torch.uint8), _to_huge_pages(scales), minima, rows)
 
 
 def transpose(packed: PackedWeight) -> PackedWeight:
@@ -87,7 +87,7 @@ def transpose(packed: PackedWeight) -> PackedWeight:
         first, last = (each * GROUP // BLOCK_ROWS for each in (group, group + step))
         part = dequantize(unpack(packed.blocks(first, last)), torch.float32)
         part = _interleaved(quantize_int8(F.pad(part.T, (0, -len(part) % GROUP))))
-        transposed.integers[:, group : group + step] = part.integers
+        _quads(transposed.integers)[:, group : group + step] = _quads(part.integers)
         transposed.scales[:, group : group + step] = part.scales
     return transposed
 
@@ -105,10 +105,15 @@ def _interleaved(weight: QuantizedWeight) -> PackedWeight:
     byte = weight.integers.view(torch.uint8)
     if weight.minima is None:
         byte = byte ^ _OFFSET
-    padded = F.pad(byte, (0, 0, 0, -rows % BLOCK_ROWS))
+    padded = _whole_blocks(byte)
     quads = padded.view(-1, BLOCK_ROWS, groups, padded.shape[1] // groups // _QUAD, _QUAD)
     minima = None if weight.minima is None or _is_centered(weight) else _blocks(weight.minima)
     return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(weight.scales), minima, rows)
+
+
+def _quads(integers: Tensor) -> Tensor:
+    """View four bytes as a number of 32 bits: torch copies those eight times as fast."""
+    return integers.view(torch.int32)
 
 
 def _is_centered(weight: QuantizedWeight) -> bool:
@@ -120,7 +125,7 @@ def _is_centered(weight: QuantizedWeight) -> bool:
 
 def unpack(packed: PackedWeight) -> QuantizedWeight:
     """The inverse of `pack`."""
-    integers = _rows(packed.integers.permute(0, 3, 1, 2, 4), packed.rows)
+    integers = _rows(_quads(packed.integers).permute(0, 3, 1, 2, 4), packed.rows).contiguous().view(torch.uint8)
     minima = None if packed.minima is None else _rows(packed.minima.mT, packed.rows)
     return _quantized(packed, integers, _rows(packed.scales.mT, packed.rows), minima)
 
@@ -142,8 +147,13 @@ def _quantized(packed: PackedWeight, integers: Tensor, scales: Tensor, minima: T
 
 def _blocks(part: Tensor) -> Tensor:
     """[rows, groups] as [blocks, groups, 16]."""
-    padded = F.pad(part, (0, 0, 0, -len(part) % BLOCK_ROWS))
-    return padded.view(-1, BLOCK_ROWS, part.shape[1]).mT
+    return _whole_blocks(part).view(-1, BLOCK_ROWS, part.shape[1]).mT
+
+
+def _whole_blocks(rows: Tensor) -> Tensor:
+    """The rows, and zeros after them to a multiple of 16; no copy where there are as many."""
+    missing = -len(rows) % BLOCK_ROWS
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _rows(part: Tensor, rows: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Levels of processors that compiled code is made for, and the one that this machine uses."""
 
+import logging
 import os
 import platform
 import sys
@@ -9,12 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from anyformer.errors import nearest, quote
+
 SWITCH = "ANYFORMER_NATIVE"
 """An environment variable: 0 leaves all work to torch; the name of a `Level` leaves its betters out."""
 SOURCES = Path(__file__).parents[1] / "kernels" / "cpu"
 """The folder of the C++ files, whose installed form has their headers' structures only."""
 LIBRARIES = SOURCES / "lib"
 """The folder with a folder of libraries for each level."""
+_log = logging.getLogger("anyformer")
 
 
 class Level(NamedTuple):
@@ -99,7 +103,14 @@ def usable() -> Sequence[Level]:
 
 @cache
 def level() -> Level | None:
-    """The level in use: the best that is installed, or that a checkout can compile; None: torch computes everything."""
+    """The level in use: the best that is installed, or that a checkout can compile; None: torch computes everything.
+
+    Warns of a value of `SWITCH` that means nothing, which is ignored.
+    """
+    switch = os.environ.get(SWITCH) or "1"
+    names = ["0", "1", EMULATED.name, *(each.name for every in LEVELS.values() for each in every)]
+    if switch not in names:
+        _log.warning("%s=%s means nothing, and is ignored (%s).", SWITCH, quote(switch), nearest(switch, names))
     is_checkout = any(SOURCES.glob("*.cpp"))
     return next((each for each in usable() if is_checkout or (LIBRARIES / each.name).is_dir()), None)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from anyformer.kernels.packed_weight import begin_memory_block
-from anyformer.plan.devices import CPU_SHARES, SHARES, Device, proc_field
+from anyformer.plan.devices import CPU_SHARES, SHARES, Device
 from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
-from anyformer.training.memory import keep_freed_memory, return_freed_memory
+from anyformer.training.memory import keep_freed_memory, proc_field, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.recipe import make_plan, make_strategy
 from anyformer.training.strategies.base import Strategy

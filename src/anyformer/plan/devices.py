@@ -1,11 +1,10 @@
 """Peaks and prices of devices: the one place for these numbers, each with its source."""
 
 import os
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from anyformer.errors import UserError, nearest
+from anyformer.training.memory import proc_field
 
 PRICES_OF = "December 2024"
 """When the prices were right: of an hour of one GPU of Amazon EC2 in the United States, the instance's price divided by
@@ -70,8 +69,10 @@ DEVICES = {
         _gpu("rtx-4090", 24, 165.2, 82.6, 1008, "NVIDIA Ada GPU architecture (2023), sums in float32"),
         _gpu("rtx-3090", 24, 71, 35.6, 936, "NVIDIA Ampere GA102 architecture (2021), sums in float32"),
         _gpu("mi300x", 192, 1307.4, 163.4, 5300, "AMD Instinct MI300X data sheet (2023), without sparsity"),
+        Device("tpu-v5p", 95e9, {"bfloat16": 459e12, "float32": 76.5e12}, 2765e9,
+               source="Google's page of TPU v5p (2024); float32 in six passes of bfloat16"),
     )
-}
+}  # fmt: skip
 
 
 def find_device(name: str | None) -> Device:
@@ -88,12 +89,3 @@ def find_device(name: str | None) -> Device:
         names = ("cpu", *DEVICES)
         raise UserError(f"--device {name}: there is no such device in the table ({nearest(str(name), names)}).")
     return DEVICES[name]
-
-
-def proc_field(file: str, field: str) -> int | None:
-    """Bytes that a file of Linux in /proc says of a field, such as VmRSS of self/status; None where there is none."""
-    try:
-        kilobytes = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc", file).read_text(encoding="ascii"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(kilobytes[1]) * 1024 if kilobytes else None

@@ -21,10 +21,9 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
-from anyformer.plan.devices import proc_field
 from anyformer.plan.simulation import Simulation
 from anyformer.plan.tensor_layout import Layout, layout
-from anyformer.training.memory import keep_freed_memory, return_freed_memory, trim_heap
+from anyformer.training.memory import keep_freed_memory, proc_field, return_freed_memory, trim_heap
 
 _DRY_RUNS = 2
 _DRY_RUNS_OF_SEVERAL = 4

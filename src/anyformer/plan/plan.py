@@ -12,12 +12,13 @@ from anyformer.errors import UserError, check_keywords
 from anyformer.one_line import OneLine
 from anyformer.plan.calibrate import SECONDS, StepTime, by_peak
 from anyformer.plan.calibrate import calibrate as calibrated
-from anyformer.plan.devices import CUDA_CONTEXT, find_device, proc_field
+from anyformer.plan.devices import CUDA_CONTEXT, find_device
 from anyformer.plan.fit import Change, changes_that_fit
 from anyformer.plan.settings import SETTINGS, make_workload, read_run
 from anyformer.plan.step import StepCount, count_step
 from anyformer.plan.workload import Workload
 from anyformer.spec import SpecifiedModel
+from anyformer.training.memory import proc_field
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -286,7 +287,9 @@ def differences(workload: Workload, count: StepCount, usual: Mapping[str, float]
 def flops_formula(workload: Workload, count: StepCount) -> float:
     """``6 N + 12 L d s`` a token. Weights that several layers share are in N as often, unused experts not at all."""
     model, layers = workload.model, workload.model.encoder_layers + workload.model.decoder_layers
-    distinct = min(layers, model.distinct_layers or layers)
-    again = sum(part.parameters for part in part_costs(model, 1) if part.layers > 1) * (layers - distinct) // distinct
+    distinct, again = min(layers, model.distinct_layers or layers), 0
+    if distinct < layers:
+        shared = sum(part.parameters for part in part_costs(model, 1) if part.layers > 1)
+        again = shared * (layers - distinct) // distinct
     active = count.parameters[0] - unused_parameters(model)
     return 6 * (active + again) + 12 * layers * model.d_model * workload.config.context

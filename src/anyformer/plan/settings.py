@@ -15,6 +15,7 @@ from anyformer.limits import path_inside
 from anyformer.plan.devices import Device
 from anyformer.plan.workload import Workload
 from anyformer.runs.directory import CONFIG, MODEL
+from anyformer.schema import flag
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.tasks import TASKS
 from anyformer.tokenizer.training import parse_spec
@@ -90,6 +91,12 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
             "plan counts ddp and fsdp; DeepSpeed's stage 3 and xla shard what fsdp does, xla-ddp what ddp does: plan "
             "--engine fsdp, or ddp, with a process for each device."
         )
+    for name in ("tensor_parallel", "context_parallel"):
+        if settings.get(name, 1) > 1:
+            raise UserError(
+                f"plan counts processes that are alike: leave {flag(name, settings[name])} out, or predict the "
+                "step of a cluster by --devices and --mesh."
+            )
     precision = _precision(settings.get("dtype"), device, quantized=bool(settings.get("quantize")))
     settings["dtype"] = precision.name
     workload = _finetuning(model, settings, precision) if tunes else _training(model, settings, precision)

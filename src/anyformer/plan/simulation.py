@@ -9,7 +9,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -45,7 +45,10 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 _MOST_NUMBERS = 1 << 22
 """Data of larger tensors is not remembered."""
 _in_chunks, _loss_and_grad_ = cross_entropy.in_chunks, cross_entropy.loss_and_grad_
-linear: Any = import_module("anyformer.kernels.linear")  # a function of the package has its name
+# Functions of the package have their names.
+linear: Any = import_module("anyformer.kernels.linear")
+grouped_linear: Any = import_module("anyformer.kernels.grouped_linear")
+_each_group = grouped_linear.each_group
 _quantized_product = linear.quantized_product
 _aten = torch.ops.aten
 _PLAIN = {Tensor, nn.Parameter}
@@ -169,8 +172,12 @@ class Simulation(TorchDispatchMode):
         transposes = replaced(quantized, transpose=empty_transpose)  # without its many small operations
         # What is computed in many equal parts, one after another, is told by two of them.
         losses = replaced(cross_entropy, in_chunks=self._in_few_chunks, loss_and_grad_=_loss_and_grad_of_few)
-        products = [replaced(each, quantized_product=self._product_of_few) for each in (cross_entropy, linear)]
-        with storages, transposes, losses, products[0], products[1], intercepted(self._kernel), self:
+        groups = replaced(grouped_linear, each_group=self._few_groups)
+        with ExitStack() as contexts:
+            for module in (cross_entropy, linear, grouped_linear):
+                contexts.enter_context(replaced(module, quantized_product=self._product_of_few))
+            for context in (storages, transposes, losses, groups, intercepted(self._kernel), self):
+                contexts.enter_context(context)
             yield
 
     def restart(self) -> None:
@@ -277,6 +284,16 @@ class Simulation(TorchDispatchMode):
         _quantized_product(x, few, None if bias is None else bias[: few.rows])
         self.flops += 2 * x.numel() * (weight.rows - few.rows)
         return x.new_empty(*x.shape[:-1], weight.rows)
+
+    def _few_groups(self, ends: Tensor, count: int) -> Generator[tuple[int, slice]]:
+        """The first two groups of rows for all, each of which has a product of its own."""
+        groups = [*_each_group(ends, count)]
+        few = groups[:2]
+        rows = few[-1][1].stop
+        before = self.flops
+        yield from few if rows else groups
+        if rows:
+            self.flops = before + (self.flops - before) * count // rows
 
     def _replaced_indices(self, indices: Iterable[Tensor | None]) -> Generator[Tensor | None]:
         """Indices, masks whose data is remembered as numbers: how many there are decides about sizes."""

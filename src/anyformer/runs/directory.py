@@ -91,6 +91,7 @@ class RunDirectory:
         self.path, self.writes = path, writes
         self.model, self.checkpoints = path / MODEL, path / CHECKPOINTS
         self._lock = FileLock(path / LOCK)
+        self._is_first = False
 
     @classmethod
     def create(cls, runs: Path, name: str | None, preset: str) -> Self:
@@ -100,10 +101,12 @@ class RunDirectory:
             UserError: it exists already, or can't be made.
         """
         names = [name] if name is not None else free_names(preset)
+        is_first = not runs.exists()
         try:
             runs.mkdir(parents=True, exist_ok=True)
             for candidate in names:
                 directory = cls(runs / candidate)
+                directory._is_first = is_first
                 with suppress(FileExistsError):
                     directory.path.mkdir()
                     break
@@ -180,9 +183,12 @@ class RunDirectory:
         return limits.read_text(file, limits.LOG_BYTES).splitlines() if file.exists() else []
 
     def discard(self) -> None:
-        """Remove the directory of a run that never began."""
+        """Remove the directory of a run that never began, and the folder that was made for it."""
         self.unlock()
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._is_first:
+            with suppress(OSError):  # another run has come into it
+                self.path.parent.rmdir()
 
 
 def _step(line: str) -> float:

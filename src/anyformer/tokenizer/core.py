@@ -17,9 +17,11 @@ from tokenizers import models
 
 from anyformer import atomic, limits
 from anyformer.errors import UserError, quote
-from anyformer.tokenizer import files, special, template_sandbox, training
+from anyformer.tokenizer import files, special, training
 from anyformer.tokenizer.library import translated
-from anyformer.tokenizer.template_sandbox import Message
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
 
 _UNLIMITED = 10**9
 """`transformers` writes 1e30 for a tokenizer without a longest text."""
@@ -257,6 +259,8 @@ class Tokenizer:
             raise UserError(
                 "This tokenizer has no chat template, so its model wasn't tuned for chat: give it a plain prompt."
             )
+        from anyformer.tokenizer import template_sandbox
+
         variables = {f"{role}_token": token.content for role, token in self._roles.items()}
         return template_sandbox.render(self.chat_template, messages, add_generation_prompt, variables, tools)
 

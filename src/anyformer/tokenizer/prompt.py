@@ -5,8 +5,7 @@ from typing import Any
 
 from anyformer.config import SpecialTokens
 from anyformer.errors import UserError, quote
-from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.template_sandbox import Message
+from anyformer.tokenizer.core import Message, Tokenizer
 
 NEXT_TURN = "\nUser:"
 """Beginning of the next turn, which a model without a chat template writes if it doesn't end the text."""

@@ -26,9 +26,6 @@ from anyformer.limits import DEPTH
 from anyformer.terminal import shorten
 from anyformer.tokenizer import template_budget as budget
 
-Message = Mapping[str, Any]
-"""``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
-
 _LONGEST = 50_000
 """Characters of a template; jinja2 compiles it in a time that can grow with the square of its length."""
 _REASON = 500
@@ -37,7 +34,7 @@ _REASON = 500
 
 def render(
     template: str,
-    messages: Sequence[Message],
+    messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool,
     variables: Mapping[str, Any],
     tools: Sequence[Any] | None = None,

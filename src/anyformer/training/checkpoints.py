@@ -7,15 +7,20 @@
     checkpoints/finished.json                     run.json of the last step, when the run has finished by itself: it
                                                   stands in the place of all checkpoints
 
-A checkpoint is written beside its place and renamed into it, so it is whole or absent whenever the power fails.
+A checkpoint is written beside its place and renamed into it, so it is whole or absent whenever the power fails. That
+happens in a thread, from a copy of all tensors, while training goes on; where memory has no room for a copy, training
+waits instead.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +33,13 @@ from anyformer.runs.listing import flatten
 from anyformer.schema import fits, fits_each
 from anyformer.training.config import RunConfig
 from anyformer.training.config_file import settings
+from anyformer.training.dtensor import local_tensor
+from anyformer.training.memory import has_room
 from anyformer.training.progress import say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from anyformer.training.strategies.base import Strategy
     from anyformer.training.strategies.group import Group
 
@@ -40,6 +49,7 @@ FINISHED = "finished.json"
 _FREE = {
     *("steps", "minutes", "log_every", "evaluate_every", "save_every", "keep", "keep_optimizer", "track", "workers"),
     *("cache", "max_record_bytes", "device", "dtype", "engine", "processes", "zero_stage", "compile"),
+    *("tensor_parallel", "context_parallel"),
     *("grad_accumulation", "gradient_checkpointing"),
 }
 """Settings that decide how long a run goes on and on what machine, not what is learned at a step."""
@@ -55,6 +65,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self._writing: Future[None] | None = None
 
     def latest(self) -> Path | None:
         """The newest one that is complete. Raises UserError if it is a symbolic link."""
@@ -64,26 +75,62 @@ class Checkpoints:
         return latest
 
     def save(self, strategy: Strategy, step: int, facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint, on all processes. Raises UserError where the disk refuses; older ones then stay."""
-        path = self.folder / f"step-{step:08}"
-        is_main = strategy.group.is_main
-        if strategy.group.broadcast(path.exists()):
+        """Begin to write a checkpoint, on all processes; `wait`, or the next one, waits for its end.
+
+        Raises:
+            UserError: the disk refuses this one, or has refused the one before; older ones stay.
+        """
+        self.wait()
+        path, group = self.folder / f"step-{step:08}", strategy.group
+        if group.broadcast(path.exists()):
             return
-        try:
-            with ExitStack() as stack:
-                temporary = stack.enter_context(atomic.temporary_folder(path)) if is_main else None
-                folder = strategy.group.broadcast(temporary) or path
-                strategy.save(folder)
-                strategy.group.any(False)
-                if is_main:
-                    (folder / FACTS).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
-                    atomic.move(folder, path)
-                    atomic.remove_abandoned(self.folder, age=0)
-                    for old in sorted(self._complete())[: -self.keep]:
-                        shutil.rmtree(old, ignore_errors=True)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"The checkpoint {path} can't be written: {reason}.") from error
+        with ExitStack() as stack, _explained(path):
+            temporary = stack.enter_context(atomic.temporary_folder(path)) if group.is_main else None
+            folder = group.broadcast(temporary) or path
+            state = strategy.state()
+            in_background = not group.any(not has_room(sum(local_tensor(tensor).nbytes for tensor in state.values())))
+            if in_background:
+                state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+            text = json.dumps({"step": step, **facts})
+            write = partial(self._write, strategy, state, folder, path, text, group.background, stack.pop_all())
+            if in_background:
+                self._writing = _in_thread(write)
+            else:
+                write()
+
+    def wait(self) -> None:
+        """Wait until a checkpoint that is being written is there. Raises UserError where the disk refuses."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(
+        self,
+        strategy: Strategy,
+        state: dict[str, Tensor],
+        folder: Path,
+        path: Path,
+        text: str,
+        arrived: Callable[[], object],
+        temporary: ExitStack,
+    ) -> None:
+        """Write this process's share, and in process 0 put the folder into its place and remove older ones.
+
+        Args:
+            text: of run.json.
+            arrived: waits until all processes have written theirs.
+            temporary: removes the folder where it stays.
+        """
+        with temporary, _explained(path):
+            strategy.write(folder, state)
+            state.clear()
+            arrived()
+            if strategy.group.is_main:
+                (folder / FACTS).write_text(text, encoding="utf-8")
+                atomic.move(folder, path)
+                atomic.remove_abandoned(self.folder, age=0)
+                for old in sorted(self._complete())[: -self.keep]:
+                    shutil.rmtree(old, ignore_errors=True)
 
     def finish(self, group: Group) -> None:
         """Leave only the facts of the newest checkpoint. Raises UserError where the disk refuses."""
@@ -105,6 +152,32 @@ class Checkpoints:
 
     def _complete(self) -> list[Path]:
         return [path.parent for path in self.folder.glob(f"step-*/{FACTS}")]
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """Raise UserError where the disk refuses a checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"The checkpoint {path} can't be written: {reason}.") from error
+
+
+def _in_thread(work: Callable[[], None]) -> Future[None]:
+    """Work in a thread that ends with the program, whatever it is doing: what it leaves is a temporary folder."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised by `result`
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
 
 
 def read_facts(

@@ -40,7 +40,7 @@ MINUTES = 2.0
 _BOUNDS = {
     "context": (2, BATCH_TOKENS),
     **dict.fromkeys(("batch_size", "batch_tokens"), (1, BATCH_TOKENS)),
-    **dict.fromkeys(("workers", "processes"), (1, 1024)),
+    **dict.fromkeys(("workers", "processes", "tensor_parallel", "context_parallel"), (1, 1024)),
     "restarts": (0, 1024),
     **dict.fromkeys(("steps", "evaluate_every", "save_every", "log_every"), (1, 10**15)),
     **dict.fromkeys(("max_record_bytes", "grad_accumulation", "keep"), (1, 10**15)),
@@ -114,6 +114,10 @@ class RunConfig:
     process on one device)."""
     processes: Annotated[int, HARDWARE] = 1
     """Processes to start on this machine; torchrun and deepspeed start them themselves."""
+    tensor_parallel: Annotated[int, "N", HARDWARE] = 1
+    """Processes that share the matrices of each layer and read the same texts, beside --engine fsdp."""
+    context_parallel: Annotated[int, "N", HARDWARE] = 1
+    """Processes that share each text, for a --context that is too long for one, beside --engine fsdp."""
     restarts: Annotated[int, HARDWARE] = 0
     """Times that the run begins again by itself, from its last checkpoint, after one of its processes was killed. A run
     of this --name that was killed is then taken up again, as torchrun --max-restarts needs it."""
@@ -170,12 +174,18 @@ class RunConfig:
             raise UserError(f"--name {quote(self.name)} must be the name of a folder, without a path (see --runs).")
         if self.processes > 1 and self.engine is None:
             raise UserError(f"--processes {self.processes} needs an --engine: ddp, fsdp or deepspeed.")
+        for name in ("tensor_parallel", "context_parallel"):
+            if (size := getattr(self, name)) > 1 and self.engine != "fsdp":
+                raise UserError(f"{flag(name, size)} goes with --engine fsdp alone: use that, or {flag(name, 1)}.")
         if self.processes > 1 and self.engine in ONE_PROCESS:
             raise UserError(f"--engine {self.engine} drives all devices by one process: leave --processes out.")
         if self.device is not None and self.device.startswith("xla"):
             raise UserError(f"--device {quote(self.device)} comes with an engine: give --engine xla instead.")
         if self.dtype == "float16" and self.engine in ONE_PROCESS:
             raise UserError(f"--dtype float16 does not work with --engine {self.engine}: use bfloat16 or float32.")
+        for name in ("document_masking", "packing"):
+            if self.context_parallel > 1 and getattr(self, name, None):
+                raise UserError(f"{flag(name)} does not work with --context-parallel: leave one of them out.")
         if self.dtype == "int8" and self.engine not in (None, "ddp"):
             raise UserError(f"--dtype int8 does not work with --engine {self.engine}: use ddp, or another --dtype.")
         if self.optimizer == "muon" and self.engine == "deepspeed":

@@ -106,11 +106,11 @@ def _typed(path: Path, values: Mapping[str, Any], kind: type[RunConfig]) -> dict
 def check_consent(config: T, file: Path, flags: Mapping[str, Any], *, resume: bool = False) -> T:
     """The config that a file holds, if the command line agrees to what it asks for.
 
-    The command line has to repeat several processes, their engine, trackers, data sets of the hub, a model of the hub
-    that was not downloaded before, pickled weights, a folder for runs other than the current or the file's own, a cache
-    folder where no cache is yet, and a higher limit. If the file belongs to another user (except root), so it has to
-    repeat the files that are read: the other may not be allowed to read them. No more processes that tokenize are
-    started than there are cores.
+    The command line has to repeat several processes, their engine and layout, trackers, data sets of the hub, a model
+    of the hub that was not downloaded before, pickled weights, a folder for runs other than the current or the file's
+    own, a cache folder where no cache is yet, and a higher limit. If the file belongs to another user (except root), so
+    it has to repeat the files that are read: the other may not be allowed to read them. No more processes that tokenize
+    are started than there are cores.
 
     Args:
         flags: the values of the flags, by field.
@@ -119,6 +119,8 @@ def check_consent(config: T, file: Path, flags: Mapping[str, Any], *, resume: bo
     Raises:
         UserError: a flag is missing; the sentence names all of them.
     """
+    if flags.get("engine", "fsdp") != "fsdp":  # whose processes alone have a layout
+        config = dataclasses.replace(config, tensor_parallel=1, context_parallel=1)
     missing = {name: value for name, value in _to_repeat(config, file, resume=resume) if name not in flags}
     if missing:
         # The model has no flag.
@@ -138,6 +140,8 @@ def _to_repeat(config: RunConfig, file: Path, *, resume: bool) -> Iterator[tuple
     conditions = {
         "processes": config.processes > 1,
         "engine": config.engine,
+        "tensor_parallel": config.tensor_parallel > 1,
+        "context_parallel": config.context_parallel > 1,
         "track": config.track,
         "runs": not resume and config.runs.absolute() not in own,
         "max_record_bytes": config.max_record_bytes > RECORD_BYTES,

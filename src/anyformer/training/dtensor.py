@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeGuard
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -33,6 +35,25 @@ def distribute_like(tensor: Tensor, reference: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This process's piece of a tensor that is spread, or the whole of one that isn't."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
+def cut_rows(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+    """A copy of this process's rows of a whole tensor, on the mesh's devices, cut as FSDP2 cuts.
+
+    Of a tensor that is mapped from a file nothing else is read. Nothing is sent.
+    """
+    from torch.distributed.tensor import DTensor, Shard
+
+    pieces, rank = tensor.detach().chunk(mesh.size()), mesh.get_local_rank()
+    own = pieces[rank] if rank < len(pieces) else tensor.detach()[:0]
+    piece = own.to(mesh.device_type, copy=True, memory_format=torch.contiguous_format)
+    stride = torch.empty(tensor.shape, device="meta").stride()
+    return DTensor.from_local(piece, mesh, [Shard(0)], run_check=False, shape=tensor.shape, stride=stride)
 
 
 def copy_like(tensor: Tensor, reference: Tensor) -> Tensor:

@@ -17,9 +17,12 @@ of tensors: BERT mini with checkpointing took 288 MB in one run of five, and tak
 """
 
 import ctypes
+import os
 import platform
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -73,6 +76,22 @@ def return_freed_memory() -> None:
         libc.malloc_trim(0)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE)
+
+
+def has_room(size: int) -> bool:
+    """Whether so many bytes, and as many again, are free on this machine for each of its processes; True if unknown."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = proc_field("meminfo", "MemAvailable")
+    return free is None or 2 * size * processes <= free
+
+
+def proc_field(file: str, field: str) -> int | None:
+    """Bytes that a file of Linux in /proc says of a field, such as VmRSS of self/status; None where there is none."""
+    try:
+        kilobytes = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc", file).read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(kilobytes[1]) * 1024 if kilobytes else None
 
 
 def trim_heap() -> None:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from anyformer.blocks.initialization import Cut
+from anyformer.checkpoint import load
 from anyformer.config import ModelConfig
 from anyformer.console import Console
 from anyformer.model import Transformer
@@ -68,8 +70,12 @@ class Recipe(ABC):
         return Terms()
 
     @abstractmethod
-    def build(self) -> Transformer:
-        """The model with its first weights, the same on all processes."""
+    def build(self, cut: Cut | None = None) -> Transformer:
+        """The model with its first weights, the same on all processes.
+
+        Args:
+            cut: what this process keeps of a weight, where it can; None: all of it.
+        """
 
     def loss(self, model: Transformer) -> nn.Module:
         """The module that computes the loss of a batch."""
@@ -81,7 +87,14 @@ class Recipe(ABC):
 
     @abstractmethod
     def save(self, model: Transformer, directory: Path) -> str:
-        """Write the model; returns what the directory is, for people. Raises UserError where the disk refuses."""
+        """Write the model; returns what the directory is, for people. Raises UserError where the disk refuses.
+
+        Where the model is spread over processes, all of them call it.
+        """
+
+    def load(self, directory: Path) -> Transformer:
+        """Load what `save` wrote. Raises UserError where it is damaged."""
+        return load(directory)[0]
 
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
         """Measure the model before training, at step 0, and after it, in the first process only.
@@ -172,24 +185,50 @@ def make_plan(
     )
 
 
-def make_strategy(name: str | None, model: Transformer, plan: Plan, group: Group, *, zero_stage: int = 2) -> Strategy:
+def cut_of(
+    name: str | None, plan: Plan, group: Group, *, tensor_parallel: int = 1, context_parallel: int = 1
+) -> Cut | None:
+    """The cut of each weight that a process of an engine draws or reads; None: it begins with all of it.
+
+    Arguments and errors are `make_strategy`'s.
+    """
+    check_engine(name, group.world_size, tensor_parallel, context_parallel)
+    if name != "fsdp" or tensor_parallel > 1:
+        return None
+    from anyformer.training.strategies.fsdp import cut
+
+    return cut(plan.precision.device.type, group.world_size)
+
+
+def make_strategy(
+    name: str | None,
+    model: Transformer,
+    plan: Plan,
+    group: Group,
+    *,
+    zero_stage: int = 2,
+    tensor_parallel: int = 1,
+    context_parallel: int = 1,
+) -> Strategy:
     """The strategy of an engine, which is one of ENGINES; None: a single process.
 
     Args:
         model: with its first weights, the same on all processes.
         zero_stage: DeepSpeed's: 1 shards the optimizer's state, 2 the gradients as well, 3 the weights as well.
+        tensor_parallel: FSDP's: processes that share the matrices of each layer.
+        context_parallel: FSDP's: processes that share each sequence.
 
     Raises:
         UserError: there is no such engine, it isn't installed, or it does not fit the number of processes.
     """
-    check_engine(name, group.world_size)
+    check_engine(name, group.world_size, tensor_parallel, context_parallel)
     if name == "ddp":
         return DDP(model, plan, group)
     # Both import a library that takes seconds to load and that the others have no use for.
     if name == "fsdp":
         from anyformer.training.strategies.fsdp import FSDP
 
-        return FSDP(model, plan, group)
+        return FSDP(model, plan, group, tensor_parallel=tensor_parallel, context_parallel=context_parallel)
     if name == "deepspeed":
         from anyformer.training.strategies.deepspeed import DeepSpeed
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from typing_extensions import override
 
+from anyformer.blocks.initialization import Cut
 from anyformer.checkpoint import save
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.console import Console
@@ -27,7 +28,7 @@ from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.prepare import TrainingData, prepare
 from anyformer.training.progress import say
-from anyformer.training.recipe import Prepare, Recipe, make_strategy, resolve
+from anyformer.training.recipe import Prepare, Recipe, cut_of, make_strategy, resolve
 from anyformer.training.sample import Sample, take_sample
 from anyformer.training.strategies.group import Group, join, started_by_launcher
 from anyformer.training.trainer import Trainer
@@ -50,8 +51,8 @@ class Pretraining(Recipe):
         return self.data.config
 
     @override
-    def build(self) -> Transformer:
-        return build(self.model_config)
+    def build(self, cut: Cut | None = None) -> Transformer:
+        return build(self.model_config, cut)
 
     @override
     def summary(self) -> Sequence[str]:
@@ -114,10 +115,11 @@ def run(
         if facts is None or config.steps is None or facts["step"] < config.steps:
             directory.write_config(to_yaml(config))
         torch.manual_seed(config.seed)
+        parallel = {name: getattr(config, name) for name in ("tensor_parallel", "context_parallel")}
         with explain_out_of_memory():
-            model = run.recipe.build()
+            model = run.recipe.build(cut_of(config.engine, run.plan, group, **parallel))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage)
+        strategy = make_strategy(config.engine, model, run.plan, group, zero_stage=config.zero_stage, **parallel)
         stack.callback(strategy.close)
         size = parameter_count(model)
         parameters = f"{size:,} parameters" + (f", {trained:,} of them trained" if trained < size else "")

@@ -17,6 +17,7 @@ from anyformer.analysis import part_costs, training_flops
 from anyformer.console import Console
 from anyformer.errors import UserError
 from anyformer.kernels.threads import AdaptiveThreads
+from anyformer.model import Transformer
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import Evaluation, Meter, evaluate
 from anyformer.runs.report import write_report
@@ -24,6 +25,7 @@ from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.config import defaults
 from anyformer.training.config_file import settings
+from anyformer.training.dtensor import local_tensor
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.progress import TrainingProgress, say
@@ -122,6 +124,7 @@ class Trainer:
                 elif not stopped:
                     stopped = not self._say_result()
                 self._save()
+                self.checkpoints.wait()
             if stopped:
                 return self._stopped()
         with suppress(KeyboardInterrupt):
@@ -217,8 +220,8 @@ class Trainer:
             return False
         if not self.recipe.head_is_new:
             self._say(f"before     {self._summary(before)}")
-        self._measure()
         self._save_model()
+        self._measure()
         return True
 
     def _read(self) -> None:
@@ -239,6 +242,8 @@ class Trainer:
         try:
             yield
         except UserError as error:
+            with suppress(UserError):  # the last checkpoint is good
+                self.checkpoints.wait()
             state = "diverged" if isinstance(error, DivergedError) else "stopped"
             with suppress(UserError):  # a disk that is full for the model is full for them, too
                 self._log({"step": self._saved, "state": state, "reason": str(error)})
@@ -304,20 +309,29 @@ class Trainer:
 
     def _save_model(self) -> None:
         """Write model/, unless its weights are no longer numbers."""
-        finite = True
-        with self.strategy.gathered() as model:
+        with self.strategy.saved() as model:
+            weights = [] if model is None else [each for each in model.parameters() if not each.is_meta]
+            if self.group.any(not all(bool(local_tensor(weight).isfinite().all()) for weight in weights)):
+                raise DivergedError.after(self.step, "the weights are no longer finite")
             if model is not None:
-                finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-                if finite:
-                    self._stored = self.recipe.save(model, self.directory.model)
-        if self.group.any(not finite):
-            raise DivergedError.after(self.step, "the weights are no longer finite")
+                self._stored = self.recipe.save(model, self.directory.model)
         self._saved = self.step
+
+    @contextmanager
+    def _whole_model(self) -> Generator[Transformer | None]:
+        """The model in process 0, None in the others. One that no process holds is read from model/."""
+        if not self.strategy.is_spread:
+            with self.strategy.gathered() as model:
+                yield model
+            return
+        if self._saved != self.step:
+            self._save_model()
+        yield self.recipe.load(self.directory.model) if self.group.is_main else None
 
     def _measure(self) -> None:
         """Log the recipe's figures on the model, before training and after it."""
         begin = time.monotonic()
-        with self.strategy.gathered() as model:
+        with self._whole_model() as model:
             figures = {} if model is None else self.recipe.measure(model, self.directory.path, self.step)
         self._measuring = time.monotonic() - begin
         if figures:
@@ -325,7 +339,7 @@ class Trainer:
 
     def _sample(self, *then: Mapping[str, Any]) -> Sample | None:
         """Sample from the model, and log; None on the processes that don't print."""
-        with self.strategy.gathered() as model:
+        with self._whole_model() as model:
             if model is None:
                 return None
             training = model.training

@@ -115,11 +115,11 @@ def test_a_step_that_is_not_finite_is_not_taken(optimizer: str, waits: bool):
     model, batch = _model("gpt2-nano"), _batch("gpt2-nano")
     strategy = single(model, optimizer=optimizer)
     strategy._waits = waits
-    figures, before = strategy.step(0, batch, 1e-3), strategy._state()
+    figures, before = strategy.step(0, batch, 1e-3), strategy.state()
     while figures.isfinite().all():
-        before = {name: tensor.clone() for name, tensor in strategy._state().items()}
+        before = {name: tensor.clone() for name, tensor in strategy.state().items()}
         figures = strategy.step(1, batch, 1e30)
-    for name, tensor in strategy._state().items():
+    for name, tensor in strategy.state().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
 
 
@@ -130,8 +130,8 @@ def test_steps_are_the_same_whether_or_not_the_host_waits(optimizer: str):
     other._waits = False
     for number in range(5):
         assert one.step(number, batch, 1e-3).equal(other.step(number, batch, 1e-3))
-    found = other._state()
-    assert all(tensor.equal(found[name]) for name, tensor in one._state().items())
+    found = other.state()
+    assert all(tensor.equal(found[name]) for name, tensor in one.state().items())
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "bert-tiny"])

@@ -156,7 +156,7 @@ def _sharded(strategy: Strategy) -> list[str]:
     import torch_xla
 
     tensors = dict(strategy.model.named_parameters())
-    tensors |= {name: value for name, value in strategy._state().items() if name.startswith("optimizer.exp")}
+    tensors |= {name: value for name, value in strategy.state().items() if name.startswith("optimizer.exp")}
     specs = {name: torch_xla._XLAC._get_xla_sharding_spec(tensor) for name, tensor in tensors.items()}
     return [name for name, spec in specs.items() if "devices=" in spec]
 

@@ -52,9 +52,10 @@ def quantized(container: Container, name: str) -> QuantizedWeight | None:
     kind = info.type.name
     if kind not in QUANTIZED or len(info.shape) not in (2, 3):
         return None
-    blocks = torch.from_numpy(container.blocks(name).copy()).view(*info.shape[:-1], -1, info.type.bytes)
+    blocks = container.blocks(name).reshape(*info.shape[:-1], -1, info.type.bytes)
     header = 4 if kind == "Q4_1" else 2
-    numbers, integers = blocks[..., :header].contiguous().view(torch.float16), blocks[..., header:].flatten(-2)
+    numbers = torch.from_numpy(blocks[..., :header].copy()).view(torch.float16)
+    integers = torch.from_numpy(blocks[..., header:].copy()).flatten(-2)
     scales = numbers[..., 0].contiguous()
     if kind == "Q8_0":
         return QuantizedWeight(integers.view(torch.int8), scales, None)

@@ -110,7 +110,7 @@ class _Source:
         if len(self.ids) < len(self.tokens):
             twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
             raise UserError(f"The vocabulary has the token {quote(twice)} twice.")
-        if any(len(token) > _LONGEST for token in self.tokens):
+        if max(map(len, self.tokens), default=0) > _LONGEST:
             raise UserError(f"The vocabulary has a token of more than {_LONGEST} characters.")
         self.types = [int(value) for value in self.numbers("token_type")] or [1] * len(self.tokens)
         self.roles = {
@@ -128,7 +128,7 @@ class _Source:
 
     def texts(self, key: str) -> list[str]:
         value: object = self.get(key)
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in cast("list[object]", value)):
+        if not isinstance(value, list) or not set(map(type, cast("list[object]", value))) <= {str}:
             raise UserError(f"{KEY}{key} should be a list of texts.")
         return cast("list[str]", value)
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from anyformer.data.formats import Location
 from anyformer.errors import UserError
-from anyformer.tokenizer.template_sandbox import Message
+from anyformer.tokenizer.core import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

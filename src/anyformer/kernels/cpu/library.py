@@ -25,7 +25,9 @@ from anyformer.kernels.operation import constant_result
 from anyformer.native import compiler, levels
 
 _log = logging.getLogger("anyformer")
-_OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
+_OPENMP = ("omp_get_num_threads", "omp_get_thread_num")
+_GNU = ("GOMP_parallel",)
+_LLVM = ("__kmpc_global_thread_num", "__kmpc_push_num_threads", "__kmpc_fork_call")
 Signature = tuple[type[c_int64] | None, *tuple[type[c_int64 | c_void_p], ...]]
 """The type that a C function returns, and those of its arguments."""
 LIBRARIES: list["Library"] = []
@@ -121,12 +123,24 @@ def _warn(reason: str) -> None:
 
 @cache
 def _openmp() -> Any:
-    """The functions of the OpenMP library that torch has loaded: the threads of a second one would compete with its."""
+    """The functions of the OpenMP library that torch has loaded: the threads of a second one would compete with its.
+
+    A parallel region is begun as GCC's programs do where the library has that, else, as on Windows, as LLVM's do.
+    """
     packages = Path(torch.__file__).parents[1]
     # Torch's wheels for ARM have it beside the package.
     paths = [*(packages / "torch" / "lib").glob("*omp*"), *(packages / "torch.libs").glob("*omp*")]
-    library = ctypes.CDLL(str(paths[0]) if paths else "libgomp.so.1")
-    return (c_void_p * 3)(*(ctypes.cast(getattr(library, name), c_void_p).value for name in _OPENMP))
+    # Beside libiomp5md.dll there is libiompstubs5md.dll, which has no threads.
+    library = ctypes.CDLL(str(min(paths)) if paths else "libgomp.so.1")
+    return openmp_functions(library)
+
+
+def openmp_functions(library: ctypes.CDLL) -> Any:
+    """What `use_openmp` of a kernel takes; raises AttributeError where an OpenMP library lacks a function."""
+    is_gnu = hasattr(library, _GNU[0])
+    names = (*_OPENMP, *_GNU) if is_gnu else (*_OPENMP, None, *_LLVM)
+    functions = [None if name is None else ctypes.cast(getattr(library, name), c_void_p).value for name in names]
+    return (c_void_p * 6)(*functions)
 
 
 class Kernel(Library):

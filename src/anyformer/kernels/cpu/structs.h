@@ -4,7 +4,12 @@
 #pragma once
 #include <cstdint>
 
-#define EXPORTED __attribute__((visibility("default")))  // called from Python
+// Called from Python.
+#if defined(_WIN32)
+#define EXPORTED __declspec(dllexport)
+#else
+#define EXPORTED __attribute__((visibility("default")))
+#endif
 
 enum Dtype : int64_t { FLOAT32, BFLOAT16, INT8, INT4, INT4_CENTERED };
 enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };

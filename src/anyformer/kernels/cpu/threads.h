@@ -2,7 +2,6 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
-#include <thread>
 #include "structs.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -11,6 +10,10 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(_WIN32)
+extern "C" __declspec(dllimport) int __stdcall SwitchToThread();
+#else
+#include <sched.h>
 #endif
 
 inline void cpu_pause() {
@@ -25,8 +28,10 @@ inline void cpu_pause() {
 inline void sleep_while(const std::atomic<int>& value, int expected) {
 #if defined(__linux__)
     syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+#elif defined(_WIN32)
+    SwitchToThread();
 #else
-    std::this_thread::yield();
+    sched_yield();
 #endif
 }
 
@@ -118,12 +123,29 @@ class Threads {
     Barrier& shared;
 };
 
+// A place in the source, as LLVM's and Intel's OpenMP libraries want one.
+struct Place {
+    int32_t reserved, flags, more[2];
+    const char* source;
+};
+
 // The threads are those of torch's OpenMP library, which still spin where torch was at work; whoever loads this library
 // passes its functions, as that library has another name and place in each build of torch.
 struct OpenMp {
-    void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
     int (*num_threads)();
     int (*thread_num)();
+    void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);  // null: as on Windows, by fork
+    int32_t (*global_thread_num)(const Place*);
+    void (*push_num_threads)(const Place*, int32_t thread, int32_t threads);
+    void (*fork)(const Place*, int32_t arguments, void (*task)(int32_t*, int32_t*, ...), ...);
+
+    void start(void (*work)(void*), void* data, int32_t threads) const {
+        if (parallel) return parallel(work, data, uint32_t(threads), 0);
+        static constexpr Place here{0, 2, {0, 0}, ";anyformer;anyformer;0;0;;"};
+        const auto task = +[](int32_t*, int32_t*, void (*work)(void*), void* data) { work(data); };
+        push_num_threads(&here, global_thread_num(&here), threads);
+        fork(&here, 2, reinterpret_cast<void (*)(int32_t*, int32_t*, ...)>(task), work, data);
+    }
 };
 inline OpenMp openmp;
 
@@ -140,5 +162,5 @@ inline void parallel(int64_t num_threads, const Body& body) {
         auto& region = *static_cast<Region*>(data);
         region.body(Threads(region.barrier, openmp.num_threads(), openmp.thread_num()));
     };
-    openmp.parallel(start, &region, unsigned(num_threads), 0);
+    openmp.start(start, &region, int32_t(num_threads));
 }

@@ -19,7 +19,8 @@ _SHAPE = (
 _SELDOM = (
     *("field", "max_record_bytes", "source", "target", "document_masking", "whole_word_masking", "label_smoothing"),
     *("workers", "cache", "batch_tokens", "grad_accumulation", "beta2", "average", "gradient_checkpointing"),
-    *("compile", "engine", "processes", "zero_stage", "save_every", "keep", "keep_optimizer", "log_every", "track"),
+    *("compile", "engine", "processes", "zero_stage", "tensor_parallel", "context_parallel", "save_every"),
+    *("keep", "keep_optimizer", "log_every", "track"),
     "validation",
 )
 """Settings of a run that are folded away where they have their default."""

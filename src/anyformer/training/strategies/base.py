@@ -81,6 +81,8 @@ class Strategy:
     engine = ""
     devices = 1
     """Devices that this process drives."""
+    is_spread = False
+    """Whether no process ever holds the whole model."""
 
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
@@ -145,7 +147,7 @@ class Strategy:
             mine, predicted = self._mine(batch)
             nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
         self.wrapped.train(training)
-        return self.group.sum(nats.detach().float())
+        return self.data_group.sum(nats.detach().float())
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the weights are the averaged ones, where there is an average."""
@@ -158,6 +160,10 @@ class Strategy:
         with self.averaged(), self._eager():
             yield self.model if self.group.is_main else None
 
+    def saved(self) -> AbstractContextManager[Transformer | None]:
+        """Context with the model to save: as `gathered`, or in every process one that is spread over all of them."""
+        return self.gathered()
+
     def snapshot(self) -> None:
         """Offer the weights to an average of snapshots, such as that of the latest five."""
         if self.plan.average is not None:
@@ -165,7 +171,11 @@ class Strategy:
 
     def save(self, folder: Path) -> None:
         """Write this process's share of everything that the next step depends on into a folder, as safetensors."""
-        write_state(folder, self._state())
+        self.write(folder, self.state())
+
+    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a `state`, or a copy of it, in whatever thread. Raises OSError or SafetensorError."""
+        write_state(folder, state)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
@@ -174,6 +184,11 @@ class Strategy:
     def close(self) -> None:
         """Let go of all tensors: those that are shared must be gone before the group is."""
         del self.optimizer, self.wrapped, self.model
+
+    @property
+    def data_group(self) -> Group:
+        """The processes that a batch is spread over."""
+        return self.group
 
     @override
     def __str__(self) -> str:
@@ -209,9 +224,9 @@ class Strategy:
             with self._last(last):
                 loss = self._loss(mine, **whole)
                 # Gradients become their mean over the processes. A part that knows the whole batch has its whole loss.
-                self._backward(loss * (bool(predicted) if whole else share) * self.group.world_size, last)
+                self._backward(loss * (bool(predicted) if whole else share) * self.data_group.world_size, last)
             total += loss.detach() * share
-        return self.group.sum(total)
+        return self.data_group.sum(total)
 
     def _whole_batch(self, batch: Batch, parts: Sequence[Batch], number: int | None = None) -> dict[str, Any]:
         """Vectors of all examples, for a loss that compares each with all others of a batch in parts.
@@ -219,7 +234,7 @@ class Strategy:
         Dropout is the same as in the parts that gradients go through; without a step's number nothing is dropped.
         """
         compares = getattr(self.wrapped, "module", self.wrapped).compares_examples
-        if not compares or len(parts) * self.group.world_size == 1:
+        if not compares or len(parts) * self.data_group.world_size == 1:
             return {}
         device, texts = self.plan.precision.device, len(batch.tokens) // batch.examples
         whole = torch.zeros(batch.examples, texts, self.model.config.d_model, device=device)
@@ -231,10 +246,10 @@ class Strategy:
                 vectors = self._loss(mine, return_vectors=True)
             if predicted:
                 whole[self._inputs(mine)["slots"]] = vectors
-        return {"whole": WholeBatch(self.group.sum(whole), torch.from_numpy(batch.targets).to(device))}
+        return {"whole": WholeBatch(self.data_group.sum(whole), torch.from_numpy(batch.targets).to(device))}
 
     def _seed_dropout(self, number: int, part: int) -> None:
-        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.group.rank) >> 1)
+        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.data_group.rank) >> 1)
 
     def _checkpoint(self) -> Callable[..., Any]:
         """The function that calls another, and computes its activations again in the backward pass."""
@@ -253,11 +268,7 @@ class Strategy:
 
         A process that has none computes one for nothing, for all must call the model.
         """
-        parts = batch.split(self.group.world_size)
-        if self.group.rank >= len(parts):
-            return parts[0], 0
-        mine = parts[self.group.rank]
-        return mine, mine.predicted
+        return rows(batch, self.data_group.rank, self.data_group.world_size)
 
     def _loss(self, batch: Batch, **settings: Any) -> Tensor:
         precision = self.plan.precision
@@ -289,8 +300,8 @@ class Strategy:
         frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
         return {name: tensor for name, tensor in state.items() if not frozen or name in names}
 
-    def _state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+    def state(self) -> dict[str, Tensor]:
+        """This process's share of everything that the next step depends on, by name; not copies."""
         parts = {
             "model": self._trained_state(),
             "optimizer": flatten_state(self.optimizer, self._names()),
@@ -327,10 +338,14 @@ class DDP(Strategy):
     engine = "ddp"
 
     @override
-    def save(self, folder: Path) -> None:
+    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        if state:
+            super().write(folder, state)
+
+    @override
+    def state(self) -> dict[str, Tensor]:
         # All processes have the same.
-        if self.group.is_main:
-            super().save(folder)
+        return super().state() if self.group.is_main else {}
 
     @override
     def _wrap(self) -> DistributedDataParallel:
@@ -373,6 +388,12 @@ class Sharded(Strategy):
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole weights one by one; all processes must iterate over them."""
         raise NotImplementedError
+
+
+def rows(batch: Batch, index: int, count: int) -> tuple[Batch, int]:
+    """The examples of one of several processes, and the number of predictions that count."""
+    parts = batch.split(count)
+    return (parts[index], parts[index].predicted) if index < len(parts) else (parts[0], 0)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -93,7 +93,7 @@ class DeepSpeed(Sharded):
         return ((name, self._whole(tensor, self._local(tensor))) for name, tensor in self.model.named_parameters())
 
     @override
-    def save(self, folder: Path) -> None:
+    def state(self) -> dict[str, Tensor]:
         # Each process keeps some of the whole tensors, about as many bytes each, and writes them.
         mine: dict[str, Tensor] = {}
         sizes = [0] * self.group.world_size
@@ -102,7 +102,11 @@ class DeepSpeed(Sharded):
             sizes[writer] += tensor.nbytes
             if writer == self.group.rank:
                 mine[name] = tensor.detach().to("cpu", copy=True)
-        write_state(folder, mine, f"shard-{self.group.rank + 1:05}.safetensors")
+        return mine
+
+    @override
+    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        write_state(folder, state, f"shard-{self.group.rank + 1:05}.safetensors")
 
     @override
     def load(self, folder: Path) -> None:

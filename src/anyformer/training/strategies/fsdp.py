@@ -2,9 +2,13 @@
 
 Weights, gradients and the optimizer's state are cut along their first dimension (DTensors). A block's whole weights
 exist only while it computes. Embeddings, final norm and head are one group with the root, so tied weights are together.
+A model comes cut already, or is cut here, a weight at a time.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +16,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.weak import WeakIdKeyDictionary
 from typing_extensions import override
 
+from anyformer.adapters import add_adapter
+from anyformer.blocks.initialization import Cut
 from anyformer.data.batch import Batch
-from anyformer.model import Transformer
-from anyformer.training.dtensor import full_tensor
-from anyformer.training.strategies.base import Sharded
+from anyformer.errors import UserError
+from anyformer.model import Transformer, skeleton
+from anyformer.training.dtensor import cut_rows, full_tensor, is_dtensor
+from anyformer.training.losses import LossModule
+from anyformer.training.strategies.base import Plan, Sharded, rows
+from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.shards import read_shards, write_shards
 
 
@@ -25,6 +35,24 @@ class FSDP(Sharded):
     """Training on several processes, each of which holds a share of weights, gradients and the optimizer's state."""
 
     engine = "fsdp"
+    is_spread = True
+
+    def __init__(
+        self, model: Transformer, plan: Plan, group: Group, *, tensor_parallel: int = 1, context_parallel: int = 1
+    ) -> None:
+        self._tensor_parallel, self._context_parallel = tensor_parallel, context_parallel
+        self._data_group = group
+        super().__init__(model, plan, group)
+
+    @property
+    @override
+    def data_group(self) -> Group:
+        return self._data_group
+
+    @override
+    def __str__(self) -> str:
+        parts = (("tensor", self._tensor_parallel), ("context", self._context_parallel))
+        return super().__str__() + "".join(f", {name} parallel {size}" for name, size in parts if size > 1)
 
     @override
     def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
@@ -38,32 +66,109 @@ class FSDP(Sharded):
         return ((name, full_tensor(tensor)) for name, tensor in self.model.state_dict().items())
 
     @override
-    def save(self, folder: Path) -> None:
-        write_shards(folder, self._state())
+    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        write_shards(folder, state)
 
     @override
     def load(self, folder: Path) -> None:
         self._load_state(read_shards(folder, dict(self.model.named_parameters())))
 
     @override
+    @contextmanager
+    def saved(self) -> Generator[Transformer | None]:
+        with self.averaged():
+            if not self.model.adapter_configs:
+                yield self.model
+                return
+            trained = {name: full_tensor(tensor) for name, tensor in self._weights().items()}
+            yield self._adapter_alone(trained) if self.group.is_main else None
+
+    def _adapter_alone(self, trained: dict[str, Tensor]) -> Transformer:
+        """A model whose trained weights alone have storage."""
+        model = skeleton(self.model.config)
+        model.origin = self.model.origin
+        for name, config in self.model.adapter_configs.items():
+            add_adapter(model, config, name)
+        model.load_state_dict(trained, assign=True, strict=False)
+        return model
+
+    @override
     def _placed(self, model: Transformer) -> Transformer:
-        # Sharding moves it, a block at a time: the whole model may not fit on one device.
+        # Wrapping moves it, a weight at a time: the whole model may not fit on one device.
         return model
 
     @override
     def _wrap(self) -> nn.Module:
-        dtype, mesh = self.plan.precision.dtype, self._mesh()
+        dtype, mesh, module = self.plan.precision.dtype, self._mesh(), self.plan.loss(self.model)
+        if self._context_parallel > 1 and type(module) is not LossModule:
+            raise UserError("--context-parallel trains the loss of single tokens, and not this task: leave it out.")
+        pieces = _take_pieces(module, mesh) if self._tensor_parallel == 1 else {}
         policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
         for stack in (self.model.encoder, self.model.decoder):
             for block in () if stack is None else stack.blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
-        module = self.plan.loss(self.model)
         fully_shard(module, mesh=mesh, mp_policy=policy)
+        module.load_state_dict(pieces, assign=True, strict=False)
         return module
 
     def _mesh(self) -> DeviceMesh:
-        return init_device_mesh(self.plan.precision.device.type, (self.group.world_size,))
+        """The processes that share the weights; those of tensor parallelism have got their part of them before."""
+        device, processes, tensor = self.plan.precision.device.type, self.group.world_size, self._tensor_parallel
+        if self._context_parallel > 1:
+            from anyformer.training.strategies.context_parallel import make_context_parallel
+
+            sizes = processes // tensor // self._context_parallel, self._context_parallel, tensor
+            mesh = init_device_mesh(device, sizes, mesh_dim_names=("data", "context", "tensor"))
+            make_context_parallel(self.model, mesh["context"])
+        if tensor == 1:
+            return _mesh(device, processes)
+        from anyformer.training.strategies.tensor_parallel import make_tensor_parallel
+
+        # It warns of gathering a tensor in two steps, one for each dimension of the mesh.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        mesh = init_device_mesh(device, (processes // tensor, tensor), mesh_dim_names=("fsdp", "tensor"))
+        make_tensor_parallel(self.model, mesh["tensor"])
+        self._data_group = self.group.along(mesh["fsdp"])
+        return mesh["fsdp"]
+
+    @override
+    def _mine(self, batch: Batch) -> tuple[Batch, int]:
+        if self._context_parallel == 1:
+            return super()._mine(batch)
+        from anyformer.training.strategies.context_parallel import stretch
+
+        index, place = divmod(self.data_group.rank, self._context_parallel)
+        mine, predicted = rows(batch, index, self.data_group.world_size // self._context_parallel)
+        mine = stretch(mine, place, self._context_parallel)
+        return mine, mine.predicted if predicted else 0
 
     @override
     def _clip(self) -> Tensor:
         return full_tensor(super()._clip())
+
+
+def cut(device: str, processes: int) -> Cut:
+    """The rows of each weight that this process keeps, on a device of its own."""
+    return partial(cut_rows, mesh=_mesh(device, processes))
+
+
+def _mesh(device: str, processes: int) -> DeviceMesh:
+    return init_device_mesh(device, (processes,))
+
+
+def _take_pieces(module: nn.Module, mesh: DeviceMesh) -> dict[str, nn.Parameter]:
+    """This process's pieces of all weights, by name; the module keeps their shapes alone."""
+    pieces = dict[str, nn.Parameter]()
+    taken = WeakIdKeyDictionary()  # adapters share weights, and what is whole shall go once it is cut
+    for prefix, part in module.named_modules():
+        for name, parameter in [*part.named_parameters(recurse=False)]:
+            if parameter not in taken:
+                trained, piece = parameter.requires_grad, parameter
+                if not is_dtensor(parameter):
+                    piece = nn.Parameter(cut_rows(parameter, mesh), requires_grad=trained)
+                shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                taken[parameter] = piece, nn.Parameter(shape, requires_grad=trained)
+            piece, shape = taken[parameter]
+            setattr(part, name, shape)
+            pieces[f"{prefix}.{name}"] = piece
+    return pieces

@@ -1,12 +1,16 @@
 """The processes that train together, and their messages to each other."""
 
+from __future__ import annotations
+
+import copy
 import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cached_property, partial
 from importlib.util import find_spec
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +19,9 @@ from torch import Tensor
 from anyformer.errors import UserError
 from anyformer.training.config import ONE_PROCESS
 from anyformer.training.strategies.launch import check_engine, started_by_launcher
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
@@ -44,6 +51,7 @@ class Group:
     world_size = 1
     local_rank = 0
     backend = ""
+    _members: dist.ProcessGroup | None = None
 
     def __init__(self, device: str | None = None) -> None:
         if device is None:
@@ -90,13 +98,27 @@ class Group:
         device = torch.device("cuda", self.local_rank) if self.backend == "nccl" else torch.device("cpu")
         return bool(self.sum(torch.tensor(float(flag), device=device)).item())
 
+    @cached_property
+    def background(self) -> Callable[[], object]:
+        """Function that waits, in another thread, until all processes have called it."""
+        if not self.backend:
+            return lambda: None
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return partial(dist.barrier, cast("dist.ProcessGroup", group))
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
         if not self.backend:
             return value
         total = value.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._members)
         return total
+
+    def along(self, mesh: DeviceMesh) -> Group:
+        """The processes of a mesh of one dimension, by their numbers in it, for `sum`."""
+        part = copy.copy(self)
+        part.rank, part.world_size, part._members = mesh.get_local_rank(), mesh.size(), mesh.get_group()
+        return part
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Do work in process 0 first, so that the others find its files, and return its result."""

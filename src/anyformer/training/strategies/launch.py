@@ -47,11 +47,15 @@ _GRACE = 5.0
 """Seconds that the others have to end by themselves, once one has failed."""
 
 
-def check_engine(name: str | None, processes: int) -> None:
+def check_engine(name: str | None, processes: int, tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     """Decline an engine that can't run with this many processes, before anything is started.
 
     Raises UserError if there is no such engine, it isn't installed, or it does not fit the number of processes.
     """
+    parts = {"tensor-parallel": tensor_parallel, "context-parallel": context_parallel}
+    flags = " times ".join(f"--{name} {size}" for name, size in parts.items() if size > 1)
+    if processes > 1 and processes % (tensor_parallel * context_parallel):
+        raise UserError(f"{flags} does not divide the number of processes, {processes}: change one of them.")
     if name is None:
         if processes > 1:
             raise UserError(f"{processes} processes train together, and nothing says how: add --engine ddp or fsdp.")

@@ -1,33 +1,60 @@
 """Checkpoints of weights that are spread over processes: safetensors files with pieces of tensors.
 
-They are written and read by torch.distributed.checkpoint, so any number of processes can read what another number
-wrote. The files are named by process, and their metadata says where in the whole each piece belongs.
+The files are in the format of torch.distributed.checkpoint, which reads them, so any number of processes can read what
+another number wrote. They are named by process, and their metadata says where in the whole each piece belongs.
 """
 
+import json
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from anyformer import atomic
+from anyformer.checkpoint import write_tensors
 from anyformer.errors import UserError, cut
 from anyformer.limits import check_files
+from anyformer.training.dtensor import is_dtensor, local_tensor
+
+_OFFSETS, _OFFSET = "DCP_SHARDING_INFO", "saved_offsets"
+"""Names in the metadata of a file, as `HuggingFaceStorageReader` reads them."""
 
 
 def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write each process's pieces of spread tensors, and whole ones once, on all processes. Raises OSError."""
-    pieces = {name: tensor.detach() for name, tensor in state.items()}
-    try:
-        save(pieces, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        raise OSError(_reason(error)) from error
+    """Write this process's pieces of spread tensors, and whole ones in process 0, without a message to the others.
+
+    HuggingFaceStorageWriter would make two more copies of all of them in memory, which the tensors' own is written from
+    here. Raises OSError or SafetensorError.
+    """
+    pieces, offsets = dict[str, Tensor](), dict[str, dict[str, list[int]]]()
+    rank = dist.get_rank()
+    for name, tensor in state.items():
+        offset = _offset(tensor) if is_dtensor(tensor) else [0] * tensor.dim() if rank == 0 else None
+        if offset is not None:
+            pieces[name] = local_tensor(tensor.detach()).contiguous().cpu()
+            offsets[name] = {_OFFSET: offset}
+    file = folder / f"shard-{rank + 1:05}.safetensors"
+    write_tensors(file, pieces, {_OFFSETS: json.dumps(offsets)})
+    atomic.sync(file)
+
+
+def _offset(tensor: DTensor) -> list[int] | None:
+    """Where in the whole tensor this process's piece begins; None where it is empty, or another process writes it."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    copies = zip(placements, mesh.get_coordinate() or (), strict=True)
+    first = all(index == 0 for placement, index in copies if placement.is_replicate())
+    return list(offset) if first and (0 not in shape or 0 in tensor.shape) else None
 
 
 def names(folder: Path) -> set[str]:
