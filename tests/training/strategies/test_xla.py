@@ -93,6 +93,12 @@ def _assert_equal(found: Result, wanted: Result, tolerance: float = TOLERANCE["f
             assert (weight - wanted[1][name]).norm() <= 1e-3 * wanted[1][name].norm(), name
 
 
+def _assert_few_programs(result: dict[str, Any]) -> None:
+    """An evaluation, the first step, which makes the optimizer's state, and all others; at times an evaluation later."""
+    assert result["compiled"][:-1] == [1, 2, *[3] * (STEPS - 1)]
+    assert result["compiled"][-1] in (3, 4)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(
@@ -106,11 +112,10 @@ def _assert_equal(found: Result, wanted: Result, tolerance: float = TOLERANCE["f
 def test_all_devices_equal_one_process(
     devices: Callable[[int], Devices], engine: str, number: int, said: str, name: str, dtype: str
 ) -> None:
-    """Three programs in all: an evaluation, the first step, which makes the optimizer's state, and all others."""
     found = devices(number)(name=name, engine=engine, dtype=dtype)
     result = found[0]
     assert result["said"] == said
-    assert result["compiled"] == [1, 2, *[3] * STEPS]
+    _assert_few_programs(result)
     assert result["waits"] == [0] * (STEPS + 2)
     assert result["fallbacks"] == []
     pieces = (engine, number) == ("xla", 4)
@@ -144,7 +149,7 @@ def test_dropout_is_a_function_of_seed_and_step(devices: Callable[[int], Devices
     runs = [four(**job, gradient_checkpointing=again)[0] for again in (False, True)]
     losses, again = ([loss for loss, _ in run["figures"]] for run in runs)
     assert losses == pytest.approx(again, abs=1e-4)
-    assert runs[0]["compiled"] == [1, 2, *[3] * STEPS]
+    _assert_few_programs(runs[0])
     plain = [loss for loss, _ in train("gpt2", layers=1)[0]["figures"]]
     assert all(abs(one - other) > 1e-3 for one, other in zip(losses, plain, strict=True))
     assert four(**job, seed=1, steps=[0])[0]["figures"][0][0] != losses[0]
