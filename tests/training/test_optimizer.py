@@ -16,6 +16,7 @@ import anyformer as af
 from anyformer.errors import UserError
 from anyformer.training.config import OPTIMIZERS
 from anyformer.training.optimizer import (
+    AdamW,
     Muon,
     clip_grad_norm_,
     flatten_state,
@@ -358,3 +359,19 @@ def test_it_is_that_of_torch(
 def test_a_norm_that_is_not_finite_is_told(number: float) -> None:
     broken = parameter(torch.tensor([1.0, number]), (2,))
     assert not clip_grad_norm_([broken], 1.0).isfinite()
+
+
+def test_a_step_of_kernels_that_are_not_fused_is_taken_back():
+    """Also the first, which makes the state."""
+    weight, twin = (nn.Parameter(torch.arange(6.0)) for _ in range(2))
+    ours, theirs = AdamW([weight], fused=False), torch.optim.AdamW([twin])
+    for number in range(4):
+        weight.grad = torch.full((6,), torch.nan if number % 2 == 0 else 1.0)
+        ours.found_inf = torch.tensor(float(number % 2 == 0))
+        ours.step()
+        if number % 2:
+            twin.grad = weight.grad.clone()
+            theirs.step()
+        assert weight.equal(twin)
+        assert all(tensor.isfinite().all() for tensor in ours.state[weight].values())
+    assert all(tensor.equal(theirs.state[twin][name]) for name, tensor in ours.state[weight].items())

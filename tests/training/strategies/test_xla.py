@@ -6,6 +6,7 @@ It needs an environment of its own. Each number of devices has a process, which 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tests.finetuning import toys
 from tests.training.conftest import TINY, prose
@@ -151,17 +151,11 @@ def test_dropout_is_a_function_of_seed_and_step(devices: Callable[[int], Devices
 
 
 def test_a_step_that_is_not_finite_is_not_taken(devices: Callable[[int], Devices]) -> None:
-    job = {"name": "gpt2", "rates": {1: 1e30}, "layers": 1}
-    before = train(**job, steps=[0, 1])[1]
-    result, weights = devices(4)(**job, engine="xla", steps=[0, 1, 2, 3])
-    assert [all(map(torch.isfinite, map(torch.tensor, each))) for each in result["figures"]] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    job = {"name": "gpt2", "engine": "xla", "rates": {1: 1e30}, "layers": 1}
+    (_, before), (result, weights) = (devices(4)(**job, steps=list(range(steps))) for steps in (2, 4))
+    assert [math.isfinite(loss) for loss, _ in result["figures"]] == [True, True, False, False]
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, before[name], rtol=1e-2, atol=1e25)
+        assert weight.equal(before[name]), name
 
 
 @pytest.mark.parametrize(
@@ -181,10 +175,10 @@ def test_a_checkpoint_resumes_elsewhere(
 
 def test_lengths_and_rows_come_in_few_programs(devices: Callable[[int], Devices]) -> None:
     sizes = [(8, 11), (7, 25), (8, 60), (5, 14), (8, 33), (6, 17), (8, 64), (7, 9)]
-    found = devices(4)(name="bert", engine="xla", sizes=sizes)
+    found = devices(4)(name="bert", engine="xla", sizes=sizes, layers=1)
     # An evaluation, a first step of 16 tokens, and steps of 16, 32 and 64.
     assert found[0]["compiled"][-1] == 5
-    _assert_equal(found, train("bert", sizes=sizes))
+    _assert_equal(found, train("bert", sizes=sizes, layers=1))
 
 
 def test_the_command_trains_and_one_process_goes_on(devices: Callable[[int], Devices], tmp_path: Path) -> None:
