@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import examples
 
 import anyformer as af
 from anyformer.blocks.position import frequencies
@@ -26,8 +27,8 @@ def test_fields_of_any_json_type(model_type: str) -> None:
     named = FAMILIES[model_type]
     family, raw = to_huggingface(next(iter((named.text_model or named).presets.values())))
     around = {"model_type": model_type, "architectures": [*named.architectures][:1]}
-    for field in raw:
-        for value in VALUES:
+    for number, field in enumerate(raw):
+        for value in VALUES[number % 3 :: 3] if examples.IN_GATE else VALUES:
             changed = {**raw, field: value}
             with contextlib.suppress(UserError):
                 config = from_huggingface({**around, "text_config": changed} if named.text_model else changed)

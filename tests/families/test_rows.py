@@ -102,7 +102,13 @@ def test_a_changed_width_is_still_a_model_of_its_family(name: str, tmp_path: Pat
     assert af.save(af.build(config), tmp_path) == config.model_type
 
 
-@pytest.mark.parametrize("name", PRESETS)
+_FIRST = {config.model_type: name for name, config in reversed([*PRESETS.items()])}
+"""The first preset of each type."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _FIRST.values() else pytest.mark.slow) for name in PRESETS]
+)
 def test_every_change_of_a_preset_finds_a_format(name: str) -> None:
     """Families are asked in turn whether they can hold a config, and must decline what they can't without a fall."""
     base = PRESETS[name].replace(special_tokens={"bos": None, "eos": (), "pad": None, "decoder_start": None})

@@ -237,7 +237,7 @@ def gemma2(draw: st.DrawFn, architecture: str, family: str = "gemma2") -> ModelS
         sliding_window=_WINDOWS,
         layer_types=_layer_types(drawn.options["num_hidden_layers"]),
         attn_logit_softcapping=st.sampled_from((None, 0.5, 50.0)),
-        final_logit_softcapping=st.sampled_from((None, 0.5, 30.0)),
+        final_logit_softcapping=st.sampled_from((None, 2.0, 30.0)),
     )
     return replace(drawn, options={**drawn.options, "hidden_activation": drawn.options["hidden_act"], **more})
 
@@ -456,7 +456,7 @@ def nanochat(architecture: str) -> st.SearchStrategy[ModelSpec]:
     """Nanochat."""
     more = {
         "hidden_act": st.sampled_from(("relu2", "silu")),
-        "final_logit_softcapping": st.sampled_from((None, 15.0, 0.5)),
+        "final_logit_softcapping": st.sampled_from((None, 15.0, 2.0)),
     }
     return rotary("nanochat", architecture, "attention_bias", ROPE_KINDS[:4], **more)
 

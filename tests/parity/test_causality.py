@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parity import hf_models
-from tests.parity.conversion import ours_of
+from tests.parity.conversion import assert_close, ours_of
 from tests.parity.model_spec import draw_inputs
 
 
@@ -22,5 +22,8 @@ def test_nothing_leaks_from_the_future(architecture: str, data: st.DataObject) -
     with torch.no_grad():
         before = model(inputs.tokens, inputs.source).logits
         after = model(changed, inputs.source).logits
-    assert torch.equal(before[:, :place], after[:, :place])
+    if model.config.feed_forward.experts is None:
+        assert torch.equal(before[:, :place], after[:, :place])
+    else:  # which rows an expert multiplies at a time rounds them
+        assert_close(before[:, :place], after[:, :place], "logits before the change")
     assert not torch.equal(before[:, place], after[:, place])

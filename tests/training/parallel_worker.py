@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.adapters.modules import parameters, targets
 from anyformer.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -27,13 +29,14 @@ from anyformer.config import (
 )
 from anyformer.config.block import LatentConfig
 from anyformer.data.batch import IGNORED, Batch
+from anyformer.model import Transformer
 from anyformer.training.recipe import make_strategy
 from anyformer.training.strategies.group import Group
 from tests.forked import forks
 from tests.generation.models import BOTH, GATED, RMS, ROTARY, VOCAB, WRITERS, build, config
 from tests.training.conftest import plan
 
-STEPS = 4
+STEPS = 3
 ENCODER = {"encoder_layers": 2, "decoder_layers": 0}
 LATENT = LatentConfig(rank=6, rotary_dim=4, value_dim=5, query_rank=8)
 EXPERTS = ExpertsConfig(count=6, used=2, shared=1)
@@ -98,14 +101,28 @@ def batch(model: ModelConfig, step: int) -> Batch:
     return Batch(tokens, targets, mask=mask)
 
 
-def train(group: Group, name: str, optimizer: str = "adamw", **layout: int) -> Result:
+def _with_adapters(model: Transformer) -> Transformer:
+    """The model with an adapter on each layer, the embedding, the head and experts among them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        names = {"target_modules": [*targets(model)], "target_parameters": [*parameters(model)]}
+        add_adapter(model, LoraConfig(rank=2, **names))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(".b"):
+                    parameter.normal_(std=0.1)
+    return model
+
+
+def train(group: Group, name: str, optimizer: str = "adamw", lora: bool = False, **layout: int) -> Result:
     """Losses, norms of gradients and an evaluation; and the weights, in process 0."""
     model = MODELS[name]
+    drawn = _with_adapters(build(model)) if lora else build(model)
     options = {"grad_clip": 0.5, "label_smoothing": 0.1, "grad_accumulation": 2, "optimizer": optimizer}
     engine = "fsdp" if group.world_size > 1 else None
-    strategy = make_strategy(engine, build(model), plan(**options), group, **layout)
+    strategy = make_strategy(engine, drawn, plan(**options), group, **layout)
     figures = [number for step in range(STEPS) for number in strategy.step(step, batch(model, step), 1e-3).tolist()]
-    figures.append(strategy.evaluate(batch(model, 100)))
+    figures.append(strategy.evaluate(batch(model, 100)).item())
     with strategy.gathered() as whole:
         weights = {} if whole is None else {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     strategy.close()

@@ -188,8 +188,9 @@ def wrapped_names(names: Iterable[str]) -> dict[str, str]:
 
 def _table(model: Transformer) -> dict[str, Row]:
     """The row of each weight on disk, with quantized ones under the names that they have in floating point."""
-    names = {name.replace(".weight.integers", ".weight") for name in base_state(model)}
-    return family_of(model).table(model.config, {name for name in names if ".weight." not in name})
+    # In the order of the model, in which adapters are drawn.
+    names = dict.fromkeys(name.replace(".weight.integers", ".weight") for name in base_state(model))
+    return family_of(model).table(model.config, [name for name in names if ".weight." not in name])
 
 
 def whole_modules(model: Transformer) -> tuple[str, ...]:

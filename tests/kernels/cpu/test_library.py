@@ -110,8 +110,6 @@ def test_nothing_is_loaded_where_it_is_switched_off(sources: Path, monkeypatch: 
     assert not (sources / "lib").exists()
 
 
-EXAMPLES = ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
-"""The gate's share of the drawn examples, or all of them."""
 PRODUCTS, DECODERS = "blocks/test_quantized.py", "generation/test_compiled_decoder.py"
 OLDER = [
     # The gate is spared whole decoding steps.
@@ -139,13 +137,22 @@ def test_what_is_made_for_older_processors_holds(processor: str, examples: str, 
 
 @pytest.mark.skipif(levels.has("amx-bf16"), reason="they run as they are")
 @pytest.mark.skipif(not levels.EMULATED.needs <= levels.features(), reason="needs products of bfloat16 pairs")
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_what_is_made_for_amx_holds_where_it_is_emulated(examples: str) -> None:
-    here = Path(__file__).parent
-    tests = here.parent / "test_training_kernels.py", here / "test_matmul.py"
+@pytest.mark.parametrize(
+    ("file", "examples"),
+    [
+        ("cpu/test_matmul.py", "not slow"),
+        *(
+            pytest.param(file, examples, marks=pytest.mark.slow)
+            for file in ("cpu/test_matmul.py", "test_training_kernels.py")
+            for examples in ("not slow", "slow")
+        ),
+    ],
+)
+def test_what_is_made_for_amx_holds_where_it_is_emulated(file: str, examples: str) -> None:
     environment = os.environ | {levels.SWITCH: "emulated"}
     # What torch compiles there are stand-ins for the kernels, whatever the processor.
-    command = [sys.executable, "-m", "pytest", "-q", *map(str, tests), "-m", examples, "-k", "not torch_compile"]
+    chosen = ["-m", examples, "-k", "not torch_compile"]
+    command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).parents[1] / file), *chosen]
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()
     assert b"skipped" not in done.stdout

@@ -21,6 +21,7 @@ DECLINED = {"n-grams", "n-grams both"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_two_by_two_processes_equal_one(tmp_path: Path) -> None:
     jobs = [{"name": name, "context_parallel": 2} for name in MODELS if name not in DECLINED]
     both = ("grouped", "sandwich", "latent", "relative both", "disentangled", "many experts", "masked")

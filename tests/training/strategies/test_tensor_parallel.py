@@ -20,13 +20,16 @@ DECLINED = {"windowed"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_two_by_two_processes_equal_one(tmp_path: Path) -> None:
     jobs = [{"name": name, "tensor_parallel": 2} for name in MODELS if name not in DECLINED]
     by_muon = ("branch", "latent", "many experts", "relative both")
     jobs += [{"name": name, "tensor_parallel": 2, "optimizer": "muon"} for name in by_muon]
+    adapted = ("grouped", "many experts", "latent", "relative both", "masked", "sinks, bounded experts")
+    jobs += [{"name": name, "tensor_parallel": 2, "lora": True} for name in adapted]
     jobs += [{"name": name, "tensor_parallel": 4} for name in ("no bias", "latent", "relative")]
     for job, found in zip(jobs, train_in_four(tmp_path, jobs), strict=True):
-        wanted = train(Group(), job["name"], job.get("optimizer", "adamw"))
+        wanted = train(Group(), **{name: value for name, value in job.items() if name != "tensor_parallel"})
         assert {name: size for name, size in differences(found, wanted).items() if size > 1e-5} == {}, job
 
 

@@ -112,18 +112,28 @@ class Parallel(nn.Module):
 
 
 class Entrance:
-    """`enter` for the layers that read the same tensor, whose gradients are summed once."""
+    """`enter` for layers that read the same tensor, whose gradients are summed once.
 
-    def __init__(self, mesh: DeviceMesh, parent: nn.Module) -> None:
-        self.mesh = mesh
+    Args:
+        parent: after its forward, or once as many layers have read a tensor as there are, it is let go.
+        readers: the number of layers.
+    """
+
+    def __init__(self, mesh: DeviceMesh, parent: nn.Module, readers: int) -> None:
+        self.mesh, self.readers = mesh, readers
         self._latest: tuple[Tensor, Tensor] | None = None
+        self._reads = 0
         parent.register_forward_hook(self._forget)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`enter`."""
         if self._latest is None or self._latest[0] is not x:
-            self._latest = x, enter(x, self.mesh)
-        return self._latest[1]
+            self._latest, self._reads = (x, enter(x, self.mesh)), 0
+        entered = self._latest[1]
+        self._reads += 1
+        if self._reads == self.readers:
+            self._latest = None
+        return entered
 
     def _forget(self, *_: Any) -> None:
         self._latest = None

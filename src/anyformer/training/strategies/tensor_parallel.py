@@ -101,7 +101,7 @@ def _styles(module: nn.Module, mesh: DeviceMesh, vocab_size: int) -> Iterator[tu
         yield from _attention_styles(module, mesh)
     elif isinstance(module, LatentAttention):
         module.heads //= mesh.size()
-        yield from _columns(module.query, entrance=Entrance(mesh, module))
+        yield from _columns(module.query, entrance=Entrance(mesh, module, 1))
         # All heads share a part of its output.
         yield module.latent_down, Style(Fork, {"weight": WHOLE, "bias": WHOLE})
         yield module.latent_norm, Style(Parallel, {"weight": SUMMED})
@@ -115,10 +115,10 @@ def _styles(module: nn.Module, mesh: DeviceMesh, vocab_size: int) -> Iterator[tu
                 for adapter in _adapters(layer):
                     yield adapter, Style(Parallel, {"a": ROWS, "b": ROWS})
     elif isinstance(module, FeedForward):
-        entrance = Entrance(mesh, module)
-        for layer in (module.up, module.gate):
-            if layer is not None:
-                yield from _columns(layer, entrance=entrance)
+        layers = [layer for layer in (module.up, module.gate) if layer is not None]
+        entrance = Entrance(mesh, module, len(layers))
+        for layer in layers:
+            yield from _columns(layer, entrance=entrance)
         yield from _row(module.down)
     elif isinstance(module, RelativePosition):
         yield from _columns(module.table, weight=COLUMNS)
@@ -137,7 +137,7 @@ def _styles(module: nn.Module, mesh: DeviceMesh, vocab_size: int) -> Iterator[tu
 
 
 def _attention_styles(module: MultiHeadAttention, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, Style]]:
-    entrance, size = Entrance(mesh, module), mesh.size()
+    entrance, size = Entrance(mesh, module, 3), mesh.size()
     for layer in (module.query, module.key, module.value):
         yield from _columns(layer, entrance=entrance)
     yield from _row(module.output)
