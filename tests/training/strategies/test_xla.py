@@ -94,7 +94,7 @@ def _assert_equal(found: Result, wanted: Result, tolerance: float = TOLERANCE["f
 
 
 def _assert_few_programs(result: dict[str, Any]) -> None:
-    """An evaluation, the first step, which makes the optimizer's state, and all others; at times an evaluation later."""
+    """An evaluation, the first step, which makes the optimizer's state, all others; at times an evaluation later."""
     *training, last = result["compiled"]
     assert training == [1, 2, *[3] * (STEPS - 1)]
     assert last in {3, 4}
