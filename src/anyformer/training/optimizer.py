@@ -23,6 +23,8 @@ _FUSED = ("cpu", "cuda", "mps")
 """Devices for which torch has one kernel for the whole update of AdamW."""
 _COUNTING = ("xla", "tpu")
 """Devices on which AdamW counts its steps and corrects for them: the host would send numbers for each weight."""
+_LEAST_RATE = 1e-12
+"""A learning rate that changes no weight."""
 # As in https://kellerjordan.github.io/posts/muon/ and torch.optim.Muon.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -80,7 +82,8 @@ def make_optimizer(
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Use this learning rate from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        # torch divides by it where it counts steps on the device: 0 would make weights without a gradient NaN.
+        group["lr"] = max(rate, _LEAST_RATE) if group.get("capturable") else rate
 
 
 def flatten_state(optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
