@@ -136,7 +136,7 @@ def _openmp() -> Any:
 
 
 def openmp_functions(library: ctypes.CDLL) -> Any:
-    """What `use_openmp` of a kernel takes; raises AttributeError where an OpenMP library lacks a function."""
+    """The arguments of `use_openmp` of a kernel. Raises AttributeError where an OpenMP library lacks a function."""
     is_gnu = hasattr(library, _GNU[0])
     names = (*_OPENMP, *_GNU) if is_gnu else (*_OPENMP, None, *_LLVM)
     functions = [None if name is None else ctypes.cast(getattr(library, name), c_void_p).value for name in names]

@@ -1,0 +1,78 @@
+"""Compiled kernels against the equations, on an emulated processor, where pytest takes hours: docs/releasing.md.
+
+PYTHONPATH=src:. qemu-aarch64 -L ROOT ROOT/usr/bin/python3.13 .ci/kernels.py
+"""
+
+import time
+
+import torch
+from tests.generation.models import COMPILED, VOCAB, WRITERS, batch, build
+
+from anyformer.families import preset
+from anyformer.generation import compiled_decoder
+from anyformer.generation.cached_decoder import DecoderStep
+from anyformer.generation.compiled_decoder import CompiledDecoder
+from anyformer.kernels import quantized_linear, reference
+from anyformer.kernels.cpu.library import LIBRARIES
+from anyformer.kernels.packed_weight import pack
+from anyformer.kernels.quantization import QUANTIZERS, dequantize
+from anyformer.native import levels
+from anyformer.quantization import quantize
+
+ROWS = (1, 2, 5, 8, 17, 64)
+TEXTS = [[5, 6, 7], [3, 4, 5, 6, 7, 8]]
+STARTED = time.monotonic()
+
+
+def report(what: str, error: float, limit: float) -> None:
+    """Print an error relative to the largest value, and raise AssertionError beyond a limit."""
+    print(f"{time.monotonic() - STARTED:6.0f} s  {what}: {error:.1e}", flush=True)
+    assert error <= limit, what
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def products() -> None:
+    """Quantized weights of widths that fill no vector, for so many rows."""
+    for kind in QUANTIZERS:
+        for rows in ROWS:
+            weight = QUANTIZERS[kind](torch.randn(37, 160))
+            inputs, bias = torch.randn(rows, 160), torch.randn(37)
+            ours = quantized_linear(inputs, pack(weight), bias)
+            theirs = reference.linear(inputs, dequantize(weight, torch.float32), bias)
+            report(f"{kind}, {rows} rows", distance(ours, theirs), 0.02)
+
+
+def steps() -> None:
+    """Every block of decoders that compiled code knows: prompts of different lengths, then a token, then nine."""
+    wide = preset("llama-nano", vocab_size=VOCAB, decoder_layers=2)  # the others are too narrow to be quantized
+    for name, config in {"llama-nano": wide, **{name: WRITERS[name] for name in COMPILED}}.items():
+        for kind in (None, *QUANTIZERS) if config is wide else (None,):
+            model = build(config)
+            if kind is not None:
+                quantize(model, kind)
+            CompiledDecoder(model)  # it knows the model
+            compiled, start, (ids, mask) = DecoderStep(model), torch.full((2, 1), 2), batch(TEXTS, "left")
+            with torch.inference_mode():
+                caches = [model.make_cache(2, 32) for _ in range(2)]
+                for cache in caches:
+                    if model.config.is_encoder_decoder:
+                        model(start, ids, source_mask=mask, cache=cache)
+                    else:
+                        model(ids, mask=mask, cache=cache)
+                for count in (1, 9):
+                    tokens = torch.randint(3, 9, (2, count))
+                    ours, theirs = compiled(tokens, caches[0]), model(tokens, cache=caches[1]).logits.float()
+                    limit = 1e-5 if kind is None else 0.03
+                    report(f"step of {name}, {kind or 'float32'}, {count} tokens", distance(ours, theirs), limit)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(levels.level(), [each.name for each in LIBRARIES if each.absence() is None], torch.__version__, flush=True)
+    assert compiled_decoder.LIBRARY.get() is not None
+    products()
+    steps()
