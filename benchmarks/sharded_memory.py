@@ -114,9 +114,23 @@ def work(folder: Path, whole: bool) -> None:
         checkpoints.save(strategy, 2, {"meter": {}, "every": 1, "config": {}})
         waited = time.perf_counter() - begun
         checkpoints.wait()
-        phases.end("checkpoint")
-        phases.peaks["the checkpoint's wait"] = 0.0, waited
-        phases.peaks["a step"] = 0.0, seconds
+        phases.end("a checkpoint alone")
+        phases.begin()
+        checkpoints.save(strategy, 3, {"meter": {}, "every": 1, "config": {}})
+        keep = strategy.before_change
+
+        def timed() -> None:
+            nonlocal waited
+            begun = time.perf_counter()
+            keep()
+            waited += time.perf_counter() - begun
+
+        strategy.before_change = timed
+        strategy.step(2, batch, 1e-3)
+        checkpoints.wait()
+        phases.end("a step and a checkpoint")
+        phases.peaks["wait of the step for it"] = 0.0, waited
+        phases.peaks["a step alone"] = 0.0, seconds
         strategy.close()
 
     torch.set_num_threads(1)

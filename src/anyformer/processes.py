@@ -103,10 +103,12 @@ class ProcessExecutor(ThreadPoolExecutor):
     Args:
         count: Processes at a time.
         threads: Threads of each.
+        folder: Where they are; None: where this one is.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
+    def __init__(self, count: int, threads: int, folder: str | None = None) -> None:
         super().__init__(count)
+        self._folder = folder
         self._changes = {"OMP_NUM_THREADS": str(threads)}
         self._running: set[Process] = set()
 
@@ -123,6 +125,7 @@ class ProcessExecutor(ThreadPoolExecutor):
         with start(
             python("-m", "anyformer.processes"),
             changes=self._changes,
+            cwd=self._folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

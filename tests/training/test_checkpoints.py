@@ -9,7 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import anyformer as af
 from anyformer.cli import train
 from anyformer.console import Console
 from anyformer.errors import UserError
+from anyformer.training.averaging import make_average
 from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config import TrainConfig
 from anyformer.training.optimizer import make_optimizer
@@ -93,30 +94,40 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(text: Path, tmp_path: Path, 
         af.load(cut / "model")
 
 
-@pytest.mark.parametrize("room", [True, False])
-def test_training_goes_on_while_a_checkpoint_is_written(
-    room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("anyformer.training.checkpoints.has_room", lambda size: room)
+def _strategy() -> Strategy:
     precision = Precision(torch.device("cpu"), torch.float32, "for a test")
     model = af.build(strategies_worker.config("tied"))
-    strategy = Strategy(model, Plan(precision, lambda model: make_optimizer("adamw", model, 1.0)), Group())
-    write, may_write, is_there = strategy.write, threading.Event(), tmp_path / "step-00000001"
+    average = make_average("ema:0.9")
+    return Strategy(model, Plan(precision, lambda model: make_optimizer("adamw", model, 1.0), average), Group())
 
-    def slow(folder: Path, state: Mapping[str, Tensor]) -> None:
-        assert may_write.wait(60 if room else 0) or not room
-        write(folder, state)
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("part", [1 << 10, 1 << 26])
+def test_training_goes_on_while_a_checkpoint_is_written(
+    room: bool, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is on the disk when a step changes it, and whether there is room to copy the rest."""
+    monkeypatch.setattr("anyformer.training.snapshot.has_room", lambda size: room)
+    monkeypatch.setattr("anyformer.training.snapshot._PART", part)
+    strategy, is_there = _strategy(), tmp_path / "step-00000001"
+    write = strategy.write
+
+    def slow(folder: Path, state: Mapping[str, Tensor], part: str) -> Path | None:
+        time.sleep(0.05)
+        return write(folder, state, part)
 
     monkeypatch.setattr(strategy, "write", slow)
     strategy.step(0, strategies_worker.batch("tied", 0), 1e-2)
     before = {name: value.clone() for name, value in strategy.state().items()}
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(strategy, 1, {})
-    assert is_there.exists() != room
     strategy.step(1, strategies_worker.batch("tied", 1), 1e-2)
-    may_write.set()
+    assert is_there.exists() <= (not room or part > 1 << 20)
+    with strategy.averaged():
+        strategy.evaluate(strategies_worker.batch("tied", 2))
     checkpoints.wait()
     after = read_state(is_there)
+    assert len([*is_there.glob("*.safetensors")]) > (part < 1 << 20)
     assert after.keys() == before.keys()
     assert all(after[name].equal(value) for name, value in before.items())
     assert [path.name for path in tmp_path.iterdir()] == [is_there.name]
@@ -125,15 +136,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anyformer.training.checkpoints.has_room", lambda size: True)
-    precision = Precision(torch.device("cpu"), torch.float32, "for a test")
-    model = af.build(strategies_worker.config("tied"))
-    strategy = Strategy(model, Plan(precision, lambda model: make_optimizer("adamw", model, 1.0)), Group())
+    strategy = _strategy()
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(strategy, 1, {})
     checkpoints.wait()
 
-    def refuse(folder: Path, state: Mapping[str, Tensor]) -> None:
+    def refuse(folder: Path, state: Mapping[str, Tensor], part: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(strategy, "write", refuse)

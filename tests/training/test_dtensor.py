@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -178,3 +180,17 @@ def test_two_processes_are_one(name: str, folder: Path):
 def test_what_is_written_whole_is_read_spread(name: str, folder: Path):
     through, stopped = (torch.load(folder / f"{name}-{stop}.pt") for stop in (False, True))
     assert all(stopped[key].equal(expected) for key, expected in through.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_process_holds_a_model_of_a_gigabyte(tmp_path: Path) -> None:
+    """Each of four has 235 MB of its 940."""
+    code = "import sys, pathlib, json; sys.path.insert(0, 'benchmarks'); import sharded_memory as bench; "
+    code += "print(json.dumps(bench.measure(pathlib.Path(sys.argv[1]))))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    peaks = {phase: peak for phase, (peak, _) in json.loads(done.stdout.splitlines()[-1]).items()}
+    for phase in ("draw and shard", "read and shard", "save the model"):
+        assert peaks[phase] < 500 + 235, peaks
+    for phase in ("two steps", "a step and a checkpoint"):  # weights, gradients and two moments
+        assert peaks[phase] < 500 + 4 * 235, peaks

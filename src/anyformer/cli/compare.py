@@ -1,10 +1,12 @@
 """`anyformer compare MODEL ...`: models of several families, trained and judged side by side."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from anyformer.cli.options import Positional, parse, without_vs
+from anyformer.errors import UserError
 from anyformer.schema import hints
 
 
@@ -55,6 +57,8 @@ class CompareOptions:
     """Texts with labels for the classifier among the tasks (default: which text a passage of the data is from)."""
     processes: Annotated[int, "N"] = 1
     """Processes that share the work."""
+    scheduler: Annotated[str | None, "ADDRESS"] = None
+    """Give the work to the workers of a dask scheduler, such as tcp://node0:8786, in the place of processes here."""
     device: str | None = None
     """cpu, cuda, mps ... (default: an accelerator if there is one)."""
     dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
@@ -66,6 +70,7 @@ class CompareOptions:
 def run(argv: list[str]) -> int:
     """Compare models; returns the exit status."""
     values = vars(parse(CompareOptions, without_vs(argv), "compare"))
+    from anyformer.compare.cluster import workers
     from anyformer.compare.compare import work
     from anyformer.compare.jobs import StoppedError
     from anyformer.compare.request import Request, budget_of
@@ -76,12 +81,16 @@ def run(argv: list[str]) -> int:
     budget = budget_of({kind: values[kind] for kind in ("tokens", "flops", "minutes")})
     request = Request(budget=budget, **{name: values[name] for name in hints(Request) if name in values})
     console = Console()
+    address = values["scheduler"]
+    if address is not None and values["processes"] != 1:
+        raise UserError("--scheduler gives the work to the workers of a cluster, and --processes shares it here: one.")
     try:
-        with console.status("comparing") as status:
+        with nullcontext() if address is None else workers(address) as executor, console.status("comparing") as status:
             comparison, out = work(
                 request,
                 values["out"],
                 processes=values["processes"],
+                executor=executor,
                 say=lambda line: say(console, line),
                 working=status.update,
             )

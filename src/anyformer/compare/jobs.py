@@ -10,6 +10,7 @@
 
 import json
 import shutil
+import socket
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 from anyformer import atomic, limits
 from anyformer.checkpoint import load
 from anyformer.compare.corpus import prepare, tokenizer_for
-from anyformer.compare.experiment import DATA, JOBS, RATES, TRIAL, Plan, stored_plan
+from anyformer.compare.experiment import DATA, JOBS, PLAN, RATES, TRIAL, Plan, stored_plan
 from anyformer.compare.measure import Measures, measure
 from anyformer.compare.result import ComparedModel, Curve, Point
 from anyformer.compare.tasks import Task, make_tasks, read_labeled_texts, run_tasks
@@ -141,9 +142,14 @@ def run_job(out: str, name: str) -> float | None:
         Seconds that it took, next to nothing if it was done already; None if another process works on it.
 
     Raises:
-        UserError: training diverged, the disk refuses.
+        UserError: training diverged, the disk refuses, or the directory is not seen here.
         StoppedError: a signal ended it; it will be gone on with.
     """
+    if not (Path(out) / PLAN).is_file():
+        raise UserError(
+            f"The worker on {socket.gethostname()} does not see the comparison in {out}: keep it, by --out, on a file "
+            "system that all workers share."
+        )
     plan = stored_plan(Path(out))
     job = next(each for each in all_jobs(plan) if each.name == name)
     (plan.out / JOBS).mkdir(exist_ok=True)

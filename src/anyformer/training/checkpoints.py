@@ -2,14 +2,13 @@
 
 ::
 
-    checkpoints/step-00000500/state.safetensors   weights, the optimizer's state, averages (or shards of them)
+    checkpoints/step-00000500/state.safetensors   weights, the optimizer's state, averages (or parts of them)
                               run.json            the step, the log's running sums, the config
     checkpoints/finished.json                     run.json of the last step, when the run has finished by itself: it
                                                   stands in the place of all checkpoints
 
 A checkpoint is written beside its place and renamed into it, so it is whole or absent whenever the power fails. That
-happens in a thread, from a copy of all tensors, while training goes on; where memory has no room for a copy, training
-waits instead.
+happens in a thread while training goes on (see `training.snapshot`).
 """
 
 from __future__ import annotations
@@ -33,13 +32,10 @@ from anyformer.runs.listing import flatten
 from anyformer.schema import fits, fits_each
 from anyformer.training.config import RunConfig
 from anyformer.training.config_file import settings
-from anyformer.training.dtensor import local_tensor
-from anyformer.training.memory import has_room
 from anyformer.training.progress import say
+from anyformer.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from anyformer.training.strategies.base import Strategy
     from anyformer.training.strategies.group import Group
 
@@ -87,16 +83,11 @@ class Checkpoints:
         with ExitStack() as stack, _explained(path):
             temporary = stack.enter_context(atomic.temporary_folder(path)) if group.is_main else None
             folder = group.broadcast(temporary) or path
-            state = strategy.state()
-            in_background = not group.any(not has_room(sum(local_tensor(tensor).nbytes for tensor in state.values())))
-            if in_background:
-                state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+            snapshot = Snapshot(strategy.state())
+            strategy.before_change = snapshot.keep
             text = json.dumps({"step": step, **facts})
-            write = partial(self._write, strategy, state, folder, path, text, group.background, stack.pop_all())
-            if in_background:
-                self._writing = _in_thread(write)
-            else:
-                write()
+            write = partial(self._write, strategy, snapshot, folder, path, text, group.background, stack.pop_all())
+            self._writing = _in_thread(write)
 
     def wait(self) -> None:
         """Wait until a checkpoint that is being written is there. Raises UserError where the disk refuses."""
@@ -107,7 +98,7 @@ class Checkpoints:
     def _write(
         self,
         strategy: Strategy,
-        state: dict[str, Tensor],
+        snapshot: Snapshot,
         folder: Path,
         path: Path,
         text: str,
@@ -122,8 +113,9 @@ class Checkpoints:
             temporary: removes the folder where it stays.
         """
         with temporary, _explained(path):
-            strategy.write(folder, state)
-            state.clear()
+            for file in snapshot.write(partial(strategy.write, folder)):
+                if file is not None:
+                    atomic.sync(file)
             arrived()
             if strategy.group.is_main:
                 (folder / FACTS).write_text(text, encoding="utf-8")

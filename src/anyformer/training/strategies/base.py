@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from anyformer import atomic, limits
+from anyformer import limits
 from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
@@ -86,6 +86,7 @@ class Strategy:
 
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
         self.plan, self.group = plan, group
+        self.before_change: Callable[[], None] = lambda: None  # called before weights or the optimizer's state change
         self.model = self._placed(model)
         if plan.precision.int8:
             use_int8(self.model)
@@ -121,6 +122,7 @@ class Strategy:
         loss = self._loss_and_gradient(number, batch)
         self._scaler.unscale_(self.optimizer)
         norm = self._clip()
+        self.before_change()
         finite = loss.isfinite() & norm.isfinite()
         taken = True
         if self._scaler.is_enabled():
@@ -152,7 +154,10 @@ class Strategy:
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the weights are the averaged ones, where there is an average."""
         average = self.plan.average
-        return nullcontext() if average is None else average.applied(self._weights())
+        if average is None:
+            return nullcontext()
+        self.before_change()
+        return average.applied(self._weights())
 
     @contextmanager
     def gathered(self) -> Generator[Transformer | None]:
@@ -173,9 +178,12 @@ class Strategy:
         """Write this process's share of everything that the next step depends on into a folder, as safetensors."""
         self.write(folder, self.state())
 
-    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write a `state`, or a copy of it, in whatever thread. Raises OSError or SafetensorError."""
-        write_state(folder, state)
+    def write(self, folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path | None:
+        """Write a `state`, or a part of it, in whatever thread, and return the file; None: another process has it.
+
+        Raises OSError or SafetensorError.
+        """
+        return write_state(folder, state, f"state{part}.safetensors")
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
@@ -338,9 +346,8 @@ class DDP(Strategy):
     engine = "ddp"
 
     @override
-    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        if state:
-            super().write(folder, state)
+    def write(self, folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path | None:
+        return super().write(folder, state, part) if state else None
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -413,10 +420,10 @@ def use_int8(model: nn.Module) -> None:
                     part.matmul = "int8"
 
 
-def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> None:
-    """Write tensors and wait until they are on the disk. Raises OSError or SafetensorError where it refuses."""
+def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> Path:
+    """Write tensors, and return the file. Raises OSError or SafetensorError where the disk refuses."""
     write_tensors(folder / name, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
-    atomic.sync(folder / name)
+    return folder / name
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:

@@ -105,8 +105,8 @@ class DeepSpeed(Sharded):
         return mine
 
     @override
-    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        write_state(folder, state, f"shard-{self.group.rank + 1:05}.safetensors")
+    def write(self, folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path:
+        return write_state(folder, state, f"shard-{self.group.rank + 1:05}{part}.safetensors")
 
     @override
     def load(self, folder: Path) -> None:

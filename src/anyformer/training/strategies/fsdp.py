@@ -66,8 +66,8 @@ class FSDP(Sharded):
         return ((name, full_tensor(tensor)) for name, tensor in self.model.state_dict().items())
 
     @override
-    def write(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        write_shards(folder, state)
+    def write(self, folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path:
+        return write_shards(folder, state, part)
 
     @override
     def load(self, folder: Path) -> None:

@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from anyformer import atomic
 from anyformer.checkpoint import write_tensors
 from anyformer.errors import UserError, cut
 from anyformer.limits import check_files
@@ -30,8 +29,11 @@ _OFFSETS, _OFFSET = "DCP_SHARDING_INFO", "saved_offsets"
 """Names in the metadata of a file, as `HuggingFaceStorageReader` reads them."""
 
 
-def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
+def write_shards(folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path:
     """Write this process's pieces of spread tensors, and whole ones in process 0, without a message to the others.
+
+    Returns:
+        Their file.
 
     HuggingFaceStorageWriter would make two more copies of all of them in memory, which the tensors' own is written from
     here. Raises OSError or SafetensorError.
@@ -43,9 +45,9 @@ def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
         if offset is not None:
             pieces[name] = local_tensor(tensor.detach()).contiguous().cpu()
             offsets[name] = {_OFFSET: offset}
-    file = folder / f"shard-{rank + 1:05}.safetensors"
+    file = folder / f"shard-{rank + 1:05}{part}.safetensors"
     write_tensors(file, pieces, {_OFFSETS: json.dumps(offsets)})
-    atomic.sync(file)
+    return file
 
 
 def _offset(tensor: DTensor) -> list[int] | None:

@@ -63,6 +63,12 @@ class XLA(Sharded):
         return ((name, tensor.cpu()) for name, tensor in self.model.state_dict().items())
 
     @override
+    def state(self) -> dict[str, Tensor]:
+        # Copies: reading them in another thread would cut the step's program in two.
+        self._xla.sync()
+        return {name: tensor.cpu() for name, tensor in super().state().items()}
+
+    @override
     def load(self, folder: Path) -> None:
         super().load(folder)
         self._mark_state()
