@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(find_spec("hatchling") is None, reason="needs th
 
 
 def _built(folder: Path, compiler: str) -> tuple[str, zipfile.ZipFile]:
-    """What a build with a compiler of C++ says, which is a script, and the wheel."""
+    """Build with a script in the place of the compiler; returns the output and the wheel."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("lib", "__pycache__"))
