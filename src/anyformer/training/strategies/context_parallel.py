@@ -37,7 +37,9 @@ _SHORTEST = 2
 def stretch(batch: Batch, index: int, count: int) -> Batch:
     """The stretch of this index of the sequences of a batch, of as many of one length, the last of them padded."""
     if batch.documents is not None:
-        raise UserError("--context-parallel reads a row as one text: leave --document-masking and --packing out.")
+        raise UserError(
+            "--context-parallel reads a row as one text, and these have several: leave out --document-masking, or packing."
+        )
     fields: dict[str, Any] = {"targets": _stretch(batch.targets, index, count, IGNORED)}
     for name, mask, array in (("tokens", "mask", batch.tokens), ("source", "source_mask", batch.source)):
         if array is not None:
