@@ -38,7 +38,7 @@ def stretch(batch: Batch, index: int, count: int) -> Batch:
     """The stretch of this index of the sequences of a batch, of as many of one length, the last of them padded."""
     if batch.documents is not None:
         raise UserError(
-            "--context-parallel reads a row as one text, and these have several: leave out --document-masking, or packing."
+            "--context-parallel reads a row as one text, and these have several: leave --document-masking out."
         )
     fields: dict[str, Any] = {"targets": _stretch(batch.targets, index, count, IGNORED)}
     for name, mask, array in (("tokens", "mask", batch.tokens), ("source", "source_mask", batch.source)):
