@@ -21,7 +21,7 @@ from anyformer.data.batch import IGNORED, Batch
 from anyformer.families import preset
 from anyformer.model import Transformer, build
 from anyformer.training.averaging import make_average
-from anyformer.training.optimizer import make_optimizer
+from anyformer.training.optimizer import flatten_state, make_optimizer
 from anyformer.training.precision import Precision
 from anyformer.training.recipe import make_strategy
 from anyformer.training.strategies.base import Plan, Strategy
@@ -156,7 +156,8 @@ def _sharded(strategy: Strategy) -> list[str]:
     import torch_xla
 
     tensors = dict(strategy.model.named_parameters())
-    tensors |= {name: value for name, value in strategy.state().items() if name.startswith("optimizer.exp")}
+    state = flatten_state(strategy.optimizer, strategy._names())
+    tensors |= {f"optimizer.{name}": value for name, value in state.items() if name.startswith("exp")}
     specs = {name: torch_xla._XLAC._get_xla_sharding_spec(tensor) for name, tensor in tensors.items()}
     return [name for name, spec in specs.items() if "devices=" in spec]
 
