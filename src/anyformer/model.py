@@ -74,19 +74,14 @@ class Transformer(nn.Module):
         self.config = config
         self.origin = Origin()
         self.adapter_configs: dict[str, Any] = {}
-        head, d_model, source_vocab = config.head, config.d_model, config.source_vocab_size
+        d_model, source_vocab = config.d_model, config.source_vocab_size
         self.token_embedding = TokenEmbedding(config.embedding, config.vocab_size, d_model)
         self.source_embedding = TokenEmbedding(config.embedding, source_vocab, d_model) if source_vocab else None
         self.encoder = Stack(config, causal=False, cross=False) if config.encoder_layers else None
         self.decoder = Stack(config, causal=True, cross=config.encoder_layers > 0) if config.decoder_layers else None
-        self.pooler = Pooler(head, d_model) if head.pooler or head.kind == "classification" else None
+        self.pooler = new_pooler(config)
         self.pooling = TextPooling(config.pooling, d_model)
-        self.head: LanguageModelHead | Classifier | None = None
-        if head.kind == "language_model":
-            tied, width = config.embedding.tied, config.embedding.width
-            self.head = LanguageModelHead(head, config.norm, d_model, config.vocab_size, tied=tied, width=width)
-        elif head.kind in ("classification", "token_classification"):
-            self.head = Classifier(head, config.norm, d_model)
+        self.head = new_head(config)
         if initialize:
             initialize_weights(self, config)
 
@@ -277,6 +272,23 @@ class Transformer(nn.Module):
         if mask is not None:
             tokens = tokens.where(mask, start)
         return F.pad(tokens[:, :-1], (1, 0), value=start)
+
+
+def new_pooler(config: ModelConfig) -> Pooler | None:
+    """The pooler of a model, as torch draws it; None where it has none."""
+    head = config.head
+    return Pooler(head, config.d_model) if head.pooler or head.kind == "classification" else None
+
+
+def new_head(config: ModelConfig) -> LanguageModelHead | Classifier | None:
+    """The head of a model, as torch draws it; None where it has none."""
+    head, embedding = config.head, config.embedding
+    if head.kind == "language_model":
+        tied, width = embedding.tied, embedding.width
+        return LanguageModelHead(head, config.norm, config.d_model, config.vocab_size, tied=tied, width=width)
+    if head.kind in ("classification", "token_classification"):
+        return Classifier(head, config.norm, config.d_model)
+    return None
 
 
 def build(config: ModelConfig, cut: Cut | None = None) -> Transformer:

@@ -115,14 +115,17 @@ def tuned_base(base: Path, task: str, labels: int) -> Any:
 
 def answers(model: Any, words: af.Tokenizer) -> Tensor:
     """What a model of either side computes of a text: logits, or hidden states without a head."""
-    ids = torch.tensor([words.encode(TEXT)[:20]])
+    # BART's classifiers and T5's read the vector of the last end of text.
+    end = [words.eos] if model.config.is_encoder_decoder else []
+    ids = torch.tensor([[*words.encode(TEXT)[:20], *end]])
     is_ours = isinstance(model, af.Transformer)
     with torch.no_grad():
         if is_ours:
             both = model.config.is_encoder_decoder and model.config.head.kind != "classification"
             found = model.eval()(ids, ids if both else None)
             return found.hidden if found.logits is None else found.logits
-        both = model.config.is_encoder_decoder and "Classification" not in (model.config.architectures or [""])[0]
+        theirs = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        both = model.config.is_encoder_decoder and "Classification" not in type(theirs).__name__
         found = model.eval()(input_ids=ids, **({"decoder_input_ids": ids} if both else {}))
     return found.logits if "logits" in found else found[0]
 

@@ -96,6 +96,23 @@ def test_verify_compares_classifiers(
     assert [check.detail for check in verify(str(folder)) if not check.equal] == []
 
 
+@pytest.mark.parametrize("kind", ["classification", "token_classification"])
+@given(data=st.data())
+def test_norms_of_a_new_head_are_the_identity(
+    kind: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    drawn = data.draw(hf_models.models("ModernBertForMaskedLM"))
+    drawn.build().save_pretrained(folder := tmp_path_factory.mktemp("base"))
+    model = af.load_with_head(folder, kind, 3)[0]
+    assert model.head is not None
+    weights = [weight for name, weight in model.head.named_parameters() if "norm.weight" in name]
+    assert weights
+    assert all(weight.eq(1).all() for weight in weights)
+    # A classifier pools as the class of Hugging Face's that is made of the same file.
+    poolings = {"cls": "first", "mean": "mean"}
+    assert kind == "token_classification" or model.config.head.pooling == poolings[drawn.options["classifier_pooling"]]
+
+
 def test_the_head_is_drawn_as_the_family_draws_it(tmp_path: Path) -> None:
     af.save(_small("bert-tiny"), tmp_path)
     torch.manual_seed(3)

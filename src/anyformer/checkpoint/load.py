@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer.blocks.initialization import Cut, initialize_weights
 from anyformer.checkpoint import hub, mxfp4
@@ -32,7 +32,7 @@ from anyformer.errors import UserError, cut, quote
 from anyformer.families import TaskHead, own, with_head
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
-from anyformer.model import Transformer, skeleton
+from anyformer.model import Transformer, new_head, new_pooler, skeleton
 from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
 from anyformer.tokenizer import Tokenizer
 
@@ -181,11 +181,13 @@ def _load(
             f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
         )
     drawn = frozenset(name for name, weight in model.named_parameters() if weight.is_meta)
-    for part in (model.head, model.pooler):
+    for name, new in (("head", new_head), ("pooler", new_pooler)):
+        part: nn.Module | None = getattr(model, name)
         if part is not None and any(weight.is_meta for weight in part.parameters()):
-            part.to_empty(device="cpu")
+            with torch.random.fork_rng(devices=()):  # all that is drawn here is drawn once more below
+                part = cast("nn.Module", new(model.config))
             initialize_weights(part, model.config)
-            part.to(model.device, model.dtype).requires_grad_(True)
+            setattr(model, name, part.to(model.device, model.dtype))
     model.origin = replace(source.origin, drawn=drawn)
     return model.eval(), tokenizer
 

@@ -43,31 +43,36 @@ def _derived(raw: Raw, values: Values, kind: HeadKind) -> Values:
 
 def _head(raw: Raw, kind: HeadKind) -> Values:
     """The layers of a head: the same before the logits over the vocabulary and over labels."""
+    pooling = raw.get("classifier_pooling", "cls")
+    if kind == "classification" and pooling not in _POOLINGS:
+        raise UserError("config.json: ModernBERT is supported where classifier_pooling is cls or mean.")
+    # Other heads keep it for the classifier that the model may be given.
+    pooled = {"head.pooling": _POOLINGS.get(pooling, "first")}
     if kind == "none":
-        return {}
+        return pooled
     transform = {
         "head.transform": read_activation(raw.get("classifier_activation", "gelu")),
         "head.transform_bias": bool(raw.get("classifier_bias")),
     }
     if kind == "language_model":
-        return {**transform, "head.bias": "learned" if raw.get("decoder_bias", True) else "none"}
-    pooling = raw.get("classifier_pooling", "cls")
-    if pooling not in _POOLINGS:
-        raise UserError("config.json: ModernBERT is supported where classifier_pooling is cls or mean.")
-    pooled = {"head.pooling": _POOLINGS[pooling]} if kind == "classification" else {}
+        return {**transform, **pooled, "head.bias": "learned" if raw.get("decoder_bias", True) else "none"}
     return {**transform, **pooled, "head.dropout": raw.get("classifier_dropout", 0.0)}
 
 
 def _write_head(head: HeadConfig) -> dict[str, Any]:
+    poolings = {ours: theirs for theirs, ours in _POOLINGS.items()}
+    pooled = {"classifier_pooling": poolings.get(head.pooling)}
     if head.transform is None:
-        return write_labels(head)
-    written = {"classifier_activation": write_activation(head.transform), "classifier_bias": head.transform_bias}
+        return {**write_labels(head), **pooled}
+    written: dict[str, Any] = {
+        "classifier_activation": write_activation(head.transform),
+        "classifier_bias": head.transform_bias,
+    }
     if head.kind == "language_model":
         written["decoder_bias"] = head.bias == "learned"
     if head.kind in CLASSIFIERS:
-        poolings = {ours: theirs for theirs, ours in _POOLINGS.items()}
-        written |= {"classifier_pooling": poolings.get(head.pooling), "classifier_dropout": head.dropout}
-    return {**write_labels(head), **written}
+        written["classifier_dropout"] = head.dropout
+    return {**write_labels(head), **written, **pooled}
 
 
 def _written(config: ModelConfig) -> dict[str, Any]:
