@@ -65,6 +65,12 @@ def test_meshes(text: str | None, devices: int | None, mesh: Mesh) -> None:
         (["--mesh", "cp=3", "--context", "8192"], "cp 3 --context 8192"),
         (["--mesh", "fsdp=4", "--device", "l4"], "the links of --device l4 are not known, but of h100"),
         (["--mesh", "fsdp=4", "--lora", "8"], "--lora"),
+        (["--mesh", "fsdp=4", "--no-calibrate"], "--calibrate"),
+        (["--mesh", "fsdp=4", "--batch-size", "-4"], "can't share --batch-size -4 evenly"),
+        (["--mesh", "fsdp=4", "--batch-size", "0"], "take multiples, from 1 on."),
+        (["--mesh", "fsdp=4", "--context", "0"], "--context 0: take multiples, from 1 on."),
+        (["--mesh", "fsdp=4", "--tokens", "0"], "--tokens 0 is the length of the run, at least 1."),
+        (["--mesh", "fsdp=4", "--price-per-hour", "-3"], "--price-per-hour -3.0 is a sum of money"),
     ],
 )
 def test_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +86,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "llama-3.1-8b on 16 h100: dp 1 x fsdp 2 x tp 8 x cp 1" in out
     assert "tensor-parallel activations" in out
+    assert "1,000,000,000 tokens take" in out
+    assert main(["plan", *arguments, "--tokens", "5000"]) == 0
+    assert "5,000 tokens take" in capsys.readouterr().out
     assert main(["plan", *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == 16 * 8192

@@ -25,6 +25,7 @@ _DECISIVE = (
 """The settings of a run that decide what a step takes."""
 _OF_CLUSTER = {"batch_size", "context", "gradient_checkpointing"}
 """Settings that a prediction for a mesh knows."""
+_BILLION = 10**9
 _LONGEST = 8192
 """Tokens of a text on a mesh, where none are asked for."""
 
@@ -92,11 +93,16 @@ def run(argv: list[str]) -> int:
 def _cluster(values: Mapping[str, Any]) -> int:
     """Print the prediction of a step on a mesh of devices; returns the exit status."""
     from anyformer.plan.cluster import parse_mesh, predict
-    from anyformer.plan.devices import find_device
+    from anyformer.plan.devices import check_price, find_device
     from anyformer.plan.settings import read_run
 
     mesh = parse_mesh(values.get("mesh"), values.get("devices"))
+    check_price(values.get("price_per_hour"))
+    tokens = values.get("tokens", _BILLION)
+    if tokens < 1:
+        raise UserError(f"--tokens {tokens} is the length of the run, at least 1.")
     settings = {name for name in values if name not in hints(PlanOptions) and "." not in name}
+    settings |= {"calibrate"} & values.keys()  # nothing is run
     if others := settings - _OF_CLUSTER:
         raise UserError(
             f"{', '.join(sorted(map(flag, others)))}: --mesh predicts the training of all weights in bfloat16 with "
@@ -109,8 +115,8 @@ def _cluster(values: Mapping[str, Any]) -> int:
         config,
         mesh,
         device,
-        values.get("batch_size") or mesh.batches,
-        values.get("context") or min(config.max_length or _LONGEST, _LONGEST),
+        values.get("batch_size", mesh.batches),
+        values.get("context", min(config.max_length or _LONGEST, _LONGEST)),
         recomputed=float(bool(values.get("gradient_checkpointing"))),
     )
     price = device.price if values.get("price_per_hour") is None else values["price_per_hour"]
@@ -118,7 +124,7 @@ def _cluster(values: Mapping[str, Any]) -> int:
         figures = {name: getattr(step, name) for name in ("seconds", "tokens_per_second", "utilization")}
         write(json.dumps({**asdict(step), **figures}, indent=2))
     else:
-        _print_cluster(model.spec, step, price)
+        _print_cluster(model.spec, step, tokens, price)
     return 0
 
 
@@ -214,7 +220,7 @@ def _print(plan: "TrainingPlan") -> None:
         console.print(f"They cost {money} {rate} (prices of the table: {PRICES_OF}).")
 
 
-def _print_cluster(name: str, step: "ClusterStep", price: float | None) -> None:
+def _print_cluster(name: str, step: "ClusterStep", tokens: int, price: float | None) -> None:
     from anyformer.console import Console, table
 
     console, mesh = Console(), step.mesh
@@ -233,12 +239,13 @@ def _print_cluster(name: str, step: "ClusterStep", price: float | None) -> None:
     console.print(f"It has {room}: {'enough' if fits else 'not enough'}.", style="green" if fits else "red")
     rate, together = step.tokens_per_second, step.tokens_per_second * mesh.devices
     console.print(f"{rate:,.0f} tokens/s a device, {together:,.0f} in all: {step.utilization:.0%} of the peak.")
-    billion = f"A billion tokens take {_time(1e9 / together)}"
+    seconds = tokens / together
+    run = f"{tokens:,} tokens take {_time(seconds)}"
     if price is None:
-        console.print(f"{billion}; there is no price of it: --price-per-hour tells one.")
+        console.print(f"{run}; there is no price of it: --price-per-hour tells one.")
     else:
-        cost = price * mesh.devices * 1e9 / together / 3600
-        console.print(f"{billion} and cost ${cost:,.4g} at ${price:g} an hour and device.")
+        cost = price * mesh.devices * seconds / 3600
+        console.print(f"{run} and cost ${cost:,.4g} at ${price:g} an hour and device.")
 
 
 def _range(low: float, high: float) -> str:

@@ -167,10 +167,10 @@ def predict(
     network = NETWORKS.get(device.name)
     if network is None:
         raise UserError(f"--mesh: the links of --device {device.name} are not known, but of {', '.join(NETWORKS)}.")
-    if batch_size % mesh.batches or context % mesh.cp:
+    if min(batch_size, context) < 1 or batch_size % mesh.batches or context % mesh.cp:
         raise UserError(
             f"--mesh: {mesh.batches:,} groups of devices can't share --batch-size {batch_size} evenly, or cp {mesh.cp} "
-            f"--context {context}: take multiples."
+            f"--context {context}: take multiples, from 1 on."
         )
     heads = model.attention.kv_heads or model.attention.heads
     if heads % mesh.tp:

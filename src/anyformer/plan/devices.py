@@ -89,3 +89,9 @@ def find_device(name: str | None) -> Device:
         names = ("cpu", *DEVICES)
         raise UserError(f"--device {name}: there is no such device in the table ({nearest(str(name), names)}).")
     return DEVICES[name]
+
+
+def check_price(price_per_hour: float | None) -> None:
+    """Raise UserError for what is no price of an hour."""
+    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
+        raise UserError(f"--price-per-hour {price_per_hour} is a sum of money, from 0 on.")

@@ -12,7 +12,7 @@ from anyformer.errors import UserError, check_keywords
 from anyformer.one_line import OneLine
 from anyformer.plan.calibrate import SECONDS, StepTime, by_peak
 from anyformer.plan.calibrate import calibrate as calibrated
-from anyformer.plan.devices import CUDA_CONTEXT, find_device
+from anyformer.plan.devices import CUDA_CONTEXT, check_price, find_device
 from anyformer.plan.fit import Change, changes_that_fit
 from anyformer.plan.settings import SETTINGS, make_workload, read_run
 from anyformer.plan.step import StepCount, count_step
@@ -155,8 +155,7 @@ def make_plan(
     """
     if tokens is not None and (tokens < 1 or options.get("steps") is not None):
         raise UserError(f"--tokens {tokens} is the length of the run, at least 1: give it, or --steps.")
-    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
-        raise UserError(f"--price-per-hour {price_per_hour} is a sum of money, from 0 on.")
+    check_price(price_per_hour)
     target = find_device(device)
     workload = make_workload(model, options, target)
     config, shared = workload.config, target.name == "cpu"
