@@ -10,20 +10,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from anyformer import limits
 from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
-from anyformer.checkpoint import write_tensors
 from anyformer.data.batch import Batch
 from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.errors import UserError, cut
@@ -34,8 +30,8 @@ from anyformer.training.optimizer import clip_grad_norm_, flatten_state, load_fl
 from anyformer.training.precision import FIXED_SHAPES, Precision
 from anyformer.training.strategies.buckets import padded
 from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.state_files import read_state, write_state
 
-STATE = "state.safetensors"
 _DROPOUT = 0x0D
 
 
@@ -418,23 +414,3 @@ def use_int8(model: nn.Module) -> None:
             for part in module.modules():
                 if isinstance(part, Linear):
                     part.matmul = "int8"
-
-
-def write_state(folder: Path, state: Mapping[str, Tensor], name: str = STATE) -> Path:
-    """Write tensors, and return the file. Raises OSError or SafetensorError where the disk refuses."""
-    write_tensors(folder / name, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
-    return folder / name
-
-
-def read_state(folder: Path) -> dict[str, Tensor]:
-    """Read what `write_state` or several processes wrote. Raises UserError where it is missing or damaged."""
-    limits.check_files(folder, ("*.safetensors",))
-    if not (folder / STATE).exists() and any(folder.glob("*.safetensors")):
-        # It imports torch.distributed, which takes a second.
-        from anyformer.training.strategies.shards import read_shards
-
-        return read_shards(folder)
-    try:
-        return load_file(folder / STATE)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error

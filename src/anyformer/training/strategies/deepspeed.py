@@ -27,9 +27,10 @@ from anyformer.data.batch import Batch
 from anyformer.errors import UserError, quote
 from anyformer.model import Transformer
 from anyformer.training.optimizer import set_learning_rate
-from anyformer.training.strategies.base import Plan, Sharded, write_state
+from anyformer.training.strategies.base import Plan, Sharded
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.shards import names, read_shards
+from anyformer.training.strategies.state_files import write_state
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 100_000
