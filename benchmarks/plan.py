@@ -65,7 +65,7 @@ WAYS: dict[str, list[str]] = {
 
 TASKS: dict[str, list[str]] = {
     "classify": ["--dtype", "bfloat16", "--task", "classify", "--context", "128"],
-    "preference": ["--dtype", "bfloat16", "--task", "preference", "--lora", "16"],
+    "preference": ["--dtype", "bfloat16", "--task", "preference", "--lora", "16", "--context", "64"],
     "embed": ["--dtype", "bfloat16", "--task", "embed"],
     "tag": ["--dtype", "float32", "--task", "tag"],
 }

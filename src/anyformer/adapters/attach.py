@@ -77,9 +77,7 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         lengths = target.row_lengths(b @ a) if config.use_dora and not target.is_embedding else None
         target.attach(name, Matrices(a, b, lengths), config.scale_of(module, rank), config.dropout)
-    make_dense(model, config)
-    whole_layers = [target for module, target in targets(model).items() if config.saves(module)]
-    trained: list[nn.Module | Parameter] = [part for target in whole_layers for part in target.modules]
+    trained: list[nn.Module | Parameter] = [*make_dense(model, config)]
     adapted = [part for target in chosen.values() for part in target.modules]
     biases = {"none": [], "all": model.modules(), "lora_only": adapted}
     trained += [bias for module in biases[config.bias] if isinstance(bias := getattr(module, "bias", None), Parameter)]
@@ -89,11 +87,18 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
     return model
 
 
-def make_dense(model: Transformer, config: LoraConfig) -> None:
-    """Put the weights of modules that are trained whole into floating point: integers can't be trained."""
-    for module in (part for name, target in targets(model).items() if config.saves(name) for part in target.modules):
+def make_dense(model: Transformer, config: LoraConfig) -> list[Linear | Embedding]:
+    """Put the weights of modules that are trained whole into floating point: integers can't be trained.
+
+    Returns:
+        Those modules.
+    """
+    layers = targets(model) if config.modules_to_save else {}
+    whole = [part for name, target in layers.items() if config.saves(name) for part in target.modules]
+    for module in whole:
         if isinstance(module.weight, QuantizedMatrix):
             _set_weight(module, module.weight.dequantize(), trained=False)
+    return whole
 
 
 def _set_weight(module: Linear | Embedding, weight: Tensor, *, trained: bool) -> None:

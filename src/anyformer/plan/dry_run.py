@@ -10,15 +10,14 @@ when it is first written.
 """
 
 import gc
+import math
 from collections.abc import Callable, Sequence
-from functools import reduce
-from importlib import import_module
+from functools import cache, reduce
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from anyformer.plan.simulation import Simulation
@@ -30,8 +29,8 @@ _DRY_RUNS_OF_SEVERAL = 4
 """Where the objects lie is left to chance, and with it the size of the heap: the median counts. Whole weights that come
 and go leave more to it."""
 _PAGE = 4096
-_MOST_FLOPS = 1 << 34
-"""Larger products are not computed to learn what their library keeps for them."""
+_LARGEST_PRODUCT = 1 << 26
+"""Bytes of operands and result: larger products are not computed to learn what their library keeps for them."""
 _GLOO_THREADS = 2
 """Threads of a process group. Each has a heap of its own, which keeps the memory of what was gathered there."""
 _GLOO_SEGMENTS = 1 << 21
@@ -56,7 +55,7 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1, dr
     gc.collect()
     if not keep_freed_memory():
         return 0
-    sizes, kept = list[int](), 0
+    sizes = list[int]()
     for _ in range(dry_runs or (_DRY_RUNS if processes == 1 else _DRY_RUNS_OF_SEVERAL)):
         gc.collect()
         return_freed_memory()
@@ -67,14 +66,12 @@ def heap_size(take_steps: Callable[[Simulation], object], processes: int = 1, dr
             if "can't allocate memory" not in str(error):
                 raise
             return 0  # the system promises no more memory than it has
-        sizes.append(dry_run.size())
-        kept = max(kept, dry_run.kept)  # the first one that needs it allocates it
-    return round(median(sizes)) + kept
+        sizes.append(dry_run.size() + sum(map(_kept, dry_run.products)))
+    return round(median(sizes))
 
 
 def _load_libraries() -> None:
     """Have torch load what it loads when it first needs it, whose memory is not that of a step."""
-    import_module("torch._dynamo")
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype)
         torch.addmm(matrix, matrix, matrix)
@@ -86,24 +83,39 @@ def _resident() -> int:
     return proc_field("self/smaps_rollup", "Rss") or 0
 
 
+_Product = tuple[Any, tuple[Layout, ...]]
+
+
+@cache
+def _kept(product: _Product) -> int:
+    """Bytes of memory that a library keeps once a matrix product has been computed for the first time."""
+    func, layouts = product
+    *_, left, right = layouts
+    result = math.prod(left.shape[:-1]) * right.shape[-1] * left.dtype.itemsize
+    if result + sum(each.size for each in layouts) > _LARGEST_PRODUCT:
+        return 0
+    operands = [torch.empty_strided(each.shape, each.stride, dtype=each.dtype) for each in layouts]
+    before = _resident()
+    func(*operands)
+    trim_heap()  # that of the result
+    return _resident() - before
+
+
 _resize = torch.UntypedStorage.resize_
 
 
 class DryRun(Simulation):
     """A `Simulation` on real tensors, whose memory is not touched.
 
-    Nothing is computed but the first product of each shape, for which its library allocates what it keeps.
-
     Attributes:
-        kept: bytes of memory that libraries keep for products.
+        products: functions and layouts of the matrix products that it takes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._multiplied: set[Any] = set()
+        self.products: set[_Product] = set()
         self._places: set[tuple[int, int]] = set()
         self._now: dict[int, tuple[int, int]] = {}
-        self.kept = 0
         self._in_thread = 0
         self._outside = 0
 
@@ -124,15 +136,8 @@ class DryRun(Simulation):
 
     @override
     def _results(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-        shapes = func, *map(layout, tensors)
-        if func in _PRODUCTS and shapes not in self._multiplied:
-            self._multiplied.add(shapes)
-            if flop_registry[func._overloadpacket](*args, **kwargs) <= _MOST_FLOPS:
-                with torch.no_grad():
-                    before = _resident()
-                    func(*args, **kwargs)
-                    trim_heap()  # that of the result
-                    self.kept += _resident() - before
+        if func in _PRODUCTS:
+            self.products.add((func, tuple(map(layout, tensors))))
         promoted = _promoted(func, tensors)
         self._places.update((part.data_ptr(), part.nbytes) for part in promoted)
         return super()._results(func, args, kwargs, tensors)
