@@ -322,6 +322,26 @@ def test_verify(fixture: str, request: pytest.FixtureRequest, capsys: pytest.Cap
     assert ("greedy continuation" in out) == (fixture != "bert")
 
 
+@pytest.mark.parametrize("context", [2, 16])
+@pytest.mark.parametrize("preset", ["gpt2-nano", "bart-base"])
+def test_verify_takes_short_contexts_and_few_characters(
+    preset: str, context: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = af.Tokenizer.train(TEXT, "char")
+    layers = dict.fromkeys(("encoder_layers", "decoder_layers")[preset == "gpt2-nano" :], 1)
+    sizes = {
+        "vocab_size": tokenizer.vocab_size,
+        "max_length": context,
+        "d_model": 16,
+        "attention": {"heads": 2},
+        **layers,
+    }
+    config = af.preset(preset, **sizes, special_tokens={"bos": None, "eos": (), "pad": None, "decoder_start": 0})
+    af.save(af.build(config), tmp_path / "model", tokenizer=tokenizer)
+    assert main(["verify", str(tmp_path / "model")]) == 0
+    assert f"greedy continuation: {context // 2} tokens" in capsys.readouterr().out
+
+
 def test_verify_notices_a_difference(
     gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,7 @@ class Tokenizer:
         if isinstance(longest, int | float) and 1 <= longest < _UNLIMITED:
             self.model_max_length = int(longest)
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, models.BPE)
-        self._alphabet = _closed_alphabet(backend)
+        self.alphabet = _closed_alphabet(backend)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -305,15 +305,15 @@ class Tokenizer:
 
     def require_encodable(self, texts: Iterable[str]) -> None:
         """Raise UserError when a character-level tokenizer without an unknown token would drop a character."""
-        if self._alphabet is None:
+        if self.alphabet is None:
             return
         for text in texts:
-            if self._alphabet.issuperset(text):
+            if self.alphabet.issuperset(text):
                 continue
             for token in self.backend.get_added_tokens_decoder().values():
                 text = text.replace(token.content, "")
             for character in text:
-                if character not in self._alphabet:
+                if character not in self.alphabet:
                     raise UserError(
                         f"The character {quote(character)} (U+{ord(character):04X}) is not in this character-level "
                         "tokenizer: it knows only those of the text it was trained on."
