@@ -95,6 +95,7 @@ def _kept(product: _Product) -> int:
     if result + sum(each.size for each in layouts) > _LARGEST_PRODUCT:
         return 0
     operands = [torch.empty_strided(each.shape, each.stride, dtype=each.dtype) for each in layouts]
+    trim_heap()
     before = _resident()
     func(*operands)
     trim_heap()  # that of the result
