@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import socket
 import statistics
@@ -30,7 +31,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,12 +51,16 @@ class Measured:
         return f"{name:<12}{statistics.median(self.speeds):>10.1f}" + "".join(f"{1e3 * each:>10.1f}" for each in times)
 
 
-async def one_client(url: str, model: str, number: int, tokens: int) -> list[float]:
+NUMBERS = itertools.count(time.time_ns() // 1000)
+"""Numbers that prompts begin with, no two alike in any run: no server has the keys and values of one already."""
+
+
+async def one_client(url: str, model: str, tokens: int) -> list[float]:
     """The moments at which pieces came.
 
     The client reads bytes and counts events: it shares the cores with the server, and should cost next to nothing.
     """
-    body = {"model": model, "prompt": f"{number}. {PROMPT}", "max_tokens": tokens, "temperature": 0}
+    body = {"model": model, "prompt": f"{next(NUMBERS)}. {PROMPT}", "max_tokens": tokens, "temperature": 0}
     sent = json.dumps({**body, "stream": True, "ignore_eos": True}).encode()
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
@@ -73,12 +77,12 @@ async def one_client(url: str, model: str, number: int, tokens: int) -> list[flo
 
 async def clients(url: str, model: str, count: int, tokens: int, measured: Measured) -> None:
     began = time.perf_counter()
-    answers = await asyncio.gather(*(one_client(url, model, n, tokens) for n in range(count)))
+    answers = await asyncio.gather(*(one_client(url, model, tokens) for _ in range(count)))
     ended = time.perf_counter()
     measured.speeds.append(count * tokens / (ended - began))
     for moments in answers:
         measured.first.append(moments[0] - began)
-        measured.between += [after - before for before, after in pairwise(moments)]
+        measured.between += [after - before for before, after in itertools.pairwise(moments)]
 
 
 def engine_alone(model: str, quantize: str | None, counts: list[int], tokens: int) -> dict[int, float]:
@@ -90,8 +94,8 @@ def engine_alone(model: str, quantize: str | None, counts: list[int], tokens: in
     for warm in (True, False):
         for count in counts:
             began = time.perf_counter()
-            for number in range(count):
-                engine.submit(f"{number}. {PROMPT}", max_new_tokens=8 if warm else tokens, stop_at_eos=False)
+            for _ in range(count):
+                engine.submit(f"{next(NUMBERS)}. {PROMPT}", max_new_tokens=8 if warm else tokens, stop_at_eos=False)
             engine.run()
             found[count] = count * tokens / (time.perf_counter() - began)
     return found

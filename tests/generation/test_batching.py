@@ -15,7 +15,7 @@ from anyformer.errors import UserError
 from anyformer.generation import BatchingEngine, GenerationConfig, generate_ids
 from anyformer.generation.stop_strings import StopStrings, cut_at_stop
 from anyformer.model import Transformer
-from tests.generation.models import VOCAB, WRITERS, build, recompute
+from tests.generation.models import DECODERS, VOCAB, WRITERS, build, recompute
 
 few = settings(max_examples=5, derandomize=True, database=None)
 UNCUT = [name for name in WRITERS if name != "dynamic"]
@@ -54,6 +54,18 @@ def test_drawn_requests(name: str, data: st.DataObject) -> None:
         else:
             assert request.finish_reason == "length"
             assert request.tokens == expected
+
+
+def test_a_long_prompt_does_not_hold_up_texts_that_run() -> None:
+    engine = BatchingEngine(build(WRITERS[DECODERS[0]]), slots=4, chunk=16, capacity=40)
+    first, second = (engine.submit([3] * length, max_new_tokens=20) for length in (9, 8))
+    engine.step()
+    assert len(first.tokens) == 1
+    assert second.cache is None  # 7 of its tokens would take as long as 8
+    engine.step()
+    assert second.cache is not None
+    assert second.cache.length == 4
+    assert len(first.tokens) == 2
 
 
 @pytest.mark.parametrize("draft", [None, "prompt", "model"])

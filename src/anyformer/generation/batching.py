@@ -26,6 +26,8 @@ from anyformer.tokenizer import Tokenizer
 
 _WARM_TOKENS = 8
 """New tokens of each text that `warm_up` generates."""
+_SHARE_BESIDE_TEXTS = 4
+"""The part of a chunk that is read between two steps of running texts. Smaller parts of a prompt take longer in all."""
 
 
 class _TextError(Exception):
@@ -46,7 +48,8 @@ class BatchingEngine:
         slots: Texts of the running batch; the others wait.
         capacity: Longest text with its prompt, in tokens; the memory of all slots is reserved at once. None: the
             model's context, but no more than 2048.
-        chunk: Tokens of a prompt that are read between two steps, so that a long one does not hold up the others.
+        chunk: Tokens of prompts that are read at a time; a quarter of it between two steps of running texts, which a
+            long prompt does not hold up.
         prefixes: Texts whose keys and values are kept, for prompts of decoder-only models that begin with the same
             tokens, as the next turn of a chat does. They take memory beside the slots.
         adapters: Adapters of the model that act for the requests that name one of them, and for no other.
@@ -237,8 +240,11 @@ class BatchingEngine:
                     self._leave(row)
             if reasons := [error for error in errors if error is not None]:
                 raise _TextError(reasons[0])
-        budget = self.chunk
-        while budget > 0 and self._waiting and len(self._running) < self.slots:
+        budget = whole = max(1, self.chunk // _SHARE_BESIDE_TEXTS) if self._running else self.chunk
+        while self._waiting and len(self._running) < self.slots:
+            # A few tokens take as long as many: a second prompt is read if that is all of it.
+            if budget < whole and self._unread(self._waiting[0]) > budget:
+                break
             budget -= self._read(self._waiting[0], budget)
         return bool(self._running or self._waiting)
 
@@ -249,6 +255,14 @@ class BatchingEngine:
         if self.draft is None or room < 1:
             return [[] for _ in running]
         return [request.guess(self.model, self.draft, room) for request in running]
+
+    @staticmethod
+    def _unread(request: Request) -> int:
+        """Tokens of a prompt that have not been read."""
+        prompt = request.prompt
+        if request.cache is None:
+            return prompt.ids.shape[1] + (0 if prompt.source is None else prompt.source.shape[1])
+        return prompt.ids.shape[1] - request.cache.length
 
     def _read(self, request: Request, budget: int) -> int:
         """Read a chunk of a prompt; returns what it costs in tokens."""
