@@ -82,7 +82,6 @@ class Masked:
     al. 2021). Each token of a word is still replaced independently. Where every word exceeds it, the shortest is taken.
 
     Attributes:
-        mask_id: the mask token.
         ordinary: [n] the ids that random replacements are drawn from: all that are not special.
         special: [m] the ids that are never targets.
         before, after: tokens around each window, such as [CLS] and [SEP]; None for none.

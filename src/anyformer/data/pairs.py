@@ -160,7 +160,6 @@ class PairFile:
     """Open pairs, read from disk as they are used.
 
     Attributes:
-        sources, targets: the ids of all of them.
         source_offsets, target_offsets: [pairs + 1] where each begins and ends.
     """
 
@@ -180,7 +179,6 @@ class PairFile:
         return cls(sources, targets, *offsets)
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return len(self.source_offsets) - 1
 
     def source(self, index: int) -> Ids:

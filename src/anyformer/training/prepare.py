@@ -47,10 +47,8 @@ class TrainingData:
 
     Attributes:
         config: the run's, with the tokenizer named and the model as it will be built.
-        batches: for training and for validation.
         held_out: the text or the pairs to validate on.
         fingerprint: of the tokens, the tokenizer and the objective: a run can be resumed only on the same.
-        summary: lines on the data, for people.
     """
 
     config: CompleteConfig

@@ -106,7 +106,6 @@ def passages(
     """Draw passages from random places of texts. No two of them overlap, or are equal.
 
     Args:
-        count: Passages, or fewer if there are fewer.
         max_tokens: Tokens of a passage; it has at least half as many, and four words.
         unlike: Texts in which none of them occurs.
     """
