@@ -5,8 +5,6 @@ Standard input and data sets of the hub are kept in the cache as a file. A data 
 `hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

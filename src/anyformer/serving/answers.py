@@ -1,7 +1,5 @@
 """Answers: JSON, and server-sent events."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager

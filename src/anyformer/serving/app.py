@@ -1,7 +1,5 @@
 """The application: endpoints, errors and the life of the models' threads."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence

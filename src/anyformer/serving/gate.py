@@ -1,7 +1,5 @@
 """Checks of a request before it is read: the host that it names, its origin, its key and its size."""
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 

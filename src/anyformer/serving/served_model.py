@@ -1,7 +1,5 @@
 """A model that is served: its prompts, and the options of its texts."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence

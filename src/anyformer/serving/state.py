@@ -1,7 +1,5 @@
 """The models of a server, and what its endpoints share."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A thread that runs a model: texts grow in one batch, and other work is done between two of its steps."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import queue

@@ -1,7 +1,5 @@
 """Detection of the task that the columns of a data set are for."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields

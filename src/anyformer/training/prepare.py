@@ -4,8 +4,6 @@ The split of the data, the tokenizer that was trained on it and its tokens are k
 same data reads none of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """`/v1/chat/completions`: conversations in the words of the model's own chat template."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence

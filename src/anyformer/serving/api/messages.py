@@ -1,7 +1,5 @@
 """`/v1/messages`: conversations in Anthropic's words."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import AsyncIterator
