@@ -33,7 +33,6 @@ def part_costs(config: ModelConfig, context: int) -> list[PartCost]:
     taken to attend to `context` tokens, or to its window.
 
     Args:
-        config: The model. Nothing is allocated for it.
         context: Tokens in the text (and in the source).
     """
     model = skeleton(config)
@@ -126,7 +125,6 @@ def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, pre
     values are computed once for each of its tokens, and logits are counted where there is something to predict.
 
     Args:
-        rows: Texts in the batch.
         tokens, source: Tokens of a row, and of its source.
         predicted: Tokens of the batch that have a target; None: all.
     """

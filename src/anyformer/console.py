@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -48,6 +49,20 @@ class Console(RichConsole):
     def status(self, status: RenderableType, **options: Any) -> "Status":
         # A spinner takes its text for markup whatever the console does.
         return super().status(Text(status) if isinstance(status, str) else status, **options)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line as it is, without breaking it."""
+        self.print(text, style=style, soft_wrap=True)
+
+    def print_whole(self, table: Table) -> None:
+        """Print a table; where there is no terminal to fold it for, but a file or a program, as wide as it is."""
+        if not self.is_terminal:
+            self.width = max(self.width, self.width_of(table))
+        self.print(table)
+
+    def width_of(self, table: Table) -> int:
+        """Columns that a table takes where nothing of it is folded."""
+        return Measurement.get(self, self.options.update(max_width=10_000), table).maximum
 
     @override
     def on_broken_pipe(self) -> None:

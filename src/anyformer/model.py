@@ -65,7 +65,6 @@ class Transformer(nn.Module):
     """Any transformer: decoder-only, encoder-only or encoder-decoder, as its config says.
 
     Args:
-        config: Describes it.
         initialize: Draw the weights as the family's paper does (see docs/initialization.md).
     """
 
@@ -158,7 +157,8 @@ class Transformer(nn.Module):
         scored = hidden[:, -1:] if last_only and return_logits else hidden
         logits, mean = self._score(scored, pooled, targets, return_logits, label_smoothing)
         mean = self._balanced(mean, mask, source_mask)
-        kept = [tuple(each) if each else None for each in (states, source_states)]
+        stacks: tuple[Any, ...] = (states, hidden), (source_states, encoder_states)
+        kept = [(*before, last) if before else None for before, last in stacks]
         return ModelOutput(logits, hidden, mean, pooled, *kept)
 
     def encode(

@@ -84,7 +84,6 @@ class InlineExecutor(Executor):
 
     @override
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call the function."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -101,8 +100,6 @@ class ProcessExecutor(ThreadPoolExecutor):
     these imports the module of the function, and ends with the process that started it, however that ends.
 
     Args:
-        count: Processes at a time.
-        threads: Threads of each.
         folder: Where they are; None: where this one is.
     """
 

@@ -91,7 +91,6 @@ def quantize(model: Transformer, kind: str) -> Transformer:
     """Quantize the weights of a model, in place, one at a time.
 
     Args:
-        model: Any transformer.
         kind: "int8" or "int4".
 
     Returns:

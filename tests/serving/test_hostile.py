@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from anyformer.serving import connection
+from anyformer.serving import serve
 from anyformer.serving.state import Server
 from tests.serving.hostile import STALLS, hostile_request, leave, send, stall
 from tests.serving.running import running, small_models
@@ -104,7 +104,7 @@ def test_a_long_attack(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_client_that_stalls_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(serve, "REQUEST_SECONDS", 0.2)
     with running(small_models()) as (client, _):
         port = client.base_url.port
         assert port is not None

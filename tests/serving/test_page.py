@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from anyformer.generation import generate_ids
-from anyformer.serving.api.page import rendered
+from anyformer.serving.page import rendered
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server
 from anyformer.tokenizer.prompt import encode_conversation, encode_decoder_prompt, render_conversation

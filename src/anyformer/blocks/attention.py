@@ -60,15 +60,13 @@ class MultiHeadAttention(nn.Module):
         """Attend from each token of x to each of x, or of other states.
 
         Args:
-            x: Hidden states that make the queries.
             states: Hidden states that make the keys and values, or these (`keys_values`); None: x.
-            mask: Which queries see which keys.
-            rotation: Rotary positions of queries and keys.
             cache: Keys and values of earlier tokens, which the new ones are added to.
         """
         query, key, value = self.project(x, states, rotation)
         if cache is not None:
             key, value = cache.update(key, value)
+        mask = self.add_scores(mask, query, key)
         out = kernels.masked_attention(query, key, value, mask, self.dropout.rate, self.scale, self.softcap, self.sinks)
         return self.output(out.transpose(1, 2).flatten(2))
 
@@ -80,12 +78,15 @@ class MultiHeadAttention(nn.Module):
         mask: AttentionMask = ALL_VISIBLE,
         rotation: Rotation = UNROTATED,
     ) -> Float[Tensor, "rows heads time seen"]:
-        """The attention weights, which `forward` need not hold as a whole, in float32 at least; every row sums to 1, or
-        with its head's sink."""
+        """The attention weights, in float32 at least; every row sums to 1, or does so with its head's sink."""
         query, key, _ = self.project(x, states, rotation)
-        dtype = torch.promote_types(query.dtype, torch.float32)
+        mask, dtype = self.add_scores(mask, query, key), torch.promote_types(query.dtype, torch.float32)
         query, key = query.to(dtype), key.to(dtype)
         return kernels.masked_attention_weights(query, key, mask, self.scale, self.softcap, self.sinks)
+
+    def add_scores(self, mask: AttentionMask, query: Tensor, key: Tensor) -> AttentionMask:
+        """The mask, with what this kind of attention adds to the scores of these queries and keys."""
+        return mask
 
     def project(
         self, x: Tensor, states: Tensor | KeysValues | None = None, rotation: Rotation = UNROTATED

@@ -93,7 +93,6 @@ class TransformerBlock(nn.Module):
         Args:
             encoder_states: What cross-attention attends to; may be left out once the cache has its keys and values.
             mask, source_mask: Which tokens see which, and which of the encoder's.
-            rotation: Rotary positions.
             cache: This layer's keys and values of earlier tokens.
             query_index: The one token of each sequence whose output is needed, in `mask` and `rotation` as well: of
                 the others only keys and values are computed. None: all are needed.

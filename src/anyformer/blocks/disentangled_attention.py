@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from anyformer import kernels
-from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
-from anyformer.blocks.kv_cache import KeysValues, LayerCache
-from anyformer.blocks.position import Rotation
+from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.config import AttentionConfig
 from anyformer.kernels import AttentionMask
 
@@ -29,42 +26,13 @@ class DisentangledAttention(MultiHeadAttention):
         self.scale /= 3**0.5
 
     @override
-    def forward(
+    def add_scores(
         self,
-        x: Float[Tensor, "#batch queries d_model"],
-        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
-        *,
-        mask: AttentionMask = ALL_VISIBLE,
-        rotation: Rotation = UNROTATED,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "#batch queries d_model"]:
-        """Attend from each token of x to each of x, or of other states; see `MultiHeadAttention`."""
-        query, key, value = self.project(x, states)
-        out = kernels.masked_attention(query, key, value, self.scored(query, key, mask), self.dropout.rate, self.scale)
-        return self.output(out.transpose(1, 2).flatten(2))
-
-    @override
-    def weights(
-        self,
-        x: Float[Tensor, "#batch queries d_model"],
-        states: Float[Tensor, "#batch keys d_model"] | KeysValues | None = None,
-        *,
-        mask: AttentionMask = ALL_VISIBLE,
-        rotation: Rotation = UNROTATED,
-    ) -> Float[Tensor, "rows heads time seen"]:
-        """The attention weights, in float32 at least; every row sums to 1."""
-        query, key, _ = self.project(x, states)
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        scored = self.scored(query, key, mask)
-        return kernels.masked_attention_weights(query.to(dtype), key.to(dtype), scored, self.scale)
-
-    def scored(
-        self,
+        mask: AttentionMask,
         query: Float[Tensor, "#batch heads queries head_dim"],
         key: Float[Tensor, "#batch heads keys head_dim"],
-        mask: AttentionMask,
     ) -> AttentionMask:
-        """The mask with the two scores of positions."""
+        """The mask, with the two scores of positions."""
         if (relative := mask.relative) is None:
             raise ValueError("disentangled attention needs a mask with the vectors of relative positions")
         vectors = kernels.dropout(relative.vectors, relative.dropout, relative.dropout > 0.0)

@@ -86,7 +86,6 @@ def balance_loss(routings: Sequence[Routing], real: Bool[Tensor, "batch time"] |
     together (Hugging Face's `load_balancing_loss_func`).
 
     Args:
-        routings: Of each layer.
         real: False for padding. It makes no difference where padding is left out of what is computed.
     """
     chosen_sum = probability_sum = torch.zeros_like(routings[0].probabilities[0])

@@ -67,7 +67,6 @@ class LayerCache:
         keys, values: [batch, kv_heads, capacity, head_dim], the first of the `rows` that there is memory for.
         cross: those of each source once, [sources, kv_heads, source, head_dim].
         source_index: the source of each sequence, [batch]; None: each sequence has its own.
-        slots: where `update` writes.
     """
 
     def __init__(self, keys: Float[Tensor, "rows kv_heads capacity head_dim"], values: Tensor) -> None:

@@ -113,7 +113,7 @@ class Stack(nn.Module):
 
         Args:
             vectors: The token embeddings.
-            hidden_states: A list that gets the embeddings and every block's output, the last one after the final norm.
+            hidden_states: A list that gets the embeddings and every block's output but the last.
             query_index: The position of each sequence whose output is needed; None: all are.
             needed: Where the output is needed; elsewhere it may be undefined. None: everywhere.
 
@@ -121,17 +121,12 @@ class Stack(nn.Module):
         """
         positions = self.positions(tokens, mask, documents, segments, needed, cache)
         x = self.embed(vectors, tokens, segments, positions, cache)
-        inputs = self._block_inputs(positions, documents, source_mask, query_index, x.dtype)
-        caches = [None] * len(self.windows) if cache is None else cache.layers
-        for block, block_inputs, layer_cache in zip(self.layers, inputs, caches, strict=True):
+        inputs, layout = self._block_inputs(positions, documents, source_mask, query_index, cache, x.dtype)
+        for block, block_inputs in zip(self.layers, inputs, strict=True):
             if hidden_states is not None:
                 hidden_states.append(positions.layout.scatter(x))
-            x = block(x, encoder_states, cache=layer_cache, **block_inputs)
-        output_layout = positions.layout if query_index is None else DENSE
-        x = output_layout.scatter(self.final_norm(x))
-        if hidden_states is not None:
-            hidden_states.append(x)
-        return x
+            x = block(x, encoder_states, **block_inputs)
+        return layout.scatter(self.final_norm(x))
 
     @property
     def layers(self) -> list[TransformerBlock]:
@@ -206,9 +201,13 @@ class Stack(nn.Module):
         documents: Tensor | None,
         source_mask: Tensor | None,
         query_index: Tensor | None,
+        cache: KeyValueCache | None,
         dtype: torch.dtype,
-    ) -> list[dict[str, Any]]:
-        """The inputs of each block: they differ by window and positions, and in the last if one token is needed."""
+    ) -> tuple[list[dict[str, Any]], Layout]:
+        """The inputs of each block, and the layout of the last one's output.
+
+        Blocks differ by cache, window and positions, and the last one if a single token of each sequence is needed.
+        """
         queries, keys, encoded, lengths, padding_mask, layout, key_layout = positions
         seen = {"padding_mask": padding_mask, "bias": self.position.bias(queries, keys), "documents": documents}
         relative = self.position.relative_vectors(queries, keys)
@@ -220,17 +219,19 @@ class Stack(nn.Module):
         encodings = (self.position, self.other_position) if self.other_position is not None else (self.position,)
         rotations = [encoding.rotation(encoded, lengths).to(dtype) for encoding in encodings]
         shared = {"source_mask": kernels.with_layouts(source, layout)}
+        caches = [None] * len(self.windows) if cache is None else cache.layers
         own = {window: kernels.with_layouts(mask, layout, key_layout) for window, mask in masks.items()}
         inputs: list[dict[str, Any]] = [
-            {"mask": own[window], "rotation": rotations[other], **shared}
-            for window, other in zip(self.windows, self.has_other_position, strict=True)
+            {"mask": own[window], "rotation": rotations[other], "cache": layer_cache, **shared}
+            for window, other, layer_cache in zip(self.windows, self.has_other_position, caches, strict=True)
         ]
-        if query_index is not None:
-            mask = kernels.select_query(masks[self.windows[-1]], query_index, keys.shape[1])
-            row = layout.locate(query_index)
-            rest = {"source_mask": source, "rotation": inputs[-1]["rotation"].select(row), "query_index": row}
-            inputs[-1] = {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
-        return inputs
+        if query_index is None:
+            return inputs, layout
+        mask = kernels.select_query(masks[self.windows[-1]], query_index, keys.shape[1])
+        row = layout.locate(query_index)
+        rest = {"source_mask": source, "rotation": inputs[-1]["rotation"].select(row), "query_index": row}
+        inputs[-1] |= {"mask": kernels.with_layouts(mask, DENSE, key_layout), **rest}
+        return inputs, DENSE
 
     def balance_loss(self, mask: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""] | None:
         """The load-balancing loss of the latest batch with its factor; None: nothing is to be balanced."""

@@ -215,7 +215,6 @@ def save_adapter(
     """Write an adapter in PEFT's format, or in another's.
 
     Args:
-        model: A model with an adapter.
         directory: Where; made if there is none. A name that ends in .gguf is that of a file for llama.cpp.
         name: Which, if the model has several; None: its only one.
         base: The model that it belongs to, a path or a hub id, which PEFT looks up.

@@ -137,7 +137,6 @@ def load_with_head(
     Args:
         kind: none, classification (one answer a text) or token_classification (one a token).
         labels: Of a classifier: their names, or how many there are.
-        problem_type: Of a classifier of texts, see `HeadConfig`.
         path_or_hub_id, dtype, device, quantize, allow_pickle, cut: See `load`.
 
     Returns:

@@ -5,18 +5,18 @@ import logging
 import re
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
-from anyformer.checkpoint.spread import Processes, processes_of, whole
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
@@ -26,6 +26,8 @@ from anyformer.model import Transformer
 from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.files import TOKENIZER_FILES
+
+T = TypeVar("T")
 
 GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."
@@ -44,6 +46,45 @@ _GENERATION_FIELDS = {*generation_settings.FIELDS, "max_length"} - {"do_sample",
 """Settings of generation in the config.json of older models; they belong into generation_config.json now."""
 
 
+@dataclass(frozen=True)
+class _Processes:
+    """The processes that a model is spread over, all of which call the same methods in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    def broadcast(self, value: T) -> T:
+        """The value that process 0 has."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+def _processes_of(model: nn.Module) -> _Processes:
+    """The processes that hold a share each of a model's weights; one alone for an ordinary model."""
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return _Processes()
+    import torch.distributed as dist
+
+    return _Processes(dist.get_rank(), dist.get_world_size())
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, in every process; where it is spread, all of them call this."""
+    return cast("Any", tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def save(
     model: Transformer, directory: str | Path, *, tokenizer: Tokenizer | None = None, max_shard_size: int = 5 * GIGABYTE
 ) -> str:
@@ -53,7 +94,6 @@ def save(
     over processes all of them call this: each writes files of its own, and gathers the tensors in them one at a time.
 
     Args:
-        model: What to write.
         directory: Where: a new or empty directory, or one of a model or a tokenizer (see `check_target`), whose files
             are replaced, or removed, once the new ones are complete. Whatever else is there stays.
         tokenizer: Its tokenizer, written beside it; None: one that lies there stays.
@@ -67,7 +107,7 @@ def save(
         UserError: the tokenizer has more tokens than the model, the directory holds something else, or the files can't
             be written.
     """
-    processes = processes_of(model)
+    processes = _processes_of(model)
     if processes.rank == 0:
         check_target(Path(directory))
     if next(adapters(model), None) is not None:
@@ -90,7 +130,7 @@ def save(
     }
     with _replacing_directory(Path(directory), processes) as target:
         _write_weights(rows, state, target, max_shard_size, processes)
-        pooled = {name: whole(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
+        pooled = {name: _whole(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
         if processes.rank:
             return family.model_type
         for name, value in pooling.files(config.pooling, config.d_model).items():
@@ -139,7 +179,7 @@ def _generation(model: Transformer) -> dict[str, Any]:
 
 
 def _write_weights(
-    rows: Mapping[str, Row], state: Mapping[str, Tensor], directory: Path, max_shard_size: int, processes: Processes
+    rows: Mapping[str, Row], state: Mapping[str, Tensor], directory: Path, max_shard_size: int, processes: _Processes
 ) -> None:
     """Write the tensors of rows, a file in turn by each process, which holds those of one file at a time."""
     shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
@@ -157,7 +197,7 @@ def _write_weights(
             _write_shard(directory / own, mine)  # not before, so that all processes write at the same time
             own = file
         for name in shard:
-            parts = {ours: whole(state[ours]) for ours in rows[name].ours}
+            parts = {ours: _whole(state[ours]) for ours in rows[name].ours}
             if is_mine:
                 mine[name] = rows[name].write(parts).contiguous().cpu()
     _write_shard(directory / own, mine)
@@ -191,7 +231,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def _replacing_directory(directory: Path, processes: Processes) -> Generator[Path]:
+def _replacing_directory(directory: Path, processes: _Processes) -> Generator[Path]:
     """A fresh directory for all processes to write into, whose files are moved into place when all of them are whole.
 
     Raises:

@@ -54,7 +54,6 @@ class TensorSource(ABC):
         path: The directory or file, for messages.
         config: The model as the files describe it; `stored_config.config_of` lets the tensors have the last word.
         family: Its tables of names.
-        names: The names of all tensors.
         dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.
         origin: What is written back when the model is saved.
     """

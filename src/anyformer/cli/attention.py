@@ -1,7 +1,5 @@
 """`anyformer attention MODEL "text" -o attention.html`: what each head attends to in one's own text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -76,7 +76,6 @@ def run(argv: list[str]) -> int:
     from anyformer.compare.request import Request, budget_of
     from anyformer.compare.summary import show
     from anyformer.console import Console
-    from anyformer.training.progress import say
 
     budget = budget_of({kind: values[kind] for kind in ("tokens", "flops", "minutes")})
     request = Request(budget=budget, **{name: values[name] for name in hints(Request) if name in values})
@@ -91,13 +90,13 @@ def run(argv: list[str]) -> int:
                 values["out"],
                 processes=values["processes"],
                 executor=executor,
-                say=lambda line: say(console, line),
+                say=console.say,
                 working=status.update,
             )
     except StoppedError as stopped:
-        say(console, "Stopped: the same command goes on with it.")
+        console.say("Stopped: the same command goes on with it.")
         return stopped.status
     show(console, comparison)
-    say(console, f"numbers    {out / 'compare.json'}")
-    say(console, f"page       {out / 'compare.html'}")
+    console.say(f"numbers    {out / 'compare.json'}")
+    console.say(f"page       {out / 'compare.html'}")
     return 0

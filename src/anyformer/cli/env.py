@@ -90,7 +90,6 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The name of the processor."""
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,5 @@
 """`anyformer explain MODEL -o model.html`: a page in which the model runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

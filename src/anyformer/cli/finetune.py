@@ -86,14 +86,13 @@ def _preview(config: FinetuneConfig, path: Path) -> int:
     from anyformer.console import Console
     from anyformer.finetuning.preview import write_preview
     from anyformer.finetuning.recipe import Finetuning, finetuning
-    from anyformer.training.progress import say
 
     console = Console()
     recipe = finetuning(config, console)
     if not isinstance(recipe, Finetuning):
         raise UserError("--preview draws examples of a task, and this is plain text, all of which is learned.")
     for line in recipe.summary():
-        say(console, line)
+        console.say(line)
     written = write_preview(path, recipe.name, recipe.tokenizer, recipe.preview, recipe.checks)
-    say(console, f"preview    {written}")
+    console.say(f"preview    {written}")
     return 0

@@ -55,7 +55,7 @@ def parse(kind: type[T], argv: Sequence[str], command: str) -> T:
         SystemExit: With status 0, after ``--help``.
     """
     parser = Parser(command, kind.__doc__ or "")
-    parser.add_fields(kind, [name for name, hint in hints(kind).items() if _is_positional(hint)])
+    parser.add_fields(kind, [name for name, hint in hints(kind).items() if _POSITIONAL in get_args(hint)])
     for base in kind.__mro__[:-1]:
         title = "options" if base is kind else (base.__doc__ or "").partition("\n")[0].rstrip(".").lower()
         parser.add_fields(kind, inspect.get_annotations(base), section=title)
@@ -270,10 +270,6 @@ def _synopsis(action: argparse.Action) -> str:
 
 def _section_of(hint: Any) -> str | None:
     return next((note.title for note in get_args(hint) if isinstance(note, Section)), None)
-
-
-def _is_positional(hint: Any) -> bool:
-    return _POSITIONAL in get_args(hint)
 
 
 @cache

@@ -152,7 +152,6 @@ def _parser() -> Parser:
 
 
 def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `make_plan`."""
     from anyformer.plan.calibrate import FEW_SECONDS, SECONDS
     from anyformer.plan.settings import read_run
 

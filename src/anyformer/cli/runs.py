@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -93,13 +92,13 @@ def _print(runs: Sequence[Run], compared: bool) -> None:
     columns = list(COLUMNS)
     shown = _table(runs, columns, best)
     for spare in _SPARE:
-        if console.is_terminal and _width(console, shown) > console.width:
+        if console.is_terminal and console.width_of(shown) > console.width:
             columns.remove(spare)
             shown = _table(runs, columns, best)
-    _show(console, shown)
+    console.print_whole(shown)
     for each in runs:
         if each.broken_lines:
-            console.print(Text(f"{each.name}: {unreadable(each)}."), soft_wrap=True)
+            console.say(f"{each.name}: {unreadable(each)}.")
     if compared:
         console.print()
         _print_differences(console, runs)
@@ -126,17 +125,6 @@ def _print_differences(console: Console, runs: Sequence[Run]) -> None:
         made.add_column(Text(each.name), overflow="fold")
     for name, values in changes.items():
         made.add_row(Text(name), *(Text(setting(value)) for value in values))
-    _show(console, made)
+    console.print_whole(made)
     if differing(runs):
         console.print("\nTheir losses are of different texts, tokens or tasks and don't compare; bits per byte may.")
-
-
-def _show(console: Console, shown: Table) -> None:
-    """Print a table; where there is no terminal, but a file or another program, as wide as it is."""
-    if not console.is_terminal:
-        console.width = max(console.width, _width(console, shown))
-    console.print(shown)
-
-
-def _width(console: Console, shown: Table) -> int:
-    return Measurement.get(console, console.options.update(max_width=10_000), shown).maximum

@@ -123,7 +123,6 @@ def _with_parts(panel: Panel, outcomes: Outcomes) -> Panel:
 
 
 def _trained(plan: Plan, model: ComparedModel, runs: Sequence[Outcome], trials: Sequence[Trial]) -> ComparedModel:
-    """A model with what came out of its runs."""
     text = plan.text.training
     spent = [run.allowance for run in runs if run.allowance is not None]
     tokens = round(fmean(each.tokens for each in spent)) if spent else 0

@@ -1,7 +1,5 @@
 """Jobs on other machines, by dask.distributed: a scheduler hands them to its workers, of which some may come and go."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -167,8 +167,6 @@ def work(
 
 @dataclass
 class _Progress:
-    """Lines on the jobs of a comparison."""
-
     total: int
     done: int
     say: Say
@@ -188,7 +186,6 @@ class _Progress:
         self.say(f"{self.done:>3}/{self.total:<3}    {_name(job)}: {shown}{seconds:.0f} s{self._rest()}")
 
     def _rest(self) -> str:
-        """The time that the other jobs may take."""
         left = self.total - self.done
         if not (self.seconds and left):
             return ""

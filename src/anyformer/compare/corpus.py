@@ -41,7 +41,6 @@ class SharedText:
 
     Attributes:
         tokenizer: of all of them; nothing is put around a text, see `tokenizer_for`.
-        training, held_out: the tokens.
         context: tokens that a model reads at a time.
     """
 
@@ -103,7 +102,6 @@ def prepare(
 
     Args:
         spec: kind and size of the tokenizer, such as bpe:4096; None: of byte pairs, in number to suit the text.
-        tokenizer: one that is there already.
 
     Raises:
         UserError: the text can't be read, or is too short for a held-out part.

@@ -57,8 +57,6 @@ class Outcome(Measures):
 
     Attributes:
         validation_loss: after training; None if it diverged.
-        allowance: the spent budget.
-        seconds: of its training.
         directory: of its run, relative to the comparison's.
     """
 
@@ -75,7 +73,6 @@ class Job:
     """A run of one model, or the measurement of one that is there already.
 
     Attributes:
-        index: of the model.
         rate: the learning rate that is tried; None: the run counts.
     """
 
@@ -210,7 +207,6 @@ def _train(job: Job, directory: Path, rate: float | None, allowance: Allowance) 
 
 
 def _measured(job: Job, directory: Path) -> Outcome:
-    """The numbers of a model that is trained."""
     plan = job.plan
     inside = directory.is_relative_to(plan.out)
     name = str(directory.relative_to(plan.out) if inside else directory)

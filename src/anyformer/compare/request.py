@@ -20,7 +20,6 @@ class Budget:
     amount: float
 
     def __str__(self) -> str:
-        """For people."""
         return f"{self.amount:,.6g} {'FLOPs' if self.kind == 'flops' else self.kind}"
 
     def share(self, share: float) -> "Budget":

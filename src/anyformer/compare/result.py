@@ -185,7 +185,6 @@ class Panel(OneLine):
         note: what is to be known when it is read.
         pieces: held-out pieces, or items, that each number is of.
         chance: what guessing reaches, of tasks.
-        scores: the best first.
         left_out: why a model is not in it, by its name.
         no_verdict: why its differences have no verdict, a clause; None: they have.
     """
@@ -231,7 +230,6 @@ class Verdict(Difference):
 
     Attributes:
         a: the one whose number is the better, so that the verdict is never "worse".
-        b: the other.
     """
 
     a: str

@@ -1,6 +1,5 @@
 """A comparison in the terminal: its panels, their verdicts, and the effects of changes."""
 
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,24 +18,24 @@ def show(console: Console, comparison: Comparison) -> None:
     if comparison.ablation is not None and comparison.ablation.effects:
         _effects(console, comparison, comparison.ablation)
     if comparison.setup.seeds == 1:
-        console.print(Text(f"\n{ONE_SEED}"), soft_wrap=True)
+        console.say(f"\n{ONE_SEED}")
 
 
 def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
     chance = "" if panel.chance is None else f"; chance is {panel.chance:.2f}"
-    console.print(Text(f"\n{panel.title}: {panel.measure}{chance}", style="bold"), soft_wrap=True)
+    console.say(f"\n{panel.title}: {panel.measure}{chance}", "bold")
     for note in (panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict and verdicts else ""):
         if note:
-            console.print(Text(note, style="dim"), soft_wrap=True)
+            console.say(note, "dim")
     table = _table("", panel.measure, "95% interval")
     for score in panel.scores:
         table.add_row(Text(score.model), f"{score.value:.4f}", _interval(score.interval))
-    _print(console, table)
+    console.print_whole(table)
     if verdicts:
         table = _table("", *_DIFFERENCE)
         for each in verdicts:
             table.add_row(Text(each.pair), *_cells(each))
-        _print(console, table)
+        console.print_whole(table)
 
 
 def _effects(console: Console, comparison: Comparison, ablation: Ablation) -> None:
@@ -46,7 +45,7 @@ def _effects(console: Console, comparison: Comparison, ablation: Ablation) -> No
     for each in ablation.effects:
         change = Text(f"{each.field} {each.baseline} -> {each.value}")
         table.add_row(change, f"{titles[each.panel]}: {each.measure}", *_cells(each))
-    _print(console, table)
+    console.print_whole(table)
 
 
 def _table(*columns: str) -> Table:
@@ -57,17 +56,8 @@ def _table(*columns: str) -> Table:
 
 
 def _cells(each: Difference) -> tuple[str, str, Text]:
-    """Cells of the columns of a difference."""
     return f"{each.difference:+.4f}", _interval(each.interval), Text(each.verdict, style=_STYLES.get(each.verdict, ""))
 
 
 def _interval(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}"
-
-
-def _print(console: Console, table: Table) -> None:
-    """Print a table, as wide as it is where there is no terminal to fold it for."""
-    if not console.is_terminal:
-        options = console.options.update(max_width=10_000)
-        console.width = max(console.width, Measurement.get(console, options, table).maximum)
-    console.print(table)

@@ -204,14 +204,12 @@ def require_step(
 
 
 def _cost(budget: Budget, config: ModelConfig, batch: Batch, text: SharedText, seconds: float | None) -> float:
-    """The part of a budget that a step spends."""
     if budget.kind == "minutes":
         return (seconds or 0.0) / 60
     return float(len(batch.tokens) * text.window if budget.kind == "tokens" else _batch_flops(config, batch))
 
 
 def _batch_flops(config: ModelConfig, batch: Batch) -> int:
-    """Floating-point operations of a training step on a batch."""
     rows, tokens = batch.tokens.shape
     return _step_flops(config, rows, tokens, 0 if batch.source is None else batch.source.shape[1], batch.predicted)
 

@@ -1,7 +1,5 @@
 """A batch: the tensors of one training step, as numpy arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, replace
 from itertools import pairwise

@@ -50,7 +50,6 @@ class Document:
 
     Attributes:
         text: never empty.
-        path: its file.
         line: the line or row of a record, from 1; None for a text file.
         last: False when the next document continues this text.
     """
@@ -220,7 +219,6 @@ class Corpus:
     """The documents of files and folders, split into training and validation.
 
     Attributes:
-        files: the files it reads, in order.
         split: its size, and the documents that are held out.
     """
 
@@ -242,7 +240,6 @@ class Corpus:
         self.split = Split.by_hash(self.files, self._sizes()) if split is None else split
 
     def __iter__(self) -> Iterator[Document]:
-        """All documents."""
         return documents(self.files, self._field, max_record_bytes=self._max_record_bytes)
 
     def training(self) -> Iterator[Document]:

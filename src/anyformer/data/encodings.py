@@ -1,7 +1,5 @@
 """Encodings of text: the one that a file seems to have which is not UTF-8, and the place where that shows first."""
 
-from __future__ import annotations
-
 import codecs
 import re
 import shlex
@@ -34,7 +32,6 @@ class Fault:
         line: The number of their line, from 1.
         offset: Of the first of them.
         encoding: The encoding that the file seems to have, as iconv calls it; None: it may be any, or no text.
-        name: The encoding, for people.
     """
 
     line: int

@@ -1,12 +1,10 @@
 """The masked language modeling objective."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from tokenizers import decoders, models
@@ -33,7 +31,7 @@ class WordBoundaries:
     right: Bool
 
     @classmethod
-    def of_tokenizer(cls, tokenizer: Tokenizer) -> WordBoundaries:
+    def of_tokenizer(cls, tokenizer: Tokenizer) -> Self:
         """The word boundaries of a vocabulary.
 
         WordPiece tells by its prefix (##). Elsewhere a token joins with a letter, digit or mark at that end: the space
@@ -82,7 +80,6 @@ class Masked:
     al. 2021). Each token of a word is still replaced independently. Where every word exceeds it, the shortest is taken.
 
     Attributes:
-        mask_id: the mask token.
         ordinary: [n] the ids that random replacements are drawn from: all that are not special.
         special: [m] the ids that are never targets.
         before, after: tokens around each window, such as [CLS] and [SEP]; None for none.
@@ -100,7 +97,7 @@ class Masked:
     words: WordBoundaries | None = None
 
     @classmethod
-    def of_tokenizer(cls, tokenizer: Tokenizer, *, whole_words: bool = False) -> Masked:
+    def of_tokenizer(cls, tokenizer: Tokenizer, *, whole_words: bool = False) -> Self:
         """The masked objective for a tokenizer. Raises UserError when it has no mask token or no ordinary ones."""
         if tokenizer.mask is None:
             raise UserError(

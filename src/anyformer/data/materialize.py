@@ -5,8 +5,6 @@ Standard input and data sets of the hub are kept in the cache as a file. A data 
 `hf:Salesforce/wikitext:wikitext-2-v1:test`. NAME may be a folder, too.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json
@@ -73,7 +71,6 @@ class RowFile:
 
     Attributes:
         target: Of parallel text, the file of the other language.
-        classes: Names of classes, see `Row`.
         is_typed: Whether an object has the same keys in each row, so that null stands for one that isn't there.
     """
 
@@ -198,13 +195,11 @@ def _whole_data_set(spec: str, cache: Cache) -> tuple[Path, dict[str, tuple[str,
 
 
 def _name(spec: str, *facts: object) -> str:
-    """Name of a data set in the cache."""
     name = "".join(character if character.isalnum() else "-" for character in spec.removeprefix(HUB))
     return f"{name[:80]}-{key(spec, *facts)[:12]}"
 
 
 def _pack(path: Path, spec: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as .jsonl.zst."""
     try:
         import zstandard
     except ImportError as error:
@@ -220,7 +215,6 @@ def _as_text(value: object) -> str:
 
 
 def _texts(spec: str, fields: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """The text of these fields in each row of a data set."""
     for number, row in enumerate(_rows(spec, {}), start=1):
         if number == 1:
             for name in fields:

@@ -8,15 +8,13 @@ A pair file is a folder::
 The ids are those of the text alone, without beginning, end or padding: batches put those around them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -160,7 +158,6 @@ class PairFile:
     """Open pairs, read from disk as they are used.
 
     Attributes:
-        sources, targets: the ids of all of them.
         source_offsets, target_offsets: [pairs + 1] where each begins and ends.
     """
 
@@ -170,7 +167,7 @@ class PairFile:
     target_offsets: Int64
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> PairFile:
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
         """Open a pair file; raises UserError when it is missing or damaged."""
         folder = Path(folder)
         sources, targets = (TokenFile.open(folder / f"{side}.bin") for side in _SIDES)
@@ -180,7 +177,6 @@ class PairFile:
         return cls(sources, targets, *offsets)
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return len(self.source_offsets) - 1
 
     def source(self, index: int) -> Ids:

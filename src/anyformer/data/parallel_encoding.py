@@ -97,8 +97,6 @@ def _chunks(documents: Iterable[tuple[str, Document]]) -> Iterator[Chunk]:
 
 
 class _Worker:
-    """A process of `anyformer.data.encoding_worker`."""
-
     def __init__(self, greeting: bytes) -> None:
         try:
             self._process = processes.start(
@@ -130,7 +128,6 @@ class _Worker:
         self._process.kill()
 
     def close(self) -> None:
-        """Release a process that was killed."""
         with suppress(OSError), self._process:  # what it wasn't sent yet is lost
             pass
 

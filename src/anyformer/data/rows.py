@@ -1,7 +1,5 @@
 """Rows: what is in a file, record by record, with its location. All that reads data is a view on them."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,7 +41,6 @@ class Row(NamedTuple):
     """A record of a file.
 
     Attributes:
-        location: Its file and number.
         values: By the names of its columns: texts, numbers, booleans, None, and lists and objects of these.
         classes: Of columns that held numbers of classes, whose names are now in `values`: all names, in order.
     """

@@ -1,9 +1,7 @@
 """The span corruption objective of T5."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -46,7 +44,7 @@ class SpanCorruption:
     mean_span_length: float = 3.0
 
     @classmethod
-    def of_tokenizer(cls, tokenizer: Tokenizer, tokens: SpecialTokens) -> SpanCorruption:
+    def of_tokenizer(cls, tokenizer: Tokenizer, tokens: SpecialTokens) -> Self:
         """Span corruption for a tokenizer and the special tokens of the model's preset, see `decoder_start`.
 
         Raises:

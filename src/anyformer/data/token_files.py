@@ -39,7 +39,6 @@ class Header:
         dtype: `uint16` or `uint32`.
         tokens: number of ids, separators between documents included.
         bytes: length of the text in UTF-8, which turns a loss per token into bits per byte.
-        documents: number of documents.
         vocab_size: of the tokenizer that wrote it.
         digest: SHA-256 of the ids, which names the content wherever the file is.
     """
@@ -68,7 +67,6 @@ class TokenFile:
     """[tokens], read-only."""
 
     def __len__(self) -> int:
-        """Number of ids."""
         return self.header.tokens
 
     @classmethod
@@ -106,7 +104,6 @@ def tokenize(
     Memory stays bounded: each worker holds about a quarter of a million characters at a time.
 
     Args:
-        documents: read once, in order.
         tokenizer: texts are encoded without the special tokens around them.
         path: the file to make; what was there stays until the new one is complete.
         workers: processes, None for one per core. The file does not depend on it.

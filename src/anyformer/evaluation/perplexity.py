@@ -47,7 +47,6 @@ class Quality:
     """Quality of a model's predictions of a text, its size and speed.
 
     Attributes:
-        evaluation: The loss of all predictions.
         bits_per_byte: The bits that a compressor with this model would need for a byte of the text.
         size: Bytes of the weights in memory.
         decode_tokens_per_second: Tokens a second that it generates, one text at a time.

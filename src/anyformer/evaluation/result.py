@@ -84,7 +84,6 @@ class Evaluation(OneLine, dict[str, float]):
     """The metrics of a task by name, a dict of numbers; its attributes say more.
 
     Attributes:
-        task: That of the examples.
         metrics: By name, the main one first; each has a `value` and an `interval`.
         rows: In the order of the data.
         classes: Of labels and entities, the scores of each.

@@ -127,7 +127,6 @@ def tag(
 
 
 def _split(text: str | Sequence[str]) -> tuple[str, list[Span]]:
-    """A text, and where its words are."""
     if isinstance(text, str):
         return text, word_spans(text)
     starts = accumulate((len(word) + 1 for word in text), initial=0)

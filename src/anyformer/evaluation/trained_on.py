@@ -28,7 +28,8 @@ def trained_on(model: Transformer, data: Iterable[str | Path] | Table) -> str | 
             rows = [Path(entry) for entry in trained if Path(entry).parent.name == KEPT]
             names = ["these rows"] * any(entry.name == data.file[0] for entry in rows)
         else:
-            names = [_name(each) for each in data if any(_covers(entry, _absolute(each)) for entry in trained)]
+            found = [str(each) for each in data if any(_covers(entry, _absolute(each)) for entry in trained)]
+            names = [path if path.startswith(HUB) else Path(path).name for path in found]
         if names:
             rest = "" if _texts(settings.get("validation")) else ", but for the tenth that was held out"
             return (
@@ -51,13 +52,8 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _texts(values: object) -> list[str]:
-    """The texts in a list, or the only one."""
     listed = cast("list[object]", values) if isinstance(values, list) else [values]
     return [each for each in listed if isinstance(each, str)]
-
-
-def _name(path: str | Path) -> str:
-    return str(path) if str(path).startswith(HUB) else Path(path).name
 
 
 def _absolute(path: str | Path) -> str:

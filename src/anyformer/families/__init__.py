@@ -166,7 +166,6 @@ def with_head(
     Args:
         kind: none, classification (one answer a text) or token_classification (one a token).
         labels: Of a classifier: the names, or how many.
-        problem_type: See `HeadConfig`.
 
     Raises:
         UserError: the family has no such class, or the labels don't fit.

@@ -25,7 +25,8 @@ def _derived(raw: Raw, values: Values, head: HeadKind, *, best: int = 1, method:
     dense, width = raw.get("first_k_dense_replace", 0) or 0, raw.get("intermediate_size", values["feed_forward.width"])
     if not isinstance(dense, int) or not 0 <= dense <= _MOST_LAYERS:
         raise UserError(f"config.json: first_k_dense_replace = {quote(dense)} is no number of layers.")
-    shared = {name.removeprefix("feed_forward."): value for name, value in values.items() if _is_plain(name)}
+    own = {name: value for name, value in values.items() if name.startswith("feed_forward.") and "experts" not in name}
+    shared = {name.removeprefix("feed_forward."): value for name, value in own.items()}
     layers = {"first": "o" * dense, "then": ".", "feed_forward": {**shared, "width": width}} if dense else None
     grouped = raw.get("topk_method", method) != "greedy"
     names = {"groups": "n_group", "used_groups": "topk_group"}
@@ -37,10 +38,6 @@ def _derived(raw: Raw, values: Values, head: HeadKind, *, best: int = 1, method:
         "feed_forward.experts.group_best": best if grouped else 1,
         **{f"feed_forward.experts.{ours}": (raw.get(theirs) if grouped else 1) or 1 for ours, theirs in names.items()},
     }
-
-
-def _is_plain(name: str) -> bool:
-    return name.startswith("feed_forward.") and "experts" not in name
 
 
 def _check_router(raw: Raw, scores: str, *methods: str) -> None:

@@ -1,7 +1,5 @@
 """The check of examples before training on them: their counts, the tokens cut off, and what can't work."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,7 +35,6 @@ class Check:
         unlearned: Rows without a learned token.
         mismatches: Borders between prompt and answer across which the tokenizer would merge characters.
         duplicates, overlap: Examples that repeat others, as the functions of these names in `held_out` find them.
-        labels, entities: Number of occurrences of each.
         system_prompt, system_prompts: The one that the chat template adds, and how many conversations get it.
     """
 

@@ -92,7 +92,6 @@ class FinetuneResult(OneLine):
 
     Attributes:
         model: The fine-tuned model, in evaluation mode; an adapter is beside its weights, see `anyformer.merge`.
-        tokenizer: The model's.
         metrics: The metrics on the validation examples ``"before"`` and ``"after"`` training, by name:
             `validation_loss`, and those of the task, see `anyformer.evaluate`.
         directory: The run directory, which holds `report.html` and, in `model/`, the model or the adapter.
@@ -180,7 +179,6 @@ def finetune(
 
 
 def _values(options: FinetuneOptions) -> dict[str, Any]:
-    """The options as a `FinetuneConfig` has them."""
     check_keywords("finetune", options, {*FinetuneOptions.__annotations__, "base", "data", "resume", "quiet"})
     values: dict[str, Any] = dict(options)
     columns = values.get("columns")

@@ -61,8 +61,6 @@ class Measurement:
 
     Attributes:
         examples: Number of examples; for plain text, of windows.
-        figures: The metrics of the task, by name.
-        predictions: The model's prediction for each example.
         general: Perplexity of a text that has nothing to do with the task; None: the model predicts no texts.
         windows, size: Windows of the general text that were read, and bytes of the text.
     """

@@ -3,8 +3,6 @@
 The page is one file that asks nothing of a network and runs no script. Texts in it are escaped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ def write_preview(
 
     Args:
         path: Where to; a page of ours that is there is replaced.
-        name: The heading.
         rows: Examples, the first `ROWS` of which are drawn.
         checks: The counts above them, by name.
 

@@ -283,6 +283,5 @@ def _row(row: EvaluatedRow, earlier: str | None) -> dict[str, Any]:
 
 
 def _cut(pieces: Sequence[Piece]) -> list[list[str]]:
-    """Text and kind of the first pieces."""
     lengths = accumulate((len(piece.text) for piece in pieces), initial=0)
     return [list(piece) for piece, before in zip(pieces, lengths, strict=False) if before < _CHARACTERS]

@@ -94,7 +94,6 @@ class _Ended(NamedTuple):
         return _Ended(_take(both.ids, order), *(field.gather(1, order) for field in both[1:]))
 
     def write(self, index: Tensor, rows: _Ended) -> None:
-        """Replace the rows at these indices."""
         for mine, theirs in zip(self, rows, strict=True):
             mine[index] = theirs
 
@@ -104,8 +103,6 @@ class _Ended(NamedTuple):
 
 
 class _Search:
-    """A search under way."""
-
     def __init__(self, model: Transformer, prompt: Prompt, config: GenerationConfig) -> None:
         rows, self.start = prompt.ids.shape
         device, beams, new = prompt.ids.device, config.beams, prompt.max_new_tokens
@@ -128,7 +125,6 @@ class _Search:
         """The rows of the batch that are still searched for."""
 
     def run(self) -> _Ended:
-        """Search until every row is done."""
         logits = self.decoder.prefill(self.prompt)[:, None]
         for new in range(self.max_new_tokens):
             origin = self._grow(self._totals(check_nan(logits[:, 0]), new), new)

@@ -54,7 +54,6 @@ class DecoderStep:
         """Return the logits after each token, in float32, and add the tokens to the cache.
 
         Args:
-            tokens: The new token ids.
             cache: The keys and values of the tokens before, and of the source.
             mask: False for padding; None: there is none.
             source, source_mask: In an encoder-decoder's first step, as for the model.
@@ -151,7 +150,6 @@ class PrefixCache(CachedDecoder):
         return self._read(start, torch.tensor([ids[start:]], device=self.model.device))[:, -1]
 
     def _read(self, start: int, ids: Int[Tensor, "1 new"]) -> Float[Tensor, "1 1 vocab"]:
-        """Read tokens from this position on."""
         # An interrupted reading may have left the layers with different lengths.
         self.cache.truncate(start)
         del self._ids[start:]

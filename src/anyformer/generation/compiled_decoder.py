@@ -172,7 +172,6 @@ class CompiledLayers:
         )
 
     def _norms(self, block: TransformerBlock, name: str) -> Structure:
-        """The norms around a part of a block."""
         norm, inner = (self._norm(getattr(block, f"{name}_{kind}")) for kind in ("norm", "output_norm"))
         return structs.Norms(**{"outer" if block.post_norm else "before": norm}, inner=inner)
 

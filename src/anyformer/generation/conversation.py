@@ -31,7 +31,6 @@ class Conversation:
 
     Args:
         model: A decoder-only model.
-        tokenizer: Its tokenizer.
         system: How the model is to behave, before the first turn.
         config: How answers are generated; None: as `GenerationConfig.for_chat`. The seed is that of the conversation.
         options: Fields of the config that differ.
@@ -110,7 +109,6 @@ class Conversation:
         `max_new_tokens`, or at least for a quarter of the context.
 
         Args:
-            question: The user's message.
             options: Fields of the config that differ for this answer.
 
         Raises:

@@ -50,7 +50,6 @@ class PrefixStore:
         Args:
             cache: Taken over if `row` is None, and has one text then.
             row: The text of the cache, which is copied.
-            adapter: The adapter that it was read with.
         """
         if self._most == 0:
             return

@@ -74,7 +74,6 @@ def activation(
 
 
 def _supports(x: Tensor, multiplier: Tensor | None) -> bool:
-    """Whether compiled code has activations of these."""
     agree = multiplier is None or (multiplier.shape == x.shape and multiplier.dtype == x.dtype)
     return agree and x.dtype == torch.bfloat16 and KERNEL.supports_bf16(x)
 

@@ -28,7 +28,6 @@ def rotate(
 
 
 def _supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether compiled code rotates such vectors by such angles."""
     tables = cos.shape == sin.shape == (len(cos), 1, *x.shape[2:]) and cos.dtype == sin.dtype == torch.float32
     return tables and len(cos) in (1, len(x)) and x.dtype in structs.DTYPES and KERNEL.supports_bf16(x)
 

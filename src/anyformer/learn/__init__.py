@@ -10,7 +10,6 @@ def require_own_blocks(config: ModelConfig, kinds: Mapping[str, Iterable[str]], 
     """Raise UserError for a kind of block that somebody added, and that is not among the library's own.
 
     Args:
-        config: The model.
         kinds: Names of activations, norms, positions and perhaps initializations, by ``"activation"``, ``"norm"``,
             ``"position"`` and ``"init"``.
         why: The end of ``a block of your own, whose code ...``.

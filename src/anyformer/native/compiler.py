@@ -30,7 +30,6 @@ class Target(NamedTuple):
     """A system that libraries are made for.
 
     Attributes:
-        machine: Its processors, as in `levels.LEVELS`.
         zig: Zig's ``-target``, with the oldest version of the C library.
         tag: The platform of its wheels.
         suffix: Of its libraries' names.

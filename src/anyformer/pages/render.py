@@ -34,8 +34,6 @@ def render(template: str, values: Mapping[str, Any], *packages: str) -> str:
     """Render a page of the files of packages, which may extend those of this one. All texts in it are escaped.
 
     Args:
-        template: name of its file.
-        values: what it says.
         packages: where its file is, and those that it includes; a file style.css that is there, too, is added to the
             style of all pages.
     """

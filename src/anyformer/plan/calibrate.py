@@ -38,7 +38,6 @@ class StepTime:
     """Seconds of a step.
 
     Attributes:
-        seconds: the likely ones.
         low, high: seconds that would surprise.
         reason: where they come from, for people.
     """

@@ -116,11 +116,9 @@ class ClusterStep:
     """The step of a model on a mesh of devices, predicted; for one device unless it says otherwise.
 
     Attributes:
-        mesh: the devices.
         tokens: of a step, of all devices.
         flops: of a step, recomputed ones among them.
         model_flops: those without what is recomputed, attention counted whole, as published utilizations do.
-        compute: seconds of the arithmetic.
         exchanges: what is sent meanwhile.
         memory: bytes by part: weights, gradients and optimizer in float32, activations by Korthikanti's formula.
         device: its peak and its memory.
@@ -157,8 +155,6 @@ def predict(
     """Predict a training step in bfloat16 with float32 weights and AdamW.
 
     Args:
-        batch_size: Texts of a step, of all devices.
-        context: Tokens of a text.
         recomputed: Share of the layers' forward pass that is computed again; 1 with gradient checkpointing.
 
     Raises:
@@ -253,10 +249,7 @@ def _time(size: float, devices: int, inner: int, network: Network) -> float:
     """Seconds in which each of some devices gathers a tensor's shards, or reduces its own.
 
     Args:
-        size: Bytes of the whole tensor.
-        devices: that share it.
         inner: Devices between two of them, which share something else meanwhile.
-        network: Their links.
     """
     together = max(1, (network.node or 1) // inner)  # of the group, in one node: they share what the node receives
     if devices <= together:

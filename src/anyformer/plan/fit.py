@@ -96,5 +96,4 @@ def _milder(workload: Workload) -> Iterator[list[dict[str, Any]]]:
 
 
 def _flags(fields: dict[str, Any]) -> str:
-    """The flags that say so on the command line."""
     return " ".join(flag(name, value) for name, value in fields.items() if (name, value) != ("grad_accumulation", 1))

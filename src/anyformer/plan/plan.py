@@ -26,14 +26,10 @@ class TrainingPlan(OneLine):
     """Plan of a training run, for one process unless it says otherwise; in bytes, seconds and dollars.
 
     Attributes:
-        model: its name.
         task: what it learns: an objective of training, or a task of fine-tuning.
         device: which it is planned for.
-        dtype: of the products.
         engine: of the processes; None: a single one.
-        processes: how many.
         batch_size: texts in a step, of all processes.
-        context: tokens of a text.
         parameters: of the model with its adapter.
         trained_parameters: of them.
         active_parameters: of them, those that a token is computed with.
@@ -52,7 +48,6 @@ class TrainingPlan(OneLine):
         tokens: that a step reads, sources among them, of all processes.
         flops: of a step, of all processes.
         flops_formula: `6 N + 12 L d s` (Chowdhery et al. 2022, appendix B) times the tokens.
-        time: of a step.
         steps: of the run; None: not known.
         seconds: of the run, low, likely and high.
         price_per_hour: of a device; None: not known.
@@ -151,7 +146,6 @@ def make_plan(
 
     Args:
         calibrate: Seconds that real steps may take, where it is planned for this machine.
-        say: Is told what is being done.
     """
     if tokens is not None and (tokens < 1 or options.get("steps") is not None):
         raise UserError(f"--tokens {tokens} is the length of the run, at least 1: give it, or --steps.")

@@ -43,7 +43,6 @@ def read_run(
     command than the run's plan that command with the run's model.
 
     Args:
-        spec: See `read_config`.
         options: Fields of `TrainConfig` and `FinetuneConfig`.
         elsewhere: It is planned for a device that is named, so the run's dtype, chosen for its own, is not taken.
         is_sized: Its length is given in tokens, so the run's steps are not taken.

@@ -84,7 +84,6 @@ class Phase:
     """A part of a step.
 
     Attributes:
-        name: tells it from others.
         flops: of the step before it.
         peak: bytes when they were most in it, by part.
     """
@@ -307,7 +306,6 @@ class Simulation(TorchDispatchMode):
             yield from map(self.remember, numbers)
 
     def _outputs(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-        """Results of a function, without data."""
         if any(each.is_meta for each in tensors):
             return func(*args, **kwargs)
         kind = _kind_of(func)
@@ -325,7 +323,6 @@ class Simulation(TorchDispatchMode):
         return results(func, args, kwargs, tensors, self._empty)
 
     def _empty(self, like: Layout) -> Tensor:
-        """A tensor of a layout, without memory."""
         return torch.empty(0, dtype=like.dtype).set_(storage_without_memory(like.size), 0, like.shape, like.stride)
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:

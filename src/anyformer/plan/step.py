@@ -124,9 +124,7 @@ def take_steps(workload: Workload, counted: range, simulation: Simulation) -> Nu
     """Take steps in a simulation.
 
     Args:
-        workload: The steps.
         counted: Numbers of the steps whose memory counts; those before it are taken as well.
-        simulation: Where they are taken.
     """
     config, batch = workload.config, workload.batch()
     plan = make_plan(config, workload.precision, workload.loss)

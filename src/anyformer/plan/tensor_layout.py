@@ -1,6 +1,6 @@
 """Layouts of the tensors that operations return, asked once each of torch's tensors without memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -47,12 +47,7 @@ def layout(tensor: Tensor) -> Layout:
 
 
 def results(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], empty: Callable[[Layout], Tensor]) -> Any:
-    """Results of a function, without data.
-
-    Args:
-        tensors: all those among its arguments.
-        empty: makes a tensor.
-    """
+    """Results of a function, without data."""
     key = func, _key(args), _key(kwargs)
     if key not in _LAYOUTS:
         _LAYOUTS[key] = _ask(func, args, kwargs, tensors)
@@ -86,7 +81,8 @@ def _ask(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
     with no_modes():
         if func not in _DIFFERENT_BY_DEVICE:
             with suppress(NotImplementedError, RuntimeError):
-                return _answer(func, args, {**kwargs, **_on_meta(kwargs)}, tensors, "meta")
+                devices = {name for name, value in kwargs.items() if isinstance(value, torch.device)}
+                return _answer(func, args, {**kwargs, **dict.fromkeys(devices, torch.device("meta"))}, tensors, "meta")
         with _fake_mode():
             return _answer(func, args, kwargs, tensors, "cpu")
 
@@ -104,11 +100,6 @@ def _answer(func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], device
         return replace(layout(result), viewed=viewed)
 
     return tree_map_only(Tensor, viewed, func(*args, **kwargs))
-
-
-def _on_meta(kwargs: Mapping[str, Any]) -> dict[str, torch.device]:
-    """Devices among a function's arguments, as the one that takes no memory."""
-    return {name: torch.device("meta") for name, value in kwargs.items() if isinstance(value, torch.device)}
 
 
 @cache

@@ -154,7 +154,6 @@ class Trackers:
         directory: where event files go; its name is the run's.
         config: the run's settings, as config.yaml has them.
         resumed: whether what was tracked is continued.
-        warn: prints a sentence.
 
     Raises:
         UserError: a name is unknown, its library is not installed, or it can't begin (it wants a login, say).

@@ -1,7 +1,5 @@
 """The application: endpoints, errors and the life of the models' threads."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
@@ -15,10 +13,11 @@ from starlette.exceptions import HTTPException
 
 from anyformer import __version__
 from anyformer.errors import UserError
-from anyformer.serving.api import chat, completions, encoders, messages, page, responses, status
+from anyformer.serving import page
+from anyformer.serving.answers import JsonAnswer
+from anyformer.serving.api import chat, completions, encoders, messages, responses, status
 from anyformer.serving.errors import ERRORS, ApiError, crashed
 from anyformer.serving.gate import Gate
-from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.state import ClientLeftError, Server
 
 log = logging.getLogger("anyformer.serving")
@@ -27,12 +26,7 @@ _LONGEST_VALUE = 200
 
 
 def create_app(server: Server, key: str | None = None) -> FastAPI:
-    """The application of a server.
-
-    Args:
-        server: The models and settings.
-        key: The key that clients send; None: none.
-    """
+    """The application of a server."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:

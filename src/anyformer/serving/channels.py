@@ -3,8 +3,6 @@
 Source: OpenAI, harmony response format, https://github.com/openai/harmony/blob/main/docs/format.md
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection
 from functools import partial

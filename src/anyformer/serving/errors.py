@@ -1,8 +1,10 @@
 """Errors of the API, as OpenAI's: a status, and a body with a message, a type, the field and a code."""
 
-from __future__ import annotations
-
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
+
+from anyformer.errors import UserError
 
 _TYPES = {
     400: ("invalid_request_error", None),
@@ -23,11 +25,7 @@ class ApiError(Exception):
     """An error that a client is told about.
 
     Attributes:
-        status: HTTP status.
-        message: One sentence.
-        param: The field that is at fault.
         code: A word for programs; None: that of the status.
-        headers: More headers of the answer.
     """
 
     def __init__(
@@ -49,6 +47,15 @@ class ApiError(Exception):
         """The JSON of the answer."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"type": "error", "error": error}  # the outer type is Anthropic's
+
+
+@contextmanager
+def blaming(param: str) -> Generator[None]:
+    """Answer a UserError in this context as the fault of a field."""
+    try:
+        yield
+    except UserError as error:
+        raise ApiError(400, str(error), param) from None
 
 
 _STRING: dict[str, Any] = {"type": "string"}

@@ -1,15 +1,13 @@
 """Checks of a request before it is read: the host that it names, its origin, its key and its size."""
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from anyformer.serving.answers import JsonAnswer
 from anyformer.serving.errors import ApiError
-from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.metrics import Metrics
 from anyformer.serving.settings import LOOPBACK, ServerSettings
 
@@ -18,14 +16,7 @@ OPEN_PATHS = ("/", "/health")
 
 
 class Gate:
-    """Refuses requests of strangers. In the browser, only pages of this server and of allowed origins may use it.
-
-    Args:
-        app: Gets the requests that pass.
-        settings: Its hosts, origins and limits.
-        key: The key that clients send; None: none.
-        metrics: Counts the answers.
-    """
+    """Refuses requests of strangers. In the browser, only pages of this server and of allowed origins may use it."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, key: str | None, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics

@@ -1,7 +1,5 @@
 """Structured output: grammars that a text obeys token by token, by llguidance."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections import OrderedDict
@@ -82,7 +80,6 @@ class Grammars:
     """Compiles grammars for a model.
 
     Args:
-        model, tokenizer: A model that writes text.
         eos: Tokens that end a text.
     """
 
@@ -100,7 +97,6 @@ class Grammars:
 
         Args:
             rules: Lark rules with one named ``text``.
-            prompt: Tokens before the text.
 
         Returns:
             A function that makes a constraint for each text.
@@ -204,7 +200,6 @@ class TokenMask:
 
     Args:
         matcher: The state of the grammar; it is taken over.
-        vocab_size: Tokens of the model.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:

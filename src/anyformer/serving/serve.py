@@ -1,7 +1,6 @@
 """Run a server until it is told to stop."""
 
-from __future__ import annotations
-
+import asyncio
 import contextlib
 import logging
 import os
@@ -14,7 +13,10 @@ from statistics import mode
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
+from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight
 from anyformer.checkpoint.by_name import takes_model
@@ -22,13 +24,14 @@ from anyformer.errors import UserError, quote
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.serving.app import create_app
-from anyformer.serving.connection import Connection
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import ServerSettings
 from anyformer.serving.state import Server
 from anyformer.serving.worker import Worker
 from anyformer.tokenizer import Tokenizer
 
+REQUEST_SECONDS = 60.0
+"""Seconds in which a request has to arrive, from its first byte, or from the beginning of its connection."""
 KEY_VARIABLE = "ANYFORMER_API_KEY"
 _LONGEST_KEY = 4096
 
@@ -88,6 +91,42 @@ def make_server(
                 trained_with = Tokenizer.find(find_adapter(path_and_weight(place)[0]) or Path(place)) or tokenizer
                 served[name] = ServedModel(name, model, trained_with, worker, adapter=keys[name], parent=parent)
     return Server(settings, served)
+
+
+class Connection(H11Protocol):
+    """A connection that is closed where a request doesn't arrive in time: clients that stall would keep it for ever.
+
+    h11 limits the headers of a request, which uvicorn's other implementation of HTTP doesn't.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        """Begin to wait for the rest of a request; what arrives in between changes nothing."""
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY) or self.transport.is_closing():
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 def http_config(server: Server, key: str | None = None) -> uvicorn.Config:

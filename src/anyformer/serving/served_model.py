@@ -1,7 +1,5 @@
 """A model that is served: its prompts, and the options of its texts."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +18,10 @@ from anyformer.generation.inference import check_ids
 from anyformer.generation.prompt import encode_prompt, eos_ids
 from anyformer.generation.request import Constraint
 from anyformer.model import Transformer
-from anyformer.serving.batched_calls import BatchedCalls
-from anyformer.serving.errors import ApiError
+from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.grammar import Grammars
 from anyformer.serving.token_text import TokenText
-from anyformer.serving.worker import Stream, Worker
+from anyformer.serving.worker import BatchedCalls, Stream, Worker
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_conversation, render_conversation
 
@@ -125,21 +122,16 @@ class ServedModel:
 
     def encode(self, prompt: str | Sequence[int], param: str = "prompt") -> list[int]:
         """The ids of a prompt that is continued, or of an encoder-decoder's source."""
-        try:
+        config = self.model.config
+        with blaming(param):
             if isinstance(prompt, str):
                 return encode_prompt(self.model, self.require_tokenizer(), prompt)
             if not prompt:
                 raise UserError("The prompt is empty: give the model at least one token to go on from.")
-            self._check(prompt)
-        except UserError as error:
-            raise ApiError(400, str(error), param) from None
+            if max(map(abs, prompt)) >= 1 << 62:
+                raise UserError("A token id is outside of the model's vocabulary.")
+            check_ids(torch.tensor(prompt), config.source_vocab_size or config.vocab_size)
         return list(prompt)
-
-    def _check(self, ids: Sequence[int]) -> None:
-        config = self.model.config
-        if max(map(abs, ids)) >= 1 << 62:
-            raise UserError("A token id is outside of the model's vocabulary.")
-        check_ids(torch.tensor(ids), config.source_vocab_size or config.vocab_size)
 
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> list[int]:
         """The ids of a conversation, up to where the answer begins; of an encoder-decoder the last message is read."""
@@ -150,10 +142,8 @@ class ServedModel:
         def encode() -> list[int]:
             return encode_conversation(tokenizer, render_conversation(tokenizer, list(messages), True, tools))
 
-        try:
+        with blaming("messages"):
             return self.encode(await asyncio.to_thread(encode), "messages")
-        except UserError as error:
-            raise ApiError(400, str(error), "messages") from None
 
     def with_prefix(self, ids: list[int], prefix: Sequence[int] | None) -> list[int]:
         """The ids of a prompt and of the beginning of its text. Raises ApiError where there can't be one."""
@@ -178,9 +168,6 @@ class ServedModel:
         """Answers to a conversation, sampled as the model's own generation settings recommend where options don't say.
 
         Args:
-            ids: The conversation.
-            options: Options of generation.
-            count: Number of answers.
             max_new_tokens: The longest answer; None: as long as there is room for.
             logprobs, skip_special: As for `BatchingEngine.submit`.
             constrain: Makes what each answer may be.
@@ -210,10 +197,8 @@ class ServedModel:
     async def compile(self, rules: str, prompt: Sequence[int], param: str) -> Callable[[], Constraint]:
         """A maker of constraints by a grammar, see `Grammars`. Raises ApiError for one that can't be enforced."""
         before = () if self.model.config.is_encoder_decoder else prompt
-        try:
+        with blaming(param):
             return await asyncio.to_thread(lambda: self.grammars.compile(rules, before))
-        except UserError as error:
-            raise ApiError(400, str(error), param) from None
 
     def room(self, prompt: Sequence[int], param: str) -> int:
         """New tokens that there is room for behind a prompt. Raises ApiError where there is none."""

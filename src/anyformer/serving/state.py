@@ -1,14 +1,13 @@
 """The models of a server, and what its endpoints share."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.types import Receive
 
 from anyformer.errors import nearest, quote
@@ -84,6 +83,9 @@ class Server:
             self.metrics.finished(served.name, streams, time.perf_counter() - began)
 
 
-def server_of(request: Request) -> Server:
-    """The server that a request is for."""
+def _server_of(request: Request) -> Server:
     return request.app.state.server
+
+
+ServerOf = Annotated[Server, Depends(_server_of)]
+"""The server that a request is for."""

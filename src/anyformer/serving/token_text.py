@@ -1,7 +1,5 @@
 """The bytes of each token, exactly, and their text."""
 
-from __future__ import annotations
-
 import json
 import re
 from functools import cached_property

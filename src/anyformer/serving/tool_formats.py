@@ -1,7 +1,5 @@
 """How models write calls of tools, by the words of their chat templates."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -177,11 +175,7 @@ class Tools:
     """The functions of a request.
 
     Attributes:
-        functions: The model is shown these.
-        form: How it calls them.
-        required: It has to call one.
         only: Name of the one that it has to call.
-        parallel: It may call several.
     """
 
     functions: Sequence[Function]

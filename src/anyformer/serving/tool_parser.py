@@ -1,14 +1,12 @@
 """Calls of tools within a text that comes in pieces."""
 
-from __future__ import annotations
-
+import json
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from anyformer.serving.tool_arguments import JsonArguments
 from anyformer.serving.tool_formats import ToolFormat, parsed_object
 from anyformer.serving.tool_tags import TaggedArguments
 
@@ -56,11 +54,47 @@ def call_id() -> str:
     return secrets.token_hex(5)[:9]
 
 
+class JsonArguments:
+    """Arguments of a call that come in pieces: a JSON object, or a string with JSON in it."""
+
+    def __init__(self) -> None:
+        self._depth, self._quoted, self._escaped, self._held, self._is_string = 0, False, False, "", False
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Append; returns the piece of JSON that is certain by now, and what follows them, or None before their end."""
+        for position, character in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped = character == "\\"
+                self._quoted = character != '"'
+            elif character == '"':
+                self._quoted = True
+                self._is_string |= self._depth == 0
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+            if self._depth == 0 and not self._quoted:
+                return self._take(text[: position + 1], whole=True), text[position + 1 :]
+        return self._take(text, whole=False), None
+
+    def _take(self, text: str, whole: bool) -> str:
+        if not self._is_string:
+            return text
+        self._held += text
+        if not whole:
+            return ""
+        try:
+            return json.loads(self._held)
+        except ValueError:
+            return self._held
+
+
 class ToolParser:
     """Finds calls in an answer. The parts are the same in whatever pieces it comes.
 
     Args:
-        form: How the model calls tools.
         schemas: The JSON schemas of the tools that there are, by name; a call of another is text.
     """
 
@@ -121,7 +155,6 @@ class ToolParser:
         return self._text(self._take())
 
     def _in_calls(self, over: bool) -> list[Part] | None:
-        """Where a call should begin."""
         if not self._buffer:
             return None
         rest = self._buffer[self._skipped(self._buffer) :] if self.calls else self._buffer
@@ -164,7 +197,6 @@ class ToolParser:
         return [Arguments(self.calls - 1, text)] if text else []
 
     def _after_call(self, over: bool) -> list[Part] | None:
-        """Behind the arguments of a call."""
         end, buffer = self._form.end, self._buffer
         at = buffer.find(end) if end else -1
         inner = buffer if at < 0 else buffer[:at]

@@ -1,7 +1,5 @@
 """Arguments of a call as texts between tags, and the JSON that they stand for."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -100,8 +98,6 @@ def tagged_rules(name: str, tags: Tags, schema: Mapping[str, Any] | None, litera
     """Lark rules of arguments, in the order of the schema's properties.
 
     Args:
-        name: The first rule's.
-        tags: How they are written.
         schema: The JSON schema that they obey; None: any.
         literal: Writes a fixed text as part of a rule.
 

@@ -1,7 +1,5 @@
 """A thread that runs a model: texts grow in one batch, and other work is done between two of its steps."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import queue
@@ -9,8 +7,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
+from anyformer.errors import UserError
 from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.inference import evaluating, generates
@@ -21,6 +20,8 @@ from anyformer.serving.errors import ApiError, crashed
 from anyformer.tokenizer import Tokenizer
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 log = logging.getLogger("anyformer.serving")
 
 RETRY_AFTER = "1"
@@ -76,9 +77,7 @@ class Worker:
 
     Args:
         model, tokenizer: A model in any quantization. One that generates text gets a `BatchingEngine`.
-        slots, capacity: As for `BatchingEngine`.
         waiting: Texts that may wait for a slot.
-        adapters, draft: As for `BatchingEngine`.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class Worker:
                 settle = partial(future.set_result, function())
             except BaseException as error:  # handed to whoever waits for it
                 settle = partial(future.set_exception, error)
-            loop.call_soon_threadsafe(unless_done, future, settle)
+            loop.call_soon_threadsafe(_unless_done, future, settle)
 
         self._jobs.put(job)
         return await future
@@ -229,6 +228,49 @@ class Worker:
             stream.changed.set()
 
 
+class BatchedCalls(Generic[Item, Answer]):
+    """Gathers the items of requests that wait at the same time, and answers them together.
+
+    Args:
+        function: Answers items, one answer for each. Raises UserError for a bad one: its request alone fails.
+    """
+
+    def __init__(self, worker: Worker, function: Callable[[Sequence[Item]], Sequence[Answer]]) -> None:
+        self._worker, self._function = worker, function
+        self._waiting: list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = []
+
+    async def __call__(self, items: Sequence[Item]) -> Sequence[Answer]:
+        """The answers to items. Raises UserError as the function."""
+        future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((items, future))
+        if len(self._waiting) == 1:
+            await self._worker.call(self._answer_all)
+        return await future
+
+    def _answer_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        waiting = [(items, future) for items, future in waiting if not future.cancelled()]
+        try:
+            answers: list[Sequence[Answer] | UserError] = []
+            together = self._function([item for items, _ in waiting for item in items])
+            start = 0
+            for items, _ in waiting:
+                answers.append(together[start : start + len(items)])
+                start += len(items)
+        except UserError:
+            answers = [self._alone(items) for items, _ in waiting]
+        for (_, future), answer in zip(waiting, answers, strict=True):
+            failed = isinstance(answer, UserError)
+            settle = partial(future.set_exception, answer) if failed else partial(future.set_result, answer)
+            future.get_loop().call_soon_threadsafe(_unless_done, future, settle)
+
+    def _alone(self, items: Sequence[Item]) -> Sequence[Answer] | UserError:
+        try:
+            return self._function(items)
+        except UserError as error:
+            return error
+
+
 def _nothing() -> None:
     """Wake the thread."""
 
@@ -237,7 +279,7 @@ def _unconstrained() -> None:
     """A text may be anything."""
 
 
-def unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:
+def _unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:
     """Settle a future, unless its client has left."""
     if not future.done():
         settle()

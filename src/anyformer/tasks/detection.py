@@ -1,7 +1,5 @@
 """Detection of the task that the columns of a data set are for."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -31,9 +29,6 @@ class DetectedTask:
     """The task of a data set, and the columns of its rows.
 
     Attributes:
-        task: The name of the task.
-        schema: The parts of an example.
-        columns: The column of each required part.
         optional: The columns, in order of preference, that may hold an optional part.
         reason: Why, for people: "because of the columns 'sentence' and 'label'".
     """

@@ -12,8 +12,6 @@ What is wrong is a sentence, too::
     'assistant'?
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -38,12 +36,10 @@ class ExampleSet:
     """The examples of some files.
 
     Attributes:
-        task: The name of their task.
         reason: Why, for people: "because of the column 'messages'".
         examples: All of them, in the order of the files.
         labels: The names of labels, tags or classes, in the order of their numbers; None where there are none.
         kind: The kind of answer on a text that is classified.
-        files: Their sources.
         notes: More for people: what the labels are, and what was left out.
         skipped: The fault of each row that was skipped.
     """
@@ -58,7 +54,6 @@ class ExampleSet:
     skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
-        """Number of examples."""
         return len(self.examples)
 
     def describe(self) -> str:

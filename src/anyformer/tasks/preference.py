@@ -29,6 +29,7 @@ from anyformer.tasks.chat import TEMPLATES_CHECKED, add_system
 from anyformer.tasks.completion import encode_prompt
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only, random_ids
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import common_prefix
 from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import PreferenceLoss, answer_log_probabilities
 from anyformer.training.precision import choose_precision
@@ -79,19 +80,13 @@ def _messages(parts: Parts, part: str) -> str | list[Message]:
 
 def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The text that both answers begin with, up to the last whole word, and what follows in each."""
-    begin = _common_length(chosen, rejected)
+    begin = common_prefix(chosen, rejected)
     # A word that one of them goes on with belongs to the answer, with the space before it.
     while begin and not chosen[begin - 1].isspace():
         begin -= 1
     while begin and chosen[begin - 1] == " ":
         begin -= 1
     return chosen[:begin], chosen[begin:], rejected[begin:]
-
-
-def _common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Number of elements that both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _conversations(
@@ -107,7 +102,7 @@ def _conversations(
         [{"role": "assistant", "content": side}] if isinstance(side, str) else side for side in (chosen, rejected)
     ]
     if prompt is None or all(side[0]["role"] != "assistant" for side in sides):
-        count = _common_length(*sides)
+        count = common_prefix(*sides)
         prompt, sides = sides[0][:count], [side[count:] for side in sides]
     one, other = (_side(parts, prompt, side, name) for side, name in zip(sides, _SIDES, strict=True))
     return PreferenceExample(location=parts.location, chosen=one, rejected=other)

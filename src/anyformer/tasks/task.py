@@ -94,13 +94,10 @@ class EncodedText:
     """A text of an example, as the model reads it.
 
     Attributes:
-        tokens: Its ids.
         title: Its role among the texts of the example: chosen, rejected, source, target, ...
         loss_mask: Whether each token is learned; None: the task is not about tokens.
-        mismatches: See `EncodedRow`.
         tags: The tag of each token that begins a word; None of the others.
         grouped: Whether tags make up entities, and are not parts of speech, say.
-        cut: Its truncation.
         segments: The segment of each token; none where it is one text.
         asks: Whether it only asks, so that none of its tokens is to be learned.
     """
@@ -134,7 +131,6 @@ class Encoded:
     """An example as the model reads it.
 
     Attributes:
-        example: As it was read.
         texts: One, or several side by side.
         label: The right answer for people, where it is a label.
         labels: The right answers to be counted: names, or numbers.
@@ -161,7 +157,6 @@ class Task:
         learns: Description of what a model learns, in a line.
         finetune: The arguments of a command that trains it, for the help of `finetune`: a literal.
 
-        example: The class of its examples.
         schemas: The columns that it takes, and how rows become examples.
         by_order: The schema of a row whose columns have no usual name, and their parts, by the order of the columns.
         resolve_labels: Makes names and numbers of labels that are as the rows have them, given the examples, the kind

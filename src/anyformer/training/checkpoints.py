@@ -32,7 +32,6 @@ from anyformer.runs.listing import flatten
 from anyformer.schema import fits, fits_each
 from anyformer.training.config import RunConfig
 from anyformer.training.config_file import settings
-from anyformer.training.progress import say
 from anyformer.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ def read_facts(
                 "run."
             )
     for change in changes.values():
-        say(console, f"changed    {change}")
+        console.say(f"changed    {change}")
     return facts
 
 

@@ -66,7 +66,6 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     """Read a file such as `to_yaml` writes for a `TrainConfig`; fields may be left out, of the model as well.
 
     Args:
-        path: the file.
         preset: a preset to take instead of the file's, and of its model.
 
     Raises:

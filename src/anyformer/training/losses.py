@@ -52,7 +52,6 @@ class PreferenceLoss(LossModule):
     ``1 - s`` times that and s times that of the swapped pair (Mitchell 2023, cDPO).
 
     Args:
-        model: A language model.
         beta: The larger, the nearer the model stays to the reference.
     """
 
@@ -86,7 +85,6 @@ def answer_log_probabilities(
     Logits are computed for tokens with a target only, some tokens at a time, and in the backward pass once more.
 
     Args:
-        model: A language model.
         inputs: Other arguments of `Transformer.forward`, such as the source of an encoder-decoder.
     """
     head, weight = model.head, model.token_embedding.weight

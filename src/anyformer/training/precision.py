@@ -36,7 +36,6 @@ class Precision:
 
     Attributes:
         dtype: that of the operands of products other than int8.
-        reason: why this dtype, for people.
         int8: linear layers learn by products of 8-bit integers (see `int8`).
     """
 
@@ -152,7 +151,6 @@ def hardware(device: torch.device) -> str:
 
 
 def _wait_for(matrix: Tensor) -> None:
-    """Wait until a matrix has been computed."""
     device, accelerator = matrix.device, torch.accelerator.current_accelerator()
     if device.type == "xla":
         import_module("torch_xla").sync()  # else it would compute no more than the number that is read

@@ -4,8 +4,6 @@ The split of the data, the tokenizer that was trained on it and its tokens are k
 same data reads none of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,10 +45,8 @@ class TrainingData:
 
     Attributes:
         config: the run's, with the tokenizer named and the model as it will be built.
-        batches: for training and for validation.
         held_out: the text or the pairs to validate on.
         fingerprint: of the tokens, the tokenizer and the objective: a run can be resumed only on the same.
-        summary: lines on the data, for people.
     """
 
     config: CompleteConfig

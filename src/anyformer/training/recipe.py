@@ -37,9 +37,7 @@ class Recipe(ABC):
     Attributes:
         command: the subcommand that starts and resumes such runs.
         config_type: the kind of config that describes one.
-        name: the model's, for people.
         model_config: the config of the model that is trained.
-        batches: for training and for validation.
         fingerprint: of all that decides the batches: a run can be resumed only on the same.
         head_is_new: whether a head was drawn for a trained model, whose answers before training are noise.
         base_fingerprint: of the model that it begins with, likewise; None: its first weights are drawn.

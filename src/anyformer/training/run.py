@@ -4,7 +4,6 @@ import shlex
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ from anyformer.training.config import CompleteConfig, RunConfig, TrainConfig
 from anyformer.training.config_file import settings, to_yaml
 from anyformer.training.memory import explain_out_of_memory
 from anyformer.training.prepare import TrainingData, prepare
-from anyformer.training.progress import say
 from anyformer.training.recipe import Prepare, Recipe, cut_of, make_strategy, resolve
 from anyformer.training.sample import Sample, take_sample
 from anyformer.training.strategies.group import Group, join, started_by_launcher
@@ -86,7 +84,6 @@ def run(
     """Train a model and leave it in a run directory.
 
     Args:
-        recipe: factory of the recipe.
         resume: the run directory to go on in; None: a new one.
         console: shows progress; None: standard output.
         started: when the run began, on the monotonic clock; None: now.
@@ -130,16 +127,15 @@ def run(
             *run.recipe.summary(),
             f"run        {directory.path}: {length}",
         ):
-            say(console, line)
+            console.say(line)
         if latest is not None:
             strategy.load(latest)
         if resume is not None:
             directory.rewind(-1 if facts is None else facts["step"])
             after = f"after step {facts['step']:,}" if facts else "from the beginning: no checkpoint yet"
-            say(console, f"resumed    {after}")
+            console.say(f"resumed    {after}")
         names, resumed = config.track if group.is_main else (), resume is not None
-        warn = partial(say, console)
-        trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=warn)
+        trackers = Trackers(names, directory.path, settings(config), resumed=resumed, warn=console.say)
         stack.callback(trackers.close)
         status = Trainer(run, directory, strategy, trackers, console, facts, trained).run(started)
         return Finished(status, directory.path)
@@ -161,9 +157,9 @@ def _say_finished(config: RunConfig, path: Path, facts: Mapping[str, Any], conso
             f"{state}, so it takes no more steps. Train on from its model, by {' and '.join(commands)}; a run that is "
             "begun with --keep-optimizer can be given more steps."
         )
-    say(console, f"{state}. Its model can be trained further:")
+    console.say(f"{state}. Its model can be trained further:")
     for number, command in enumerate(commands):
-        say(console, f"{'' if number else 'next':<11}{command}")
+        console.say(f"{'' if number else 'next':<11}{command}")
 
 
 @contextmanager

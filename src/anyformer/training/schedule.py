@@ -41,7 +41,6 @@ class TimeBudget:
     Args:
         seconds: limit of the time of all steps; a new run always has one step.
         elapsed: seconds that a resumed run had taken when it was stopped.
-        now: the clock.
         broadcast: returns the first process's value in all processes, whose clocks differ.
     """
 

@@ -19,7 +19,7 @@ from anyformer.errors import UserError
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
 from anyformer.runs.directory import RunDirectory
-from anyformer.runs.metrics import Evaluation, Meter, evaluate
+from anyformer.runs.metrics import Evaluation, Meter, TrainingProgress, evaluate
 from anyformer.runs.report import write_report
 from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
@@ -28,7 +28,6 @@ from anyformer.training.config_file import settings
 from anyformer.training.dtensor import local_tensor
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second
-from anyformer.training.progress import TrainingProgress, say
 from anyformer.training.recipe import ResolvedRun
 from anyformer.training.sample import Sample
 from anyformer.training.schedule import StepBudget, TimeBudget, learning_rate_factor
@@ -133,7 +132,6 @@ class Trainer:
         return self._stopped()
 
     def _train(self, budget: StepBudget | TimeBudget, bar: TrainingProgress) -> None:
-        """Take steps until the budget is spent or somebody interrupts."""
         config = self.config
         while (progress := budget.progress(self.step)) <= 1:
             tokens = self.meter.tokens
@@ -178,7 +176,6 @@ class Trainer:
         return self.step < steps and self.step % math.ceil(steps / points) == 0
 
     def _take_step(self, progress: float) -> None:
-        """Learn from the next batch."""
         config, batch = self.config, self.batches.batch(self.step)
         factor = learning_rate_factor(config.schedule, progress, warmup=config.warmup, decay=config.decay)
         rate = config.learning_rate * factor
@@ -300,7 +297,6 @@ class Trainer:
         return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self._scores(evaluation).items())
 
     def _save(self) -> None:
-        """Write model/ and a checkpoint."""
         self._save_model()
         facts = {"meter": self.meter.state(), "every": self._every, **self.recipe.fingerprints}
         self.checkpoints.save(self.strategy, self.step, {**facts, "config": settings(self.config)})
@@ -392,4 +388,4 @@ class Trainer:
             self.checkpoints.finish(self.group)
 
     def _say(self, text: str) -> None:
-        say(self.console, text)
+        self.console.say(text)

@@ -174,7 +174,6 @@ def _theirs(what: object = "this model") -> Generator[None]:
 
 
 def _numbers(theirs: Any, model: Transformer, tokenizer: Tokenizer | None, tolerance: float) -> list[Check]:
-    """Logits and hidden states of a batch of one text."""
     ids, source = _inputs(model, tokenizer)
     inputs = {"input_ids": ids} if source is None else {"input_ids": source, "decoder_input_ids": ids}
     with _theirs():

@@ -366,7 +366,6 @@ def _computed(config: ModelConfig) -> ModelConfig:
 
 
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:
-    """Contents of a file of this model."""
     state = skeleton(config).state_dict()
     shapes = {
         theirs: tuple(line.operation.write([state[name] for name in line.ours]).shape)

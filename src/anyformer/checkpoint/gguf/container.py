@@ -93,7 +93,6 @@ class Container:
     """An open GGUF file.
 
     Attributes:
-        path: The file.
         metadata: Key -> number, bool, text, list of texts, or array of numbers.
         tensors: Name -> position, in the file's order.
 
@@ -138,7 +137,6 @@ class _Reader:
         return UserError(f"{self.path} is not a whole GGUF file: {reason}; copy or download it again.")
 
     def header(self) -> tuple[int, int]:
-        """The numbers of tensors and of pairs."""
         if self.content[:4] != b"GGUF":
             raise UserError(f"{self.path} is not a GGUF file: it does not begin with GGUF.")
         self.position = 4
@@ -245,6 +243,5 @@ class _Reader:
         return value
 
     def require_bytes(self, length: int, what: str) -> None:
-        """Raise UserError unless so many bytes are left."""
         if length > self.size - self.position:
             raise self.damaged(f"it ends at byte {self.size}, within {what}")

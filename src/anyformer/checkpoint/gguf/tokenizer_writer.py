@@ -101,7 +101,6 @@ def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, Any]:
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after a text."""
     for text in ("a", "0", "."):
         plain, whole = tokenizer.backend.encode(text, add_special_tokens=False).ids, tokenizer.backend.encode(text).ids
         for start in range(len(whole) - len(plain) + 1):

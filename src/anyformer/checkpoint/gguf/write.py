@@ -125,7 +125,6 @@ class _Tensor(NamedTuple):
 
 
 def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, _Tensor]:
-    """The tensors of a file, by name."""
     state = model.state_dict()
     return {
         theirs: _Tensor(row, [state[name].detach().cpu() for name in row.ours])

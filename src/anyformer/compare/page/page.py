@@ -54,7 +54,6 @@ def write_page(comparison: Comparison, file: Path) -> Path:
     """Write the page of a comparison.
 
     Args:
-        comparison: What it shows.
         file: Where to. The runs of the comparison are looked for in its folder: their attention is left out if they
             are gone.
 
@@ -181,7 +180,6 @@ def _diagrams(models: Sequence[ComparedModel]) -> list[dict[str, Any]]:
 
 
 def _samples(model: ComparedModel, color: int) -> dict[str, Any]:
-    """Texts of a model, and its guesses for blanks."""
     blanks: list[dict[str, Any]] = []
     for blank in model.blanks:
         guesses = [

@@ -46,7 +46,6 @@ def findings(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _colors(comparison: Comparison) -> dict[str, int]:
-    """The color of each model, by its name."""
     return {each.name: color % 8 for color, each in enumerate(comparison.models)}
 
 

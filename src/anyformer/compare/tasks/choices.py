@@ -8,8 +8,6 @@ The texts have the same number of tokens, and differ in a few places::
     encoder-decoder, prefixes   the cat -> sat on             as a decoder, with the beginning as the source
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,8 +39,6 @@ class TaskResult:
     Items are the same, in the same order, for every model that is compared, so that differences can be judged in pairs.
 
     Attributes:
-        name: Of the task, such as ``minimal_pairs``.
-        chance: The accuracy of guessing.
         items: The score of each item, from 0 (wrong) to 1 (right); empty where the task was left out.
         parts: The mean of each kind of item, by name.
         controls: The scores of the same items by what the model is to be measured against, such as a bag of words.
@@ -122,7 +118,6 @@ def log_scores(model: Transformer, tokenizer: Tokenizer, choices: Sequence[Choic
     Args:
         model, tokenizer: A language model of any family; an encoder-decoder was trained on span corruption if the
             tokenizer has sentinels, else on continuations.
-        choices: The texts.
         whole: Of masked models, whether all tokens are predicted; else those in which texts differ, as one word each
             stretch.
 

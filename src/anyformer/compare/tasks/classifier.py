@@ -178,11 +178,12 @@ class Classification:
             pad_id = input_pad_id(model, tokenizer)
             scores = self._fine_tuned(copy.deepcopy(model), pad_id)
             controls = {"random": self._fine_tuned(fresh, pad_id), "bag of words": tuple(self.bag_of_words)}
-        chance = self._most_frequent()
+        counts = Counter(example.label for example in self.test)
+        # A guess that knows the most frequent class.
+        chance = max(counts.values()) / len(self.test) if self.test else 1 / max(1, len(self.labels))
         return TaskResult(name=self.name, chance=chance, items=scores, controls=controls, reason=self.reason)
 
     def _fine_tuned(self, model: Transformer, pad_id: int) -> tuple[float, ...]:
-        """The scores of a model, which is trained."""
         labels = torch.tensor([example.label for example in self.training], device=model.device)
         rng, passes = np.random.default_rng(self.seed), -(-_STEPS * _BATCH_SIZE // len(self.training))
         order = np.concatenate([rng.permutation(len(self.training)) for _ in range(passes)])
@@ -202,11 +203,6 @@ class Classification:
                     scores[row] = float(label == self.test[row].label)
         return tuple(scores)
 
-    def _most_frequent(self) -> float:
-        """The share of the most frequent class, which is what a guess that knows it is right with."""
-        counts = Counter(example.label for example in self.test)
-        return max(counts.values()) / len(self.test) if self.test else 1 / max(1, len(self.labels))
-
 
 class _Classifier(nn.Module):
     """The mean hidden state of the stack that reads a text, and one linear layer."""
@@ -224,7 +220,6 @@ class _Classifier(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch labels"]:
-        """The logits of each text."""
         hidden = self.model.encode_text(tokens, None if bool(mask.all()) else mask)
         return self.head(pool_mean(hidden, mask)).float()
 

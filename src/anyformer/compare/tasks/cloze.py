@@ -4,8 +4,6 @@ The other three are words of the corpus with as many tokens and about as many oc
 neither of the blank's neighbors, or not beside both: so neither length nor frequency tells them apart.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -69,7 +67,6 @@ def _blank(
 
 
 def _alike(word: str, statistics: WordStatistics, by_count: _ByCount) -> list[str]:
-    """Words that occur about as often."""
     count = statistics.counts[word]
     index = bisect.bisect_left(by_count, (count, word))
     near = by_count[max(0, index - _NEAREST) : index + _NEAREST]
@@ -79,6 +76,5 @@ def _alike(word: str, statistics: WordStatistics, by_count: _ByCount) -> list[st
 
 
 def _span(offsets: Sequence[Span], word: Word) -> Span:
-    """The tokens of a word."""
     inside = [index for index, (begin, end) in enumerate(offsets) if begin < word.end and end > word.begin]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)

@@ -15,8 +15,6 @@ whose embeddings are tied prefers a token after itself from the beginning, and o
 and ).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

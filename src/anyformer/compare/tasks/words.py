@@ -1,13 +1,11 @@
 """Words and short passages of a text, in any language or in source code, and statistics of its words."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -54,7 +52,7 @@ class WordStatistics:
     neighbors: frozenset[str]
 
     @classmethod
-    def of(cls, train_texts: Iterable[str], held_out_texts: Iterable[str]) -> WordStatistics:
+    def of(cls, train_texts: Iterable[str], held_out_texts: Iterable[str]) -> Self:
         """Count the words of texts, or of the first four million characters."""
         counts, neighbors = Counter[str](), set[str]()
         for texts, counted in ((train_texts, counts), (held_out_texts, Counter[str]())):
@@ -106,7 +104,6 @@ def passages(
     """Draw passages from random places of texts. No two of them overlap, or are equal.
 
     Args:
-        count: Passages, or fewer if there are fewer.
         max_tokens: Tokens of a passage; it has at least half as many, and four words.
         unlike: Texts in which none of them occurs.
     """

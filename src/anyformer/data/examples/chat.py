@@ -93,8 +93,6 @@ def added_system_prompt(tokenizer: Tokenizer) -> str | None:
 
 
 class _Encoder:
-    """Encodes one conversation."""
-
     def __init__(self, tokenizer: Tokenizer, example: ChatExample) -> None:
         self._tokenizer = tokenizer
         self._example = example
@@ -106,7 +104,6 @@ class _Encoder:
         self.answers = [index for index, is_target in enumerate(example.loss_mask) if is_target]
 
     def render(self, count: int, add_generation_prompt: bool) -> str:
-        """The text of the first messages."""
         messages = self._example.messages[:count]
         return render_conversation(self._tokenizer, messages, add_generation_prompt, self._example.tools)
 
@@ -127,7 +124,6 @@ class _Encoder:
         return ids or encode_conversation(self._tokenizer, text)
 
     def rows(self, learn_all: bool) -> list[EncodedRow]:
-        """The conversation as rows."""
         if not self.answers or (learn_all and self._has_template):
             ids = self.ids(self.render(len(self._example.messages), False))
             return [EncodedRow(ids, [False] + [learn_all] * (len(ids) - 1))]  # nothing predicts the first token

@@ -155,7 +155,6 @@ def _lengths(values: Iterable[int]) -> Int64:
 
 
 def _targets(text: EncodedRow) -> list[int]:
-    """Targets of each token but the last."""
     pairs = zip(text.tokens[1:], text.loss_mask[1:], strict=True)
     return [token if is_target else IGNORED for token, is_target in pairs]
 

@@ -1,7 +1,5 @@
 """Examples of a decoder as token ids; those of texts and completions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Examples to hold out for validation, and examples that are there twice."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 

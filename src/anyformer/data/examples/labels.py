@@ -1,7 +1,5 @@
 """Labels, tags and scores: what those of a whole data set mean."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

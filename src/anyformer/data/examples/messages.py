@@ -1,7 +1,5 @@
 """Conversations: lists of messages with role and content or text, or with from and value, as ShareGPT has them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -129,7 +127,6 @@ def _is_trained(fields: Mapping[str, Any], location: Location, place: str) -> bo
 
 
 def _calls(fields: Mapping[str, Any], name: str, content: object, location: Location, place: str) -> list[Any]:
-    """The calls of functions in a message."""
     calls: object = fields.get("tool_calls")
     if name in _CALLS:
         calls = from_json(content, location, place)

@@ -1,7 +1,5 @@
 """The parts of an example in a row, checked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -3,8 +3,6 @@
 None of these libraries is imported: an object is known by what it can do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -65,7 +65,6 @@ class Metric:
         Metrics of as many rows see the same resamples.
 
         Args:
-            resamples: How many are drawn.
             seed: Of the drawing, or a generator of random numbers.
             multinomial: Draw how often each row is taken instead of rows: other numbers of the same distribution, with
                 which comparisons have always been made.

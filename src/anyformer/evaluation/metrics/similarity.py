@@ -79,8 +79,6 @@ def relevant_ranks(
     Documents of equal similarity are ranked in their order.
 
     Args:
-        queries: [queries, d_model] vectors.
-        documents: [documents, d_model] vectors.
         relevant: For each query the indices of at least one document.
         batch_size: Queries whose similarities are held at a time.
     """

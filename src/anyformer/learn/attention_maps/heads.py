@@ -107,7 +107,6 @@ def _own(tokens: Sequence[str]) -> dict[str, Bool[Tensor, "queries keys"]]:
 
 
 def _cross(queries: Sequence[str], keys: Sequence[str]) -> dict[str, Bool[Tensor, "queries keys"]]:
-    """The patterns of cross-attention."""
     shape = len(queries), len(keys)
     diagonal = torch.arange(len(queries))[:, None] * (len(keys) - 1) / max(1, len(queries) - 1)
     position = torch.arange(len(keys))

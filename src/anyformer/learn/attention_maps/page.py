@@ -105,7 +105,6 @@ def stacks(attention: Attention, *, ends: bool = False) -> list[dict[str, Any]]:
     """The weights of each stack as the page's script reads them: a byte each, 255 being 1, in base64.
 
     Args:
-        attention: The weights.
         ends: Leave out all layers but the first and the last.
     """
     source = attention.source_tokens or attention.tokens

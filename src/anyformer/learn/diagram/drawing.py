@@ -61,7 +61,6 @@ class _Layout:
         """The upper edge of the differences that are no part of the picture."""
 
     def left(self, name: str) -> float:
-        """The left edge of a stack."""
         return _MARGIN + self.stacks.index(name) * (stack.WIDTH + _GUTTER)
 
 
@@ -77,7 +76,6 @@ def diagram(config: ModelConfig, other: ModelConfig | None = None, *, names: Seq
     readers, and a dark form for dark windows; it is as wide as it needs to be, and never wider than its window.
 
     Args:
-        config: The model.
         other: A model to compare it with.
         names: What to call them; empty: the preset that they are, or their `model_type`.
 
@@ -96,7 +94,6 @@ def draw(drawn: Sequence[Panel], among: Sequence[Panel] = (), identifier: str = 
     """Draw models side by side, as an SVG element that can stand in a page beside others.
 
     Args:
-        drawn: The models.
         among: The models among which differences are lit; empty: those that are drawn, and the differences that are no
             part of the picture are listed below it. A page with a picture for each of several models lights in each
             what is not the same in all.
@@ -235,7 +232,6 @@ def description(drawn: Sequence[Panel], among: Sequence[Panel]) -> str:
     """All that is drawn of models, and their differences.
 
     Args:
-        drawn: The models of the drawing.
         among: The models among which differences are lit.
     """
     sentences = [sentence for panel in drawn for sentence in _sentences(panel)]

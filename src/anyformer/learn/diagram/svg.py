@@ -44,11 +44,8 @@ def fit(text: str, room: float, size: float, *, bold: bool = False) -> str:
 
 def clean(text: str) -> str:
     """The text in one line, with a mark for each character that XML doesn't allow or that isn't seen."""
-    return " ".join("".join(character if _is_shown(character) else "�" for character in text).split())
-
-
-def _is_shown(character: str) -> bool:
-    return character in _XML or category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+    hidden = {each for each in text if each not in _XML and category(each) in ("Cc", "Cf", "Cs", "Co", "Cn")}
+    return " ".join("".join("�" if character in hidden else character for character in text).split())
 
 
 def _width(character: str) -> float:
@@ -147,10 +144,8 @@ def text(
     """A line of text, truncated to the pixels that there are for it.
 
     Args:
-        parent: What it is drawn in.
         x: Its start, middle or end, as `anchor` says.
         y: Its baseline.
-        content: The text.
         room: Pixels that it may be wide.
         size: Of the font, one of those in picture.css.
         style: Its classes.
@@ -167,7 +162,6 @@ def line(parent: Element, x: float, y: float, parts: Sequence[tuple[str, str, st
     """Several texts in one line, with a dot between them; where they are too long for it, the longest is truncated.
 
     Args:
-        parent, x, y, room, size: As of `text`.
         parts: Text, classes and place of each.
     """
     dot = " · "
@@ -186,7 +180,6 @@ def line(parent: Element, x: float, y: float, parts: Sequence[tuple[str, str, st
 
 
 def _size(size: float) -> str:
-    """The class of a font size."""
     return f"size-{round(10 * size)}"
 
 

@@ -139,7 +139,6 @@ def _plain(text: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """A list of strings as formatters write it."""
     items = [json.dumps(name) for name in names]
     line = f"[{', '.join(items)}]"
     return line if len(line) <= WIDTH - len("LABELS = ") else "[\n" + "".join(f"    {item},\n" for item in items) + "]"
@@ -188,7 +187,6 @@ def _sources(config: ModelConfig) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """The source of a list that steps evenly in stretches."""
     stretches: list[list[int]] = []
     for number in numbers:
         last = stretches[-1] if stretches else []

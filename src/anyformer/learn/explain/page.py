@@ -175,7 +175,6 @@ def first_text(config: ModelConfig, tokenizer: Tokenizer, directory: Path | None
 
     Args:
         config: Of the model. One that fills in masked tokens gets a word to fill in.
-        tokenizer: The model's.
         directory: A run directory or the model in it, whose data is looked for first: the examples that were evaluated,
             the samples, and the files that were trained on.
     """

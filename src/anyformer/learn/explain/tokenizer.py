@@ -40,10 +40,6 @@ _UNKNOWN = "a page doesn't know it: train a tokenizer with anyformer, or take an
 def describe_tokenizer(tokenizer: Tokenizer, tokens: SpecialTokens) -> dict[str, Any]:
     """The tokenizer as data, from which a page's script gets the ids that the tokenizer gives.
 
-    Args:
-        tokenizer: The model's.
-        tokens: The model's own special tokens.
-
     Raises:
         UserError: it has a part that a page's script doesn't know.
     """
@@ -73,7 +69,6 @@ def describe_tokenizer(tokenizer: Tokenizer, tokens: SpecialTokens) -> dict[str,
 
 
 def _vocabulary(model: Settings) -> list[str | None]:
-    """The token of each id."""
     if model["type"] == "Unigram":
         return [piece for piece, _ in model["vocab"]]
     tokens: list[str | None] = [None] * (max(model["vocab"].values(), default=-1) + 1)

@@ -1,31 +1,112 @@
 """`/v1/chat/completions`: conversations in the words of the model's own chat template."""
 
-from __future__ import annotations
-
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
-from starlette.types import Receive
 
-from anyformer.serving.api.chat_messages import ChatMessage, rendered
+from anyformer.serving.answers import DONE, STREAMED, Chunks, EventStream, JsonAnswer
 from anyformer.serving.api.choices import shown_logprobs, spelled, usage
-from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
+from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody, Strict, joined
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
-from anyformer.serving.api.turn import Answer, Call, Turn
-from anyformer.serving.json_answer import JsonAnswer
+from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, tool_message
 from anyformer.serving.served_model import ServedModel
-from anyformer.serving.state import Server, server_of
+from anyformer.serving.state import ServerOf
 from anyformer.serving.tool_parser import CallBegin, Part, Reasoning, Text
 from anyformer.serving.worker import Delta
 
 router = APIRouter()
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = str | list[TextPart]
+
+
+class CalledFunction(Strict):
+    """A function and its arguments."""
+
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class ToolCall(Strict):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class _Message(Strict):
+    name: str | None = None
+    """Changes nothing."""
+
+
+class PlainMessage(_Message):
+    """A message of the system or the user."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
+
+
+class AssistantMessage(_Message):
+    """A message of the model."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    """The model's thoughts before the message, as an answer of this server has them."""
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class ToolMessage(_Message):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+
+ChatMessage = Annotated[PlainMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def _rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage]) -> list[dict[str, Any]]:
+    """The messages as chat templates read them.
+
+    Raises:
+        ApiError: a result without its call, or arguments that are no JSON object.
+    """
+    shown = list[dict[str, Any]]()
+    for number, message in enumerate(messages):
+        text = joined(message.content)
+        if isinstance(message, ToolMessage):
+            shown.append(tool_message(shown, message.tool_call_id, text, f"messages.{number}.tool_call_id"))
+        elif isinstance(message, AssistantMessage):
+            calls = [
+                Call(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in message.tool_calls or ()
+            ]
+            param = f"messages.{number}.tool_calls"
+            shown.append(assistant_message(text, calls, param, message.reasoning_content))
+        else:
+            shown.append({"role": "system" if message.role == "developer" else message.role, "content": text})
+    return shown
 
 
 class ChatRequest(SamplingBody):
@@ -58,7 +139,7 @@ class ChatRequest(SamplingBody):
         )
         return Turn(
             served=served,
-            messages=rendered(self.messages),
+            messages=_rendered(self.messages),
             tools=tools,
             rules=rules,
             rules_param=self.rules_param,
@@ -67,41 +148,31 @@ class ChatRequest(SamplingBody):
 
 
 @router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
-async def chat_completions(
-    body: ChatRequest, request: Request, server: Annotated[Server, Depends(server_of)]
-) -> Response:
+async def chat_completions(body: ChatRequest, request: Request, server: ServerOf) -> Response:
     """Answer a conversation, as OpenAI's `/v1/chat/completions`."""
     served = server.find(body.model)
     served.require_generative()
-    writer = _Writer(served, body, server)
+    server.limit(body.n or 1, "n")
+    writer = _Writer(body, body.turn(served))
     await writer.begin()
+    running = partial(server.running, served=served, streams=writer.turn.streams)
     if body.stream:
-        return EventStream(writer.events(), writer.running)
-    async with writer.running(request.receive):
+        return EventStream(writer.events(), running)
+    async with running(request.receive):
         return JsonAnswer(await writer.answer())
 
 
 class _Writer:
-    """Writes the answer to a request."""
-
-    def __init__(self, served: ServedModel, body: ChatRequest, server: Server) -> None:
-        self.served, self.body, self.server = served, body, server
+    def __init__(self, body: ChatRequest, turn: Turn) -> None:
+        self.body, self.turn = body, turn
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self.turn = body.turn(served)
-
-    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
-        """The texts while the client waits."""
-        return self.server.running(receive, self.served, self.turn.streams)
 
     async def begin(self) -> None:
-        """Check everything, and submit the texts."""
-        body, count = self.body, self.body.n or 1
-        self.server.limit(count, "n")
+        body = self.body
         most = body.max_completion_tokens or body.max_tokens
-        await self.turn.begin(body.options(), count, most, (body.top_logprobs or 0) if body.logprobs else None)
+        await self.turn.begin(body.options(), body.n or 1, most, (body.top_logprobs or 0) if body.logprobs else None)
 
     async def answer(self) -> dict[str, Any]:
-        """The answer as a whole."""
         deltas = await self.turn.whole()
         choices = [
             {
@@ -115,7 +186,6 @@ class _Writer:
         return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer in pieces."""
         head, wants_usage = self._head("chat.completion.chunk"), False
         if self.body.stream_options is not None and (wants_usage := self.body.stream_options.include_usage):
             head["usage"] = None
@@ -146,7 +216,7 @@ class _Writer:
 
     def _logprobs(self, number: int, delta: Delta) -> dict[str, Any] | None:
         scores = shown_logprobs(self.turn.streams[number], delta)
-        text = self.served.token_text
+        text = self.turn.served.token_text
         assert text is not None
         return {"content": [spelled(text, score) for score in scores]} if self.body.logprobs and scores else None
 

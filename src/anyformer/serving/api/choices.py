@@ -1,7 +1,5 @@
 """Texts as the choices of an answer."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any

@@ -1,32 +1,33 @@
 """`/v1/completions`: texts that are continued, and the log-probabilities of prompts."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+import torch
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
-from starlette.types import Receive
 
+from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions
+from anyformer.generation.inference import check_nan, evaluating
 from anyformer.generation.request import TokenLogprob
+from anyformer.model import Transformer
+from anyformer.serving.answers import DONE, STREAMED, Chunks, EventStream, JsonAnswer
 from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
-from anyformer.serving.api.sse import DONE, STREAMED, Chunks, EventStream
 from anyformer.serving.errors import ApiError
-from anyformer.serving.json_answer import JsonAnswer
-from anyformer.serving.prompt_scores import prompt_logprobs
 from anyformer.serving.served_model import ServedModel, seeded
-from anyformer.serving.state import Server, server_of
+from anyformer.serving.state import Server, ServerOf
 from anyformer.serving.worker import Delta, Stream
 
 router = APIRouter()
+
+_CHUNK = 256
+"""Tokens of a prompt that are scored at a time."""
 
 Ids = Annotated[list[int], Field(min_length=1)]
 
@@ -54,23 +55,20 @@ class CompletionRequest(SamplingBody):
 
 
 @router.post("/v1/completions", response_model=None, responses=STREAMED)
-async def completions(
-    body: CompletionRequest, request: Request, server: Annotated[Server, Depends(server_of)]
-) -> Response:
+async def completions(body: CompletionRequest, request: Request, server: ServerOf) -> Response:
     """Continue prompts, as OpenAI's `/v1/completions`."""
     served = server.find(body.model)
     served.require_generative()
     writer = _Writer(served, body, server)
     await writer.begin(request)
+    running = partial(server.running, served=served, streams=writer.streams)
     if body.stream:
-        return EventStream(writer.events(), writer.running)
-    async with writer.running(request.receive):
+        return EventStream(writer.events(), running)
+    async with running(request.receive):
         return JsonAnswer(await writer.answer())
 
 
 class _Writer:
-    """Writes the answer to a request."""
-
     def __init__(self, served: ServedModel, body: CompletionRequest, server: Server) -> None:
         self.served, self.body, self.server = served, body, server
         self.streams: list[Stream] = []
@@ -81,12 +79,7 @@ class _Writer:
             "model": body.model,
         }
 
-    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
-        """The texts while the client waits."""
-        return self.server.running(receive, self.served, self.streams)
-
     async def begin(self, request: Request) -> None:
-        """Check everything, score prompts, and submit the texts."""
         body, served = self.body, self.served
         prompts, count = body.prompts(), body.n or 1
         self.server.limit(len(prompts) * count, "n")
@@ -108,7 +101,7 @@ class _Writer:
         if body.echo and (top := body.logprobs) is not None:
             async with self.server.running(request.receive, served):
                 for number, ids in enumerate(self.prompts):
-                    score = partial(prompt_logprobs, served.model, ids, top)
+                    score = partial(_prompt_logprobs, served.model, ids, top)
                     self.scores[number] = await served.call(score)
         if not self.generates:
             return
@@ -127,7 +120,6 @@ class _Writer:
                 raise
 
     async def answer(self) -> dict[str, Any]:
-        """The answer as a whole."""
         choices = list[dict[str, Any]]()
         for number in range(len(self.streams) or len(self.prompts)):
             delta = await self.streams[number].whole() if self.streams else Delta("", (), (), "length")
@@ -135,7 +127,6 @@ class _Writer:
         return {**self.head, "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer in pieces."""
         begun, chunk = set[int](), Chunks(self.head)
         async for number, delta in merged(self.streams) if self.streams else self._echoes():
             yield chunk(choices=[self._choice(number, delta, first=number not in begun)])
@@ -153,9 +144,10 @@ class _Writer:
         # An end-of-text that was chosen is scored, as by OpenAI: lm-eval takes the last score for the new token's.
         text, scored = delta.text, list[TokenLogprob | None](delta.logprobs)
         if self.body.echo and first:
-            ids = self.prompts[prompt]
-            source = self.body.prompts()[prompt]
-            text = (source if isinstance(source, str) else self._decode(ids)) + text
+            source, tokenizer = self.body.prompts()[prompt], self.served.tokenizer
+            if not isinstance(source, str):
+                source = "" if tokenizer is None else tokenizer.decode(self.prompts[prompt], skip_special=False)
+            text = source + text
             scored = [*self.scores[prompt], *scored]
         logprobs = None
         if self.body.logprobs is not None:
@@ -187,11 +179,28 @@ class _Writer:
     def _spell(self, token: int) -> str:
         return str(token) if self.served.token_text is None else self.served.token_text.text(token)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return "" if self.served.tokenizer is None else self.served.tokenizer.decode(ids, skip_special=False)
-
     def _usage(self) -> dict[str, Any]:
         return usage(sum(map(len, self.prompts)), self.streams)
+
+
+def _prompt_logprobs(model: Transformer, ids: Sequence[int], top: int) -> list[TokenLogprob | None]:
+    """The log-probability of each token given those before it, with the likeliest tokens in its place; None for the
+    first, which nothing predicts."""
+    step, cache = DecoderStep(model), model.make_cache(1, len(ids))
+    tokens = torch.tensor([list(ids)], device=model.device)
+    found: list[TokenLogprob | None] = [None]
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(ids), _CHUNK):
+            logits = check_nan(step(tokens[:, start : start + _CHUNK], cache)[0])
+            targets = tokens[0, start + 1 : start + 1 + len(logits)]
+            log_p = logits[: len(targets)].log_softmax(dim=-1)
+            chosen: list[float] = log_p.gather(1, targets[:, None])[:, 0].tolist()
+            best = log_p.topk(min(top, log_p.shape[-1]), dim=-1)
+            for token, logprob, likeliest, values in zip(
+                targets.tolist(), chosen, best.indices.tolist(), best.values.tolist(), strict=True
+            ):
+                found.append(TokenLogprob(token, logprob, dict(zip(likeliest, values, strict=True))))
+    return found
 
 
 def _likeliest(score: TokenLogprob, spell: Callable[[int], str]) -> dict[str, float]:

@@ -1,34 +1,26 @@
 """`/v1/embeddings`, `/v1/rerank`, `/v1/classify` and `/v1/fill`: models that read text."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
-from anyformer.errors import UserError
 from anyformer.evaluation.classify import Classification, classify
 from anyformer.generation.embed import vector_size
 from anyformer.generation.fill import fill
 from anyformer.serving.api.fields import RequestBody
-from anyformer.serving.errors import ApiError
-from anyformer.serving.state import Server, server_of
+from anyformer.serving.errors import ApiError, blaming
+from anyformer.serving.state import ServerOf
 
 router = APIRouter()
 
 Text = Annotated[str, Field(min_length=1)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-ServerOf = Annotated[Server, Depends(server_of)]
-
-
-def _listed(texts: Texts) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts
 
 
 class EmbeddingRequest(RequestBody):
@@ -57,10 +49,8 @@ async def embeddings(body: EmbeddingRequest, request: Request, server: ServerOf)
         )
     texts: Any = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     async with server.running(request.receive, served):
-        try:
+        with blaming("input"):
             answers = await served.embeddings(texts)
-        except UserError as error:
-            raise ApiError(400, str(error), "input") from None
     tokens = sum(count for _, count in answers)
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
@@ -93,30 +83,20 @@ async def rerank(body: RerankRequest, request: Request, server: ServerOf) -> dic
     served = server.find(body.model)
     tokenizer = served.require_tokenizer()
     async with server.running(request.receive, served):
-        try:
-            if "classification" in served.capabilities:
-                if served.model.config.head.labels not in (0, 1):
-                    raise ApiError(
-                        400, f"{body.model} has several labels, and orders nothing: ask /v1/classify.", "model"
-                    )
-                query, documents = body.query, body.documents
-                answers = await served.call(lambda: classify(served.model, tokenizer, documents, query))
-                scores = [_sigmoid(answer) for answer in answers]
-            else:
-                first, *others = [vector for vector, _ in await served.embeddings([body.query, *body.documents])]
-                scores = [float((first @ other) / (first.norm() * other.norm())) for other in others]
-        except UserError as error:
-            raise ApiError(400, str(error)) from None
+        if "classification" in served.capabilities:
+            if served.model.config.head.labels not in (0, 1):
+                raise ApiError(400, f"{body.model} has several labels, and orders nothing: ask /v1/classify.", "model")
+            answers = await served.call(lambda: classify(served.model, tokenizer, body.documents, body.query))
+            scores = [1 / (1 + math.exp(-max(-700.0, *answer.scores.values()))) for answer in answers]
+        else:
+            first, *others = [vector for vector, _ in await served.embeddings([body.query, *body.documents])]
+            scores = [float((first @ other) / (first.norm() * other.norm())) for other in others]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
     if body.return_documents:
         for result in results:
             result["document"] = {"text": body.documents[result["index"]]}
     return {"model": body.model, "results": results}
-
-
-def _sigmoid(answer: Classification) -> float:
-    return 1 / (1 + math.exp(-max(-700.0, next(iter(answer.scores.values())))))
 
 
 class ClassifyRequest(RequestBody):
@@ -130,15 +110,14 @@ class ClassifyRequest(RequestBody):
 @router.post("/v1/classify")
 async def classify_texts(body: ClassifyRequest, request: Request, server: ServerOf) -> dict[str, Any]:
     """Label texts."""
-    served, texts = server.find(body.model), _listed(body.input)
+    served = server.find(body.model)
+    texts = [body.input] if isinstance(body.input, str) else body.input
     if "classification" not in served.capabilities:
         raise ApiError(400, f"The model {body.model} is no classifier.", "model", "unsupported_model")
     async with server.running(request.receive, served):
-        try:
+        with blaming("input"):
             work = partial(classify, served.model, served.tokenizer, texts, body.second)
             answers: Sequence[Classification] = await served.call(work)
-        except UserError as error:
-            raise ApiError(400, str(error), "input") from None
     data = [
         {"index": index, "label": answer.label, "labels": list(answer.labels), "scores": dict(answer.scores)}
         for index, answer in enumerate(answers)
@@ -158,8 +137,6 @@ async def fill_masks(body: FillRequest, request: Request, server: ServerOf) -> d
     """Predict the masked tokens of a text."""
     served = server.find(body.model)
     async with server.running(request.receive, served):
-        try:
+        with blaming("text"):
             masks = await served.call(lambda: fill(served.model, served.tokenizer, body.text, body.top))
-        except UserError as error:
-            raise ApiError(400, str(error), "text") from None
     return {"object": "list", "model": body.model, "data": [[vars(candidate) for candidate in mask] for mask in masks]}

@@ -1,15 +1,13 @@
 """Fields that several requests have. One that can't be honored is refused by its name, never ignored."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.formats import Regex, ResponseFormat, form_rules, schema_of
-from anyformer.serving.api.strict import Strict
-from anyformer.serving.errors import ApiError
+from anyformer.serving.errors import ApiError, blaming
+from anyformer.serving.grammar import json_rule, regex_rule
 
 _SEED = Field(ge=-(2**63), lt=2**63)
 Temperature = Annotated[float, Field(ge=0, le=100)]
@@ -18,7 +16,19 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
 PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Schema = Annotated[dict[str, Any], Field(alias="schema")]
 Stop = str | Annotated[list[str], Field(max_length=16)]
+
+
+class Strict(BaseModel):
+    """A part of a request. Fields that it doesn't have, and numbers that are none, are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def joined(content: str | Sequence[Any] | None) -> str:
+    """The text of a message: as it is, or that of its parts."""
+    return content or "" if content is None or isinstance(content, str) else "".join(part.text for part in content)
 
 
 class RequestBody(Strict):
@@ -34,6 +44,62 @@ class StreamOptions(Strict):
     include_usage: bool = False
     """Send the numbers of tokens in a last chunk."""
     include_obfuscation: Literal[False] = False
+
+
+class PlainText(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObject(Strict):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Strict):
+    """A JSON schema with a name. It is enforced, whether `strict` or not."""
+
+    name: str | None = None
+    """Changes nothing."""
+    description: str | None = None
+    """Changes nothing."""
+    schema_: Schema
+    strict: bool | None = None
+
+
+class JsonBySchema(Strict):
+    """JSON that obeys a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")]
+
+
+class Regex(Strict):
+    """A text that a regex matches from its beginning to its end."""
+
+    type: Literal["regex"]
+    value: Annotated[str, Field(min_length=1)]
+
+
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def form_rules(schema: dict[str, Any] | None, regex: str | None, param: str) -> str:
+    """Lark rules of an answer that obeys a JSON schema, or else a regex. Raises ApiError for one that is too large."""
+    with blaming(param):
+        return f"text: {json_rule(schema) if schema is not None else regex_rule(regex or '')}"
+
+
+def schema_of(form: PlainText | JsonObject | JsonBySchema | None) -> dict[str, Any] | None:
+    """The schema that an answer obeys; None: any text will do."""
+    if isinstance(form, JsonBySchema):
+        return form.json_schema.schema_
+    return ANY_OBJECT if isinstance(form, JsonObject) else None
 
 
 class SamplingBody(RequestBody):

@@ -1,29 +1,32 @@
 """`/v1/messages`: conversations in Anthropic's words."""
 
-from __future__ import annotations
-
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
-from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
-from anyformer.serving.api.formats import Schema, form_rules
-from anyformer.serving.api.sse import STREAMED, EventStream, event
-from anyformer.serving.api.strict import Strict
+from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
+from anyformer.serving.api.fields import (
+    Count,
+    Probability,
+    RequestBody,
+    Schema,
+    Strict,
+    Temperature,
+    form_rules,
+    joined,
+)
 from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
 from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
-from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
-from anyformer.serving.state import Server, server_of
+from anyformer.serving.state import ServerOf
 from anyformer.serving.tool_formats import Function
 from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text
 from anyformer.serving.worker import Stream
@@ -150,12 +153,11 @@ class ConversationBody(RequestBody):
         return Turn(served=served, messages=self._shown(), tools=tools, rules=rules, rules_param="output_config")
 
     def _shown(self) -> list[dict[str, Any]]:
-        """The messages as chat templates read them."""
         if self.messages[-1].role == "assistant":
             raise ApiError(400, "The last message is the user's: an answer can't be begun by the client.", "messages")
         shown = list[dict[str, Any]]()
         if self.system:
-            shown.append({"role": "system", "content": _joined(self.system)})
+            shown.append({"role": "system", "content": joined(self.system)})
         for number, message in enumerate(self.messages):
             param, content = f"messages.{number}.content", message.content
             blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
@@ -171,14 +173,10 @@ class ConversationBody(RequestBody):
             if uses:
                 raise ApiError(400, "A tool_use is the assistant's.", param)
             for result in results:
-                shown.append(tool_message(shown, result.tool_use_id, _joined(result.content), param))
+                shown.append(tool_message(shown, result.tool_use_id, joined(result.content), param))
             if text or not results:
                 shown.append({"role": "user", "content": text})
         return shown
-
-
-def _joined(content: str | Sequence[TextBlock]) -> str:
-    return content if isinstance(content, str) else "".join(block.text for block in content)
 
 
 class MessagesRequest(ConversationBody):
@@ -210,21 +208,22 @@ class MessagesRequest(ConversationBody):
 
 
 @router.post("/v1/messages", response_model=None, responses=STREAMED)
-async def messages(body: MessagesRequest, request: Request, server: Annotated[Server, Depends(server_of)]) -> Response:
+async def messages(body: MessagesRequest, request: Request, server: ServerOf) -> Response:
     """Answer a conversation, as Anthropic's `/v1/messages`."""
     served = server.find(body.model)
     served.require_generative()
-    writer = _Writer(served, body, server)
+    writer = _Writer(body, body.turn(served))
     await writer.turn.begin(body.options(), 1, body.max_tokens)
+    running = partial(server.running, served=served, streams=writer.turn.streams)
     if body.stream:
-        return EventStream(writer.events(), writer.running, lambda error: event(error.body, "error"))
-    async with writer.running(request.receive):
+        return EventStream(writer.events(), running, lambda error: event(error.body, "error"))
+    async with running(request.receive):
         await writer.turn.whole()
         return JsonAnswer(writer.message())
 
 
 @router.post("/v1/messages/count_tokens")
-async def count_tokens(body: ConversationBody, server: Annotated[Server, Depends(server_of)]) -> dict[str, int]:
+async def count_tokens(body: ConversationBody, server: ServerOf) -> dict[str, int]:
     """The number of tokens of a conversation, as Anthropic's `/v1/messages/count_tokens`."""
     served = server.find(body.model)
     served.require_generative()
@@ -234,24 +233,15 @@ async def count_tokens(body: ConversationBody, server: Annotated[Server, Depends
 
 
 class _Writer:
-    """Writes the answer to a request."""
-
-    def __init__(self, served: ServedModel, body: MessagesRequest, server: Server) -> None:
-        self.served, self.body, self.server = served, body, server
-        self.turn = body.turn(served)
+    def __init__(self, body: MessagesRequest, turn: Turn) -> None:
+        self.body, self.turn = body, turn
         self.id = f"msg_{secrets.token_hex(12)}"
 
-    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
-        """The texts while the client waits."""
-        return self.server.running(receive, self.served, self.turn.streams)
-
     def message(self) -> dict[str, Any]:
-        """The answer as a whole."""
         content = [_block(item) for item in self.turn.answers[0].items]
         return {**self._head(), "content": content, **self._end(), "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer in pieces."""
 
         def named(kind: str, **fields: Any) -> bytes:
             return event({"type": kind, **fields}, kind)

@@ -1,29 +1,35 @@
 """`/v1/responses`: answers as OpenAI's newer shape has them. Nothing is stored: the client sends the conversation."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Discriminator, Field, Tag
-from starlette.types import Receive
 
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.fields import Count, Probability, RequestBody, Temperature
-from anyformer.serving.api.formats import ANY_OBJECT, JsonObject, PlainText, Schema, form_rules
-from anyformer.serving.api.sse import STREAMED, EventStream, event
-from anyformer.serving.api.strict import Strict
+from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
+from anyformer.serving.api.fields import (
+    ANY_OBJECT,
+    Count,
+    JsonObject,
+    PlainText,
+    Probability,
+    RequestBody,
+    Schema,
+    Strict,
+    Temperature,
+    form_rules,
+    joined,
+)
 from anyformer.serving.api.tools import MOST_TOOLS, Choice, FunctionBody, ToolName, chosen_tools
 from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
-from anyformer.serving.json_answer import JsonAnswer
 from anyformer.serving.served_model import ServedModel
-from anyformer.serving.state import Server, server_of
+from anyformer.serving.state import ServerOf
 from anyformer.serving.tool_parser import Arguments, Text
 
 router = APIRouter()
@@ -192,7 +198,7 @@ class ResponsesRequest(RequestBody):
         for number, item in enumerate(items):
             param = f"input.{number}"
             if isinstance(item, ResultItem):
-                shown.append(tool_message(shown, item.call_id, _joined(item.output), param))
+                shown.append(tool_message(shown, item.call_id, joined(item.output), param))
             elif isinstance(item, CallItem):
                 call = Call(id=item.call_id, name=item.name, arguments=item.arguments)
                 message = assistant_message("", [call], param)
@@ -203,46 +209,33 @@ class ResponsesRequest(RequestBody):
                 shown.append(message)
             else:
                 role = "system" if item.role == "developer" else item.role
-                shown.append({"role": role, "content": _joined(item.content)})
+                shown.append({"role": role, "content": joined(item.content)})
         return shown
 
 
-def _joined(content: str | list[ContentPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
 @router.post("/v1/responses", response_model=None, responses=STREAMED)
-async def responses(
-    body: ResponsesRequest, request: Request, server: Annotated[Server, Depends(server_of)]
-) -> Response:
+async def responses(body: ResponsesRequest, request: Request, server: ServerOf) -> Response:
     """Answer a conversation, as OpenAI's `/v1/responses`."""
     served = server.find(body.model)
     served.require_generative()
-    writer = _Writer(served, body, server)
+    writer = _Writer(body, body.turn(served))
     await writer.turn.begin(body.options(), 1, body.max_output_tokens)
+    running = partial(server.running, served=served, streams=writer.turn.streams)
     if body.stream:
-        return EventStream(writer.events(), writer.running, writer.failed)
-    async with writer.running(request.receive):
+        return EventStream(writer.events(), running, writer.failed)
+    async with running(request.receive):
         await writer.turn.whole()
         return JsonAnswer(writer.response())
 
 
 class _Writer:
-    """Writes the answer to a request."""
-
-    def __init__(self, served: ServedModel, body: ResponsesRequest, server: Server) -> None:
-        self.served, self.body, self.server = served, body, server
-        self.turn = body.turn(served)
+    def __init__(self, body: ResponsesRequest, turn: Turn) -> None:
+        self.body, self.turn = body, turn
         self.id, self.created = f"resp_{secrets.token_hex(12)}", int(time.time())
         self._item_ids = list[str]()
         self._sent = 0
 
-    def running(self, receive: Receive) -> AbstractAsyncContextManager[None]:
-        """The texts while the client waits."""
-        return self.server.running(receive, self.served, self.turn.streams)
-
     def response(self, error: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer as far as it is known."""
         body, answer = self.body, self.turn.answers[0]
         items = range(0 if answer.finish is None else len(answer.items))
         status = {None: "in_progress", "length": "incomplete"}.get(answer.finish, "completed")
@@ -272,7 +265,6 @@ class _Writer:
         }
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer in pieces."""
         yield self._event("response.created", response=self.response())
         yield self._event("response.in_progress", response=self.response())
         answer = self.turn.answers[0]

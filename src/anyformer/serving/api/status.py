@@ -1,22 +1,17 @@
 """`/health`, `/metrics`, `/v1/models`, `/tokenize` and `/detokenize`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import Field
 
-from anyformer.errors import UserError
 from anyformer.serving.api.fields import RequestBody
-from anyformer.serving.errors import ApiError
+from anyformer.serving.errors import blaming
 from anyformer.serving.served_model import ServedModel
-from anyformer.serving.state import Server, server_of
+from anyformer.serving.state import ServerOf
 
 router = APIRouter()
-
-ServerOf = Annotated[Server, Depends(server_of)]
 
 
 @router.get("/health")
@@ -71,10 +66,8 @@ class TokenizeRequest(RequestBody):
 async def tokenize(body: TokenizeRequest, server: ServerOf) -> dict[str, Any]:
     """Token ids of a text."""
     served = server.find(body.model)
-    try:
+    with blaming("prompt"):
         ids = served.require_tokenizer().encode(body.prompt, special=body.add_special_tokens)
-    except UserError as error:
-        raise ApiError(400, str(error), "prompt") from None
     return {"tokens": ids, "count": len(ids), "max_model_len": _described(served)["max_model_len"]}
 
 
@@ -87,7 +80,5 @@ class DetokenizeRequest(RequestBody):
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, server: ServerOf) -> dict[str, str]:
     """The text of token ids."""
-    try:
+    with blaming("tokens"):
         return {"prompt": server.find(body.model).require_tokenizer().decode(body.tokens, skip_special=False)}
-    except UserError as error:
-        raise ApiError(400, str(error), "tokens") from None

@@ -1,13 +1,11 @@
 """Tools in OpenAI's words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from anyformer.serving.api.strict import Strict
+from anyformer.serving.api.fields import Strict
 from anyformer.serving.api.turn import make_tools
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
@@ -63,11 +61,6 @@ def chosen_tools(
     """The tools of a request; None: there are none, or they may not be called.
 
     Args:
-        served: The model.
-        functions: What is offered.
-        choice: none, auto or required.
-        only: The one that has to be called.
-        parallel: Several may be called.
         has_rules: The text of the answer obeys a grammar.
 
     Raises:

@@ -1,18 +1,16 @@
 """A turn of a conversation: what the model is shown, what it may answer, and the parts of its answers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
-from anyformer.errors import UserError, quote
+from anyformer.errors import quote
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.api.choices import FINISH, merged
 from anyformer.serving.channels import FINAL, ChannelParser
-from anyformer.serving.errors import ApiError
+from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
 from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Reasoning, Text, ToolParser
@@ -51,7 +49,6 @@ class Step:
     Attributes:
         item: The number of the item that it belongs to.
         begins: It is the first of that item.
-        part: What comes.
     """
 
     item: int
@@ -113,11 +110,7 @@ class Turn:
     """A turn of a conversation.
 
     Attributes:
-        served: The model that answers.
-        messages: As chat templates read them.
-        tools: What it may call.
         rules: Lark rules of its answer; None: any text.
-        rules_param: The field that these come from.
         prefix_ids: Token ids that the answer begins with; None: it begins anew.
     """
 
@@ -136,9 +129,6 @@ class Turn:
     ) -> None:
         """Check everything, and submit the texts.
 
-        Args:
-            options, count, most, logprobs: As for `ServedModel.submit_chat`.
-
         Raises:
             ApiError: the template refuses the messages, or something can't be enforced.
         """
@@ -146,10 +136,8 @@ class Turn:
         await self.encode()
         constrain = None
         if tools is not None and tools.is_enforced:
-            try:
+            with blaming("tools"):
                 rules = tools.rules(served.grammars)
-            except UserError as error:
-                raise ApiError(400, str(error), "tools") from None
             constrain = await served.compile(rules, self.ids, "tools")
         elif self.rules is not None:
             constrain = await served.compile(self._within_channel(self.rules), self.ids, self.rules_param)
@@ -279,12 +267,6 @@ def _arguments(call: Call, param: str) -> dict[str, Any]:
 
 def tool_message(messages: Sequence[Mapping[str, Any]], call_id: str, content: str, param: str) -> dict[str, Any]:
     """The result of a call as chat templates read it.
-
-    Args:
-        messages: Those before it.
-        call_id: The call that it answers.
-        content: The result.
-        param: The field that it comes from.
 
     Raises:
         ApiError: there was no such call.

@@ -40,9 +40,7 @@ class Plan:
     """Settings of a step, the same for every strategy.
 
     Attributes:
-        precision: device and dtype of the computation.
         optimizer: makes the optimizer of a model's parameters, once they are where they will stay.
-        average: average of the weights; None: none.
         grad_clip: largest norm of the gradient.
         grad_accumulation: number of parts that a batch is computed in.
         label_smoothing: share of each target that is spread over the vocabulary.
@@ -103,11 +101,6 @@ class Strategy:
 
     def step(self, number: int, batch: Batch, learning_rate: float) -> Float[Tensor, "2"]:
         """Learn from a batch. Where loss or gradient are not finite, the weights stay as they are.
-
-        Args:
-            number: the step's, from 0.
-            batch: that of all processes.
-            learning_rate: that of this step.
 
         Returns:
             The mean loss over all predicted tokens of the batch, in nats, before the step; and the norm of the
@@ -205,7 +198,6 @@ class Strategy:
         return model if model.device == device else model.to(device)
 
     def _wrap(self) -> Any:
-        """The module that computes the loss, spread over the processes."""
         return self.plan.loss(self.model)
 
     def _last(self, last: bool) -> AbstractContextManager[object]:
@@ -281,7 +273,6 @@ class Strategy:
             return self.wrapped(**self._inputs(batch), **settings)
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """The arguments of the loss, on the device."""
         device = self.plan.precision.device
         if device.type in FIXED_SHAPES:
             batch = padded(batch, self.model.config, self.devices)

@@ -6,8 +6,6 @@ Models, section 3.3.2); in the backward pass their gradients are summed and go b
 values are narrow beside the rest, and the scores of a stretch are of any mask: causal, windows, biases, padding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -39,7 +39,6 @@ class Group:
 
     Attributes:
         rank: the number of this process; number 0 alone writes and prints.
-        world_size: the number of processes.
         local_rank: its number on this machine.
         backend: the library of the messages: nccl for cuda, gloo for cpu, tpu_dist for tpu, empty for a process alone.
 

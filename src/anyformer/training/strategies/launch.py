@@ -184,7 +184,6 @@ class _Crew:
         self.processes.append(process)
 
     def signal(self, number: int) -> None:
-        """Pass a signal on."""
         self.interrupts += 1
         for process in self.processes:
             if process.poll() is None:
@@ -203,7 +202,6 @@ class _Crew:
             time.sleep(0.05)
 
     def end(self) -> None:
-        """End whatever still runs, with the processes that it has started."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -4,8 +4,6 @@ A parameter is a DTensor over the processes. Its module sees the local tensor, a
 the same code and kernels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

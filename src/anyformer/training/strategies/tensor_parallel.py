@@ -9,8 +9,6 @@
 each process computes for itself, as a whole. The vocabulary is spread as well (`vocabulary_parallel`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import nn

@@ -4,8 +4,6 @@ No process holds all logits of a token: of each chunk of tokens the processes ex
 exponentials and the logit of the target (Shoeybi et al. 2019, Megatron-LM, section 3).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,6 @@
-"""Server-sent events."""
+"""Answers: JSON, and server-sent events."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,19 +10,30 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from anyformer.serving.errors import ApiError
-from anyformer.serving.json_answer import dumps
 from anyformer.serving.state import ClientLeftError
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""Answers of an endpoint that streams where it is asked to, in OpenAPI's words."""
+"""Answers of an endpoint that streams where it is asked to, in OpenAI's words."""
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class JsonAnswer(Response):
+    """A response with JSON. Half of a surrogate pair, which a model or a client can write into JSON, becomes a
+    question mark."""
+
+    media_type = "application/json"
+
+    @override
+    def render(self, content: Any) -> bytes:
+        return _dumps(content).encode("utf-8", "replace")
 
 
 def event(value: Any, name: str | None = None) -> bytes:
     """One event with JSON."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {dumps(value)}\n\n".encode("utf-8", "replace")
+    return f"{head}data: {_dumps(value)}\n\n".encode("utf-8", "replace")
 
 
 class Chunks:
@@ -34,11 +44,11 @@ class Chunks:
     """
 
     def __init__(self, head: Mapping[str, Any]) -> None:
-        self._head = dumps(dict(head))[:-1]
+        self._head = _dumps(dict(head))[:-1]
 
     def __call__(self, **fields: Any) -> bytes:
         """The event with these fields behind the first."""
-        return f"data: {self._head},{dumps(fields)[1:]}\n\n".encode("utf-8", "replace")
+        return f"data: {self._head},{_dumps(fields)[1:]}\n\n".encode("utf-8", "replace")
 
 
 class EventStream(Response):
