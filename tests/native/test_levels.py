@@ -83,7 +83,12 @@ def test_zero_switches_all_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("switch", "sentence"), [("x86-64-v5", "did you mean 'x86-64-v"), ("yes", "choose from '0', '1'")]
+    ("switch", "sentence"),
+    [
+        ("x86-64-v5", "did you mean 'x86-64-v"),
+        ("yes", "choose from '0', '1'"),
+        ("armv8-a", "choose from '0', '1'"),  # of another machine
+    ],
 )
 def test_a_value_that_means_nothing_is_told(
     switch: str, sentence: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -115,7 +115,7 @@ def level() -> Level | None:
     Warns of a value of `SWITCH` that means nothing, which is ignored.
     """
     switch = os.environ.get(SWITCH) or "1"
-    names = ["0", "1", EMULATED.name, *(each.name for every in LEVELS.values() for each in every)]
+    names = ["0", "1", EMULATED.name, *(each.name for each in LEVELS.get(machine(), ()))]
     if switch not in names:
         _log.warning("%s=%s means nothing, and is ignored (%s).", SWITCH, quote(switch), nearest(switch, names))
     is_checkout = any(SOURCES.glob("*.cpp"))
