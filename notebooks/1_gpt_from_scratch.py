@@ -1181,7 +1181,7 @@ rotary = blocks.RotaryPosition(llama.position, size)
 q, k = torch.randn(2, 1, heads, 8, 32)  # [batch, heads, time, head_dim]
 rotation = rotary.rotation(torch.arange(8)[None], torch.tensor([[8]]))
 assert torch.allclose(
-    rotate(q, torch.arange(8.0), llama.position.theta), rotation(q, q)[0], atol=1e-5
+    rotate(q, torch.arange(8.0), llama.position.theta), rotation.rotate(q, q)[0], atol=1e-5
 )
 
 # only the distance counts: 100 tokens later the scores are the same

@@ -88,7 +88,7 @@ def test_rotary_scores_depend_on_distance_alone(kind: str | None, shift: int, se
 
     def scores(start: int) -> Tensor:
         turn = position.rotation(torch.arange(start, start + 5)[None], torch.tensor([[start + 5]]))
-        turned_query, turned_key = turn(query, key)
+        turned_query, turned_key = turn.rotate(query, key)
         return turned_query @ turned_key.transpose(2, 3)
 
     torch.testing.assert_close(scores(0), scores(shift), atol=2e-3, rtol=1e-3)

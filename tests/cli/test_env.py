@@ -26,4 +26,4 @@ def test_a_switch_is_a_reason(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["env"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "ANYFORMER_NATIVE=0 switches compiled code off" in out
-    assert "level in use none" in out
+    assert "level in use none libraries none" in out

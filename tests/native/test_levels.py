@@ -51,6 +51,26 @@ def test_level_by_processor_and_switch(
     assert levels.has_amx_bf16() == amx_bf16
 
 
+@pytest.mark.parametrize(
+    ("offered", "switch", "name"),
+    [
+        ("", "1", "armv8-a"),
+        ("dotprod", "1", "armv8-a-dotprod"),
+        ("dotprod bf16", "1", "armv8-a-dotprod"),
+        ("dotprod i8mm bf16", "1", "armv8-a-bf16"),
+        ("dotprod i8mm bf16", "armv8-a", "armv8-a"),
+    ],
+)
+def test_level_of_arm(offered: str, switch: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "machine", lambda: "aarch64")
+    monkeypatch.setattr(levels, "features", lambda: frozenset(offered.split()))
+    monkeypatch.setenv(levels.SWITCH, switch)
+    found = levels.level()
+    assert found is not None
+    assert found.name == name
+    assert not levels.has_avx512_bf16()
+
+
 def test_each_level_needs_what_the_next_does() -> None:
     for found in levels.LEVELS.values():
         for better, worse in pairwise(found):
@@ -63,7 +83,12 @@ def test_zero_switches_all_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("switch", "sentence"), [("x86-64-v5", "did you mean 'x86-64-v"), ("yes", "choose from '0', '1'")]
+    ("switch", "sentence"),
+    [
+        ("x86-64-v5", "did you mean 'x86-64-v"),
+        ("yes", "choose from '0', '1'"),
+        ("armv8-a", "choose from '0', '1'"),  # of another machine
+    ],
 )
 def test_a_value_that_means_nothing_is_told(
     switch: str, sentence: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

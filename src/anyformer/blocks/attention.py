@@ -96,7 +96,7 @@ class MultiHeadAttention(nn.Module):
         if isinstance(states, KeysValues):
             return query, states.keys, states.values
         key, value = self.keys_values(x if states is None else states)
-        return *rotation(query, key), value
+        return *rotation.rotate(query, key), value
 
     def keys_values(self, states: Float[Tensor, "batch keys d_model"]) -> KeysValues:
         """Keys and values of hidden states."""

@@ -86,7 +86,7 @@ class LatentAttention(nn.Module):
         query = self.query(self.query_norm(self.query_down(x))).unflatten(2, (self.heads, self.head_dim))
         plain, turned = query.transpose(1, 2).split([self.head_dim - self.rotary_dim, self.rotary_dim], dim=-1)
         latent, shared = self.latent_down(x if states is None else states).split([self.rank, self.rotary_dim], dim=-1)
-        turned, shared = rotation(turned, shared[:, None])
+        turned, shared = rotation.rotate(turned, shared[:, None])
         return torch.cat((plain, turned), dim=-1), torch.cat((self.latent_norm(latent)[:, None], shared), dim=-1)
 
     def expand(

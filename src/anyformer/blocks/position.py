@@ -61,7 +61,7 @@ class Rotation(NamedTuple):
             return self
         return self._replace(queries=self.queries.map(lambda table: select(table.squeeze(1), index)[:, None]))
 
-    def __call__(
+    def rotate(
         self, query: Float[Tensor, "#batch heads queries head_dim"], key: Float[Tensor, "#batch kv_heads keys head_dim"]
     ) -> tuple[Float[Tensor, "#batch heads queries head_dim"], Float[Tensor, "#batch kv_heads keys head_dim"]]:
         """Rotate queries and keys."""

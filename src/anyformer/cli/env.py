@@ -56,7 +56,7 @@ def environment() -> dict[str, Any]:
     from anyformer.plan.devices import find_device
 
     import_module("anyformer.generation.compiled_encoder")  # declares its library, and that of the decoder
-    level, offered = levels.level(), levels.usable()
+    level, offered = levels.level() if levels.enabled() else None, levels.usable()
     found: dict[str, Any] = {"anyformer": __version__, "python": platform.python_version()}
     found |= {name: _version(name) for name in _PACKAGES}
     found |= {
@@ -68,7 +68,7 @@ def environment() -> dict[str, Any]:
         "available memory, bytes": int(find_device("cpu").memory),
         "GPUs": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "levels offered": [each.name for each in offered],
-        "level in use": level.name if level is not None and levels.enabled() else "none",
+        "level in use": level.name if level is not None else "none",
         "libraries": str(levels.LIBRARIES / level.name) if level is not None else "none",
     }
     found["operations"] = [

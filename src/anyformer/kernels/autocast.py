@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anyformer.kernels.operation import constant_result
+
 
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is enabled on the tensor's device."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _is_available(device) and torch.is_autocast_enabled(device)
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
@@ -27,7 +29,13 @@ def in_float32(x: Tensor) -> Tensor:
 def autocast_disabled(x: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on the tensor's device keep the dtype of their inputs."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _is_available(device) else nullcontext()
+
+
+@constant_result
+def _is_available(device: str) -> bool:
+    """Whether a kind of device has autocast, which torch.compile of torch 2.9 can't ask."""
+    return torch.amp.is_autocast_available(device)
 
 
 _latest: tuple[weakref.ref[Tensor], tuple[int, bool], weakref.ref[Tensor]] | None = None

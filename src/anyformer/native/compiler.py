@@ -97,7 +97,7 @@ def _knows(compiler: str, level: Level) -> bool:
 
 def check_syntax(compiler: str, level: Level, source: str | Path) -> None:
     """Raise `subprocess.CalledProcessError` unless a compiler of the system knows the level and the source."""
-    flags = [*_machine([compiler], level, None), *level.flags, *_FLAGS]
+    flags = [*_processor([compiler], level), *_FLAGS]
     processes.run([compiler, *flags, "-fsyntax-only", "-x", "c++", str(source)], timeout=300)
 
 
@@ -119,12 +119,14 @@ def compile_library(name: str, level: Level, target: str = "") -> None:
     with atomic.temporary_folder(path) as temporary:
         # Its own temporary files, too, are made there.
         changes: dict[str, str] = dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
-        machine, compiled, linked = _machine(compiler, level, system), temporary / "new.o", temporary / path.name
+        compiled, linked = temporary / "new.o", temporary / path.name
+        machine, processor = _system(compiler, system), _processor(compiler, level)
         position = [] if path.suffix == ".dll" else ["-fPIC"]
-        # Linked as C++, Zig would compile its standard library first, for a minute, and no kernel calls it.
+        # Linked as C++, Zig would compile its standard library first, for a minute, and no kernel calls it; linked for
+        # a level, that of Windows' C, for each of them.
         linker = [*compiler[:-1], "cc"] if compiler == _ZIG else compiler
         for step in (
-            [*compiler, *machine, *level.flags, *_FLAGS, *position, "-c", f"{name}.cpp", "-o", str(compiled)],
+            [*compiler, *machine, *processor, *_FLAGS, *position, "-c", f"{name}.cpp", "-o", str(compiled)],
             [*linker, *machine, "-shared", "-s", str(compiled), "-lm", "-o", str(linked)],
         ):
             processes.run(step, folder=levels.SOURCES, changes=changes)
@@ -146,13 +148,21 @@ def reason(error: Exception) -> str:
     return next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)
 
 
-def _machine(compiler: Sequence[str], level: Level, system: Target | None) -> list[str]:
-    """The flags of processors and systems; Zig has its own names of processors, and one flag for all features."""
-    if compiler != _ZIG:
-        return [f"-march={level.base}", *(f"-m{feature}" for feature in level.features)]
-    base = "generic" if level.base == "armv8-a" else level.base
-    processor = "+".join((base, *level.features)).replace("-", "_")
-    return ["-target", system.zig if system else "native", f"-mcpu={processor}"]
+def _system(compiler: Sequence[str], system: Target | None) -> list[str]:
+    """The flags of Zig that choose a system."""
+    return ["-target", system.zig if system else "native"] if compiler == _ZIG else []
+
+
+def _processor(compiler: Sequence[str], level: Level) -> list[str]:
+    """The flags that choose a level; Zig has its own names of processors, and one flag for all features."""
+    if compiler == _ZIG:
+        base = "generic" if level.base == "armv8-a" else level.base
+        machine = [f"-mcpu={'+'.join((base, *level.features)).replace('-', '_')}"]
+    elif level.base == "armv8-a":
+        machine = [f"-march={'+'.join((level.base, *level.features))}"]
+    else:
+        machine = [f"-march={level.base}", *(f"-m{feature}" for feature in level.features)]
+    return [*machine, *level.flags]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from ctypes import CDLL, c_long
+from ctypes import CDLL, byref, c_int, c_long, c_size_t, sizeof
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -59,10 +59,14 @@ LEVELS = {
         Level("x86-64-v3", "x86-64-v3"),
         Level("x86-64-v2", "x86-64-v2"),
     ),
-    "aarch64": (Level("armv8-a", "armv8-a"),),
+    "aarch64": (
+        Level("armv8-a-bf16", "armv8-a", ("dotprod", "i8mm", "bf16")),
+        Level("armv8-a-dotprod", "armv8-a", ("dotprod",)),
+        Level("armv8-a", "armv8-a"),
+    ),
 }
 """The levels of each kind of machine, the best first: Sapphire Rapids; Zen 4 and Cooper Lake; Cascade Lake and Ice
-Lake; Haswell and Zen; all of the last fifteen years. No kernel has instructions for some ARM processors only."""
+Lake; Haswell and Zen; all of the last fifteen years. Graviton 3 and Apple M2; Graviton 2 and Apple M1; all."""
 EMULATED = Level("emulated", "x86-64-v4", _PAIRS, (*_WIDE, "-DEMULATED_AMX"))
 """AVX-512 computes what AMX would: for tests."""
 
@@ -83,12 +87,15 @@ def features() -> frozenset[str]:
     """The features of the processor that the operating system lets programs use, such as ``avx512bf16``."""
     if sys.platform == "win32":
         return _windows_features()
+    if sys.platform == "darwin":
+        return frozenset(name for name in LEVELS["aarch64"][0].features if _apple_has(name))
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
     words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return frozenset(map(_plain, words)) - (frozenset() if _tiles_are_granted() else {"amxtile"})
+    names = frozenset("dotprod" if word == "asimddp" else _plain(word) for word in words)
+    return names - (frozenset() if _tiles_are_granted() else {"amxtile"})
 
 
 def usable() -> Sequence[Level]:
@@ -108,7 +115,7 @@ def level() -> Level | None:
     Warns of a value of `SWITCH` that means nothing, which is ignored.
     """
     switch = os.environ.get(SWITCH) or "1"
-    names = ["0", "1", EMULATED.name, *(each.name for every in LEVELS.values() for each in every)]
+    names = ["0", "1", EMULATED.name, *(each.name for each in LEVELS.get(machine(), ()))]
     if switch not in names:
         _log.warning("%s=%s means nothing, and is ignored (%s).", SWITCH, quote(switch), nearest(switch, names))
     is_checkout = any(SOURCES.glob("*.cpp"))
@@ -143,6 +150,14 @@ def _tiles_are_granted() -> bool:
     call = CDLL(None).syscall
     call.restype = c_long
     return call(c_long(158), c_long(0x1023), c_long(18)) == 0
+
+
+def _apple_has(feature: str) -> bool:
+    """Whether macOS says that the processor has a feature of ARM's (`sysctl hw.optional.arm.FEAT_...`)."""
+    name = {"dotprod": "DotProd"}.get(feature, feature.upper())
+    value, size = c_int(), c_size_t(sizeof(c_int))
+    missing = CDLL(None).sysctlbyname(f"hw.optional.arm.FEAT_{name}".encode(), byref(value), byref(size), None, 0)
+    return not missing and bool(value.value)
 
 
 def _windows_features() -> frozenset[str]:

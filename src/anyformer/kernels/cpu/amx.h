@@ -106,8 +106,7 @@ struct AmxTiles {
     explicit AmxTiles(bool) {}
 };
 
-#if defined(__AVX512BF16__)
-// The same with AVX-512-BF16, for as many rows at a time as there are registers for accumulators.
+// The same with dot products of pairs, for as many rows at a time as there are registers for accumulators.
 template <int VECTORS>
 inline void bf16_matmul(const BFloat16* rows, int64_t stride, const float* columns, int64_t column_stride,
                         int64_t depth, bool accumulate, float* out, int64_t out_stride) {
@@ -139,11 +138,6 @@ inline void bf16_matmul(const BFloat16* rows, int64_t stride, const float* colum
         }
     }
 }
-#else
-// Declared for templates that name it but are never instantiated.
-template <int VECTORS>
-void bf16_matmul(const BFloat16*, int64_t, const float*, int64_t, int64_t, bool, float*, int64_t);
-#endif
 #endif
 
 // Store 16 bfloat16 pairs (first, second).

@@ -334,7 +334,13 @@ class AttentionKernel {
 extern "C" {
 
 // Without AVX-512-BF16 `run` does nothing.
-EXPORTED int64_t supported() { return HAS_AVX512_BF16; }
+EXPORTED int64_t supported() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 EXPORTED int64_t workspace_size(const AttentionArgs* args) {
 #if defined(__AVX512BF16__)

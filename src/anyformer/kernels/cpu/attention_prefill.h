@@ -19,7 +19,7 @@ constexpr int ROWS = REGISTER_BYTES == 64 ? 8
                      : VECTORS == 1       ? 4
                                           : 2;
 
-// The instructions for the matrix products: float32, bfloat16 pairs (AVX-512-BF16), or AMX.
+// The instructions for the matrix products: float32, bfloat16 pairs, or AMX.
 enum Backend { FLOAT32_FMA, BF16_DOT, AMX };
 
 // One query of one head.

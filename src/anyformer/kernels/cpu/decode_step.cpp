@@ -431,7 +431,7 @@ class DecodeStep {
             // Where keys, or the inputs of integer weights, are rounded already, rounding queries and attention weights
             // to bfloat16 adds little. Few tokens are computed like a single one, so that speculative decoding changes
             // nothing.
-            if (!HAS_AVX512_BF16 || new_tokens < KEY_BLOCK || (sizeof(T) == 4 && !has_integers))
+            if (!HAS_BF16_DOT || new_tokens < KEY_BLOCK || (sizeof(T) == 4 && !has_integers))
                 return with_backend(std::integral_constant<Backend, FLOAT32_FMA>{});
 #if defined(USE_AMX)
             if (uses_amx(rows)) return with_backend(std::integral_constant<Backend, AMX>{});

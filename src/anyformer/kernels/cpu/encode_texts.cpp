@@ -291,7 +291,7 @@ inline int64_t scratch_size(const Decoder& decoder, const Texts& texts) {
 extern "C" {
 
 // Without AVX-512-VNNI and AVX-512-BF16 the others do nothing.
-EXPORTED int64_t supported() { return HAS_VNNI && HAS_AVX512_BF16; }
+EXPORTED int64_t supported() { return HAS_VNNI && HAS_BF16_DOT; }
 
 // Bytes of a packed matrix.
 EXPORTED int64_t packed_size(int64_t rows, int64_t depth) {

@@ -69,6 +69,10 @@ ALWAYS_INLINE void dot_group(const uint8_t* weights, const int8_t* x, const int3
 inline IntRegister dot_quads(IntRegister total, IntRegister weights, IntRegister x) {
 #if defined(__AVX512VNNI__)
     return (IntRegister)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, (__m512i)x);
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+    return (IntRegister)vusdotq_s32((int32x4_t)total, (uint8x16_t)weights, (int8x16_t)x);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (IntRegister)vdotq_s32((int32x4_t)total, (int8x16_t)weights, (int8x16_t)x);
 #else
     UNROLL
     for (int bit = 0; bit < 32; bit += 8) total += ((weights >> bit) & 0xff) * (x << (24 - bit) >> 24);
@@ -76,13 +80,20 @@ inline IntRegister dot_quads(IntRegister total, IntRegister weights, IntRegister
 #endif
 }
 
+// Older dot products of ARM take signed bytes only: 128 is subtracted from 8-bit weights, as it is from the offsets.
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool IS_SIGNED = true;
+#else
+constexpr bool IS_SIGNED = false;
+#endif
+
 // to[r] = the dot product of a group of weights and of input row r. Rows alternate, so that no addition waits for the
 // one before; few rows have several accumulators each.
 template <Dtype DTYPE, int ROWS>
 ALWAYS_INLINE void dot_group(const uint8_t* weights, const int8_t* x, const int32_t* offsets, FloatRegister* to) {
     constexpr int ACCUMULATORS = ROWS >= 8 ? 1 : ROWS >= 4 ? 2 : 4;
     IntRegister sums[ACCUMULATORS][ROWS] = {};
-    if (DTYPE == INT8) {
+    if (DTYPE == INT8 && !IS_SIGNED) {
         UNROLL
         for (int r = 0; r < ROWS; r++) sums[0][r] += offsets[r];
     }
@@ -90,6 +101,7 @@ ALWAYS_INLINE void dot_group(const uint8_t* weights, const int8_t* x, const int3
     for (int k = 0; k < QUADS; k++) {
         IntRegister quads = load_as<IntRegister>(weights + 64 * (DTYPE == INT8 ? k : k % 4));
         if (DTYPE != INT8) quads = (k < 4 ? quads : quads >> 4) & 0x0f0f0f0f;
+        if (DTYPE == INT8 && IS_SIGNED) quads ^= 0x80808080;
         UNROLL
         for (int r = 0; r < ROWS; r++)
             sums[k % ACCUMULATORS][r] =

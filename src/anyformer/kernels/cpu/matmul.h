@@ -14,45 +14,36 @@ struct FloatDot {
     static constexpr int CHAINS = ROWS == 1 ? 4 : REGISTER_BYTES == 64 ? 2 : 4 / ROWS;
     FloatVec total[CHAINS][ROWS] = {};
 
-    void add(const float* weight_row, int64_t i, const Inputs& x, int64_t row, int chain, int64_t count = LANES) {
-        FloatVec w = count >= LANES ? load(weight_row + i) : load(weight_row + i, count);
-        UNROLL
-        for (int r = 0; r < ROWS; r++) total[chain][r] += w * load(x.float32 + (row + r) * x.width + i);
-    }
+    // Elements of a row of weights that a vector has.
+    template <class T>
+    static constexpr bool IS_PAIRS = HAS_BF16_DOT && sizeof(T) == 2;
+    template <class T>
+    static constexpr int64_t WIDTH = IS_PAIRS<T> ? 2 * LANES : LANES;
 
-#if defined(__AVX512BF16__)
-    static constexpr int64_t DOT_WIDTH = 2 * LANES;
-
-    void add(const BFloat16* weight_row, int64_t i, const Inputs& x, int64_t row, int chain,
-             int64_t count = DOT_WIDTH) {
-        __m512i w = _mm512_maskz_loadu_epi16(count >= DOT_WIDTH ? ~0u : (1u << count) - 1, weight_row + i);
-        UNROLL
-        for (int r = 0; r < ROWS; r++) {
-            __m512i values = _mm512_loadu_si512(x.bfloat16 + (row + r) * x.width + i);
-            total[chain][r] =
-                bit_cast<FloatVec>(_mm512_dpbf16_ps(bit_cast<__m512>(total[chain][r]), (__m512bh)values, (__m512bh)w));
+    template <class T>
+    void add(const T* weight_row, int64_t i, const Inputs& x, int64_t row, int chain, int64_t count = WIDTH<T>) {
+        const T* from = weight_row + i;
+        if constexpr (IS_PAIRS<T>) {
+            FloatVec w = count >= WIDTH<T> ? load_as<FloatVec>(from) : load_pairs(from, count);
+            UNROLL
+            for (int r = 0; r < ROWS; r++)
+                total[chain][r] =
+                    dot_pairs(total[chain][r], load_as<FloatVec>(x.bfloat16 + (row + r) * x.width + i), w);
+        } else {
+            FloatVec w = count >= WIDTH<T> ? load(from) : load(from, count);
+            UNROLL
+            for (int r = 0; r < ROWS; r++) total[chain][r] += w * load(x.float32 + (row + r) * x.width + i);
         }
     }
-#else
-    static constexpr int64_t DOT_WIDTH = LANES;
-
-    void add(const BFloat16* weight_row, int64_t i, const Inputs& x, int64_t row, int chain,
-             int64_t count = DOT_WIDTH) {
-        FloatVec w = count >= LANES ? load(weight_row + i) : load(weight_row + i, count);
-        UNROLL
-        for (int r = 0; r < ROWS; r++) total[chain][r] += w * load(x.float32 + (row + r) * x.width + i);
-    }
-#endif
 
     template <class T>
     void run(const T* weight_row, int64_t inputs, const Inputs& x, int64_t row) {
-        constexpr int64_t WIDTH = sizeof(T) == 4 ? LANES : DOT_WIDTH;
         int64_t i = 0;
-        for (; i + CHAINS * WIDTH <= inputs; i += CHAINS * WIDTH) {
+        for (; i + CHAINS * WIDTH<T> <= inputs; i += CHAINS * WIDTH<T>) {
             UNROLL
-            for (int chain = 0; chain < CHAINS; chain++) add(weight_row, i + chain * WIDTH, x, row, chain);
+            for (int chain = 0; chain < CHAINS; chain++) add(weight_row, i + chain * WIDTH<T>, x, row, chain);
         }
-        for (; i + WIDTH <= inputs; i += WIDTH) add(weight_row, i, x, row, 0);
+        for (; i + WIDTH<T> <= inputs; i += WIDTH<T>) add(weight_row, i, x, row, 0);
         if (i < inputs) add(weight_row, i, x, row, 0, inputs - i);
     }
 

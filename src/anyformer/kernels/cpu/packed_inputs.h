@@ -121,7 +121,7 @@ struct Inputs {
     bool needs_tiles(Dtype dtype) const {
         return has_code_tiles ? dtype > INT8 : unpacked_bf16 && dtype != FLOAT32;
     }
-    bool needs_bf16(Dtype dtype) const { return HAS_AVX512_BF16 && dtype == BFLOAT16 && !needs_tiles(dtype); }
+    bool needs_bf16(Dtype dtype) const { return HAS_BF16_DOT && dtype == BFLOAT16 && !needs_tiles(dtype); }
     bool needs_int8(Dtype dtype) const { return is_integer(dtype) && !needs_tiles(dtype); }
     bool needs_float32(Dtype dtype) const {
         return !needs_tiles(dtype) && !needs_bf16(dtype) && !needs_int8(dtype);

@@ -6,6 +6,8 @@
 #include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // Arrays of accumulators stay in registers only if the loops over them are unrolled, which -O2 alone does not do.
@@ -470,21 +472,51 @@ inline void store_past_caches(BFloat16* to, FloatVec low, FloatVec high) {
     auto both = _mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low));
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(both));
 }
-
-constexpr bool HAS_AVX512_BF16 = true;
-#else
-constexpr bool HAS_AVX512_BF16 = false;
 #endif
+
+// In each lane: total + both products of two pairs of bfloat16.
+#if defined(__AVX512BF16__)
+constexpr bool HAS_BF16_DOT = true;
+inline FloatVec dot_pairs(FloatVec total, FloatVec a, FloatVec b) {
+    return bit_cast<FloatVec>(
+        _mm512_dpbf16_ps(bit_cast<__m512>(total), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+}
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr bool HAS_BF16_DOT = true;
+template <class V>
+inline V dot_pairs(const V& total, const V& a, const V& b) {
+    if constexpr (IS_SPLIT<V>)
+        return {dot_pairs(total.low, a.low, b.low), dot_pairs(total.high, a.high, b.high)};
+    else
+        return (V)vbfdotq_f32((float32x4_t)total, (bfloat16x8_t)a, (bfloat16x8_t)b);
+}
+#else
+constexpr bool HAS_BF16_DOT = false;
+inline FloatVec dot_pairs(FloatVec total, FloatVec a, FloatVec b) {
+    auto first = [](FloatVec pairs) { return bit_cast<FloatVec>(bit_cast<UIntVec>(pairs) << 16); };
+    auto second = [](FloatVec pairs) { return bit_cast<FloatVec>(bit_cast<UIntVec>(pairs) & 0xffff0000u); };
+    return total + first(a) * first(b) + second(a) * second(b);
+}
+#endif
+
+// Partial load of `count` elements, as pairs; the others are 0.
+inline FloatVec load_pairs(const BFloat16* from, int64_t count) {
+#if defined(__AVX512BW__)
+    return bit_cast<FloatVec>(_mm512_maskz_loadu_epi16((1u << count) - 1, from));
+#else
+    BFloat16 padded[2 * LANES] = {};
+    memcpy(padded, from, count * sizeof(BFloat16));
+    return load_as<FloatVec>(padded);
+#endif
+}
 
 // total + one * each; with BF16, `one` and the lanes of `each` are pairs of bfloat16, and both products are added.
 template <bool BF16>
 inline FloatVec multiply_add(FloatVec total, float one, FloatVec each) {
-#if defined(__AVX512BF16__)
     if constexpr (BF16)
-        return bit_cast<FloatVec>(
-            _mm512_dpbf16_ps(bit_cast<__m512>(total), (__m512bh)_mm512_set1_ps(one), bit_cast<__m512bh>(each)));
-#endif
-    return total + one * each;
+        return dot_pairs(total, broadcast(one), each);
+    else
+        return total + one * each;
 }
 
 // Lanes of bfloat16 pairs (low, high).
