@@ -115,7 +115,7 @@ class LayerCache:
         """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long."""
 
         def taken(old: Tensor) -> Tensor:
-            filled = old[:, :, :length].index_select(0, rows)  # with `out` into a part of a tensor it takes twice as long
+            filled = old[:, :, :length].index_select(0, rows)  # `out` in a part of a tensor takes twice as long
             new = old[: len(rows)] if len(rows) <= len(old) else old.new_empty((len(rows), *old.shape[1:]))
             new[:, :, :length] = filled
             return new
