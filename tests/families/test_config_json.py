@@ -13,7 +13,8 @@ import anyformer as af
 from anyformer.blocks.position import frequencies
 from anyformer.checkpoint import generation_settings
 from anyformer.errors import UserError
-from anyformer.families import FAMILIES, from_huggingface, to_huggingface
+from anyformer.families import FAMILIES, PRESETS, from_huggingface, to_huggingface
+from anyformer.families.base import write_activation
 from anyformer.model import skeleton
 
 VALUES: list[Any] = [None, True, 0, -1, 3, 10**12, 10**30, 10**400, 1.5, 1e308, 1e-308, float("nan"), float("inf")]
@@ -35,6 +36,15 @@ def test_fields_of_any_json_type(model_type: str) -> None:
                 assert config.model_type == family.model_type
                 switches = (config.attention.bias, config.feed_forward.bias, config.embedding.tied)
                 assert all(isinstance(switch, bool) for switch in switches), (field, value)
+
+
+def test_an_activation_of_t5_beside_its_projection() -> None:
+    """transformers follows `dense_act_fn` where the two say different things."""
+    _, raw = to_huggingface(PRESETS["t5-v1.1-small"])
+    for activation in ("relu", "silu", "gelu_new"):
+        config = from_huggingface({**raw, "feed_forward_proj": "gated-gelu", "dense_act_fn": activation})
+        assert config.feed_forward.gated
+        assert write_activation(config.feed_forward.activation) == activation
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ A `ModelSpec` is what a failing proof prints: the class, the fields of its confi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -116,13 +116,16 @@ class ModelSpec:
                     towards = torch.randn(weight.shape, generator=generator).sign() * torch.inf
                     weight.copy_(weight.nextafter(towards))
         if self.finds_replaced:
-            model.register_forward_hook(_with_labels)
+            model.register_forward_hook(partial(_with_one_label, dims=3))
+        elif self.classifies_texts and self.options["num_labels"] == 1:
+            model.register_forward_hook(partial(_with_one_label, dims=2))
         return model.eval()
 
 
-def _with_labels(model: nn.Module, args: Any, output: Any) -> Any:
-    """The output with logits [batch, time, labels] of the one label that Hugging Face leaves out of the shape."""
-    output["logits"] = output.logits[..., None]
+def _with_one_label(model: nn.Module, args: Any, output: Any, dims: int) -> Any:
+    """The output with logits [..., labels] of so many dimensions, the last of which Hugging Face may leave out."""
+    if output.logits.dim() < dims:
+        output["logits"] = output.logits[..., None]
     return output
 
 

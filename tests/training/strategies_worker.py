@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.adapters.modules import parameters, targets
 from anyformer.blocks.linear import Dropout
 from anyformer.checkpoint import save
 from anyformer.config import ModelConfig
@@ -40,7 +42,7 @@ STEPS = 6
 
 # GPT-2 and BERT have a bias of keys, whose gradient is nothing but rounding; Adam makes steps of full length of it.
 CASES: dict[str, dict[str, Any]] = {
-    "tied": {"preset": "gpt2-nano", "layers": {"decoder_layers": 2}, "average": "ema:0.9"},
+    "tied": {"preset": "gpt2-nano", "layers": {"decoder_layers": 2, "head.bias": "fixed"}, "average": "ema:0.9"},
     "masked": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "grad_accumulation": 3, "average": "last:2"},
     "pairs": {"preset": "t5-small", "layers": {"encoder_layers": 2, "decoder_layers": 1}, "label_smoothing": 0.1},
     "muon": {"preset": "llama-nano", "layers": {"decoder_layers": 2}, "optimizer": "muon", "recompute": True},
@@ -55,14 +57,53 @@ CASES: dict[str, dict[str, Any]] = {
     "negatives": {"task": "embed", "model": "encoder", "rows": toys.positives},
     "pair-class": {"task": "embed", "model": "encoder", "rows": toys.pairs_with_a_class},
 }
+MIXTURES = {
+    "mixtral": "mixtral-nano",
+    "qwen3_moe": "qwen3-30b-a3b",
+    "olmoe": "olmoe-1b-7b",
+    "granitemoe": "granite-3.0-1b-a400m",
+    "gpt_oss": "gpt-oss-20b",
+    "deepseek_v2": "deepseek-v2-lite",
+    "deepseek_v3": "deepseek-v3",
+}
+"""Types with experts: a preset of each."""
+DRAWN = 3
+"""Models that are drawn of each type with experts."""
+
+
+def _drawn(name: str, number: int) -> dict[str, Any]:
+    """A case of a type with experts, their counts, heads and balance drawn; the last one with adapters on them."""
+    chance = np.random.default_rng([number, *name.encode()])
+    count, heads = int(chance.choice([4, 6])), int(chance.choice([2, 4]))
+    layers: dict[str, Any] = {
+        "decoder_layers": 2,
+        "feed_forward.width": int(chance.integers(5, 40)),
+        "feed_forward.experts.count": count,
+        # The weight of one alone is 1, and its router's gradient nothing but rounding.
+        "feed_forward.experts.used": int(chance.integers(2, count)),
+        "feed_forward.experts.balance": float(chance.choice([0.02, 0.5])),
+        "attention.heads": heads,
+    }
+    if "deepseek" in name:
+        layers |= {"feed_forward.experts.groups": 2, "feed_forward.experts.used_groups": 2, "other_layers.first": "o"}
+        latent = {"rank": 6, "rotary_dim": 4, "value_dim": 5, "query_rank": None if name == "deepseek_v2" else 7}
+        layers |= {f"attention.latent.{field}": value for field, value in latent.items()} | {"attention.head_dim": 10}
+    else:
+        layers |= {"attention.kv_heads": int(chance.choice([1, 2])), "embedding.padding": None}
+    steps = {"grad_accumulation": int(chance.choice([1, 2])), "recompute": bool(chance.integers(2))}
+    return {"preset": MIXTURES[name], "layers": layers, "adapters": number == DRAWN - 1, **steps}
+
+
+EXPERTS = {f"{name}-{number}": _drawn(name, number) for name in MIXTURES for number in range(DRAWN)}
+CASES |= EXPERTS
+CASES["muon-experts"] = EXPERTS["muon-experts"] = {**_drawn("mixtral", 0), "optimizer": "muon"}
 FINETUNED = ("classify", "chat", "embed", "negatives", "pair-class")
 
 
 def config(case: str) -> ModelConfig:
-    model = preset(CASES[case]["preset"]).replace(vocab_size=53, d_model=32, max_length=16, **CASES[case]["layers"])
-    attention = dataclasses.replace(model.attention, heads=2, kv_heads=None, head_dim=None)
-    feed_forward = dataclasses.replace(model.feed_forward, width=48)
-    return without_dropout(model.replace(attention=attention, feed_forward=feed_forward))
+    sizes = {"vocab_size": 53, "d_model": 32, "max_length": 16, "feed_forward.width": 48}
+    heads = {"attention.heads": 2, "attention.kv_heads": None, "attention.head_dim": None}
+    return without_dropout(preset(CASES[case]["preset"]).replace(**{**sizes, **heads, **CASES[case]["layers"]}))
 
 
 def batch(case: str, step: int, rows: int = 7, time: int = 12) -> Batch:
@@ -110,7 +151,13 @@ def made(case: str) -> tuple[Transformer, Callable[..., Batch], Callable[[Transf
     tuned = recipe(case) if case in FINETUNED else None
     torch.manual_seed(0)
     if tuned is None:
-        return build(config(case)), partial(batch, case), LossModule
+        model = build(config(case))
+        for buffer in model.buffers():
+            buffer.normal_(std=0.1)
+        if CASES[case].get("adapters"):
+            names = {"target_modules": [*targets(model)], "target_parameters": [*parameters(model)]}
+            add_adapter(model, LoraConfig(rank=2, **names))
+        return model, partial(batch, case), LossModule
     model = tuned.build()
     for module in model.modules():
         if isinstance(module, Dropout):
@@ -144,20 +191,26 @@ def train(
     """
     options = CASES[case]
     model, batches, loss = made(case)
+    parts = options.get("grad_accumulation", 2)
+    if case in EXPERTS and group.world_size == 1:
+        # Experts are balanced by the tokens of each part of a batch on each process: as many parts on one.
+        parts *= 2
     plan = Plan(
         Precision(torch.device("cpu"), getattr(torch, dtype), "for a test"),
         lambda model: make_optimizer(options.get("optimizer", "adamw"), model, 1.0),
         average=make_average(options.get("average")),
         grad_clip=0.5,
-        grad_accumulation=options.get("grad_accumulation", 2),
+        grad_accumulation=parts,
         label_smoothing=options.get("label_smoothing", 0.0),
         gradient_checkpointing=options.get("recompute", False),
         loss=loss,
     )
-    parts = {"tensor_parallel": tensor, "context_parallel": context}
-    strategy = make_strategy(engine, model, plan, group, zero_stage=zero, **parts)
+    layout = {"tensor_parallel": tensor, "context_parallel": context}
+    strategy = make_strategy(engine, model, plan, group, zero_stage=zero, **layout)
     said, figures = str(strategy), {}
     if load is not None:
+        for buffer in model.buffers():
+            buffer.zero_()
         strategy.load(Path(load))
     else:
         # Nothing that a step does may be disturbed by it.

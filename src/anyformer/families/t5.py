@@ -28,7 +28,8 @@ def _derived(raw: Raw, values: Values, head: HeadKind, *, can_scale: bool) -> Va
         refuse(raw, is_encoder_decoder=False)
     projection: str = raw.get("feed_forward_proj", "relu")
     # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
-    activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+    meant = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+    activation = raw.get("dense_act_fn") or meant
     scaled = can_scale and raw.get("scale_decoder_outputs", values["embedding.tied"])
     return {
         # A classifier of tokens is an encoder alone, whatever config.json says of a decoder.

@@ -22,6 +22,8 @@ _WIDTHS = {
 }
 """Widths of characters as shares of the font size."""
 _XML = {"\t", "\n", "\r"}
+_CONDENSED = 1.6
+"""How many times as wide as its room a text may be to be condensed; what is longer is truncated to that."""
 
 
 def width(text: str, size: float, *, bold: bool = False) -> float:
@@ -141,7 +143,7 @@ def text(
     anchor: str = "start",
     place: str = "",
 ) -> None:
-    """A line of text, truncated to the pixels that there are for it.
+    """A line of text, condensed to the pixels that there are for it, and truncated if it is far too long.
 
     Args:
         x: Its start, middle or end, as `anchor` says.
@@ -155,11 +157,13 @@ def text(
     attributes = {"text-anchor": anchor.removeprefix("start"), "data-place": place}
     element = add(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": f"{_size(size)} {style}".strip()})
     element.attrib.update({name: value for name, value in attributes.items() if value})
-    element.text = fit(content, room, size, bold="bold" in style or "lit" in style)
+    bold = "bold" in style or "lit" in style
+    element.text = fit(content, _CONDENSED * room, size, bold=bold)
+    _condense(element, width(element.text, size, bold=bold), room)
 
 
 def line(parent: Element, x: float, y: float, parts: Sequence[tuple[str, str, str]], room: float, size: float) -> None:
-    """Several texts in one line, with a dot between them; where they are too long for it, the longest is truncated.
+    """Several texts in one line, with a dot between them; condensed as in `text`, the longest truncated.
 
     Args:
         parts: Text, classes and place of each.
@@ -167,16 +171,24 @@ def line(parent: Element, x: float, y: float, parts: Sequence[tuple[str, str, st
     dot = " · "
     texts = [clean(content) for content, _, _ in parts]
     widths = [width(content, size, bold="lit" in style) for content, (_, style, _) in zip(texts, parts, strict=True)]
-    excess = sum(widths) + width(dot, size) * (len(parts) - 1) - room
+    total = sum(widths) + width(dot, size) * (len(parts) - 1)
+    excess = total - _CONDENSED * room
     if excess > 0:
         longest = widths.index(max(widths))
         texts[longest] = fit(texts[longest], widths[longest] - excess, size, bold="lit" in parts[longest][1])
     element = add(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": _size(size)})
+    _condense(element, total, room)
     for number, (content, (_, style, place)) in enumerate(zip(texts, parts, strict=True)):
         if number:
             add(element, "tspan", {"class": "soft"}).text = dot
         attributes = {"data-place": place, "class": style}
         add(element, "tspan", {name: value for name, value in attributes.items() if value}).text = content
+
+
+def _condense(element: Element, wide: float, room: float) -> None:
+    """Draw a text that is wider than its room just as wide as that."""
+    if wide > room:
+        element.attrib.update({"textLength": f"{room:g}", "lengthAdjust": "spacingAndGlyphs"})
 
 
 def _size(size: float) -> str:

@@ -91,7 +91,9 @@ class DeepSpeed(Sharded):
 
     @override
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self._whole(tensor, self._local(tensor))) for name, tensor in self.model.named_parameters())
+        for name, tensor in self.model.named_parameters():
+            yield name, self._whole(tensor, self._local(tensor))
+        yield from self._buffers().items()
 
     @override
     def state(self) -> dict[str, Tensor]:
@@ -136,6 +138,9 @@ class DeepSpeed(Sharded):
                 set_weight(parameter, self._piece(parameter, value))
                 for key, moment in zip(_MOMENTS, moments, strict=True):
                     set_moment(parameter, self._piece(parameter, moment), key)
+        for name, buffer in self._buffers().items():
+            if f"model.{name}" in stored:
+                buffer.copy_(read_shards(folder, only={f"model.{name}"})[f"model.{name}"])
         for flat in self._flat():
             self.optimizer.state[flat]["step"].fill_(steps)
         self._forget()
@@ -213,6 +218,11 @@ class DeepSpeed(Sharded):
     def _weights(self) -> dict[str, Tensor]:
         return {name: self._local(parameter) for parameter, name in self._names().items()}
 
+    def _buffers(self) -> dict[str, Tensor]:
+        """The tensors that are stored with the weights and that nothing trains, whole on every process."""
+        stored = self.model.state_dict().keys()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
+
     def _local(self, parameter: Tensor) -> Tensor:
         """This process's share of a parameter: in stage 3 an equal part of all weights end to end, zero-padded."""
         return getattr(parameter, "ds_tensor", parameter).data
@@ -253,9 +263,8 @@ class DeepSpeed(Sharded):
                 yield f"optimizer.step.{name}", step
                 for key in _MOMENTS:
                     yield f"optimizer.{key}.{name}", utils.safe_get_full_optimizer_state(parameter, key)
-        for name, buffer in self.model.named_buffers():
-            if name in self.model.state_dict() and not self._frozen:
-                yield f"model.{name}", buffer
+        if not self._frozen:
+            yield from ((f"model.{name}", buffer) for name, buffer in self._buffers().items())
         if self.plan.average is not None:
             parameters = dict(self.model.named_parameters())
             for name, piece in self.plan.average.state().items():
