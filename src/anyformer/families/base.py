@@ -8,7 +8,7 @@ from functools import cached_property, partial, reduce
 from typing import Any, TypeVar, cast
 
 from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig, check_layers
-from anyformer.errors import UserError, cut, nearest, quote
+from anyformer.errors import UserError, nearest, quote
 from anyformer.families.rows import Operation, Pairs, Row, linear, resolve, rotary_order, row, split_heads
 from anyformer.schema import make
 
@@ -257,11 +257,12 @@ class Family:
 
     def head(self, raw: Raw) -> HeadKind:
         """The head that config.json's `architectures` ask for. Raises UserError for one that is not known."""
-        name = (raw.get("architectures") or [next(iter(self.architectures))])[0]
-        if name not in self.architectures:
+        named: Any = raw.get("architectures") or [*self.architectures]
+        name: Any = named[0] if isinstance(named, list) else named
+        if not isinstance(name, str) or name not in self.architectures:
             raise UserError(
-                f"config.json: the architecture {cut(str(name))} is not supported for model type "
-                f"{self.model_type!r} ({nearest(name, self.architectures)})."
+                f"config.json: the architecture {quote(name)} is not supported for model type "
+                f"{self.model_type!r} ({nearest(str(name), self.architectures)})."
             )
         return self.architectures[name]
 
