@@ -1,8 +1,8 @@
 """Memory and waiting of processes that share a model of about 1 GB by FSDP2, on the CPU.
 
-`python benchmarks/sharded_memory.py [--whole]` prints, for each phase, the largest peak of any process beyond what it
-had after importing everything and training a model of a few kilobytes. `--whole` begins as every other engine does:
-each process draws or reads all of the model, and process 0 gathers all of it to save it.
+`python benchmarks/sharded_memory.py [--whole] [--tensor-parallel N]` prints, for each phase, the largest peak of any
+process beyond what it had after importing everything and training a model of a few kilobytes. `--whole` begins as every
+other engine does: each process draws or reads all of the model, and process 0 gathers all of it to save it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
 from anyformer.training.recipe import cut_of, make_strategy
 from anyformer.training.strategies.base import Plan, Strategy
-from anyformer.training.strategies.group import Group, join
+from anyformer.training.strategies.group import join
 
 PROCESSES = 4
 MEGABYTE = 1e6
@@ -70,17 +70,16 @@ class Phases:
         self.peaks[name] = peak / MEGABYTE, time.perf_counter() - self._begun
 
 
-def _strategy(model: Transformer, plan: Plan, group: Group) -> Strategy:
-    return make_strategy("fsdp", model, plan, group)
-
-
-def work(folder: Path, whole: bool) -> None:
+def work(folder: Path, whole: bool, tensor: int) -> None:
     group = join("fsdp", "cpu")
     precision = Precision(torch.device("cpu"), torch.float32, "for a measurement")
     plan = Plan(precision, lambda model: make_optimizer("adamw", model, 1e-3))
-    cut = None if whole else cut_of("fsdp", plan, group)
+    cut = None if whole else cut_of("fsdp", plan, group, tensor_parallel=tensor)
     tokens = np.random.default_rng(0).integers(0, 64, (PROCESSES, 32))
     batch = Batch(tokens, tokens)
+
+    def make(model: Transformer) -> Strategy:
+        return make_strategy("fsdp", model, plan, group, tensor_parallel=tensor)
 
     def run(size: dict[str, int], phases: Phases, out: Path) -> None:
         def saved(strategy: Strategy, model: Path) -> None:
@@ -92,7 +91,7 @@ def work(folder: Path, whole: bool) -> None:
 
         phases.begin()
         torch.manual_seed(0)
-        strategy = _strategy(build(config(size), cut), plan, group)
+        strategy = make(build(config(size), cut))
         phases.end("draw and shard")
         phases.begin()
         saved(strategy, out / "model")
@@ -100,7 +99,7 @@ def work(folder: Path, whole: bool) -> None:
         strategy.close()
         del strategy
         phases.begin()
-        strategy = _strategy(load(out / "model", cut=cut)[0].requires_grad_(True), plan, group)
+        strategy = make(load(out / "model", cut=cut)[0].requires_grad_(True))
         phases.end("read and shard")
         phases.begin()
         for step in range(2):
@@ -143,7 +142,7 @@ def work(folder: Path, whole: bool) -> None:
     group.close()
 
 
-def measure(folder: Path, *, whole: bool = False) -> dict[str, tuple[float, float]]:
+def measure(folder: Path, *, whole: bool = False, tensor: int = 1) -> dict[str, tuple[float, float]]:
     """The largest peak and time of each phase, in MB and seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -151,7 +150,7 @@ def measure(folder: Path, *, whole: bool = False) -> dict[str, tuple[float, floa
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(PROCESSES)}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "--work", str(folder), *(["--whole"] if whole else [])],
+            [sys.executable, __file__, f"--work={folder}", f"--tensor-parallel={tensor}", *["--whole"] * whole],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(PROCESSES)
@@ -166,17 +165,20 @@ def measure(folder: Path, *, whole: bool = False) -> dict[str, tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--work", type=Path)
     options = parser.parse_args()
     if options.work:
-        work(options.work, options.whole)
+        work(options.work, options.whole, options.tensor_parallel)
         return
     size = sum(parameter.nbytes for parameter in skeleton(config(_SIZE)).parameters())
     print(
         f"model of {size / MEGABYTE:,.0f} MB, {PROCESSES} processes, a shard of {size / MEGABYTE / PROCESSES:,.0f} MB"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for phase, (peak, seconds) in measure(Path(folder), whole=options.whole).items():
+        for phase, (peak, seconds) in measure(
+            Path(folder), whole=options.whole, tensor=options.tensor_parallel
+        ).items():
             print(f"{phase:<24}{peak:>8,.0f} MB {seconds:>7.2f} s")
 
 

@@ -106,7 +106,7 @@ class ProcessExecutor(ThreadPoolExecutor):
     def __init__(self, count: int, threads: int, folder: str | None = None) -> None:
         super().__init__(count)
         self._folder = folder
-        self._changes = {"OMP_NUM_THREADS": str(threads)}
+        self._changes = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
         self._running: set[Process] = set()
 
     @override

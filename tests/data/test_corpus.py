@@ -41,7 +41,7 @@ def test_few_documents_are_split_by_position(tmp_path: Path, texts: list[str], p
     assert (corpus.split.count, corpus.split.characters) == (len(texts), len(whole))
     single = write(tmp_path / "b.txt", whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyformer.data.corpus.PIECE", piece)
+        patch.setattr("anyformer.data.documents.PIECE", piece)
         corpus = Corpus(single)
         training, validation = list(corpus.training()), list(corpus.validation())
     assert "".join(d.text for d in training) == whole[: int(0.9 * len(whole))]
@@ -200,7 +200,7 @@ def test_a_folder_leaves_json_files_to_be_named(tmp_path: Path):
 )
 def test_pieces_join_to_the_file(tmp_path: Path, text: str, suffix: str, piece: int, block: int):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE", piece)
+        patch.setattr("anyformer.data.documents.PIECE", piece)
         patch.setattr(text_files, "_BLOCK", block)
         found = list(documents(write(tmp_path / f"a{suffix.lower()}", text)))
     assert "".join(d.text for d in found) == text
@@ -209,7 +209,7 @@ def test_pieces_join_to_the_file(tmp_path: Path, text: str, suffix: str, piece: 
 
 
 def test_pieces_end_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(corpus, "PIECE", 12)
+    monkeypatch.setattr("anyformer.data.documents.PIECE", 12)
     path = write(tmp_path / "a.txt", "one\n\ntwo\n  three\nfour five six seven\n")
     assert [d.text for d in documents(path)] == ["one\n\n", "two\n  three\n", "four five si", "x seven\n"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from anyformer.data import input_files
-from anyformer.data.corpus import documents
+from anyformer.data.documents import documents
 from anyformer.data.formats.text import text_lines
 from anyformer.data.materialize import read_rows
 from anyformer.data.rows import records

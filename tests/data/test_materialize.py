@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from anyformer.data.corpus import documents
 from anyformer.data.disk_cache import Cache
+from anyformer.data.documents import documents
 from anyformer.data.materialize import materialize
 from anyformer.data.pairs import PairCorpus
 from anyformer.errors import UserError

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import anyformer as af
 from anyformer.data import input_files
-from anyformer.data.corpus import documents
 from anyformer.data.disk_cache import Cache
+from anyformer.data.documents import documents
 from anyformer.data.materialize import read_rows, row_files
 from anyformer.data.rows import records
 from anyformer.errors import UserError

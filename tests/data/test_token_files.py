@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from anyformer import processes
 from anyformer.data import encoding_worker, parallel_encoding
 from anyformer.data import token_files as module
-from anyformer.data.corpus import Document, documents
+from anyformer.data.documents import Document, documents
 from anyformer.data.token_files import HEADER, TokenFile, tokenize, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
@@ -214,7 +214,7 @@ def test_pieces_give_the_ids_of_the_whole(tmp_path: Path, monkeypatch: pytest.Mo
     text = "def f(x):\n    return x\n\n\n  # don't\n\n" * 40
     (tmp_path / "a.py").write_text(text)
     tokenizer = Tokenizer.train([text], "bpe:300")
-    monkeypatch.setattr("anyformer.data.corpus.PIECE", 100)
+    monkeypatch.setattr("anyformer.data.documents.PIECE", 100)
     assert len(list(documents(tmp_path / "a.py"))) > 10
     assert tokenize(documents(tmp_path), tokenizer, tmp_path / "t").ids.tolist() == tokenizer.encode(text)
     (tmp_path / "a.py").unlink()
@@ -294,7 +294,7 @@ _SLOW = """
 import sys
 from pathlib import Path
 from anyformer.data import parallel_encoding
-from anyformer.data.corpus import Document
+from anyformer.data.documents import Document
 from anyformer.data.token_files import tokenize
 from anyformer.tokenizer import Tokenizer
 

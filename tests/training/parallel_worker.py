@@ -30,7 +30,8 @@ from anyformer.config import (
 from anyformer.config.block import LatentConfig
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.model import Transformer
-from anyformer.training.recipe import make_strategy
+from anyformer.model import build as draw
+from anyformer.training.recipe import cut_of, make_strategy
 from anyformer.training.strategies.group import Group
 from tests.forked import forks
 from tests.generation.models import BOTH, GATED, RMS, ROTARY, VOCAB, WRITERS, build, config
@@ -114,10 +115,25 @@ def _with_adapters(model: Transformer) -> Transformer:
     return model
 
 
+def _check_first_weights(group: Group, model: ModelConfig, **layout: int) -> None:
+    """Assert that weights that are drawn by shard are those of a whole model."""
+    torch.manual_seed(3)
+    whole = Transformer(model).state_dict()
+    torch.manual_seed(3)
+    engine = "fsdp" if group.world_size > 1 else None
+    drawn = draw(model, cut_of(engine, plan(), group, **layout))
+    strategy = make_strategy(engine, drawn, plan(), group, **layout)
+    with strategy.gathered() as gathered:
+        if gathered is not None:
+            assert all(tensor.equal(whole[name]) for name, tensor in gathered.state_dict().items())
+    strategy.close()
+
+
 def train(group: Group, name: str, optimizer: str = "adamw", lora: bool = False, **layout: int) -> Result:
     """Losses, norms of gradients and an evaluation; and the weights, in process 0."""
     model = MODELS[name]
     drawn = _with_adapters(build(model)) if lora else build(model)
+    _check_first_weights(group, model, **layout)
     options = {"grad_clip": 0.5, "label_smoothing": 0.1, "grad_accumulation": 2, "optimizer": optimizer}
     engine = "fsdp" if group.world_size > 1 else None
     strategy = make_strategy(engine, drawn, plan(**options), group, **layout)

@@ -118,7 +118,7 @@ def test_every_field_is_thought_of() -> None:
         *("log_every", "seed", "name", "device", "restarts", "dtype", "model", "vocab_size", "max_length"),
     }
     checked = {"processes", "engine", "tensor_parallel", "context_parallel"}
-    checked |= {"track", "runs", "workers", "max_record_bytes"}
+    checked |= {"track", "runs", "workers", "scheduler", "max_record_bytes"}
     read = {"data", "validation", "source", "target", "tokenizer", "cache"}
     assert set(TrainConfig.__dataclass_fields__) == harmless | checked | read
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from anyformer.families import preset
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import TrainConfig
 from anyformer.training.prepare import TrainingData, prepare
+from tests.dask_programs import needs_dask, scheduler, worker
 from tests.tokenizer.hugging_face import automatic
 from tests.training.conftest import prose
 
@@ -145,7 +149,7 @@ def test_a_second_run_reads_no_data(
     def refuses(*_: object) -> None:
         raise AssertionError("the data is read again")
 
-    for module in ("corpus", "rows", "formats.text"):
+    for module in ("documents", "rows", "formats.text"):
         monkeypatch.setattr(f"anyformer.data.{module}.opened", refuses)
     second = prepares(name, **settings, context=8, seed=3)
     assert second.fingerprint == first.fingerprint
@@ -169,7 +173,7 @@ def test_the_fingerprint_is_the_contents(prepares: Any, text: Path, tmp_path: Pa
 
 def test_workers_change_nothing(prepares: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel_encoding, "CHUNK", 500)
-    monkeypatch.setattr("anyformer.data.corpus.PIECE", 300)
+    monkeypatch.setattr("anyformer.data.documents.PIECE", 300)
     found = [
         prepares("gpt2-nano", data=(str(text),), workers=workers, cache=tmp_path / str(workers)) for workers in (1, 2)
     ]
@@ -218,18 +222,18 @@ _PREPARES = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from anyformer.data import corpus, parallel_encoding
+from anyformer.data import documents, parallel_encoding
 from anyformer.families import preset
 from anyformer.training.config import TrainConfig
 from anyformer.training import prepare as module
 
-parallel_encoding.CHUNK, corpus.PIECE = 20_000, 10_000
+parallel_encoding.CHUNK, documents.PIECE, documents.SHARD = 20_000, 10_000, int(sys.argv[3])
 print("begun", flush=True)
 advance = module.Progress.advance
 module.Progress.advance = lambda self, task, n: (print(n, flush=True), advance(self, task, n))
 config = TrainConfig(
     preset="gpt2-nano", model=preset("gpt2-nano"), context=16, data=(sys.argv[1],), cache=Path(sys.argv[2]),
-    tokenizer="bpe:300", workers=2,
+    tokenizer="bpe:300", workers=2, scheduler=dict(enumerate(sys.argv)).get(4),
 )
 print(module.prepare(config.complete(), Console(quiet=True)).fingerprint, flush=True)
 """
@@ -240,7 +244,7 @@ def test_killed_while_tokenizing(text: Path, tmp_path: Path):
     text.write_text(prose(60_000))
 
     def start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", _PREPARES, str(text), str(tmp_path / "cache")]
+        command = [sys.executable, "-c", _PREPARES, str(text), str(tmp_path / "cache"), str(1 << 26)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     for lines in (2, 5):
@@ -257,9 +261,86 @@ def test_killed_while_tokenizing(text: Path, tmp_path: Path):
     results = [process.communicate(timeout=120)[0].split()[-1] for process in (start(), start())]
     assert results[0] == results[1]
     fresh = subprocess.run(
-        [sys.executable, "-c", _PREPARES, str(text), str(tmp_path / "other")],
+        [sys.executable, "-c", _PREPARES, str(text), str(tmp_path / "other"), str(1 << 26)],
         capture_output=True,
         text=True,
         check=True,
     )
     assert fresh.stdout.split()[-1] == results[0]
+
+
+@pytest.mark.parametrize("validation", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_shards_change_nothing(
+    validation: bool, prepares: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {
+        "validation": (str(text),) if validation else (),
+        "data": (str(text), str(text.with_name("more.jsonl"))),
+    }
+    text.with_name("more.jsonl").write_text(
+        "".join(json.dumps({"text": line}) + "\n" for line in prose(800, seed=1).splitlines())
+    )
+    whole = prepares("gpt2-nano", **settings, cache=tmp_path / "whole")
+    monkeypatch.setattr("anyformer.data.documents.SHARD", 20_000)
+    found = prepares("gpt2-nano", **settings, cache=tmp_path / "shards", workers=2)
+    assert found.fingerprint == whole.fingerprint
+    assert found.summary == whole.summary
+    assert not [*(tmp_path / "shards" / "shards").iterdir()]
+
+
+def _tokens(cache: Path) -> list[bytes]:
+    """The token files of the one entry of a cache, beside what a killed program had begun."""
+    (entry,) = (path for path in (cache / "tokens").iterdir() if not path.name.startswith("."))
+    return [path.read_bytes() for path in sorted(entry.iterdir())]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_shards_that_are_killed_at_any_moment(text: Path, tmp_path: Path):
+    text.write_text(prose(120_000))
+    chance = random.Random(0)
+
+    def start(cache: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _PREPARES, str(text), str(tmp_path / cache), str(1 << 16)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    begun = time.monotonic()
+    fingerprint = start("whole").communicate()[0].split()[-1]
+    length, kills, reused = time.monotonic() - begun, 0, 0
+    while kills < 12:
+        process = start("cut")
+        try:
+            process.communicate(timeout=chance.uniform(0, length))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            reused += bool([*(tmp_path / "cut" / "shards").glob("*/0*")])
+        else:
+            assert _tokens(tmp_path / "cut") == _tokens(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "cut")
+    assert reused
+    assert start("cut").communicate()[0].split()[-1] == fingerprint
+    assert _tokens(tmp_path / "cut") == _tokens(tmp_path / "whole")
+
+
+@needs_dask
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_worker_of_a_scheduler_may_be_killed(text: Path, tmp_path: Path):
+    text.write_text(prose(240_000))
+    command = [sys.executable, "-c", _PREPARES, str(text)]
+    whole = subprocess.check_output([*command, str(tmp_path / "whole"), str(1 << 16)], text=True).split()[-1]
+    dask = tmp_path / "dask"
+    dask.mkdir()
+    with scheduler(dask) as address, ExitStack() as stack:
+        first, *_ = (stack.enter_context(worker(address, dask)) for _ in range(3))
+        command += [str(tmp_path / "cut"), str(1 << 16), address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and not [*(tmp_path / "cut" / "shards").glob("*/00000*")]:
+                time.sleep(0.01)
+            first.kill()
+            assert process.communicate(timeout=600)[0].split()[-1] == whole
+    assert _tokens(tmp_path / "cut") == _tokens(tmp_path / "whole")
+    logs = "".join(path.read_text() for path in dask.glob("*.log"))
+    assert logs.count("Registered to") >= 3, logs

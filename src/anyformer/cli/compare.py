@@ -70,7 +70,7 @@ class CompareOptions:
 def run(argv: list[str]) -> int:
     """Compare models; returns the exit status."""
     values = vars(parse(CompareOptions, without_vs(argv), "compare"))
-    from anyformer.compare.cluster import workers
+    from anyformer.cluster import workers
     from anyformer.compare.compare import work
     from anyformer.compare.jobs import StoppedError
     from anyformer.compare.request import Request, budget_of

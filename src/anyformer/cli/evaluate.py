@@ -284,7 +284,7 @@ def _run_text(options: EvaluateOptions) -> None:
         raise UserError("--compare evaluates all of them: leave out --quantize.")
 
     from anyformer.console import progress_bar
-    from anyformer.data.corpus import find_files
+    from anyformer.data.input_files import find_files
     from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
     from anyformer.evaluation.trained_on import trained_on
 

@@ -27,6 +27,7 @@ _SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "document_masking": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
     "whole_word_masking": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
     "batch_tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
+    "scheduler": (lambda config: config.source is None, "text, and not for pairs"),
     "zero_stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
     "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
 }

@@ -19,8 +19,9 @@ import tokenizers
 from anyformer import atomic
 from anyformer.compare.windows import AROUND
 from anyformer.data.batch import Int64
-from anyformer.data.corpus import Corpus, find_files, standard_library
+from anyformer.data.corpus import Corpus, standard_library
 from anyformer.data.disk_cache import Cache
+from anyformer.data.input_files import find_files
 from anyformer.data.materialize import HUB, STANDARD_INPUT, materialize
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError

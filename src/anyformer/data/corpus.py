@@ -1,8 +1,4 @@
-"""Files and folders as documents, split into training and validation in the same way on every machine.
-
-A document is a text file, or a field of one record: a line of jsonl, a row of csv, tsv or parquet. A text of more than
-PIECE characters comes in several pieces, so that no file is ever in memory whole; a piece ends at a line end that is
-followed by text, where tokenizers that split words never join.
+"""A corpus: documents split into training and validation in the same way on every machine.
 
 A corpus of fewer than `MIN_DOCUMENTS` documents is split by position, as nanoGPT splits its one: the first 90% of the
 characters of all documents in order are for training, the rest for validation. A larger one is split by document, since
@@ -14,26 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import sysconfig
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from anyformer import limits
-from anyformer.data.formats.text import decoded
-from anyformer.data.input_files import TEXT_SUFFIXES, Paths, find_files, opened, suffix_of, walk
-from anyformer.data.rows import records
+from anyformer.data.batch import Int64
+from anyformer.data.documents import Document, Shard, documents, no_text, shards
+from anyformer.data.input_files import Paths, find_files, walk
 from anyformer.errors import UserError
 
-PIECE = 1 << 17
-"""Characters that a piece has at most; a longer line is cut anyway."""
 MIN_DOCUMENTS = 20
 """From this number of documents on, the split is by document."""
 VALIDATION_FRACTION = 0.1
@@ -42,43 +36,6 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "id
 
 Bool = npt.NDArray[np.bool_]
 _Item = TypeVar("_Item", bound=Any)
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, or a piece of one, and its origin.
-
-    Attributes:
-        text: never empty.
-        line: the line or row of a record, from 1; None for a text file.
-        last: False when the next document continues this text.
-    """
-
-    text: str
-    path: Path
-    line: int | None = None
-    last: bool = True
-
-
-def documents(paths: Paths, field: str = "text", *, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[Document]:
-    """Read the documents of files, folders and globs (see `find_files`), in order. Empty ones are passed over.
-
-    Args:
-        field: of a record that holds the text; text files have no fields.
-        max_record_bytes: the size that a record may have; that of text files is not limited.
-
-    Raises:
-        UserError: what `find_files` and `records` raise; a file that is not UTF-8 text (with the offset of the byte),
-            or no text in any of the files.
-    """
-    files = find_files(paths)
-    each = chain.from_iterable(_read(path, field, max_record_bytes) for path in files)
-    first = next(each, None)
-    if first is None:
-        which = f"{files[0]} is" if len(files) == 1 else f"all {len(files)} files, {files[0]} the first, are"
-        raise UserError(f"There is no text to read: {which} empty.")
-    yield first
-    yield from each
 
 
 def standard_library() -> list[Path]:
@@ -101,66 +58,39 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def _read(path: Path, field: str, max_record_bytes: int) -> Iterator[Document]:
-    if suffix_of(path) in TEXT_SUFFIXES:
-        with opened(path) as file:
-            for piece, last in _pieces(decoded(file)):
-                yield Document(piece, path, last=last)
-    else:
-        for number, texts in records(path, (field,), max_record_bytes):
-            for piece, last in _pieces(texts):
-                yield Document(piece, path, number, last)
-
-
-def _pieces(blocks: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Cut a text, which comes in blocks, into pieces, each with whether it is the last."""
-    rest = ""
-    for block in blocks:
-        rest += block
-        start = 0
-        while len(rest) - start > PIECE:
-            end = _end_of_piece(rest, start)
-            yield rest[start:end], False
-            start = end
-        rest = rest[start:]
-    if rest:
-        yield rest, True
-
-
-def _end_of_piece(text: str, start: int) -> int:
-    """The position after the last line end within PIECE whose next line starts with text."""
-    limit = start + PIECE
-    end = text.rfind("\n", start, limit) + 1
-    while end > start and text[end].isspace():
-        end = text.rfind("\n", start, end - 1) + 1
-    return end if end > start else limit
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """The size of a corpus, and the documents or pairs of it that are held out.
+class Sizes(NamedTuple):
+    """The documents of a shard.
 
     Attributes:
-        characters: in all.
-        count: number of documents, or of pairs.
-        dropped: number of pairs that were left out because a side of them is empty.
-        held_out: [count] True for what is held out; None where the split is by position.
+        characters: [documents] of each; of one that begins or goes on in another shard the part that is in this one.
+        hashes: [documents] of path and line, which decide what is held out.
+        is_open: whether the last one goes on in the next shard.
     """
 
-    characters: int
-    count: int
-    dropped: int = 0
-    held_out: Bool | None = None
+    characters: Int64
+    hashes: npt.NDArray[np.uint64]
+    is_open: bool = False
 
     @classmethod
-    def by_hash(cls, files: Iterable[Path], sizes: Iterable[tuple[Path, int | None, int]]) -> Split:
-        """Split documents in the order of a hash, if there are enough of them.
+    def of(cls, documents: Iterable[Document], root: Path) -> Sizes:
+        """Measure documents; hashes depend only on paths relative to the folder `root`."""
+        size, document = 0, None
 
-        Args:
-            files: all that the documents are from; the hash depends only on paths relative to their common folder.
-            sizes: path, line and number of characters of each document.
-        """
-        root = Path(os.path.commonpath([path.absolute().parent for path in files]))
+        def sizes() -> Iterator[tuple[Path, int | None, int]]:
+            nonlocal size, document
+            for document in documents:
+                size += len(document.text)
+                if document.last:
+                    yield document.path, document.line, size
+                    size = 0
+            if document is not None and size:
+                yield document.path, document.line, size
+
+        return cls.hashed(sizes(), root)._replace(is_open=size > 0)
+
+    @classmethod
+    def hashed(cls, sizes: Iterable[tuple[Path, int | None, int]], root: Path) -> Sizes:
+        """Add the hashes to the path, the line and the number of characters of each document."""
 
         @lru_cache(maxsize=1)  # once a file and not once a line, which would take longer than reading it
         def path_hash(path: Path):
@@ -173,32 +103,63 @@ class Split:
             own.update(str(line or 0).encode())
             characters.append(size)
             hashes.append(int.from_bytes(own.digest()[:8], "big"))
+        return cls(np.frombuffer(characters, np.int64), np.frombuffer(hashes, np.uint64))
+
+    @classmethod
+    def joined(cls, each: Iterable[Sizes]) -> tuple[Sizes, Int64]:
+        """The sizes of shards together, and [shards, 2]: the documents and characters before each shard."""
+        characters, hashes, before, is_open, total = array("q"), array("Q"), array("q"), False, 0
+        for sizes in each:
+            before.extend((len(characters) - is_open, total))
+            if len(sizes.characters):
+                if is_open:
+                    characters[-1] += int(sizes.characters[0])
+                characters.frombytes(sizes.characters[int(is_open) :].tobytes())
+                hashes.frombytes(sizes.hashes[int(is_open) :].tobytes())
+                is_open = sizes.is_open
+            total += int(sizes.characters.sum())
+        together = cls(np.frombuffer(characters, np.int64), np.frombuffer(hashes, np.uint64))
+        return together, np.frombuffer(before, np.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The size of a corpus, and the documents or pairs of it that are held out.
+
+    Attributes:
+        characters: in all.
+        count: number of documents, or of pairs.
+        dropped: number of pairs that were left out because a side of them is empty.
+        held_out: [count] True for what is held out; None where the split is by position.
+        before: [shards, 2] the documents and characters before each shard of a corpus; None for pairs.
+    """
+
+    characters: int
+    count: int
+    dropped: int = 0
+    held_out: Bool | None = None
+    before: Int64 | None = None
+
+    @classmethod
+    def by_hash(cls, sizes: Sizes) -> Split:
+        """Split documents in the order of a hash, if there are enough of them."""
+        characters, total = sizes.characters, int(sizes.characters.sum())
         if len(characters) < MIN_DOCUMENTS:
-            return cls(sum(characters), len(characters))
+            return cls(total, len(characters))
         held_out = np.zeros(len(characters), dtype=np.bool_)
-        room = VALIDATION_FRACTION * float(sum(characters))
-        for index in map(int, np.argsort(np.frombuffer(hashes, dtype=np.uint64), kind="stable")):
+        room = VALIDATION_FRACTION * float(total)
+        for index in map(int, np.argsort(sizes.hashes, kind="stable")):
             if characters[index] <= room:
                 held_out[index] = True
-                room -= characters[index]
-        return cls(sum(characters), len(characters), held_out=held_out)
-
-    def labeled(self, items: Iterable[_Item]) -> Iterator[tuple[bool, _Item]]:
-        """Documents or pairs in order, each with whether it is held out; the split is not by position."""
-        assert self.held_out is not None
-        index = 0
-        for item in items:
-            if index >= len(self.held_out):
-                line = "" if item.line is None else f"line {item.line} of "
-                raise UserError(f"The data changed while it was being read: {line}{item.path} is new.")
-            yield bool(self.held_out[index]), item
-            index += item.last
+                room -= int(characters[index])
+        return cls(total, len(characters), held_out=held_out)
 
     def save(self, path: Path) -> None:
         """Write it to a .npz file."""
         held_out = np.zeros(0, np.uint8) if self.held_out is None else np.packbits(self.held_out)
+        before = np.zeros((0, 2), np.int64) if self.before is None else self.before
         facts = np.array([self.characters, self.count, self.dropped, self.held_out is not None], np.int64)
-        np.savez(path, facts=facts, chosen=held_out)
+        np.savez(path, facts=facts, chosen=held_out, before=before)
 
     @classmethod
     def load(cls, path: Path) -> Split:
@@ -206,13 +167,63 @@ class Split:
         try:
             with np.load(path, allow_pickle=False) as content:
                 characters, count, dropped, by_document = map(int, content["facts"])
-                chosen = content["chosen"]
+                chosen, before = content["chosen"], np.asarray(content["before"], np.int64).reshape(-1, 2)
                 if min(characters, count, dropped) < 0 or (by_document and not 0 <= 8 * len(chosen) - count < 8):
                     raise ValueError("its numbers contradict each other")
                 held_out = np.unpackbits(chosen, count=count).astype(np.bool_) if by_document else None
         except Exception as error:  # numpy raises many kinds for a file of somebody else's, MemoryError among them
             raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
-        return cls(characters, count, dropped, held_out)
+        return cls(characters, count, dropped, held_out, before if len(before) else None)
+
+
+def common_folder(files: Iterable[Path]) -> Path:
+    """The folder that all files are in, or in folders of."""
+    return Path(os.path.commonpath([path.absolute().parent for path in files]))
+
+
+def labeled(items: Iterable[_Item], held_out: Bool) -> Iterator[tuple[bool, _Item]]:
+    """Documents or pairs in order, each with whether it is held out. Raises UserError for one more than there were."""
+    index = 0
+    for item in items:
+        if index >= len(held_out):
+            line = "" if item.line is None else f"line {item.line} of "
+            raise UserError(f"The data changed while it was being read: {line}{item.path} is new.")
+        yield bool(held_out[index]), item
+        index += item.last
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A shard of a corpus that is split; iterating yields its documents, each with whether it is held out.
+
+    Attributes:
+        shard: the documents.
+        held_out: [documents] True for what is held out; None where the split is by position.
+        room: characters for training, where the split is by position; a document that it cuts comes in two.
+    """
+
+    shard: Iterable[Document]
+    held_out: Bool | None = None
+    room: int = sys.maxsize
+
+    def __iter__(self) -> Iterator[tuple[bool, Document]]:
+        """Read the documents. Raises UserError as `documents` does, or where there are more than there were."""
+        if self.held_out is not None:
+            yield from labeled(self.shard, self.held_out)
+            return
+        room = self.room
+        for document in self.shard:
+            text = document.text
+            if room > 0:
+                # the part before the cut ends here, although its document goes on
+                yield False, replace(document, text=text[:room], last=document.last or room <= len(text))
+            if room < len(text):
+                yield True, replace(document, text=text[max(room, 0) :])
+            room -= len(text)
+
+
+Measure = Callable[[Callable[[Shard], Sizes], Iterable[Shard]], Iterable[Sizes]]
+"""Apply a function to shards, in order, as `map` does: perhaps in other processes."""
 
 
 class Corpus:
@@ -229,6 +240,7 @@ class Corpus:
         split: Split | None = None,
         *,
         max_record_bytes: int = limits.RECORD_BYTES,
+        measure: Measure = map,
     ) -> None:
         """Read all the data once, to find every fault in it; nothing is read where the split is given.
 
@@ -237,7 +249,7 @@ class Corpus:
         """
         self.files = find_files(paths)
         self._field, self._max_record_bytes = field, max_record_bytes
-        self.split = Split.by_hash(self.files, self._sizes()) if split is None else split
+        self.split = self._new_split(measure) if split is None else split
 
     def __iter__(self) -> Iterator[Document]:
         return documents(self.files, self._field, max_record_bytes=self._max_record_bytes)
@@ -252,23 +264,32 @@ class Corpus:
 
     def labeled(self) -> Iterator[tuple[bool, Document]]:
         """All documents in order, each with whether it is held out; one that the split cuts comes in two."""
-        if self.split.held_out is not None:
-            yield from self.split.labeled(self)
-            return
-        room = int((1 - VALIDATION_FRACTION) * self.split.characters)
-        for document in self:
-            text = document.text
-            if room > 0:
-                # the part before the cut ends here, although its document goes on
-                yield False, replace(document, text=text[:room], last=document.last or room <= len(text))
-            if room < len(text):
-                yield True, replace(document, text=text[max(room, 0) :])
-            room -= len(text)
+        return iter(self._part(self, 0, None, 0))
 
-    def _sizes(self) -> Iterator[tuple[Path, int | None, int]]:
-        size = 0
-        for document in self:
-            size += len(document.text)
-            if document.last:
-                yield document.path, document.line, size
-                size = 0
+    def parts(self) -> list[Part]:
+        """The parts that `labeled` can be read in, apart from each other. Raises UserError where the data changed."""
+        parts, before = self._shards(), self.split.before
+        if before is None or len(parts) != len(before):
+            raise UserError(f"The data changed while it was being read: {self.files[0]} or others are of another size.")
+        ends = [*before[1:, 0].tolist(), None]
+        return [
+            # Its last document may go on in the next one.
+            self._part(part, start, None if end is None else end + 1, characters)
+            for part, (start, characters), end in zip(parts, before.tolist(), ends, strict=True)
+        ]
+
+    def _part(self, shard: Iterable[Document], start: int, end: int | None, characters: int) -> Part:
+        """A shard with these documents, after so many characters."""
+        if self.split.held_out is not None:
+            return Part(shard, self.split.held_out[start:end])
+        return Part(shard, room=int((1 - VALIDATION_FRACTION) * self.split.characters) - characters)
+
+    def _shards(self) -> list[Shard]:
+        return list(shards(self.files, self._field, self._max_record_bytes))
+
+    def _new_split(self, measure: Measure) -> Split:
+        each = measure(partial(Sizes.of, root=common_folder(self.files)), self._shards())
+        sizes, before = Sizes.joined(each)
+        if not len(sizes.characters):
+            raise no_text(self.files)
+        return replace(Split.by_hash(sizes), before=before)

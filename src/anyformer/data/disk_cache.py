@@ -82,8 +82,12 @@ class Cache:
                 with self._temporary(kind) as folder:
                     entry.rename(folder / name)
         with self._temporary(kind) as folder:
-            make(folder)
-            _move(folder, entry)
+            try:
+                make(folder)
+                _move(folder, entry)
+            except UserError:
+                if not entry.is_dir():  # of another program, which then has removed what both began with
+                    raise
         return read(entry)
 
     def file(self, kind: str, name: str, make: Callable[[Path], object]) -> Path:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from typing_extensions import override
 
@@ -37,6 +37,22 @@ _EXPANDED_BYTES = 100 * limits.MEGABYTE
 """Bytes that a file may become when it is decompressed, however small it is."""
 ROW_BYTES, VALUE_BYTES = 256, 64
 """Memory that a row takes beside its content, and each value in it: a few bytes can stand for thousands of rows."""
+
+
+class Stretch(NamedTuple):
+    """A part of a file: bytes of lines, or row groups of parquet.
+
+    Attributes:
+        start, stop: where it begins, and where the next one does; None: it goes on to the end.
+        first: the number of its first line or row, from 1.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    first: int = 1
+
+
+WHOLE = Stretch()
 
 
 def supported(suffixes: Sequence[str] = SUFFIXES) -> str:
@@ -158,6 +174,16 @@ def _decompressed(path: Path) -> Generator[BinaryIO, None, None]:
         raise UserError(f"{path} is not a whole {name} file: {cut(str(error).splitlines()[0])}.") from error
 
 
+def stretch_of(file: BinaryIO, stretch: Stretch) -> BinaryIO:
+    """The bytes of a stretch of an open file that is not compressed."""
+    if stretch == WHOLE:
+        return file
+    file.seek(stretch.start)
+    if stretch.stop is None:
+        return file
+    return cast("BinaryIO", io.BufferedReader(_Bounded(file, stretch.stop - stretch.start), _BUFFER))
+
+
 class Expansion:
     """Counts what becomes of a compressed file, which may be gigabytes of a few bytes."""
 
@@ -185,6 +211,24 @@ def counted(rows: Iterable[T], path: Path, size: Callable[[T], int] = lambda row
         if expansion is not None:
             expansion.add(size(row))
         yield row
+
+
+class _Bounded(io.RawIOBase):
+    """The next bytes of a stream, up to a number of them."""
+
+    def __init__(self, stream: BinaryIO, count: int) -> None:
+        self._stream, self._left = stream, count
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        room = memoryview(buffer).cast("B")
+        block = self._stream.read(min(len(room), self._left))
+        room[: len(block)] = block
+        self._left -= len(block)
+        return len(block)
 
 
 class _Unpacked(io.RawIOBase):

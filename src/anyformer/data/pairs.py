@@ -20,7 +20,8 @@ import numpy as np
 
 from anyformer import limits
 from anyformer.data.batch import Int64
-from anyformer.data.corpus import VALIDATION_FRACTION, Document, Split
+from anyformer.data.corpus import VALIDATION_FRACTION, Sizes, Split, common_folder, labeled
+from anyformer.data.documents import Document
 from anyformer.data.formats.text import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
 from anyformer.data.parallel_encoding import Ids
@@ -81,7 +82,8 @@ class PairCorpus:
 
     def labeled(self) -> Iterator[tuple[bool, Pair]]:
         """All pairs in order, each with whether it is held out."""
-        return self.split.labeled(self)
+        assert self.split.held_out is not None
+        return labeled(self, self.split.held_out)
 
     def _all(self) -> Iterator[Pair]:
         if self._fields is None:
@@ -103,7 +105,7 @@ class PairCorpus:
                 else:
                     dropped += 1
 
-        split = Split.by_hash(self.files, sizes())
+        split = Split.by_hash(Sizes.hashed(sizes(), common_folder(self.files)))
         if not split.count:
             reason = f"all {dropped} have an empty side" if dropped else "it is empty"
             raise UserError(f"There is no pair to read in {' and '.join(map(str, self.files[:2]))}: {reason}.")

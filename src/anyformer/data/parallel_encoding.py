@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from anyformer import processes
 from anyformer.data import encoding_worker
-from anyformer.data.corpus import Document
+from anyformer.data.documents import Document
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -44,6 +44,11 @@ def id_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def encode_chunks(
     documents: Iterable[tuple[str, Document]], tokenizer: Tokenizer, workers: int | None = None
 ) -> Iterator[tuple[Chunk, Lengths, Ids]]:
@@ -57,8 +62,7 @@ def encode_chunks(
     Raises:
         UserError: a text can't be encoded, or a worker was killed.
     """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores() if workers is None else workers
     dtype = id_dtype(tokenizer.vocab_size)
     chunks = _chunks(documents)
     first = list(islice(chunks, _INLINE + 1))

@@ -19,9 +19,12 @@ from anyformer.data.input_files import (
     TAGGED_SUFFIXES,
     TEXT_SUFFIXES,
     VALUE_BYTES,
+    WHOLE,
     Expansion,
+    Stretch,
     counted,
     opened,
+    stretch_of,
     suffix_of,
 )
 from anyformer.errors import UserError, nearest, quote
@@ -51,7 +54,13 @@ class Row(NamedTuple):
 
 
 def read_file(
-    path: Path, limit: int, fields: Sequence[str] = (), *, columns: Sequence[str] = (), shown: Path | None = None
+    path: Path,
+    limit: int,
+    fields: Sequence[str] = (),
+    *,
+    columns: Sequence[str] = (),
+    shown: Path | None = None,
+    stretch: Stretch = WHOLE,
 ) -> Iterator[Row]:
     """Read the rows of a file, compressed or not, in bounded memory; `limit` is the bytes that a row may have.
 
@@ -62,6 +71,7 @@ def read_file(
             dot, `translation.de`. Empty: all columns, whose structure is checked.
         columns: The names of the columns of a .csv or .tsv file that has no header.
         shown: What messages call the file; None: its path.
+        stretch: The part of a .jsonl or .parquet file to read.
 
     Raises:
         UserError: the file can't be read, or a row is faulty or too large (with the number of its line or row).
@@ -69,7 +79,7 @@ def read_file(
     shown, kind, limit = shown or path, suffix_of(path, SUFFIXES) or ".jsonl", min(limit, sys.maxsize - 2)
     with opened(path, shown) as file:
         if kind == ".parquet":
-            rows = _parquet(file, path, fields, limit)
+            rows = _parquet(file, path, fields, limit, stretch)
         elif kind in (".csv", ".tsv"):
             rows = _table(file, path, fields, columns, limit)
         elif kind in TAGGED_SUFFIXES:
@@ -79,7 +89,8 @@ def read_file(
             text = whole_text(file, shown, limit)
             rows = iter([Row(Location(shown, 1), {"text": text})] if text else [])
         else:
-            unit, objects = json_records(file, shown, limit, kind, fields[0] if fields else "text")
+            field = fields[0] if fields else "text"
+            unit, objects = json_records(stretch_of(file, stretch), shown, limit, kind, field, stretch.first)
             rows = (Row(Location(shown, number, unit), values) for number, values in objects)
             rows = rows if fields else map(_checked, rows)
         yield from counted(rows, path) if fields else counted(rows, path, memory)
@@ -102,18 +113,26 @@ def _table(file: BinaryIO, path: Path, fields: Sequence[str], columns: Sequence[
         yield Row(Location(path, number), values)
 
 
-def _parquet(file: BinaryIO, path: Path, fields: Sequence[str], limit: int) -> Iterator[Row]:
+def _parquet(file: BinaryIO, path: Path, fields: Sequence[str], limit: int, stretch: Stretch) -> Iterator[Row]:
     with open_parquet(file, path) as table:
         for name in fields:
             _require_text(table.schema_arrow, name, path)
         classes, expansion = class_names(table.schema_arrow), Expansion(path)
-        for number, values in enumerate(parquet_rows(table, fields or None), start=1):
+        groups = None if stretch == WHOLE else range(stretch.start, stretch.stop or table.num_row_groups)
+        for number, values in enumerate(parquet_rows(table, fields or None, groups), start=stretch.first):
             location = Location(path, number, "row")
             size = measure(values, location)
             if size.content > limit:
                 raise too_large(limit, path, number, "row")
             expansion.add(size.memory)
             yield Row(location, values) if fields else typed_row(location, values, classes)
+
+
+def row_groups(file: BinaryIO, path: Path) -> list[tuple[int, int]]:
+    """The bytes and the number of rows of each row group of a parquet file. Raises UserError where it can't be read."""
+    with open_parquet(file, path) as table:
+        groups = (table.metadata.row_group(index) for index in range(table.num_row_groups))
+        return [(group.total_byte_size, group.num_rows) for group in groups]
 
 
 def _checked(row: Row) -> Row:
@@ -238,7 +257,7 @@ def _require_text(schema: Any, field: str, path: Path) -> None:
 
 
 def records(
-    path: Path, fields: Sequence[str], max_record_bytes: int = limits.RECORD_BYTES
+    path: Path, fields: Sequence[str], max_record_bytes: int = limits.RECORD_BYTES, stretch: Stretch = WHOLE
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Read fields of a file's records, in order: the line or row of each, from 1, and their texts, "" for null.
 
@@ -247,11 +266,12 @@ def records(
             .parquet, compressed or not.
         fields: their names; a field inside another is written with a dot, `translation.de`.
         max_record_bytes: the size that a line, or these texts of a row, may have.
+        stretch: the part of a .jsonl or .parquet file to read.
 
     Raises:
         UserError: the file can't be read; a record is faulty or too large, or a field is missing or no text.
     """
-    for row in read_file(path, max_record_bytes, fields):
+    for row in read_file(path, max_record_bytes, fields, stretch=stretch):
         yield row.location.number, tuple(text_of(row.values, field, row.location) for field in fields)
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from anyformer import atomic, limits
-from anyformer.data.corpus import Document
+from anyformer.data.documents import Document
 from anyformer.data.formats import utf8_length
 from anyformer.data.parallel_encoding import Ids, Lengths, encode_chunks, id_dtype
 from anyformer.errors import UserError
@@ -27,6 +27,7 @@ from anyformer.tokenizer import Tokenizer
 
 FORMAT = "anyformer-tokens-2"
 HEADER = 4096
+_BLOCK = 1 << 20
 
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -126,6 +127,7 @@ def tokenize_splits(
     paths: Mapping[str, Path],
     *,
     separate: bool = True,
+    more: bool = False,
     workers: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Lengths]:
@@ -133,6 +135,7 @@ def tokenize_splits(
 
     Args:
         separate: put the tokenizer's separator between documents.
+        more: put it after the last document, too: `join` adds others.
 
     Returns:
         For each split the number of ids of each of its documents, without separators.
@@ -155,7 +158,34 @@ def tokenize_splits(
                     writer.write(texts, lengths[own], ids[np.repeat(own, lengths)])
             if progress is not None:
                 progress(sum(len(document.text) for _, document in chunk))
-        return {name: writer.finish() for name, writer in writers.items()}
+        return {name: writer.finish(more=more) for name, writer in writers.items()}
+
+
+def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | None) -> None:
+    """Write the ids of token files, of which each was made with `more`, one after the other to a new token file.
+
+    Args:
+        separator: the one that they have after each document; the last is left out.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+        OSError: the file can't be written.
+    """
+    files = [TokenFile.open(part) for part in parts]
+    headers = [file.header for file in files]
+    ended = separator is not None and any(header.documents for header in headers)
+    left = tokens = sum(header.tokens for header in headers) - ended
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        file.write(bytes(HEADER))
+        for part in files:
+            for start in range(0, len(part), _BLOCK):
+                content = part.ids[start : min(start + _BLOCK, len(part), start + left)].tobytes()
+                file.write(content)
+                digest.update(content)
+                left -= min(_BLOCK, len(part) - start, left)
+        sizes = sum(header.bytes for header in headers), sum(header.documents for header in headers)
+        _write_header(file, Header(headers[0].dtype, tokens, *sizes, headers[0].vocab_size, digest.hexdigest()))
 
 
 class _Writer:
@@ -186,10 +216,19 @@ class _Writer:
         self._documents += int(last.sum())
         self._between = bool(last[-1])
 
-    def finish(self) -> Lengths:
+    def finish(self, *, more: bool) -> Lengths:
         """Write the header; returns the number of ids of each document."""
+        if more and self._between and self._separator is not None:
+            content = np.array([self._separator], self._dtype).tobytes()
+            self._file.write(content)
+            self._hash.update(content)
+            self._tokens += 1
         name, digest = self._dtype.newbyteorder("=").name, self._hash.hexdigest()
         header = Header(name, self._tokens, self._bytes, self._documents, self._vocab_size, digest)
-        self._file.seek(0)
-        self._file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")
+        _write_header(self._file, header)
         return np.array(self._lengths, dtype=np.uint32)
+
+
+def _write_header(file: BinaryIO, header: Header) -> None:
+    file.seek(0)
+    file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from anyformer.data.corpus import Paths, documents
+from anyformer.data.documents import documents
 from anyformer.data.formats import utf8_length
+from anyformer.data.input_files import Paths
 from anyformer.errors import UserError
 from anyformer.evaluation.scorer import Query, Scorer
 from anyformer.generation import generate_ids

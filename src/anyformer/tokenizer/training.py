@@ -114,7 +114,7 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
 
 
 class Piece(Protocol):
-    """A document or a part of one, such as `anyformer.data.corpus.Document`."""
+    """A document or a part of one, such as `anyformer.data.documents.Document`."""
 
     @property
     def text(self) -> str:

@@ -247,6 +247,9 @@ class TrainConfig(RunConfig):
     tokenizer: Annotated[str | None, DATA] = None
     """char, bpe:N, wordpiece:N or unigram:N to train one of N tokens, or the path of one (default: what the model's
     paper has, bpe, wordpiece or unigram, with N to suit the data)."""
+    scheduler: Annotated[str | None, "ADDRESS", DATA] = None
+    """Give text of more than 64 MB to the workers of a dask scheduler, such as tcp://node0:8786, to tokenize, in the
+    place of processes here. They need --data and --cache under the same paths."""
     model: ModelConfig
     """The model: the preset's fields, to be changed one by one; its vocab_size and max_length are settled by the two
     fields below."""

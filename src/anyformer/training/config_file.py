@@ -47,7 +47,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
             or (name in ("source", "target") and value and not config.data)
         ):
             value = _absolute(value)
-        if name not in ("name", *_MODEL):
+        if name not in ("name", "scheduler", *_MODEL):
             values[name] = value
     return values
 
@@ -106,10 +106,10 @@ def check_consent(config: T, file: Path, flags: Mapping[str, Any], *, resume: bo
     """The config that a file holds, if the command line agrees to what it asks for.
 
     The command line has to repeat several processes, their engine and layout, trackers, data sets of the hub, a model
-    of the hub that was not downloaded before, pickled weights, a folder for runs other than the current or the file's
-    own, a cache folder where no cache is yet, and a higher limit. If the file belongs to another user (except root), so
-    it has to repeat the files that are read: the other may not be allowed to read them. No more processes that tokenize
-    are started than there are cores.
+    of the hub that was not downloaded before, pickled weights, a scheduler, a folder for runs other than the current or
+    the file's own, a cache folder where no cache is yet, and a higher limit. If the file belongs to another user
+    (except root), so it has to repeat the files that are read: the other may not be allowed to read them. No more
+    processes that tokenize are started than there are cores.
 
     Args:
         flags: the values of the flags, by field.
@@ -145,6 +145,7 @@ def _to_repeat(config: RunConfig, file: Path, *, resume: bool) -> Iterator[tuple
         "runs": not resume and config.runs.absolute() not in own,
         "max_record_bytes": config.max_record_bytes > RECORD_BYTES,
         "allow_pickle": getattr(config, "allow_pickle", False),
+        "scheduler": getattr(config, "scheduler", None),
     }
     yield from ((name, getattr(config, name)) for name, applies in conditions.items() if applies)
     foreign = os.name == "posix" and file.stat().st_uid not in (0, os.geteuid())

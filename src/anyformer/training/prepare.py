@@ -5,6 +5,8 @@ same data reads none of it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -14,16 +16,22 @@ from typing import Any, TypeAlias, TypeVar
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from anyformer.cluster import workers
 from anyformer.config import ModelConfig, SpecialTokens
 from anyformer.console import Console
-from anyformer.data.corpus import Corpus, Document, Split, find_files, standard_library
+from anyformer.data.corpus import Corpus, Part, Split, standard_library
 from anyformer.data.disk_cache import Cache, identity, key
+from anyformer.data.documents import SHARD, Document
+from anyformer.data.input_files import find_files
 from anyformer.data.materialize import STANDARD_INPUT, materialize
 from anyformer.data.objectives import decoder_start
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
+from anyformer.data.parallel_encoding import cores
+from anyformer.data.shards import measure_shards, tokenize_shards
 from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
+from anyformer.processes import ProcessExecutor
 from anyformer.runs.directory import model_directory
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.training import input_names, parse_spec
@@ -84,6 +92,7 @@ def prepare(config: CompleteConfig, console: Console, tokenizer: Tokenizer | Non
             tokenizer = _tokenizer(spec, config, cache, digest, corpora)
         model = fit_model(model, tokenizer, config.vocab_size)
     config = replace(config, tokenizer=spec, model=model)
+    name = key("tokens", FORMAT, digest, tokenizer.fingerprint, tokenizer.separator)
     kind: Any = PairFile if pairs else TokenFile
     tokenize: Any = tokenize_pairs if pairs else tokenize_splits
     make_batches: Any = pair_batches if pairs else text_batches
@@ -93,9 +102,14 @@ def prepare(config: CompleteConfig, console: Console, tokenizer: Tokenizer | Non
         with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
             advance = partial(bar.advance, bar.add_task("tokenizing", total=characters))
             paths = {split: folder / split for split in _SPLITS}
-            tokenize(_items(corpora), tokenizer, paths, workers=config.workers, progress=advance)
+            parts = [] if pairs else _parts(corpora)
+            if len(parts) <= len(corpora):
+                tokenize(_items(corpora), tokenizer, paths, workers=config.workers, progress=advance)
+                return
+            each = partial(advance, characters / len(parts))
+            with _workers(config) as executor:
+                tokenize_shards(cache, name, executor, parts, tokenizer, paths, progress=each)
 
-    name = key("tokens", FORMAT, digest, tokenizer.fingerprint, tokenizer.separator)
     tokens = cache.entry("tokens", name, write, lambda folder: [kind.open(folder / split) for split in _SPLITS])
     batches: Batcher = make_batches(config, tokenizer, *tokens)
     files, dropped = sum(len(corpus.files) for corpus in corpora), sum(corpus.split.dropped for corpus in corpora)
@@ -135,9 +149,14 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
     for paths in (config.data or standard_library(), config.validation):
         if paths:
             files = find_files(materialize(map(str, paths), (config.field,), cache, progress=progress))
-            name = key("documents", identity(files), config.field)
+            name = key("documents", identity(files), config.field, SHARD)
             corpus = partial(Corpus, files, config.field, max_record_bytes=config.max_record_bytes)
-            yield _with_split(corpus, cache, name), name
+
+            def measured(corpus: Callable[..., Corpus] = corpus, name: str = name) -> Corpus:
+                with _workers(config) as executor:
+                    return corpus(measure=partial(measure_shards, cache, name, executor))
+
+            yield _with_split(corpus, cache, name, measured), name
 
 
 def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
@@ -157,13 +176,30 @@ def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
         yield _with_split(corpus, cache, name), name
 
 
-def _with_split(corpus: Callable[..., _Corpus], cache: Cache, name: str) -> _Corpus:
-    """A corpus with its split, which is kept in the cache, for finding it reads all of the data."""
-    file = "split.npz"
+def _with_split(
+    corpus: Callable[..., _Corpus], cache: Cache, name: str, measured: Callable[[], _Corpus] | None = None
+) -> _Corpus:
+    """A corpus with its split, which is kept in the cache, for finding it, by `measured`, reads all of the data."""
+    file, measured = "split.npz", measured or corpus
     split = cache.entry(
-        "splits", name, lambda folder: corpus().split.save(folder / file), lambda folder: Split.load(folder / file)
+        "splits", name, lambda folder: measured().split.save(folder / file), lambda folder: Split.load(folder / file)
     )
     return corpus(split=split)
+
+
+def _workers(config: CompleteConfig) -> AbstractContextManager[Executor]:
+    """The processes that tokenize what is more than one shard: of a scheduler, or as many here as there are cores."""
+    if config.scheduler is not None:
+        return workers(config.scheduler)
+    return ProcessExecutor(config.workers or cores(), 1)
+
+
+def _parts(corpora: Sequence[Corpus]) -> list[tuple[Part, tuple[str, str]]]:
+    """The parts that `_items` can be read in, each with the splits of what is for training and of what is held out."""
+    corpus, *validation = corpora
+    names = (_TRAINING, _TRAINING if validation else _VALIDATION)
+    whole = (Part(part.shard) for each in validation for part in each.parts())
+    return [*((part, names) for part in corpus.parts()), *((part, (_VALIDATION, _VALIDATION)) for part in whole)]
 
 
 def _items(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, Document | Pair]]:

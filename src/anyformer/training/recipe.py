@@ -191,7 +191,7 @@ def cut_of(
     Arguments and errors are `make_strategy`'s.
     """
     check_engine(name, group.world_size, tensor_parallel, context_parallel)
-    if name != "fsdp" or tensor_parallel > 1:
+    if name != "fsdp":
         return None
     from anyformer.training.strategies.fsdp import cut
 

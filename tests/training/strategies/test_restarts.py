@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -29,8 +30,10 @@ def command(text: Path, runs: Path, *flags: str) -> list[str]:
 
 
 def weights(runs: Path) -> dict[str, torch.Tensor]:
-    (file,) = runs.glob("*/model/model.safetensors")
-    return load_file(file)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in runs.glob("*/model/model*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
 
 
 @pytest.mark.slow
@@ -53,6 +56,35 @@ def test_killed_twenty_times(tmp_path: Path, flags: list[str]) -> None:
     calm, killed = weights(tmp_path / "calm"), weights(tmp_path / "killed")
     assert calm.keys() == killed.keys()
     assert all(torch.equal(calm[name], killed[name]) for name in calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_agents_of_torchrun_are_one_run(tmp_path: Path, engine: str) -> None:
+    """The command of docs/scaling.md for several machines, twice on this one."""
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 200)
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(text, tmp_path / "one", "--dtype", "float32"), check=True, capture_output=True, env=here)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "17"]
+    agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--module", "anyformer"]
+    own = ["--data", str(text), "--runs", str(tmp_path / "two"), "--cache", str(tmp_path / "cache")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path, "env": here}
+    agents = [
+        subprocess.Popen([*agent, *FLAGS, *own, "--dtype", "float32", "--engine", engine], **pipes) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=1500) for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], outputs
+    assert sorted(f"engine     {engine}, 2 processes (gloo)" in said for said, _ in outputs) == [False, True]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        if not name.endswith("attn.c_attn.bias"):  # the gradient of a key's is nothing but rounding
+            assert float((two[name] - tensor).norm() / tensor.norm().clamp(min=1e-9)) < 1e-4, name
 
 
 def test_a_run_with_restarts_is_found_by_its_name(tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ _LONGEST_LITERAL = 12
 """Characters of -Infinity or of an escape, and some."""
 
 
-def json_records(file: BinaryIO, path: Path, limit: int, kind: str, field: str) -> tuple[Kind, Iterator[JsonRecord]]:
+def json_records(
+    file: BinaryIO, path: Path, limit: int, kind: str, field: str, first: int = 1
+) -> tuple[Kind, Iterator[JsonRecord]]:
     """Read records: the unit that they are counted in, and the number and object of each.
 
     In a file of the kind ".jsonl" each line is an object, one of the kind ".json" may also be one JSON value. A record
-    may have `limit` bytes, and should have a `field`, which messages name.
+    may have `limit` bytes, and should have a `field`, which messages name. The number of the first line is `first`.
 
     Raises:
         UserError: When reading: it is not such JSON, or a record is too large.
@@ -40,7 +42,7 @@ def json_records(file: BinaryIO, path: Path, limit: int, kind: str, field: str) 
                 if _is_document(line, limit):
                     return "row", _document(_Parser(file, path, limit, b"".join(start)), field)
                 break
-    return "line", _lines(chain(start, lines), path, limit, field)
+    return "line", _lines(chain(start, lines), path, limit, field, first)
 
 
 def _is_document(line: bytes, limit: int) -> bool:
@@ -58,8 +60,8 @@ def _is_document(line: bytes, limit: int) -> bool:
     return isinstance(data, list) and all(isinstance(each, dict) for each in cast("list[object]", data))
 
 
-def _lines(lines: Iterable[bytes], path: Path, limit: int, field: str) -> Iterator[JsonRecord]:
-    for number, line in enumerate(lines, start=1):
+def _lines(lines: Iterable[bytes], path: Path, limit: int, field: str, first: int) -> Iterator[JsonRecord]:
+    for number, line in enumerate(lines, start=first):
         if len(line) > limit:
             raise too_large(limit, path, number)
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -45,9 +45,10 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
         raise UserError(f"{path} is not a whole parquet file: {line}.") from error
 
 
-def parquet_rows(table: Any, fields: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """The values of each row, of these columns only; None: of all."""
-    for batch in table.iter_batches(_ROWS, columns=None if fields is None else list(fields), use_threads=False):
+def parquet_rows(table: Any, fields: Sequence[str] | None, groups: range | None = None) -> Iterator[dict[str, Any]]:
+    """The values of each row, of these columns and row groups only; None: of all."""
+    columns = None if fields is None else list(fields)
+    for batch in table.iter_batches(_ROWS, row_groups=groups, columns=columns, use_threads=False):
         try:
             yield from batch.to_pylist()
         except (ArithmeticError, LookupError, TypeError, AttributeError, ImportError) as error:

@@ -14,9 +14,9 @@ from anyformer.errors import UserError
 _BLOCK = 1 << 18
 
 
-def decoded(file: BinaryIO) -> Iterator[str]:
-    """Decode a file block by block, dropping a byte-order mark and refusing what is not text."""
-    for text in codecs.iterdecode(iter(partial(file.read, _BLOCK), b""), "utf-8-sig"):
+def decoded(file: BinaryIO, encoding: str = "utf-8-sig") -> Iterator[str]:
+    """Decode a file block by block, by default dropping a byte-order mark, and refusing what is not text."""
+    for text in codecs.iterdecode(iter(partial(file.read, _BLOCK), b""), encoding):
         if "\0" in text:
             raise null_character()
         yield text

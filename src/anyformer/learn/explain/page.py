@@ -13,7 +13,7 @@ from anyformer.checkpoint import load
 from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.checkpoint.load import inspect
 from anyformer.config import ModelConfig
-from anyformer.data.corpus import documents
+from anyformer.data.documents import documents
 from anyformer.data.input_files import walk
 from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,7 @@ from anyformer.blocks.initialization import Cut
 from anyformer.data.batch import Batch
 from anyformer.errors import UserError
 from anyformer.model import Transformer, skeleton
-from anyformer.training.dtensor import cut_rows, full_tensor, is_dtensor
+from anyformer.training.dtensor import cut_rows, full_tensor, is_dtensor, local_tensor
 from anyformer.training.losses import LossModule
 from anyformer.training.strategies.base import Plan, Sharded, rows
 from anyformer.training.strategies.group import Group
@@ -99,20 +100,23 @@ class FSDP(Sharded):
 
     @override
     def _wrap(self) -> nn.Module:
-        dtype, mesh, module = self.plan.precision.dtype, self._mesh(), self.plan.loss(self.model)
+        dtype, module = self.plan.precision.dtype, self.plan.loss(self.model)
         if self._context_parallel > 1 and type(module) is not LossModule:
             raise UserError("--context-parallel trains the loss of single tokens, and not this task: leave it out.")
-        pieces = _take_pieces(module, mesh) if self._tensor_parallel == 1 else {}
+        pieces = _take_pieces(module, _mesh(self.plan.precision.device.type, self.group.world_size))
+        mesh = self._mesh()
         policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
         for stack in (self.model.encoder, self.model.decoder):
             for block in () if stack is None else stack.blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh, mp_policy=policy)
+        if self._tensor_parallel > 1:
+            pieces = _spread(pieces, module, mesh)
         module.load_state_dict(pieces, assign=True, strict=False)
         return module
 
     def _mesh(self) -> DeviceMesh:
-        """The processes that share the weights; those of tensor parallelism have got their part of them before."""
+        """The processes that share the weights, once the model's modules are those of its layout."""
         device, processes, tensor = self.plan.precision.device.type, self.group.world_size, self._tensor_parallel
         if self._context_parallel > 1:
             from anyformer.training.strategies.context_parallel import make_context_parallel
@@ -172,3 +176,25 @@ def _take_pieces(module: nn.Module, mesh: DeviceMesh) -> dict[str, nn.Parameter]
             setattr(part, name, shape)
             pieces[f"{prefix}.{name}"] = piece
     return pieces
+
+
+def _spread(pieces: dict[str, nn.Parameter], module: nn.Module, mesh: DeviceMesh) -> dict[str, nn.Parameter]:
+    """Pieces that are spread as the module's weights, over two dimensions; one weight at a time is whole."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    spread = dict[nn.Parameter, nn.Parameter]()
+    found = dict[str, nn.Parameter]()
+    for name in [*pieces]:
+        piece, shape = pieces.pop(name), module.get_parameter(name.removeprefix("."))
+        if shape not in spread:
+            like, part = cast("DTensor", shape), full_tensor(piece.detach())
+            if like.device_mesh.ndim > 1:
+                placement = like.placements[1]
+                part = distribute_tensor(part, like.device_mesh["tensor"], [placement], src_data_rank=None).to_local()
+            own = local_tensor(cut_rows(part, mesh))
+            whole = DTensor.from_local(
+                own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+            )
+            spread[shape] = nn.Parameter(whole, requires_grad=shape.requires_grad)
+        found[name] = spread[shape]
+    return found

@@ -74,12 +74,12 @@ def workers(address: str) -> Generator[Executor]:
         yield _Workers(client.get_executor(pure=False))
     except distributed.KilledWorker as error:
         raise UserError(
-            "The comparison stopped: several workers in turn were killed at the same job, as happens when memory runs "
+            "The work stopped: several workers in turn were killed at the same job, as happens when memory runs "
             "out. The same command goes on with it."
         ) from error
     except (CancelledError, distributed.comm.CommClosedError) as error:
         raise UserError(
-            f"The comparison stopped: the scheduler at {quote(address)} is gone. The same command goes on with it."
+            f"The work stopped: the scheduler at {quote(address)} is gone. The same command goes on with it."
         ) from error
     finally:
         client.close()
