@@ -48,7 +48,7 @@ class _Sharded(FSDP):
         super().__init__(model, plan, group)
 
     @override
-    def _mesh(self) -> DeviceMesh:
+    def _flat_mesh(self) -> DeviceMesh:
         return self._made
 
 

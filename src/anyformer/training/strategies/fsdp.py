@@ -103,7 +103,7 @@ class FSDP(Sharded):
         dtype, module = self.plan.precision.dtype, self.plan.loss(self.model)
         if self._context_parallel > 1 and type(module) is not LossModule:
             raise UserError("--context-parallel trains the loss of single tokens, and not this task: leave it out.")
-        pieces = _take_pieces(module, _mesh(self.plan.precision.device.type, self.group.world_size))
+        pieces = _take_pieces(module, self._flat_mesh())
         mesh = self._mesh()
         policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
         for stack in (self.model.encoder, self.model.decoder):
@@ -115,6 +115,10 @@ class FSDP(Sharded):
         module.load_state_dict(pieces, assign=True, strict=False)
         return module
 
+    def _flat_mesh(self) -> DeviceMesh:
+        """All processes, by whose number each weight is cut first."""
+        return _mesh(self.plan.precision.device.type, self.group.world_size)
+
     def _mesh(self) -> DeviceMesh:
         """The processes that share the weights, once the model's modules are those of its layout."""
         device, processes, tensor = self.plan.precision.device.type, self.group.world_size, self._tensor_parallel
@@ -125,7 +129,7 @@ class FSDP(Sharded):
             mesh = init_device_mesh(device, sizes, mesh_dim_names=("data", "context", "tensor"))
             make_context_parallel(self.model, mesh["context"])
         if tensor == 1:
-            return _mesh(device, processes)
+            return self._flat_mesh()
         from anyformer.training.strategies.tensor_parallel import make_tensor_parallel
 
         # It warns of gathering a tensor in two steps, one for each dimension of the mesh.
