@@ -194,6 +194,26 @@ def test_what_is_logged_warned_and_raised(capsys: pytest.CaptureFixture[str]) ->
         assert f"{what} ]0;owned" in said
 
 
+def test_a_signal_where_nothing_can_be_raised_comes_again() -> None:
+    code = """
+import signal, time
+from anyformer import terminal
+
+class Tidied:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+terminal.prepare()
+Tidied()
+try:
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def _shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     run = f"{sys.executable} -m anyformer"
     return subprocess.run(

@@ -28,6 +28,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 _LONGEST_MESSAGE = 2000
 _LONGEST_REPORT = 20_000
 _REFUSALS = ("ENOSPC", "EDQUOT", "EFBIG", "ENAMETOOLONG", "EMFILE", "ENFILE", "ENOMEM", "EROFS", "EACCES", "EPERM")
+_A_MOMENT = 0.05
+"""Seconds until a signal comes once more that came where nothing can be raised."""
 _STREAMS: Mapping[str, str] = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 _failure: "OutputError | None" = None
@@ -224,8 +226,12 @@ def _show_thread_exception(event: threading.ExceptHookArgs) -> None:
 
 def _show_unraisable(event: "sys.UnraisableHookArgs") -> None:
     if isinstance(event.exc_value, Terminated | KeyboardInterrupt):
-        # The signal came while Python was tidying up, where nothing can be raised: it comes once more.
-        signal.raise_signal(getattr(event.exc_value, "number", signal.SIGINT))
+        # The signal came while Python was tidying up, where nothing can be raised, nor in here: it comes once more, later.
+        number = getattr(event.exc_value, "number", signal.SIGINT)
+        again = threading.Timer(_A_MOMENT, signal.raise_signal, (number,))
+        again.daemon = True
+        with suppress(RuntimeError):  # the interpreter ends, and begins no threads
+            again.start()
     elif event.exc_value is not None:
         _show_exception(event.exc_type, event.exc_value, event.exc_traceback)
 
