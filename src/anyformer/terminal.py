@@ -226,7 +226,7 @@ def _show_thread_exception(event: threading.ExceptHookArgs) -> None:
 
 def _show_unraisable(event: "sys.UnraisableHookArgs") -> None:
     if isinstance(event.exc_value, Terminated | KeyboardInterrupt):
-        # The signal came while Python was tidying up, where nothing can be raised, nor in here: it comes once more, later.
+        # The signal came while Python was tidying up, where nothing can be raised, nor in here: it comes again later.
         number = getattr(event.exc_value, "number", signal.SIGINT)
         again = threading.Timer(_A_MOMENT, signal.raise_signal, (number,))
         again.daemon = True

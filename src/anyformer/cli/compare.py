@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from anyformer import terminal
 from anyformer.cli.options import Positional, parse, without_vs
 from anyformer.errors import UserError
 from anyformer.schema import hints
@@ -94,7 +95,7 @@ def run(argv: list[str]) -> int:
                 working=status.update,
             )
     except StoppedError as stopped:
-        console.say("Stopped: the same command goes on with it.")
+        terminal.message("anyformer: stopped; the same command goes on with it.")
         return stopped.status
     show(console, comparison)
     console.say(f"numbers    {out / 'compare.json'}")
