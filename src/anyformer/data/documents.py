@@ -25,8 +25,8 @@ from anyformer.errors import UserError
 
 PIECE = 1 << 17
 """Characters that a piece has at most; a longer line is cut anyway."""
-SHARD = 1 << 26
-"""Bytes of a shard, about: a third of a minute's work."""
+SHARD = 1 << 25
+"""Bytes of a shard, about: ten seconds of work, so that many shards keep all processes busy to the end."""
 _BLOCK = 1 << 20
 
 
