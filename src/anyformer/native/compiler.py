@@ -125,9 +125,11 @@ def compile_library(name: str, level: Level, target: str = "") -> None:
         # Linked as C++, Zig would compile its standard library first, for a minute, and no kernel calls it; linked for
         # a level, that of Windows' C, for each of them.
         linker = [*compiler[:-1], "cc"] if compiler == _ZIG else compiler
+        # macOS writes the path of a library into it: that of this folder would be another each time.
+        named = [f"-Wl,-install_name,{path.name}"] if (target or here()).startswith("darwin") else []
         for step in (
             [*compiler, *machine, *processor, *_FLAGS, *position, "-c", f"{name}.cpp", "-o", str(compiled)],
-            [*linker, *machine, "-shared", "-s", str(compiled), "-lm", "-o", str(linked)],
+            [*linker, *machine, "-shared", "-s", *named, str(compiled), "-lm", "-o", str(linked)],
         ):
             processes.run(step, folder=levels.SOURCES, changes=changes)
         linked.replace(path)
