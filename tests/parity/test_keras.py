@@ -75,7 +75,7 @@ def _sizes(chance: random.Random) -> dict[str, Any]:
 def _config(family: str, tokenizer: af.Tokenizer, chance: random.Random) -> af.ModelConfig:
     sizes, layers = _sizes(chance), chance.randint(1, 3)
     special = {"bos": tokenizer.bos, "eos": () if tokenizer.eos is None else (tokenizer.eos,), "pad": tokenizer.pad}
-    common = {"vocab_size": tokenizer.vocab_size, "max_length": 48, "tokens": special, **sizes}
+    common = {"vocab_size": tokenizer.vocab_size, "max_length": 48, "special_tokens": special, **sizes}
     wide = {"width": 4 * sizes["d_model"]}
     if family == "gpt2":
         return af.preset("gpt2", decoder_layers=layers, feed_forward=wide, **common)
