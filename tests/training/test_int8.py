@@ -349,7 +349,7 @@ def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(UserError, match="--dtype int8 is for CPUs, and this run is on meta"):
             choose_precision("meta", "int8")
     with monkeypatch.context() as patch:
-        patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_vnni": False})
+        patch.setattr(precision.levels, "features", lambda: frozenset({"avx2"}))
         with pytest.raises(UserError, match="needs a CPU with VNNI"):
             choose_precision("cpu", "int8")
     monkeypatch.setattr(precision, "can_compile", lambda device: False)

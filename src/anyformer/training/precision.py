@@ -14,6 +14,7 @@ from torch import Tensor
 from anyformer import processes
 from anyformer.errors import UserError
 from anyformer.kernels.cpu import matmul
+from anyformer.native import levels
 
 _WORTH_IT = 1.5
 """Products have to gain this much, for the conversions cost something."""
@@ -177,8 +178,7 @@ def _check_int8(device: torch.device) -> None:
     """Raises UserError where products of 8-bit integers gain nothing, or can't be computed exactly."""
     if device.type != "cpu":
         raise UserError(f"--dtype int8 is for CPUs, and this run is on {device}: use bfloat16, or leave it out.")
-    features = torch.cpu.get_capabilities()
-    if not (features.get("avx512_vnni") or features.get("avx_vnni")):
+    if not levels.features() & {"avx512vnni", "avxvnni"}:
         raise UserError("--dtype int8 needs a CPU with VNNI instructions, and this one has none: leave it out.")
     if not can_compile(device) and not matmul.supports_int8():
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
