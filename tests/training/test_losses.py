@@ -343,7 +343,7 @@ def test_models_embed_and_learn_as_in_sentence_transformers(architecture: str, k
     lengths = [int(n) for n in torch.randint(1, 9, (count * texts,), generator=chance)]
     tokens, mask = torch.randint(4, 20, (count * texts, max(lengths)), generator=chance), ragged(lengths, "right")
     ours = ours_of(theirs)
-    ours.config = ours.config.replace(pooling={"kind": pooling, "normalize": normalize})
+    ours.pooling = TextPooling(PoolingConfig(kind=pooling, normalize=normalize), ours.config.d_model)
     batch = EmbeddingBatch(tokens=tokens.numpy(), targets=targets.numpy(), mask=mask.numpy())
     loss = value(EmbeddingLoss(ours, kind), batch)
     rows = torch.arange(count * texts).unflatten(0, (count, texts))
