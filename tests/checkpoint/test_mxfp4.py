@@ -20,6 +20,7 @@ from anyformer.checkpoint.mxfp4 import decode
 from anyformer.errors import UserError
 from anyformer.kernels.quantization import QuantizedWeight, dequantize
 from anyformer.model import Transformer
+from tests.oracle import needs_newer_transformers
 
 OPTIONS: dict[str, Any] = {
     "vocab_size": 48,
@@ -81,6 +82,7 @@ def test_every_code_and_scale_is_the_value_that_transformers_gives_it(exponents:
     assert torch.equal(found.bfloat16(), convert_moe_packed_tensors(blocks, scales))
 
 
+@needs_newer_transformers
 def test_a_directory_is_what_transformers_makes_of_it(directory: Path, tmp_path: Path) -> None:
     model, _ = load(directory)
     assert model.dtype == torch.bfloat16

@@ -16,6 +16,7 @@ import anyformer as af
 from anyformer.families import to_huggingface
 from anyformer.quantization import bits_of
 from anyformer.verify.verify import verify
+from tests.oracle import needs_newer_transformers
 from tests.parity import hf_models
 
 NAMES = ("bad", "good", "neither")
@@ -96,6 +97,7 @@ def test_verify_compares_classifiers(
     assert [check.detail for check in verify(str(folder)) if not check.equal] == []
 
 
+@needs_newer_transformers
 @pytest.mark.parametrize("kind", ["classification", "token_classification"])
 @given(data=st.data())
 def test_norms_of_a_new_head_are_the_identity(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import anyformer as af
 from anyformer.config import PoolingConfig
+from tests.oracle import needs_newer_transformers
 
 TEXTS = ["the cat sat on the mat", "a", "dogs and cats", "the dog ran to the cat and the cat ran to the mat " * 3]
 WIDTHS = ((16, 24), (24, 12))
@@ -77,6 +78,7 @@ def expected(directory: Path) -> Tensor:
     return torch.cat(vectors)
 
 
+@needs_newer_transformers
 def test_dense_layers_after_pooling(directory: Path, tmp_path: Path) -> None:
     model, tokenizer = af.load(directory)
     assert model.config.is_encoder_only
