@@ -5,7 +5,7 @@ from typing import Any
 
 from anyformer.config import HeadConfig, HeadKind
 from anyformer.errors import UserError
-from anyformer.families.base import CLASSIFIERS, Raw, Values, classes, sizes, special_tokens, write_labels
+from anyformer.families.base import CLASSIFIERS, SIZES, Raw, Values, classes, fields_of, special_tokens, write_labels
 from anyformer.families.bert import BERT, body, derived, masked_lm
 from anyformer.families.rows import linear
 
@@ -39,24 +39,18 @@ _LAYER = {
     "ffn_output": "feed_forward.down",
     "full_layer_layer_norm": "feed_forward_norm",
 }
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 FAMILY = replace(
     BERT,
     model_type="albert",
     architectures=classes("Albert", "ForMaskedLM"),
-    fields={
-        **BERT.fields,
-        "vocab_size": ("vocab_size", 30000),
-        "embedding_size": ("embedding.width", 128),
-        "hidden_size": ("d_model", 4096),
-        "num_hidden_groups": ("distinct_layers", 1),
-        "num_attention_heads": ("attention.heads", 64),
-        "attention_probs_dropout_prob": ("attention.dropout", 0.0),
-        "intermediate_size": ("feed_forward.width", 16384),
-        "hidden_act": ("feed_forward.activation", "gelu_new"),
-        "hidden_dropout_prob": ("dropout embedding.dropout", 0.0),
-        **special_tokens(pad=0, bos=2, eos=3),
-    },
+    fields=fields_of(
+        BERT.fields,
+        {"embedding_size": ("embedding.width", 128), "num_hidden_groups": ("distinct_layers", 1)},
+        special_tokens(pad=0, bos=2, eos=3),
+        **SIZES(4096, 12, 64, 16384, vocab_size=30000, hidden_act="gelu_new"),
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+    ),
     refused={},
     derived=_derived,
     write_head=_write_head,
@@ -77,9 +71,9 @@ FAMILY = replace(
     ),
     renamed=(),
     published={
-        "albert-base-v2": _sizes(768, 12, 12, 3072),
-        "albert-large-v2": _sizes(1024, 24, 16, 4096),
-        "albert-xlarge-v2": _sizes(2048, 24, 16, 8192),
+        "albert-base-v2": SIZES(768, 12, 12, 3072),
+        "albert-large-v2": SIZES(1024, 24, 16, 4096),
+        "albert-xlarge-v2": SIZES(2048, 24, 16, 8192),
         "albert-xxlarge-v2": {},
     },
 )

@@ -4,12 +4,12 @@ import re
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from typing import Any, TypeVar, cast
 
 from anyformer.config import AttentionConfig, HeadConfig, HeadKind, ModelConfig, check_layers
 from anyformer.errors import UserError, nearest, quote
-from anyformer.families.rows import Operation, Pairs, Row, linear, resolve, rotary_order, row, split_heads
+from anyformer.families.rows import Row, resolve, row
 from anyformer.schema import make
 
 Raw = Mapping[str, Any]
@@ -52,6 +52,18 @@ def classes(name: str, language_model: str, others: Sequence[str] = tuple(_HEADS
 def sizes(fields: str) -> Callable[..., dict[str, Any]]:
     """A writer of presets: the numbers of these fields of config.json, in order, and others by name."""
     return lambda *numbers, **others: {**dict(zip(fields.split(), numbers, strict=True)), **others}
+
+
+SIZES = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
+"""The writer for those of most families."""
+GROUPED_SIZES = sizes("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size")
+"""The writer for those of families with key/value heads."""
+
+
+def fields_of(*tables: Fields, without: Collection[str] = (), **defaults: Any) -> Fields:
+    """The table of a family whose fields are those of others: all of theirs but some, and with other defaults."""
+    fields = {name: field for table in tables for name, field in table.items() if name not in without}
+    return fields | {name: (fields[name][0], default) for name, default in defaults.items()}
 
 
 def special_tokens(
@@ -131,26 +143,6 @@ def write_classifier(head: HeadConfig) -> dict[str, Any]:
     """The fields of config.json that `decoder_head` and `seq2seq_head` read."""
     has_dropout = head.kind in CLASSIFIERS and head.label_bias
     return {**write_labels(head), **({"classifier_dropout": head.dropout} if has_dropout else {})}
-
-
-def head_operations(config: ModelConfig, pairs: Pairs = "halves") -> Callable[..., Operation]:
-    """The maker of operations on the heads of a model: `split_heads` with their width and the rows that turn."""
-    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
-    order = rotary_order(head_dim, int(head_dim * config.position.rotary_fraction), pairs)
-    return partial(split_heads, head_dim, order=order if config.position.kind == "rotary" else None)
-
-
-def rotary_rows(config: ModelConfig, pairs: Pairs = "halves") -> list[Row]:
-    """The rows of queries and keys that have matrices of their own, and turn in other pairs on disk than here."""
-    operation, attention = head_operations(config, pairs), config.attention
-    heads = {"q_proj": ("query", attention.heads), "k_proj": ("key", attention.kv_heads or attention.heads)}
-    return [
-        line
-        for theirs, (ours, count) in heads.items()
-        for line in linear(
-            f"model.layers.{{i}}.self_attn.{theirs}", f"decoder.blocks.{{i}}.attention.{ours}", operation(count)
-        )
-    ]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692), XLM-R (Conneau et al. 2020, 1911.02116)
-and DistilBERT (Sanh et al. 2019).
+"""BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692), XLM-R (Conneau et al. 2020,
+1911.02116), DistilBERT (Sanh et al. 2019), MPNet (Song et al. 2020, 2004.09297) and ELECTRA (Clark et al. 2020,
+2003.10555).
 
 RoBERTa is BERT with positions counted from `padding + 1`, XLM-R is RoBERTa with 250,002 tokens of a hundred languages;
-DistilBERT is BERT without segments, under other names.
+DistilBERT is BERT without segments, under other names; MPNet is RoBERTa without segments, with the relative bias of T5
+beside its positions. In ELECTRA a small generator, which is a masked language model, replaces tokens of a text, and the
+discriminator tells which ones: BERT with a score for each token, and in the small sizes with narrow embeddings.
 """
 
 from dataclasses import replace
@@ -12,10 +15,13 @@ from anyformer.config import HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.base import (
     CLASSIFIERS,
+    SIZES,
     Family,
     Raw,
     Values,
     classes,
+    fields_of,
+    none_if_default,
     plain_head,
     sizes,
     special_tokens,
@@ -37,9 +43,13 @@ def _derived_roberta(raw: Raw, values: Values, kind: HeadKind) -> Values:
     pad = values["special_tokens.pad"]
     if pad is None:
         raise UserError("config.json: RoBERTa counts its positions from pad_token_id, which is missing.")
+    return {**derived(raw, values, kind), **_counted_from(pad + 1, values, kind)}
+
+
+def _counted_from(offset: int, values: Values, kind: HeadKind) -> Values:
+    """Positions that begin at a row of their table, and the transform of a RoBERTa's head."""
     transform = {"head.transform": "gelu"} if kind == "language_model" else {}
-    offset = {"position.offset": pad + 1, "max_length": values["max_length"] - (pad + 1)}
-    return {**derived(raw, values, kind), **transform, **offset}
+    return {**transform, "position.offset": offset, "max_length": values["max_length"] - offset}
 
 
 def _written_roberta(config: ModelConfig) -> dict[str, Any]:
@@ -107,7 +117,18 @@ def masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
     ]
 
 
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
+def _roberta_heads(prefix: str) -> list[Row]:
+    """The rows of heads, of which the pooler of a bare model and the dense layer of its classifier are one thing to us
+    and two names to them."""
+    return [
+        *masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder"),
+        *linear("classifier.dense", "pooler.dense", requires="head.labels.weight"),
+        *linear("classifier.out_proj", "head.labels", requires="pooler.dense.weight"),
+        *linear(f"{prefix}pooler.dense", "pooler.dense"),
+        *linear("classifier", "head.labels"),
+    ]
+
+
 _CLS = "cls.predictions"
 BERT = Family(
     model_type="bert",
@@ -149,9 +170,9 @@ BERT = Family(
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     published={
         "bert-base": {},
-        "bert-large": _sizes(1024, 24, 16, 4096),
-        "bert-tiny": _sizes(128, 2, 2, 512),
-        "bert-mini": _sizes(256, 4, 4, 1024),
+        "bert-large": SIZES(1024, 24, 16, 4096),
+        "bert-tiny": SIZES(128, 2, 2, 512),
+        "bert-mini": SIZES(256, 4, 4, 1024),
     },
 )
 _ROBERTA_PRESET = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
@@ -159,31 +180,23 @@ _ROBERTA = replace(
     BERT,
     model_type="roberta",
     architectures=classes("Roberta", "ForMaskedLM"),
-    fields={**BERT.fields, "vocab_size": ("vocab_size", 50265), **special_tokens(pad=1, bos=0, eos=2)},
+    fields=fields_of(BERT.fields, special_tokens(pad=1, bos=0, eos=2), vocab_size=50265),
     constants={**BERT.constants, "position.skip_padding": True, "init.kind": "normal"},
     derived=_derived_roberta,
     written=_written_roberta,
-    rows=[
-        *body("roberta.", "encoder.layer", LAYER),
-        *masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder"),
-        # The pooler of a bare RoBERTa and the dense layer of its classifier are one thing to us and two names to them.
-        *linear("classifier.dense", "pooler.dense", requires="head.labels.weight"),
-        *linear("classifier.out_proj", "head.labels", requires="pooler.dense.weight"),
-        *linear("roberta.pooler.dense", "pooler.dense"),
-        *linear("classifier", "head.labels"),
-    ],
+    rows=[*body("roberta.", "encoder.layer", LAYER), *_roberta_heads("roberta.")],
     prefix="roberta.",
-    published={"roberta-base": _ROBERTA_PRESET, "roberta-large": _sizes(1024, 24, 16, 4096, **_ROBERTA_PRESET)},
+    published={"roberta-base": _ROBERTA_PRESET, "roberta-large": SIZES(1024, 24, 16, 4096, **_ROBERTA_PRESET)},
 )
 _XLM_ROBERTA_PRESET = {**_ROBERTA_PRESET, "vocab_size": 250_002}
 _XLM_ROBERTA = replace(
     _ROBERTA,
     model_type="xlm-roberta",
     architectures=classes("XLMRoberta", "ForMaskedLM"),
-    fields={**_ROBERTA.fields, "vocab_size": ("vocab_size", 30522)},
+    fields=fields_of(_ROBERTA.fields, vocab_size=30522),
     published={
         "xlm-roberta-base": _XLM_ROBERTA_PRESET,
-        "xlm-roberta-large": _sizes(1024, 24, 16, 4096, **_XLM_ROBERTA_PRESET),
+        "xlm-roberta-large": SIZES(1024, 24, 16, 4096, **_XLM_ROBERTA_PRESET),
     },
 )
 _DISTILBERT = replace(
@@ -215,5 +228,108 @@ _DISTILBERT = replace(
     ],
     prefix="distilbert.",
     published={"distilbert-base": {}},
+)
+
+
+_PADDING, _BUCKETS = 1, 32
+"""Numbers that are in the code of the reference, whatever config.json says of the token and of the buckets."""
+
+
+def _derived_mpnet(raw: Raw, values: Values, kind: HeadKind) -> Values:
+    if values["position.buckets"] != _BUCKETS:
+        raise UserError(f"config.json: MPNet is supported where relative_attention_num_buckets = {_BUCKETS}.")
+    positions = {**_counted_from(_PADDING + 1, values, kind), "embedding.padding": _PADDING}
+    return {**derived({}, values, kind), **positions}
+
+
+_MPNET_LAYER = {
+    **{f"attention.attn.{name[0]}": f"attention.{name}" for name in ("query", "key", "value", "output")},
+    "attention.LayerNorm": "attention_norm",
+    **{name: ours for name, ours in LAYER.items() if not name.startswith("attention.")},
+}
+MPNET = replace(
+    BERT,
+    model_type="mpnet",
+    architectures=classes("MPNet", "ForMaskedLM"),
+    fields=fields_of(
+        BERT.fields,
+        {"relative_attention_num_buckets": ("position.buckets", _BUCKETS)},
+        special_tokens(pad=1, bos=0, eos=2),
+        without=("type_vocab_size",),
+        vocab_size=30527,
+    ),
+    constants={**_ROBERTA.constants, "position.relative_bias": True},
+    refused={},
+    derived=_derived_mpnet,
+    written=_written_roberta,
+    write_head=write_labels,
+    rows=[
+        *body("mpnet.", "encoder.layer", _MPNET_LAYER),
+        row("mpnet.encoder.relative_attention_bias.weight", "encoder.position.relative.table.weight"),
+        *_roberta_heads("mpnet."),
+    ],
+    prefix="mpnet.",
+    ignored=(r"(.*\.)?embeddings\.position_ids", r"(.*\.)?pooler\.dense\.(weight|bias)"),
+    renamed=(),
+    published={"mpnet-base": {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}},
+)
+
+_DISCRIMINATOR = "ElectraForPreTraining"
+
+
+def _derived_electra(raw: Raw, values: Values, kind: HeadKind) -> Values:
+    width = {"embedding.width": none_if_default(values["embedding.width"], values["d_model"])}
+    if kind == "token_classification" and raw.get("architectures") == [_DISCRIMINATOR]:
+        labels = {
+            "head.labels": 1,
+            "head.label_names": ("replaced",),
+            "head.problem_type": "multi_label_classification",
+        }
+        transform = {"head.transform": values["feed_forward.activation"], "head.transform_norm": False}
+        return {**transform, **labels, **width}
+    head = derived(raw, values, kind, "gelu" if kind == "classification" else None)
+    return {**head, **width, **({"head.transform": "gelu"} if kind == "language_model" else {})}
+
+
+def _written_electra(config: ModelConfig) -> dict[str, Any]:
+    return {"embedding_size": config.embedding.width or config.d_model}
+
+
+def _write_electra_head(head: HeadConfig) -> dict[str, Any]:
+    return {} if head.kind == "token_classification" and head.transform is not None else write_head(head)
+
+
+_electra_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size embedding_size")
+ELECTRA = replace(
+    BERT,
+    model_type="electra",
+    architectures={**classes("Electra", "ForMaskedLM"), _DISCRIMINATOR: "token_classification"},
+    fields=fields_of(BERT.fields, {"embedding_size": ("embedding.width", 128)}, **SIZES(256, 12, 4, 1024)),
+    derived=_derived_electra,
+    written=_written_electra,
+    write_head=_write_electra_head,
+    rows=[
+        *body("electra.", "encoder.layer", LAYER),
+        *linear("electra.embeddings_project", "encoder.embedding.projection"),
+        # The transforms of both heads are one thing to us, and the discriminator's has no norm.
+        *linear("generator_predictions.dense", "head.transform.dense", requires="head.transform.norm.weight"),
+        *linear("generator_predictions.LayerNorm", "head.transform.norm"),
+        *tied("generator_lm_head"),
+        row("generator_lm_head.bias", "head.bias"),
+        *linear("discriminator_predictions.dense", "head.transform.dense"),
+        *linear("discriminator_predictions.dense_prediction", "head.labels", requires="head.transform.dense.weight"),
+        *linear("classifier.dense", "pooler.dense"),
+        *linear("classifier.out_proj", "head.labels", requires="pooler.dense.weight"),
+        *linear("classifier", "head.labels"),
+    ],
+    prefix="electra.",
+    ignored=(r"(.*\.)?embeddings\.position_ids",),
+    published={
+        "electra-small": {},
+        "electra-base": _electra_sizes(768, 12, 12, 3072, 768),
+        "electra-large": _electra_sizes(1024, 24, 16, 4096, 1024),
+        "electra-base-generator": _electra_sizes(256, 12, 4, 1024, 768),
+        "electra-large-generator": _electra_sizes(256, 24, 4, 1024, 1024),
+    },
 )
 FAMILIES = [BERT, _ROBERTA, _XLM_ROBERTA, _DISTILBERT]

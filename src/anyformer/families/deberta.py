@@ -9,13 +9,13 @@ from anyformer.config import HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError, cut
 from anyformer.families.base import (
     CLASSIFIERS,
+    SIZES,
     Raw,
     Values,
     classes,
+    fields_of,
     plain_head,
     read_activation,
-    sizes,
-    special_tokens,
     write_activation,
     write_labels,
 )
@@ -88,23 +88,17 @@ _LAYER = {
     **{f"attention.self.{name}_proj": f"attention.{name}" for name in ("query", "key", "value")},
 }
 _CLS = "cls.predictions"
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 _V3 = {**_FORM, "position_buckets": 256}
 FAMILY = replace(
     BERT,
     model_type="deberta-v2",
     architectures=classes("DebertaV2", "ForMaskedLM"),
-    fields={
-        **BERT.fields,
-        "vocab_size": ("vocab_size", 128100),
-        "hidden_size": ("d_model", 1536),
-        "num_hidden_layers": ("encoder_layers", 24),
-        "num_attention_heads": ("attention.heads", 24),
-        "intermediate_size": ("feed_forward.width", 6144),
-        "layer_norm_eps": ("norm.eps", 1e-7),
-        "type_vocab_size": ("embedding.segments", 0),
-        **special_tokens(pad=0),
-    },
+    fields=fields_of(
+        BERT.fields,
+        **SIZES(1536, 24, 24, 6144, vocab_size=128100),
+        layer_norm_eps=1e-7,
+        type_vocab_size=0,
+    ),
     constants={**BERT.constants, "position.kind": "disentangled", "init.kind": "normal"},
     refused={},
     derived=_derived,
@@ -131,10 +125,10 @@ FAMILY = replace(
         (r"^lm_predictions\.lm_head\.", f"{_CLS}.transform."),
     ),
     published={
-        "deberta-v3-base": _sizes(768, 12, 12, 3072, **_V3),
-        "deberta-v3-xsmall": _sizes(384, 12, 6, 1536, **_V3),
-        "deberta-v3-small": _sizes(768, 6, 12, 3072, **_V3),
-        "deberta-v3-large": _sizes(1024, 24, 16, 4096, **_V3),
-        "mdeberta-v3-base": _sizes(768, 12, 12, 3072, vocab_size=251_000, **_V3),
+        "deberta-v3-base": SIZES(768, 12, 12, 3072, **_V3),
+        "deberta-v3-xsmall": SIZES(384, 12, 6, 1536, **_V3),
+        "deberta-v3-small": SIZES(768, 6, 12, 3072, **_V3),
+        "deberta-v3-large": SIZES(1024, 24, 16, 4096, **_V3),
+        "mdeberta-v3-base": SIZES(768, 12, 12, 3072, vocab_size=251_000, **_V3),
     },
 )

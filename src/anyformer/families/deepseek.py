@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Fields, Raw, Values, classes, sizes, special_tokens
-from anyformer.families.llama import FIELDS, LLAMA, read_rope, write_rope
+from anyformer.families.base import Fields, Raw, Values, classes, fields_of, sizes, special_tokens
+from anyformer.families.llama import FIELDS, LLAMA
+from anyformer.families.rotary import read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, split_heads
 
 _MOST_LAYERS = 10_000
@@ -142,8 +143,7 @@ _ATTENTION: Fields = {
     "qk_rope_head_dim": ("attention.latent.rotary_dim", 64),
     "v_head_dim": ("attention.latent.value_dim", 128),
 }
-_LEFT_OUT = ("num_key_value_heads", "head_dim", "intermediate_size")
-_FIELDS: Fields = {**{name: field for name, field in FIELDS.items() if name not in _LEFT_OUT}, **_ATTENTION}
+_FIELDS = fields_of(FIELDS, _ATTENTION, without=("num_key_value_heads", "head_dim", "intermediate_size"))
 _sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size moe_intermediate_size")
 _YARN: dict[str, Any] = {
     "rope_type": "yarn",

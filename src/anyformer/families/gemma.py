@@ -8,21 +8,25 @@ from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import Raw, Values, classes, none_if_default, sizes, special_tokens
-from anyformer.families.layered_rope import read_layers, write_ropes
-from anyformer.families.llama import (
-    BIAS,
-    FIELDS,
-    LAYER,
-    LLAMA,
-    NANO,
-    decoder_rows,
+from anyformer.families.base import (
+    GROUPED_SIZES,
+    Raw,
+    Values,
+    classes,
+    fields_of,
+    none_if_default,
+    special_tokens,
+)
+from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, NANO, decoder_rows
+from anyformer.families.rotary import (
     layers_with_window,
     read_layer_types,
+    read_layers,
     read_period,
     read_rope,
     write_layer_types,
     write_rope,
+    write_ropes,
 )
 from anyformer.families.rows import linear, linears
 
@@ -87,58 +91,47 @@ _LAYER = {
     "pre_feedforward_layernorm": "feed_forward_norm",
     "post_feedforward_layernorm": "feed_forward_output_norm",
 }
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size")
 _GEMMA = replace(
     LLAMA,
     model_type="gemma",
     architectures=classes("Gemma", "ForCausalLM"),
-    fields={
-        **FIELDS,
-        **BIAS,
-        "vocab_size": ("vocab_size", 256_000),
-        "hidden_size": ("d_model", 3072),
-        "num_hidden_layers": ("decoder_layers", 28),
-        "max_position_embeddings": ("max_length", 8192),
-        "num_attention_heads": ("attention.heads", 16),
-        "num_key_value_heads": ("attention.kv_heads", 16),
-        "head_dim": ("attention.head_dim", 256),
-        "intermediate_size": ("feed_forward.width", 24576),
-        "hidden_act": ("feed_forward.activation", "gelu_pytorch_tanh"),
-        "tie_word_embeddings": ("embedding.tied", True),
-        **special_tokens(bos=2, eos=1, pad=0),
-    },
+    fields=fields_of(
+        FIELDS,
+        BIAS,
+        special_tokens(bos=2, eos=1, pad=0),
+        **GROUPED_SIZES(3072, 28, 16, 16, 24576, head_dim=256, vocab_size=256_000, max_position_embeddings=8192),
+        hidden_act="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+    ),
     constants={**LLAMA.constants, "norm.kind": "rms_offset", "embedding.scaled": True, "feed_forward.bias": False},
     refused={"use_bidirectional_attention": True},
     derived=_derived,
-    published={"gemma-2b": _sizes(2048, 18, 8, 1, 16384), "gemma-7b": {}},
+    published={"gemma-2b": GROUPED_SIZES(2048, 18, 8, 1, 16384), "gemma-7b": {}},
 )
-_FIELDS2 = {name: field for name, field in _GEMMA.fields.items() if name != "hidden_act"}
 _GEMMA2 = replace(
     _GEMMA,
     model_type="gemma2",
     architectures=classes("Gemma2", "ForCausalLM"),
-    fields={
-        **_FIELDS2,
-        "hidden_size": ("d_model", 2304),
-        "num_hidden_layers": ("decoder_layers", 26),
-        "num_attention_heads": ("attention.heads", 8),
-        "num_key_value_heads": ("attention.kv_heads", 4),
-        "attn_logit_softcapping": ("attention.softcap", 50.0),
-        "intermediate_size": ("feed_forward.width", 9216),
-        "hidden_activation": ("feed_forward.activation", "gelu_pytorch_tanh"),
-        "final_logit_softcapping": ("head.softcap", 30.0),
-    },
+    fields=fields_of(
+        _GEMMA.fields,
+        {
+            "attn_logit_softcapping": ("attention.softcap", 50.0),
+            "hidden_activation": ("feed_forward.activation", "gelu_pytorch_tanh"),
+            "final_logit_softcapping": ("head.softcap", 30.0),
+        },
+        without=("hidden_act",),
+        **GROUPED_SIZES(2304, 26, 8, 4, 9216),
+    ),
     constants={**_GEMMA.constants, "norm.placement": "sandwich"},
     derived=_derived2,
     written=_written2,
     rows=decoder_rows(_LAYER),
     published={
         "gemma-2-2b": {},
-        "gemma-2-9b": _sizes(3584, 42, 16, 8, 14336),
-        "gemma-2-27b": _sizes(4608, 46, 32, 16, 36864, head_dim=128, query_pre_attn_scalar=144),
+        "gemma-2-9b": GROUPED_SIZES(3584, 42, 16, 8, 14336),
+        "gemma-2-27b": GROUPED_SIZES(4608, 46, 32, 16, 36864, head_dim=128, query_pre_attn_scalar=144),
     },
 )
-_FIELDS3 = {name: field for name, field in _GEMMA2.fields.items() if name != "attn_logit_softcapping"}
 _ROWS3 = [
     *decoder_rows(_LAYER),
     # EmbeddingGemma.
@@ -155,25 +148,26 @@ _GEMMA3_TEXT = replace(
         "Gemma3TextModel": "none",
         "Gemma3TextForSequenceClassification": "classification",
     },
-    fields={
-        **_FIELDS3,
-        "vocab_size": ("vocab_size", 262_208),
-        "max_position_embeddings": ("max_length", 131_072),
-        "final_logit_softcapping": ("head.softcap", None),
-    },
+    fields=fields_of(
+        _GEMMA2.fields,
+        without=("attn_logit_softcapping",),
+        vocab_size=262_208,
+        max_position_embeddings=131_072,
+        final_logit_softcapping=None,
+    ),
     constants={**_GEMMA2.constants, "attention.qk_norm": "head"},
     refused={},
     derived=_derived3,
     written=_written3,
     rows=_ROWS3,
     published={
-        "gemma-3-270m": _sizes(640, 18, 4, 1, 2048, **_GEMMA3_SIZE),
-        "gemma-3-1b": _sizes(1152, 26, 4, 1, 6912, **_GEMMA3_SIZE),
-        "gemma-3-4b": _sizes(2560, 34, 8, 4, 10240, **_LINEAR),
-        "gemma-3-12b": _sizes(3840, 48, 16, 8, 15360, **_LINEAR),
-        "gemma-3-27b": _sizes(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
+        "gemma-3-270m": GROUPED_SIZES(640, 18, 4, 1, 2048, **_GEMMA3_SIZE),
+        "gemma-3-1b": GROUPED_SIZES(1152, 26, 4, 1, 6912, **_GEMMA3_SIZE),
+        "gemma-3-4b": GROUPED_SIZES(2560, 34, 8, 4, 10240, **_LINEAR),
+        "gemma-3-12b": GROUPED_SIZES(3840, 48, 16, 8, 15360, **_LINEAR),
+        "gemma-3-27b": GROUPED_SIZES(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
         # Six layers, so that one is without a window, which is shorter than the texts.
-        "gemma3-nano": _sizes(
+        "gemma3-nano": GROUPED_SIZES(
             *(128, 6, 4, 1, 384),
             **NANO,
             head_dim=32,

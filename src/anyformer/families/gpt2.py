@@ -1,10 +1,9 @@
 """GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3."""
 
 from anyformer.families.base import Family, classes, none_if_default, sizes, special_tokens
-from anyformer.families.rows import SPLIT, TRANSPOSE, linear, row, tied
+from anyformer.families.rows import QKV, SPLIT, TRANSPOSE, linear, row, tied
 
 _LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
-_QKV = [f"{_BLOCK}.attention.{part}" for part in ("query", "key", "value")]
 
 
 _size = sizes("n_layer n_embd n_head")
@@ -44,8 +43,8 @@ FAMILY = Family(
         row("transformer.wte.weight", "token_embedding.table.weight"),
         row("transformer.wpe.weight", "decoder.position.table.weight"),
         *linear(f"{_LAYER}.ln_1", f"{_BLOCK}.attention_norm"),
-        row(f"{_LAYER}.attn.c_attn.weight", [f"{name}.weight" for name in _QKV], TRANSPOSE),
-        row(f"{_LAYER}.attn.c_attn.bias", [f"{name}.bias" for name in _QKV], SPLIT),
+        row(f"{_LAYER}.attn.c_attn.weight", [f"{name}.weight" for name in QKV], TRANSPOSE),
+        row(f"{_LAYER}.attn.c_attn.bias", [f"{name}.bias" for name in QKV], SPLIT),
         *linear(f"{_LAYER}.attn.c_proj", f"{_BLOCK}.attention.output", TRANSPOSE),
         *linear(f"{_LAYER}.ln_2", f"{_BLOCK}.feed_forward_norm"),
         *linear(f"{_LAYER}.mlp.c_fc", f"{_BLOCK}.feed_forward.up", TRANSPOSE),

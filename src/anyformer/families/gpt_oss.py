@@ -8,10 +8,9 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError
-from anyformer.families.base import Raw, Values, classes, special_tokens
-from anyformer.families.llama import (
-    FIELDS,
-    LLAMA,
+from anyformer.families.base import GROUPED_SIZES, Raw, Values, classes, fields_of, special_tokens
+from anyformer.families.llama import BIAS, FIELDS, LLAMA
+from anyformer.families.rotary import (
     layers_with_window,
     read_layer_types,
     read_rope,
@@ -74,24 +73,21 @@ FAMILY = replace(
     LLAMA,
     model_type="gpt_oss",
     architectures=classes("GptOss", "ForCausalLM"),
-    fields={
-        **{name: field for name, field in FIELDS.items() if name != "hidden_act"},
-        "vocab_size": ("vocab_size", 201088),
-        "hidden_size": ("d_model", 2880),
-        "num_hidden_layers": ("decoder_layers", 36),
-        "max_position_embeddings": ("max_length", 131072),
-        "num_attention_heads": ("attention.heads", 64),
-        "num_key_value_heads": ("attention.kv_heads", 8),
-        "head_dim": ("attention.head_dim", 64),
-        "attention_bias": ("attention.bias attention.output_bias", True),
-        "intermediate_size": ("feed_forward.width", 2880),
-        "swiglu_limit": ("feed_forward.limit", 7.0),
-        "rope_theta": ("position.theta", 150_000.0),
-        "rms_norm_eps": ("norm.eps", 1e-5),
-        "num_local_experts": ("feed_forward.experts.count", 128),
-        "num_experts_per_tok": ("feed_forward.experts.used", 4),
-        **special_tokens(),
-    },
+    fields=fields_of(
+        FIELDS,
+        BIAS,
+        {
+            "swiglu_limit": ("feed_forward.limit", 7.0),
+            "num_local_experts": ("feed_forward.experts.count", 128),
+            "num_experts_per_tok": ("feed_forward.experts.used", 4),
+        },
+        special_tokens(),
+        without=("hidden_act",),
+        **GROUPED_SIZES(2880, 36, 64, 8, 2880, head_dim=64, vocab_size=201088, max_position_embeddings=131072),
+        attention_bias=True,
+        rope_theta=150_000.0,
+        rms_norm_eps=1e-5,
+    ),
     constants={
         **LLAMA.constants,
         "attention.sinks": True,

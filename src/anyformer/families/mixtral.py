@@ -10,16 +10,14 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families import granite
-from anyformer.families.base import Fields, Raw, Values, classes, sizes, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, LLAMA, NANO, read_rope, write_rope
-from anyformer.families.llama import FAMILIES as LLAMAS
+from anyformer.families.base import SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
+from anyformer.families.llama import BIAS, FIELDS, GRANITE, LLAMA, NANO, QWEN3
+from anyformer.families.rotary import read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, stacked
 
 _BLOCK = "decoder.blocks.{i}.feed_forward."
 _COUNTS = ("num_local_experts", "num_experts")
 """Names of the number of experts, which transformers takes for the same."""
-_QWEN3 = next(family for family in LLAMAS if family.model_type == "qwen3")
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -60,23 +58,22 @@ def experts_fields(count: str, used: int, most: int, balance: float) -> Fields:
     }
 
 
-_FIELDS: Fields = {
-    **FIELDS,
-    "max_position_embeddings": ("max_length", 131072),
-    "num_key_value_heads": ("attention.kv_heads", 8),
-    "intermediate_size": ("feed_forward.width", 14336),
-    "sliding_window": ("attention.window", None),
-    "rope_theta": ("position.theta", 1_000_000.0),
-    "rms_norm_eps": ("norm.eps", 1e-5),
-    **experts_fields("num_local_experts", 2, 8, 0.001),
-}
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
-_NO_BIAS = {f"{name}": False for name in ("attention.bias", "attention.output_bias", "feed_forward.bias")}
+_NORMALIZED: Fields = {"norm_topk_prob": ("feed_forward.experts.normalized", False)}
+_NO_BIAS = dict.fromkeys(("attention.bias", "attention.output_bias", "feed_forward.bias"), False)
 MIXTRAL = replace(
     LLAMA,
     model_type="mixtral",
     architectures=classes("Mixtral", "ForCausalLM"),
-    fields=_FIELDS,
+    fields=fields_of(
+        FIELDS,
+        {"sliding_window": ("attention.window", None)},
+        experts_fields("num_local_experts", 2, 8, 0.001),
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+        rope_theta=1_000_000.0,
+        rms_norm_eps=1e-5,
+    ),
     constants={**LLAMA.constants, **_NO_BIAS},
     derived=_derived,
     rows=rows_with_experts(
@@ -85,10 +82,10 @@ MIXTRAL = replace(
         {"w1": "gate", "w3": "up", "w2": "down"},
     ),
     published={
-        "mixtral-8x7b": _sizes(4096, 32, 32, 14336, max_position_embeddings=32768, router_aux_loss_coef=0.02),
-        "mixtral-8x22b": _sizes(6144, 56, 48, 16384, max_position_embeddings=65536, router_aux_loss_coef=0.02),
+        "mixtral-8x7b": SIZES(4096, 32, 32, 14336, max_position_embeddings=32768, router_aux_loss_coef=0.02),
+        "mixtral-8x22b": SIZES(6144, 56, 48, 16384, max_position_embeddings=65536, router_aux_loss_coef=0.02),
         # As many operations for a token as llama-nano.
-        "mixtral-nano": _sizes(128, 4, 4, 192, num_key_value_heads=4, router_aux_loss_coef=0.02, **NANO),
+        "mixtral-nano": SIZES(128, 4, 4, 192, num_key_value_heads=4, router_aux_loss_coef=0.02, **NANO),
     },
 )
 
@@ -119,18 +116,18 @@ def _written_qwen(config: ModelConfig) -> dict[str, Any]:
 
 
 QWEN3_MOE = replace(
-    _QWEN3,
+    QWEN3,
     model_type="qwen3_moe",
     architectures=classes("Qwen3Moe", "ForCausalLM"),
-    fields={
-        **{name: field for name, field in _QWEN3.fields.items() if name != "intermediate_size"},
-        "num_key_value_heads": ("attention.kv_heads", 4),
-        # transformers 5.24 has no default of its own for it
-        "head_dim": ("attention.head_dim", None),
-        "moe_intermediate_size": ("feed_forward.width", 768),
-        "norm_topk_prob": ("feed_forward.experts.normalized", False),
-        **experts_fields("num_experts", 8, 128, 0.001),
-    },
+    fields=fields_of(
+        QWEN3.fields,
+        {"moe_intermediate_size": ("feed_forward.width", 768)},
+        _NORMALIZED,
+        experts_fields("num_experts", 8, 128, 0.001),
+        without=("intermediate_size",),
+        num_key_value_heads=4,
+        head_dim=None,  # transformers 5.24 has no default of its own for it
+    ),
     derived=_derived_qwen,
     written=_written_qwen,
     rows=_ROWS,
@@ -143,20 +140,15 @@ OLMOE = replace(
     LLAMA,
     model_type="olmoe",
     architectures=classes("Olmoe", "ForCausalLM", ("Model",)),
-    fields={
-        **FIELDS,
-        **BIAS,
-        "vocab_size": ("vocab_size", 50304),
-        "hidden_size": ("d_model", 2048),
-        "num_hidden_layers": ("decoder_layers", 16),
-        "max_position_embeddings": ("max_length", 4096),
-        "num_attention_heads": ("attention.heads", 16),
-        "intermediate_size": ("feed_forward.width", 2048),
-        "rms_norm_eps": ("norm.eps", 1e-5),
-        "norm_topk_prob": ("feed_forward.experts.normalized", False),
-        **experts_fields("num_experts", 8, 64, 0.01),
-        **special_tokens(eos=50279, pad=1),
-    },
+    fields=fields_of(
+        FIELDS,
+        BIAS,
+        _NORMALIZED,
+        experts_fields("num_experts", 8, 64, 0.01),
+        special_tokens(eos=50279, pad=1),
+        **SIZES(2048, 16, 16, 2048, vocab_size=50304, max_position_embeddings=4096),
+        rms_norm_eps=1e-5,
+    ),
     constants={**LLAMA.constants, "attention.qk_norm": "width", "feed_forward.bias": False},
     derived=_derived,
     rows=_ROWS,
@@ -190,16 +182,16 @@ def _granite_rows(config: ModelConfig) -> Sequence[Row]:
 
 
 def _derived_granite(raw: Raw, values: Values, head: HeadKind) -> Values:
-    return {**granite.FAMILY.derived(raw, values, head), **_derived(raw, values, head)}
+    return {**GRANITE.derived(raw, values, head), **_derived(raw, values, head)}
 
 
 GRANITE_MOE = replace(
-    granite.FAMILY,
+    GRANITE,
     model_type="granitemoe",
     experts="model.layers.{i}.block_sparse_moe.experts",
     architectures=classes("GraniteMoe", "ForCausalLM", ("Model",)),
-    fields={**granite.FAMILY.fields, **experts_fields("num_local_experts", 2, 8, 0.001)},
-    constants={**granite.FAMILY.constants, "feed_forward.bias": False},
+    fields={**GRANITE.fields, **experts_fields("num_local_experts", 2, 8, 0.001)},
+    constants={**GRANITE.constants, "feed_forward.bias": False},
     derived=_derived_granite,
     rows=_granite_rows,
     published={

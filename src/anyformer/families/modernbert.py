@@ -8,19 +8,19 @@ from anyformer.config import HeadConfig, HeadKind, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.base import (
     CLASSIFIERS,
+    SIZES,
     Family,
     Raw,
     Values,
     classes,
     plain_head,
     read_activation,
-    sizes,
     special_tokens,
     write_activation,
     write_labels,
 )
-from anyformer.families.layered_rope import read_layers, write_ropes
-from anyformer.families.llama import BIAS, read_layer_types, read_period, write_layer_types
+from anyformer.families.llama import BIAS
+from anyformer.families.rotary import read_layer_types, read_layers, read_period, write_layer_types, write_ropes
 from anyformer.families.rows import SPLIT, linear, linears, row, tied
 
 _WINDOW, _PERIOD = 128, 3
@@ -94,7 +94,6 @@ _LAYER = {
 }
 _QKV = [f"encoder.blocks.{{i}}.attention.{part}" for part in ("query", "key", "value")]
 _GATE_UP = [f"encoder.blocks.{{i}}.feed_forward.{part}" for part in ("gate", "up")]
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 FAMILY = Family(
     model_type="modernbert",
     architectures=classes("ModernBert", "ForMaskedLM"),
@@ -141,5 +140,5 @@ FAMILY = Family(
         *linear("classifier", "head.labels"),
     ],
     prefix="model.",
-    published={"modernbert-base": {}, "modernbert-large": _sizes(1024, 28, 16, 2624)},
+    published={"modernbert-base": {}, "modernbert-large": SIZES(1024, 28, 16, 2624)},
 )

@@ -1,14 +1,14 @@
 """nanochat (Karpathy 2025), as transformers has it: no weights in norms, squared ReLU, capped logits."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Raw, Values, classes, rotary_rows, sizes, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, LLAMA, read_rope, write_rope
-from anyformer.families.rows import Row, linears, row, tied
+from anyformer.families.base import SIZES, Raw, Values, classes, fields_of, special_tokens
+from anyformer.families.llama import BIAS, FIELDS, LLAMA, decoder_rows
+from anyformer.families.rotary import read_rope, rotary_rows, write_rope
+from anyformer.families.rows import Row
 
 _LAYER = {
     "self_attn.v_proj": "attention.value",
@@ -18,14 +18,9 @@ _LAYER = {
 }
 
 
-def _rows(config: ModelConfig) -> Sequence[Row]:
+def _rows(config: ModelConfig) -> list[Row]:
     # Its halves turn the other way round. That its norms come after the rotation changes nothing: they have no weights.
-    return [
-        row("model.embed_tokens.weight", "token_embedding.table.weight"),
-        *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *rotary_rows(config, "swapped"),
-        *tied("lm_head"),
-    ]
+    return decoder_rows(_LAYER, rotary_rows(config, "swapped"))
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -41,22 +36,16 @@ def _written(config: ModelConfig) -> dict[str, Any]:
     return {**write_rope(config), "final_logit_softcapping": config.head.softcap}
 
 
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 FAMILY = replace(
     LLAMA,
     model_type="nanochat",
     architectures=classes("NanoChat", "ForCausalLM", ("Model",)),
-    fields={
-        **FIELDS,
-        **BIAS,
-        "vocab_size": ("vocab_size", 50304),
-        "hidden_size": ("d_model", 768),
-        "num_hidden_layers": ("decoder_layers", 12),
-        "num_attention_heads": ("attention.heads", 6),
-        "intermediate_size": ("feed_forward.width", 8192),
-        "hidden_act": ("feed_forward.activation", "relu2"),
-        **special_tokens(bos=0, eos=1, pad=1),
-    },
+    fields=fields_of(
+        FIELDS,
+        BIAS,
+        special_tokens(bos=0, eos=1, pad=1),
+        **SIZES(768, 12, 6, 8192, vocab_size=50304, hidden_act="relu2"),
+    ),
     constants={
         "position.kind": "rotary",
         "norm.kind": "rms_plain",
@@ -68,7 +57,7 @@ FAMILY = replace(
     written=_written,
     rows=_rows,
     published={
-        "nanochat-d20": _sizes(1280, 20, 10, 5120, vocab_size=65536),
-        "nanochat-d32": _sizes(2048, 32, 16, 8192, vocab_size=65536),
+        "nanochat-d20": SIZES(1280, 20, 10, 5120, vocab_size=65536),
+        "nanochat-d32": SIZES(2048, 32, 16, 8192, vocab_size=65536),
     },
 )

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import Raw, Values, classes, sizes, special_tokens
-from anyformer.families.layered_rope import read_layers, write_ropes
-from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, decoder_rows, read_layer_types, write_layer_types
+from anyformer.families.base import GROUPED_SIZES, Raw, Values, classes, fields_of, special_tokens
+from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, decoder_rows
+from anyformer.families.rotary import read_layer_types, read_layers, write_layer_types, write_ropes
 
 
 def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -28,7 +28,6 @@ _LAYER = {
     "post_attention_layernorm": "attention_output_norm",
     "post_feedforward_layernorm": "feed_forward_output_norm",
 }
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size")
 _PRESET = {"vocab_size": 100_352, "rope_theta": 500_000.0, "rms_norm_eps": 1e-6, "bos_token_id": None}
 _OLMO2_PRESET = {**_PRESET, "max_position_embeddings": 4096, "eos_token_id": 100_257, "pad_token_id": 100_277}
 _OLMO3_PRESET = {**_OLMO2_PRESET, "vocab_size": 100_278, "max_position_embeddings": 65536}
@@ -44,13 +43,7 @@ _OLMO2 = replace(
     LLAMA,
     model_type="olmo2",
     architectures=classes("Olmo2", "ForCausalLM", ("Model", "ForSequenceClassification")),
-    fields={
-        **FIELDS,
-        **BIAS,
-        "vocab_size": ("vocab_size", 50304),
-        "rms_norm_eps": ("norm.eps", 1e-5),
-        **special_tokens(eos=50279, pad=1),
-    },
+    fields=fields_of(FIELDS, BIAS, special_tokens(eos=50279, pad=1), vocab_size=50304, rms_norm_eps=1e-5),
     constants={
         **LLAMA.constants,
         "attention.qk_norm": "width",
@@ -59,10 +52,10 @@ _OLMO2 = replace(
     },
     rows=decoder_rows(_LAYER),
     published={
-        "olmo-2-1b": _sizes(2048, 16, 16, 16, 8192, **_OLMO2_PRESET),
-        "olmo-2-7b": _sizes(4096, 32, 32, 32, 11008, **_OLMO2_PRESET),
-        "olmo-2-13b": _sizes(5120, 40, 40, 40, 13824, **_OLMO2_PRESET),
-        "olmo-2-32b": _sizes(5120, 64, 40, 8, 27648, **_OLMO2_PRESET),
+        "olmo-2-1b": GROUPED_SIZES(2048, 16, 16, 16, 8192, **_OLMO2_PRESET),
+        "olmo-2-7b": GROUPED_SIZES(4096, 32, 32, 32, 11008, **_OLMO2_PRESET),
+        "olmo-2-13b": GROUPED_SIZES(5120, 40, 40, 40, 13824, **_OLMO2_PRESET),
+        "olmo-2-32b": GROUPED_SIZES(5120, 64, 40, 8, 27648, **_OLMO2_PRESET),
     },
 )
 _OLMO3 = replace(
@@ -72,8 +65,8 @@ _OLMO3 = replace(
     derived=_derived3,
     written=_written3,
     published={
-        "olmo-3-7b": _sizes(4096, 32, 32, 32, 11008, rope_scaling=_YARN, **_OLMO3_PRESET),
-        "olmo-3-32b": _sizes(5120, 64, 40, 8, 27648, rope_scaling=_YARN, **_OLMO3_PRESET),
+        "olmo-3-7b": GROUPED_SIZES(4096, 32, 32, 32, 11008, rope_scaling=_YARN, **_OLMO3_PRESET),
+        "olmo-3-32b": GROUPED_SIZES(5120, 64, 40, 8, 27648, rope_scaling=_YARN, **_OLMO3_PRESET),
     },
 )
 FAMILIES = [_OLMO2, _OLMO3]

@@ -9,9 +9,10 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Raw, Values, classes, head_operations, sizes, special_tokens
-from anyformer.families.llama import FIELDS, LLAMA, ORIGINAL, read_rope, write_rope
-from anyformer.families.rows import SPLIT, Row, linear, linears, row, tied
+from anyformer.families.base import SIZES, Raw, Values, classes, fields_of, special_tokens
+from anyformer.families.llama import FIELDS, LLAMA, decoder_rows
+from anyformer.families.rotary import ORIGINAL, head_operations, read_rope, write_rope
+from anyformer.families.rows import QKV, SPLIT, Row, linear
 
 _ORIGINAL_LENGTH = 4096
 """The length of the first training where config.json leaves it out."""
@@ -39,22 +40,17 @@ _LAYER = {
     "post_attention_layernorm": "feed_forward_norm",
     "mlp.down_proj": "feed_forward.down",
 }
-_QKV = [f"decoder.blocks.{{i}}.attention.{part}" for part in ("query", "key", "value")]
 _GATE_UP = [f"decoder.blocks.{{i}}.feed_forward.{part}" for part in ("gate", "up")]
 
 
 def _rows(config: ModelConfig) -> Sequence[Row]:
     heads = config.attention.heads
     kv_heads = config.attention.kv_heads or heads
-    return [
-        row("model.embed_tokens.weight", "token_embedding.table.weight"),
-        *linears("model.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear("model.layers.{i}.self_attn.qkv_proj", _QKV, head_operations(config)(heads, kv_heads, kv_heads)),
+    joined = [
+        *linear("model.layers.{i}.self_attn.qkv_proj", QKV, head_operations(config)(heads, kv_heads, kv_heads)),
         *linear("model.layers.{i}.mlp.gate_up_proj", _GATE_UP, SPLIT),
-        *linear("model.norm", "decoder.final_norm"),
-        *tied("lm_head"),
-        *linear("score", "head.labels"),
     ]
+    return decoder_rows(_LAYER, joined)
 
 
 # Ding et al. search for these factors, which have no formula.
@@ -77,23 +73,22 @@ _MINI = {
     "rope_scaling": _LONGROPE,
     "tie_word_embeddings": True,
 }
-_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size")
 FAMILY = replace(
     LLAMA,
     model_type="phi3",
     architectures=classes("Phi3", "ForCausalLM"),
-    fields={
-        **{name: field for name, field in FIELDS.items() if name != "head_dim"},
-        "vocab_size": ("vocab_size", 32064),
-        "hidden_size": ("d_model", 3072),
-        "max_position_embeddings": ("max_length", 4096),
-        "sliding_window": ("attention.window", None),
-        "intermediate_size": ("feed_forward.width", 8192),
-        "partial_rotary_factor": ("position.rotary_fraction", 1.0),
-        "rms_norm_eps": ("norm.eps", 1e-5),
-        "resid_pdrop": ("dropout", 0.0),
-        **special_tokens(bos=1, eos=32000, pad=32000),
-    },
+    fields=fields_of(
+        FIELDS,
+        {
+            "sliding_window": ("attention.window", None),
+            "partial_rotary_factor": ("position.rotary_fraction", 1.0),
+            "resid_pdrop": ("dropout", 0.0),
+        },
+        special_tokens(bos=1, eos=32000, pad=32000),
+        without=("head_dim",),
+        **SIZES(3072, 32, 32, 8192, vocab_size=32064, max_position_embeddings=4096),
+        rms_norm_eps=1e-5,
+    ),
     constants={
         **LLAMA.constants,
         **dict.fromkeys(("attention.bias", "attention.output_bias", "feed_forward.bias"), False),
@@ -103,18 +98,15 @@ FAMILY = replace(
     rows=_rows,
     published={
         "phi-3-mini": {"sliding_window": 2047},
-        "phi-3-medium": _sizes(5120, 40, 40, 17920, num_key_value_heads=10, sliding_window=2047),
-        "phi-4": _sizes(
-            5120,
-            40,
-            40,
-            17920,
+        "phi-3-medium": SIZES(5120, 40, 40, 17920, num_key_value_heads=10, sliding_window=2047),
+        "phi-4": SIZES(
+            *(5120, 40, 40, 17920),
             num_key_value_heads=10,
             vocab_size=100352,
             max_position_embeddings=16384,
             rope_theta=250_000.0,
             **_PHI4,
         ),
-        "phi-4-mini": _sizes(3072, 32, 24, 8192, **_MINI),
+        "phi-4-mini": SIZES(3072, 32, 24, 8192, **_MINI),
     },
 )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 Pairs = Literal["halves", "neighbors", "swapped"]
+QKV = [f"decoder.blocks.{{i}}.attention.{part}" for part in ("query", "key", "value")]
+"""The layers of a decoder that many files have in one matrix."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import canonical, to_huggingface
 from anyformer.families.base import Raw, supported
-from anyformer.families.llama import LAYER_TYPES, write_layer_types
+from anyformer.families.rotary import LAYER_TYPES, write_layer_types
 from anyformer.families.rows import Row, resolve
 from anyformer.model import skeleton
 
