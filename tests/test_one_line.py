@@ -16,7 +16,7 @@ import anyformer as af
 from anyformer.checkpoint.gguf.write import Written
 from anyformer.compare.result import ComparedModel
 from anyformer.evaluation.classify import Classification
-from anyformer.evaluation.metrics.metric import Metric
+from anyformer.evaluation.metrics import Metric
 from anyformer.evaluation.result import Evaluation
 from anyformer.evaluation.score import Score
 from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord

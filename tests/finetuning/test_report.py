@@ -17,8 +17,8 @@ import anyformer as af
 from anyformer.cli import finetune
 from anyformer.data.formats import Location
 from anyformer.evaluation import Evaluation
+from anyformer.evaluation.label_metrics import Piece, TaggedSpans
 from anyformer.evaluation.metrics import mean, share
-from anyformer.evaluation.metrics.tagging import Piece, TaggedSpans
 from anyformer.evaluation.perplexity import losses
 from anyformer.evaluation.result import EvaluatedRow
 from anyformer.finetuning import measure as measuring

@@ -26,7 +26,7 @@ from anyformer.compare.result import (
     Verdict,
 )
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics.metric import FEWEST, percentiles, ratio, wilson
+from anyformer.evaluation.metrics import FEWEST, percentiles, ratio, wilson
 
 Float64 = npt.NDArray[np.float64]
 

@@ -12,8 +12,7 @@ from anyformer.data.examples.chat import encode_chat_rows
 from anyformer.data.examples.encoded import encode_completion, truncate
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.logits import Progress, known_label, log_softmax, single_label
-from anyformer.evaluation.metrics import Metric, exact_match, language_model, ratio, share, summaries, translation
-from anyformer.evaluation.metrics.metric import UNIT
+from anyformer.evaluation.metrics import UNIT, Metric, exact_match, language_model, ratio, share, summaries, translation
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.evaluation.scorer import Continuation, log_likelihoods
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig

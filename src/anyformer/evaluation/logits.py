@@ -10,9 +10,15 @@ from torch import Tensor
 from anyformer.data.examples import Example
 from anyformer.data.examples.classifier_input import ClassifierInput, encode_texts, encode_words
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.metrics import ClassScores, class_table, classification, confusion_matrix
-from anyformer.evaluation.metrics.classification import all_labels, class_counts
-from anyformer.evaluation.metrics.metric import Array
+from anyformer.evaluation.label_metrics import (
+    ClassScores,
+    all_labels,
+    class_counts,
+    class_table,
+    classification,
+    confusion_matrix,
+)
+from anyformer.evaluation.metrics import Array
 from anyformer.evaluation.result import Confusion, EvaluatedRow, Evaluation
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
 from anyformer.generation.prompt import batches_by_length, input_pad_id, pad

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from anyformer.data.formats import Location
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics import ClassScores, Interval, Metric
-from anyformer.evaluation.metrics.tagging import TaggedSpans
+from anyformer.evaluation.label_metrics import ClassScores, TaggedSpans
+from anyformer.evaluation.metrics import Interval, Metric
 from anyformer.one_line import OneLine
 
 Scores = dict[str, float]

@@ -9,8 +9,8 @@ from itertools import accumulate
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.tables import Sentences, read_sentences
+from anyformer.evaluation.label_metrics import entities, is_entity_scheme
 from anyformer.evaluation.logits import label_names, require_words, word_logits
-from anyformer.evaluation.metrics.tagging import entities, is_entity_scheme
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer

@@ -13,8 +13,7 @@ import numpy as np
 from anyformer.data.examples import Example
 from anyformer.errors import UserError
 from anyformer.evaluation.answers import Answered, answer
-from anyformer.evaluation.metrics import Interval, Metric, language_model
-from anyformer.evaluation.metrics.metric import percentiles
+from anyformer.evaluation.metrics import Interval, Metric, language_model, percentiles
 from anyformer.evaluation.perplexity import Text, join_texts, losses
 from anyformer.evaluation.result import Evaluation, Options
 from anyformer.model import Transformer

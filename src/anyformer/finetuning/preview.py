@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer import atomic
-from anyformer.evaluation.metrics.tagging import kind_spans
+from anyformer.evaluation.label_metrics import kind_spans
 from anyformer.finetuning.check import Check
 from anyformer.pages.render import render, require_page
 from anyformer.tasks.task import Encoded, EncodedText

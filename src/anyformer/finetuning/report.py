@@ -12,8 +12,8 @@ from typing import Any
 from anyformer import atomic, limits
 from anyformer.data.examples import Example
 from anyformer.errors import UserError
-from anyformer.evaluation.metrics import FEWEST, ClassScores
-from anyformer.evaluation.metrics.tagging import Piece
+from anyformer.evaluation.label_metrics import ClassScores, Piece
+from anyformer.evaluation.metrics import FEWEST
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options, telling
 from anyformer.finetuning.check import Check

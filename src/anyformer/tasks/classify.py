@@ -16,10 +16,9 @@ from anyformer.data.examples.encoded import Truncation
 from anyformer.data.examples.labels import resolve_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote
+from anyformer.evaluation.label_metrics import class_counts, class_table, multilabel
 from anyformer.evaluation.logits import is_regression, known_label, label_names, log_softmax, single_label, text_logits
-from anyformer.evaluation.metrics import class_table, multilabel, regression
-from anyformer.evaluation.metrics.classification import class_counts
-from anyformer.evaluation.metrics.metric import Array
+from anyformer.evaluation.metrics import Array, regression
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids

@@ -17,9 +17,7 @@ from anyformer.data.examples.encoded import Truncation
 from anyformer.data.examples.labels import resolve_embeddings
 from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_label
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.metrics import relevant_ranks, retrieval, share, similarity
-from anyformer.evaluation.metrics.metric import Array
-from anyformer.evaluation.metrics.similarity import unit
+from anyformer.evaluation.metrics import Array, relevant_ranks, retrieval, share, similarity, unit
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.generation import embed
 from anyformer.model import Transformer

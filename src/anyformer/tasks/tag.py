@@ -15,10 +15,17 @@ from anyformer.data.examples.encoded import Truncation
 from anyformer.data.examples.labels import resolve_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
 from anyformer.errors import UserError, quote
+from anyformer.evaluation.label_metrics import (
+    TaggedSpans,
+    classification,
+    entities,
+    entity_table,
+    is_entity_scheme,
+    never_right,
+    span_pieces,
+    tagging,
+)
 from anyformer.evaluation.logits import known_label, label_names, label_table, word_logits
-from anyformer.evaluation.metrics import classification, entity_table, tagging
-from anyformer.evaluation.metrics.classification import never_right
-from anyformer.evaluation.metrics.tagging import TaggedSpans, entities, is_entity_scheme, span_pieces
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
