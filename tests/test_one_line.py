@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 import anyformer as af
 from anyformer.checkpoint.gguf.write import Written
 from anyformer.compare.result import ComparedModel
-from anyformer.evaluation.classify import Classification
+from anyformer.evaluation.classify import Classification, Entity, TaggedText, TaggedWord
 from anyformer.evaluation.metrics import Metric
 from anyformer.evaluation.result import Evaluation
 from anyformer.evaluation.score import Score
-from anyformer.evaluation.tag import Entity, TaggedText, TaggedWord
 from anyformer.finetuning.finetune import FinetuneResult
 from anyformer.generation.fill import Candidate
 from anyformer.learn.attention_maps import Attention

@@ -146,7 +146,7 @@ def _tagged(
     model: Transformer, tokenizer: Tokenizer | None, batches: Iterator[Sequence[str]], options: ClassifyOptions
 ) -> Iterator[_Answer]:
     from anyformer.evaluation import tag
-    from anyformer.evaluation.tag import finds_entities
+    from anyformer.evaluation.classify import finds_entities
 
     for name in ("top", "second"):
         if getattr(options, name):

@@ -1,22 +1,33 @@
-"""Answers of a classifier on texts."""
+"""Answers of classifiers on texts, and of taggers on the words of texts."""
 
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.data.examples.columns import Columns
-from anyformer.data.examples.tables import Texts, read_texts
+from anyformer.data.examples.tables import Sentences, Texts, read_sentences, read_texts
 from anyformer.errors import UserError
-from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits
+from anyformer.evaluation.label_metrics import entities, is_entity_scheme
+from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits, word_logits
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 
 _LIKELY = 0.5
 """The probability above which one of several labels is taken for right, as in training and evaluation."""
+_OUTSIDE = "O"
+Span = tuple[int, int]
+"""The characters of a word: the first one, and the one behind the last."""
+
+_PIECE = re.compile(r"\S+")
+_INITIALS = re.compile(r"\W*(?:[^\W\d_]\.)+")
+_POSSESSIVE = ("'s", "\u2019s", "'S", "\u2019S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -100,3 +111,160 @@ def classify(
         labels = [name for name, score in scores.items() if score > _LIKELY] if several else list(scores)[:1]
         answers.append(Classification(labels=tuple(labels), scores=scores, cut=tokens))
     return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TaggedWord(OneLine):
+    """A word and its tag.
+
+    Attributes:
+        start, end: Its first character in the text, from 0, and the one behind its last.
+        tag: The likeliest; None: the word is beyond the model's context, or its tokenizer makes nothing of it.
+        probability: Of the tag; 0 where there is none.
+    """
+
+    text: str
+    start: int
+    end: int
+    tag: str | None
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Entity(OneLine):
+    """Words with a name, such as a person's.
+
+    Attributes:
+        label: Its kind: the tags of its words without B- and I-.
+        start, end: Its first character in the text, from 0, and the one behind its last.
+        probability: The mean of its words' probabilities.
+    """
+
+    label: str
+    text: str
+    start: int
+    end: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TaggedText(OneLine):
+    """The answer of a tagger on a text.
+
+    Attributes:
+        entities: Those that the tags make up; none where the model's tags are not B-, I- (or E-, S-) and O.
+    """
+
+    words: tuple[TaggedWord, ...]
+    entities: tuple[Entity, ...]
+
+    @property
+    def untagged(self) -> int:
+        """Words without a tag."""
+        return sum(word.tag is None for word in self.words)
+
+
+def finds_entities(model: Transformer) -> bool:
+    """Whether a tagger's tags make up entities, and are not parts of speech, say."""
+    return is_entity_scheme(label_names(model))
+
+
+@takes_model
+def tag(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    texts: Sentences,
+    *,
+    columns: Columns | Mapping[str, str] | None = None,
+) -> list[TaggedText]:
+    """Tag the words of texts, and find the entities among them.
+
+    A word is given the label of its first token, which is the one that fine-tuning trains. Entities begin and end as
+    conlleval and seqeval read the tags.
+
+    Args:
+        model, tokenizer: A model with a token classification head, and its tokenizer. Words beyond the model's context
+            get no tag.
+        texts: One string is a list of one. A text is split into words as `word_spans` does;
+            in its place may be a list of words, whose characters are counted in the words with a space between them.
+            Rows, as `anyformer.evaluate` takes them, have a column of either; their tags are not read.
+        columns: The name of that column, where it isn't a usual one: ``{"tokens": "split"}`` of lists of words, or
+            ``{"text": "review"}``.
+
+    Returns:
+        For each text its words, each with its tag, and the entities.
+
+    Raises:
+        UserError: a model without such a head, no tokenizer, an empty text, rows without a column of texts, an output
+            that is NaN.
+    """
+    split = [_split(text) for text in read_sentences(texts, columns)]
+    require_words([text for text, _ in split])
+    sentences = [[text[start:end] for start, end in spans] for text, spans in split]
+    names, grouped = label_names(model), finds_entities(model)
+    tagged = list[TaggedText]()
+    for (text, spans), logits in zip(split, word_logits(model, tokenizer, sentences), strict=True):
+        words = list[TaggedWord]()
+        for (start, end), own in zip(spans, logits, strict=True):
+            probability, best = (0.0, None) if own is None else own.softmax(dim=-1).max(dim=-1)
+            label = None if best is None else names[int(best)]
+            words.append(
+                TaggedWord(text=text[start:end], start=start, end=end, tag=label, probability=float(probability))
+            )
+        tagged.append(TaggedText(words=tuple(words), entities=_entities(text, words) if grouped else ()))
+    return tagged
+
+
+def _split(text: str | Sequence[str]) -> tuple[str, list[Span]]:
+    if isinstance(text, str):
+        return text, word_spans(text)
+    starts = accumulate((len(word) + 1 for word in text), initial=0)
+    return " ".join(text), [(start, start + len(word)) for start, word in zip(starts, text, strict=False)]
+
+
+def _entities(text: str, words: Sequence[TaggedWord]) -> tuple[Entity, ...]:
+    named = list[Entity]()
+    for label, first, behind in entities([word.tag or _OUTSIDE for word in words]):
+        members = words[first:behind]
+        start, end = members[0].start, members[-1].end
+        mean = sum(word.probability for word in members) / len(members)
+        named.append(Entity(label=label, text=text[start:end], start=start, end=end, probability=mean))
+    return tuple(named)
+
+
+def word_spans(text: str) -> list[Span]:
+    """Find the words of a text.
+
+    Words are separated by space. Punctuation before and behind a word is a word of its own, the same mark several times
+    is one (`...`), and so is `'s`, as in the data sets of CoNLL 2003 and WNUT 2017. What is left whole: punctuation
+    within a word (`co-op`, `3.5`, `don't`), initials (`U.S.`), and `@` and `#` before a name.
+    """
+    return [span for piece in _PIECE.finditer(text) for span in _split_piece(text, *piece.span())]
+
+
+def _split_piece(text: str, start: int, end: int) -> Iterator[Span]:
+    """The words of a piece without space."""
+    after = list[Span]()
+    while start < end and _is_mark(text[end - 1]):
+        first = end - 1
+        while first > start and text[first - 1] == text[end - 1]:
+            first -= 1
+        after.append((first, end))
+        end = first
+    if after and _INITIALS.fullmatch(text, start, after[-1][1]):
+        end = after.pop()[1]
+    if text.endswith(_POSSESSIVE, start, end):
+        after.append((end - 2, end))
+        end -= 2
+    while start < end and _is_mark(text[start]) and not (text[start] in "@#" and not _is_mark(text[start + 1])):
+        first = start
+        while start < end and text[start] == text[first]:
+            start += 1
+        yield first, start
+    if start < end:
+        yield start, end
+    yield from reversed(after)
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("P")
