@@ -325,6 +325,14 @@ def _yarn(
     plain: Float[Tensor, " half"], scaling: RotaryScaling, original_length: int, theta: float, head_dim: int
 ) -> Float[Tensor, " half"]:
     """NTK-by-parts: pairs that rotate often are kept, the others divided (Peng et al. 2023, section 3.2)."""
+    low, high = yarn_range(scaling, original_length, theta, head_dim)
+    index = torch.arange(len(plain), device=plain.device, dtype=torch.float32)
+    keep = 1 - ((index - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * (1 - keep) + plain * keep
+
+
+def yarn_range(scaling: RotaryScaling, original_length: int, theta: float, head_dim: int) -> tuple[float, float]:
+    """The pairs between which YaRN blends those that are kept with those that are divided."""
 
     def pair_with(rotations: float) -> float:
         return head_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -333,11 +341,7 @@ def _yarn(
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001
-    index = torch.arange(len(plain), device=plain.device, dtype=torch.float32)
-    keep = 1 - ((index - low) / (high - low)).clamp(0, 1)
-    return plain / scaling.factor * (1 - keep) + plain * keep
+    return low, high + 0.001 if low == high else high
 
 
 def positions_in_documents(

@@ -1,8 +1,8 @@
 """An architecture as one Python file that needs torch and safetensors alone.
 
 source         the templates, filled with a config; values on loading, sampling and training
-architecture   values on the model: constants, embeddings, head
-parts          values on its stacks: attention, feed-forward and blocks, and the stacks that share them
+architecture   values on the model: constants, embeddings, feed-forward, head
+parts          values on its stacks: attention and blocks, and the stacks that share them
 """
 
 from anyformer.learn.eject.source import architecture_diff, eject

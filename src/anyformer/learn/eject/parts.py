@@ -3,7 +3,6 @@
 Stacks share a part where it is the same in both: its class, and its constants.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -362,22 +361,6 @@ def module_dict(modules: Sequence[str], *, before: int) -> str:
     if 12 + len(entries) > WIDTH:
         entries = "{\n" + "".join(f"{' ' * 16}{module},\n" for module in modules) + f"{' ' * 12}}}"
     return call("nn.ModuleDict", [entries], indent=8, before=before)
-
-
-def yarn_range(position: PositionConfig, head_dim: int) -> tuple[float, float]:
-    """Between which pairs YaRN blends (Peng et al. 2023, section 3.2); unused by others."""
-    scaling = position.scaling
-    if scaling is None or scaling.kind != "yarn" or scaling.original_length is None:
-        return 0.0, 1.0
-    turns = scaling.original_length / (2 * math.pi)
-    low, high = (
-        head_dim * math.log(turns / beta) / (2 * math.log(position.theta))
-        for beta in (scaling.beta_fast, scaling.beta_slow)
-    )
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    return low, high + 0.001 if low == high else high
 
 
 def sharpness(position: PositionConfig, max_length: int) -> float:
