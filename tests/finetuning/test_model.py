@@ -16,8 +16,8 @@ from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig
 from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
 from anyformer.plan.devices import find_device
-from anyformer.plan.settings import make_workload
 from anyformer.plan.step import count_step
+from anyformer.plan.workload import make_workload
 from anyformer.spec import read_config
 from anyformer.training.precision import Precision
 from anyformer.training.recipe import Recipe

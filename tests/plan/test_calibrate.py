@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from anyformer.plan import calibrate
 from anyformer.plan.calibrate import Measured, StepTime
 from anyformer.plan.devices import find_device
-from anyformer.plan.settings import make_workload
 from anyformer.plan.step import StepCount, count_step
-from anyformer.plan.workload import Workload
+from anyformer.plan.workload import Workload, make_workload
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import Precision
 

@@ -22,10 +22,9 @@ from anyformer.plan import dry_run
 from anyformer.plan.devices import find_device
 from anyformer.plan.dry_run import heap_size
 from anyformer.plan.internals import FakeStore
-from anyformer.plan.settings import make_workload
 from anyformer.plan.simulation import Simulation
 from anyformer.plan.step import count_step
-from anyformer.plan.workload import Workload
+from anyformer.plan.workload import Workload, make_workload
 from anyformer.spec import read_config
 from anyformer.training.memory import proc_field
 

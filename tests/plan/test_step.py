@@ -15,9 +15,8 @@ from anyformer.errors import UserError
 from anyformer.model import build
 from anyformer.plan import step
 from anyformer.plan.devices import find_device
-from anyformer.plan.settings import make_workload
 from anyformer.plan.step import count_step
-from anyformer.plan.workload import Workload
+from anyformer.plan.workload import Workload, make_workload
 from anyformer.spec import SpecifiedModel, read_config
 from anyformer.training.precision import INT8
 from anyformer.training.recipe import make_plan, make_strategy

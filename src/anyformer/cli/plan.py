@@ -94,7 +94,7 @@ def _cluster(values: Mapping[str, Any]) -> int:
     """Print the prediction of a step on a mesh of devices; returns the exit status."""
     from anyformer.plan.cluster import parse_mesh, predict
     from anyformer.plan.devices import check_price, find_device
-    from anyformer.plan.settings import read_run
+    from anyformer.plan.workload import read_run
 
     mesh = parse_mesh(values.get("mesh"), values.get("devices"))
     check_price(values.get("price_per_hour"))
@@ -131,7 +131,7 @@ def _cluster(values: Mapping[str, Any]) -> int:
 def read_arguments(argv: Sequence[str]) -> "Workload":
     """The workload of the arguments. Raises UserError as `anyformer.plan`."""
     from anyformer.plan.devices import find_device
-    from anyformer.plan.settings import make_workload
+    from anyformer.plan.workload import make_workload
 
     arguments = _arguments(_parser().values(argv))
     return make_workload(arguments["model"], arguments["options"], find_device(arguments["device"]))
@@ -153,7 +153,7 @@ def _parser() -> Parser:
 
 def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     from anyformer.plan.calibrate import FEW_SECONDS, SECONDS
-    from anyformer.plan.settings import read_run
+    from anyformer.plan.workload import read_run
 
     own = {name: values.get(name) for name in ("device", "tokens", "price_per_hour")}
     settings = {name: value for name, value in values.items() if name not in hints(PlanOptions) and "." not in name}

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from anyformer.plan.internals import Layout, layout
 from anyformer.plan.simulation import Simulation
-from anyformer.plan.tensor_layout import Layout, layout
 from anyformer.training.memory import keep_freed_memory, proc_field, return_freed_memory, trim_heap
 
 _DRY_RUNS = 2

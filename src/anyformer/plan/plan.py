@@ -14,9 +14,8 @@ from anyformer.plan.calibrate import SECONDS, StepTime, by_peak
 from anyformer.plan.calibrate import calibrate as calibrated
 from anyformer.plan.devices import CUDA_CONTEXT, check_price, find_device
 from anyformer.plan.fit import Change, changes_that_fit
-from anyformer.plan.settings import SETTINGS, make_workload, read_run
 from anyformer.plan.step import StepCount, count_step
-from anyformer.plan.workload import Workload
+from anyformer.plan.workload import SETTINGS, Workload, make_workload, read_run
 from anyformer.spec import SpecifiedModel
 from anyformer.training.memory import proc_field
 

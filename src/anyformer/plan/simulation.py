@@ -30,14 +30,19 @@ from anyformer.kernels.cpu.library import intercepted
 from anyformer.kernels.operation import OPERATIONS
 from anyformer.kernels.packed_weight import PackedWeight, empty_transpose
 from anyformer.plan.internals import (
+    Layout,
     TorchDispatchMode,
     asks_for_shapes,
     called_by_autograd,
     has_cpu_kernel,
+    layout,
     no_modes,
+    results,
+    returns_view,
     storage_without_memory,
+    tensors_of,
+    written,
 )
-from anyformer.plan.tensor_layout import Layout, layout, results, returns_view, tensors_of, written
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 """Parts of memory. Activations are all that a step computes on its way, temporary tensors among them."""
