@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
@@ -19,21 +20,29 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
+def _json(value: Any) -> bytes:
+    """A value as JSON. Half of a surrogate pair, which a model or a client can write into JSON, becomes a question
+    mark."""
+    try:
+        return to_json(value)
+    except PydanticSerializationError:
+        return _dumps(value).encode("utf-8", "replace")
+
+
 class JsonAnswer(Response):
-    """A response with JSON. Half of a surrogate pair, which a model or a client can write into JSON, becomes a
-    question mark."""
+    """A response with JSON."""
 
     media_type = "application/json"
 
     @override
     def render(self, content: Any) -> bytes:
-        return _dumps(content).encode("utf-8", "replace")
+        return _json(content)
 
 
 def event(value: Any, name: str | None = None) -> bytes:
     """One event with JSON."""
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {_dumps(value)}\n\n".encode("utf-8", "replace")
+    head = f"event: {name}\n".encode() if name else b""
+    return b"%bdata: %b\n\n" % (head, _json(value))
 
 
 class Chunks:
@@ -44,11 +53,11 @@ class Chunks:
     """
 
     def __init__(self, head: Mapping[str, Any]) -> None:
-        self._head = _dumps(dict(head))[:-1]
+        self._head = _json(dict(head))[:-1]
 
     def __call__(self, **fields: Any) -> bytes:
         """The event with these fields behind the first."""
-        return f"data: {self._head},{_dumps(fields)[1:]}\n\n".encode("utf-8", "replace")
+        return b"data: %b,%b\n\n" % (self._head, _json(fields)[1:])
 
 
 class EventStream(Response):

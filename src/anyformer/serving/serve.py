@@ -34,6 +34,8 @@ REQUEST_SECONDS = 60.0
 """Seconds in which a request has to arrive, from its first byte, or from the beginning of its connection."""
 KEY_VARIABLE = "ANYFORMER_API_KEY"
 _LONGEST_KEY = 4096
+_LONGEST_HEAD = 64 << 10
+"""Bytes of the head of a request."""
 
 
 def api_key(settings: ServerSettings) -> str | None:
@@ -93,6 +95,21 @@ def make_server(
     return Server(settings, served)
 
 
+class _Http(h11.Connection):
+    """HTTP whose streamed bodies are written without h11's checks, which take a fifth of the time of an event."""
+
+    _is_chunked = False
+
+    @override
+    def send(self, event: Any) -> bytes | None:  # type: ignore[override]
+        if self._is_chunked and isinstance(event, h11.Data) and event.data:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data)
+        written = super().send(event)
+        if isinstance(event, h11.Response):
+            self._is_chunked = b"transfer-encoding: chunked" in (written or b"").lower()
+        return written
+
+
 class Connection(H11Protocol):
     """A connection that is closed where a request doesn't arrive in time: clients that stall would keep it for ever.
 
@@ -100,6 +117,10 @@ class Connection(H11Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _Http(h11.SERVER, _LONGEST_HEAD)
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -143,7 +164,6 @@ def http_config(server: Server, key: str | None = None) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(server.settings.grace)),
-        h11_max_incomplete_event_size=64 << 10,
     )
 
 

@@ -5,7 +5,7 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -43,7 +43,12 @@ class Stream:
     """A text on its way to a client."""
 
     request: Request
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Let whoever waits for the text look at it."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """The text in pieces, as soon as they are certain; the last one says why it is over.
@@ -53,7 +58,6 @@ class Stream:
         """
         request, text, tokens, logprobs = self.request, 0, 0, 0
         while True:
-            self.changed.clear()
             finish = request.finish_reason  # read first: nothing comes after it
             if finish == "error":
                 raise crashed()
@@ -61,9 +65,11 @@ class Stream:
             if finish is not None or len(now) > text or known > logprobs:
                 yield Delta(now[text:], request.tokens[tokens:count], request.logprobs[logprobs:known], finish)
                 text, tokens, logprobs = len(now), count, known
-            if finish is not None:
-                return
-            await self.changed.wait()
+                if finish is not None:
+                    return
+            else:
+                self._waiting = asyncio.get_running_loop().create_future()
+                await self._waiting
 
     async def whole(self) -> Delta:
         """The text, when it is over."""
@@ -225,7 +231,7 @@ class Worker:
 
     def _notify(self) -> None:
         for stream in self._streams:
-            stream.changed.set()
+            stream.wake()
 
 
 class BatchedCalls(Generic[Item, Answer]):

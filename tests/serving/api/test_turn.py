@@ -299,6 +299,29 @@ def test_refused_by_name(clients: Clients, path: str, body: dict[str, Any], name
     assert len(error["message"]) < 600
 
 
+STREAMED = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TAKEN = [
+    ("chat/completions", CHAT, {"reasoning_effort": None, "audio": None, "functions": None, "top_k": -1}),
+    ("chat/completions", CHAT, {"service_tier": "auto", "modalities": ["text"], "verbosity": None}),
+    ("chat/completions", CHAT, {"safety_identifier": "a", "prompt_cache_key": "b", "prompt_cache_retention": "24h"}),
+    ("chat/completions", CHAT, {"messages": said("a", "developer", files=None)}),
+    ("chat/completions", CHAT, {"messages": said(None, "assistant", tool_calls=[STREAMED])}),
+    ("completions", {"model": "gpt", "prompt": "a"}, {"best_of": 1, "suffix": None}),
+    ("messages", MESSAGES, {"thinking": {"type": "adaptive"}, "container": None}),
+    ("responses", RESPONSES, {"reasoning": None, "previous_response_id": None, "prompt_cache_retention": "24h"}),
+    ("embeddings", RESPONSES, {"encoding_format": None}),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "more"), TAKEN)
+def test_fields_that_change_nothing_are_taken(
+    clients: Clients, path: str, body: dict[str, Any], more: dict[str, Any]
+) -> None:
+    limit = {"chat/completions": {"max_tokens": 3}, "responses": {"max_output_tokens": 3}}.get(path, {})
+    answer = post(clients, f"/v1/{path}", **{**body, **limit, **more})
+    assert answer.status_code == 200, answer.text
+
+
 def test_errors_are_the_clients_own(clients: Clients) -> None:
     with pytest.raises(openai.NotFoundError, match="no model"):
         clients[0].chat.completions.create(**{**USER, "model": "other"})

@@ -47,6 +47,8 @@ class ToolCall(Strict):
     id: str
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = None
+    """Changes nothing: it numbers the calls of a streamed answer."""
 
 
 class _Message(Strict):
@@ -122,6 +124,7 @@ class ChatRequest(SamplingBody):
     tool_choice: Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     prefix_ids: PrefixIds | None = None
     """Token ids that the answer begins with: it is written from behind them."""
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from fastapi import APIRouter, Request
@@ -39,6 +39,7 @@ class CompletionRequest(SamplingBody):
     """A text, token ids, or several of one kind."""
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     """0: nothing is generated, which takes `echo`."""
+    best_of: Literal[1] | None = None
     echo: bool = False
     """Begin with the prompt; with `logprobs`, its tokens are scored as well."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -28,7 +28,7 @@ class EmbeddingRequest(RequestBody):
 
     input: Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, max_length=2048)]
     """Texts, or token ids with special ones."""
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     """Only the model's own number."""
     user: str | None = None
@@ -60,8 +60,8 @@ async def embeddings(body: EmbeddingRequest, request: Request, server: ServerOf)
     return {"object": "list", "model": body.model, "data": data, "usage": usage}
 
 
-def _written(vector: Any, encoding: str) -> list[float] | str:
-    return vector.tolist() if encoding == "float" else base64.b64encode(vector.numpy().tobytes()).decode()
+def _written(vector: Any, encoding: str | None) -> list[float] | str:
+    return base64.b64encode(vector.numpy().tobytes()).decode() if encoding == "base64" else vector.tolist()
 
 
 class RerankRequest(RequestBody):

@@ -1,9 +1,9 @@
 """Fields that several requests have. One that can't be honored is refused by its name, never ignored."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.errors import ApiError, blaming
@@ -21,9 +21,24 @@ Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
 class Strict(BaseModel):
-    """A part of a request. Fields that it doesn't have, and numbers that are none, are refused."""
+    """A part of a request. Fields that it doesn't have are refused unless they are null, and numbers that are none."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": {"type": "null"}},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Leave out fields that are null and that it doesn't have: many clients name all fields that they know."""
+        if not isinstance(given, dict):
+            return given
+        fields = cast("dict[str, Any]", given)
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in fields.items() if value is not None or name in names}
 
 
 def joined(content: str | Sequence[Any] | None) -> str:
@@ -108,8 +123,8 @@ class SamplingBody(RequestBody):
     temperature: Temperature | None = None
     """0: always the likeliest token."""
     top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    """0: all tokens."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """0 or -1: all tokens."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Penalty | None = None
@@ -130,6 +145,14 @@ class SamplingBody(RequestBody):
     user: str | None = None
     """Changes nothing."""
     metadata: dict[str, Any] | None = None
+    """Changes nothing."""
+    service_tier: Literal["auto", "default"] | None = None
+    """Changes nothing."""
+    safety_identifier: str | None = None
+    """Changes nothing."""
+    prompt_cache_key: str | None = None
+    """Changes nothing: prefixes that were read before are always reused."""
+    prompt_cache_retention: str | None = None
     """Changes nothing."""
 
     def rules(self) -> str | None:
@@ -156,7 +179,7 @@ class SamplingBody(RequestBody):
         if self.temperature is not None and 0 < self.temperature < 1e-6:
             given["temperature"] = 0.0
         if self.top_k is not None:
-            given["top_k"] = self.top_k or None
+            given["top_k"] = self.top_k if self.top_k > 0 else None
         if self.stop:
             given["stop"] = self.stop if isinstance(self.stop, str) else tuple(self.stop)
         if self.seed is not None:

@@ -96,10 +96,10 @@ class ToolChoice(Strict):
     disable_parallel_tool_use: bool | None = None
 
 
-class NoThinking(Strict):
-    """The model answers at once."""
+class Thinking(Strict):
+    """Whether the model thinks before it answers; adaptive: as it likes."""
 
-    type: Literal["disabled"]
+    type: Literal["disabled", "adaptive"]
 
 
 class OutputFormat(Strict):
@@ -122,7 +122,7 @@ class ConversationBody(RequestBody):
     system: str | list[TextBlock] | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
-    thinking: NoThinking | None = None
+    thinking: Thinking | None = None
     output_config: OutputConfig | None = None
 
     def turn(self, served: ServedModel) -> Turn:

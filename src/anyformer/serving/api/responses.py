@@ -160,6 +160,8 @@ class ResponsesRequest(RequestBody):
     """Changes nothing."""
     prompt_cache_key: str | None = None
     """Changes nothing."""
+    prompt_cache_retention: str | None = None
+    """Changes nothing."""
 
     def options(self) -> GenerationOptions:
         """The fields that were given, as options of generation."""
