@@ -17,6 +17,7 @@ import pytest
 import anyformer as af
 from anyformer.cli.main import main
 from tests.serving.running import small_models
+from tests.serving.test_adapters import saved
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(model: Path, tmp_path: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
+def adapters(tmp_path: Path) -> dict[str, Path]:
+    """One that is added beside the model, and one that replaces some of its weights."""
+    return {"low": saved(tmp_path / "low", 2), "all": saved(tmp_path / "all", 3, bias="all")}
+
+
+@pytest.fixture
+def command(
+    request: pytest.FixtureRequest, model: Path, tmp_path: Path
+) -> Generator[tuple[subprocess.Popen[str], str]]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "-m", "anyformer", "serve", f"mine={model}", "--port", "0", "--grace", "20"]
+    if "adapters" in request.fixturenames:
+        given: dict[str, Path] = request.getfixturevalue("adapters")
+        argv += ["--adapter", *(f"{name}={place}" for name, place in given.items())]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
-        found = re.search(r"mine at (http://127\.0\.0\.1:\d+)/v1, and a page at \1 \(Ctrl-C stops\)", said)
+        found = re.search(r"mine.* at (http://127\.0\.0\.1:\d+)/v1, and a page at \1 \(Ctrl-C stops\)", said)
         assert found, said + process.stderr.read()
         yield process, found[1]
         process.kill()
@@ -70,6 +82,23 @@ def test_ctrl_c_twice_ends_it_at_once(command: tuple[subprocess.Popen[str], str]
         process.wait(15)
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
+
+
+def test_adapters_are_added_or_merged(
+    model: Path, adapters: dict[str, Path], command: tuple[subprocess.Popen[str], str]
+) -> None:
+    body = {"prompt": "the cat sat", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    texts = set[str]()
+    with httpx.Client(base_url=command[1], timeout=60) as client:
+        listed = {each["id"]: each.get("parent") for each in client.get("/v1/models").json()["data"]}
+        assert listed == {"mine": None, "low": "mine", "all": "mine"}
+        for name in listed:
+            adapted, tokenizer = af.load(model, adapter=adapters.get(name, ()))
+            assert tokenizer is not None
+            answer = client.post("/v1/completions", json=body | {"model": name}).json()["choices"][0]["text"]
+            assert [answer] == af.generate(adapted, tokenizer, ["the cat sat"], max_new_tokens=12, stop_at_eos=False)
+            texts.add(answer)
+    assert len(texts) == 3
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
