@@ -16,11 +16,10 @@ import anyformer as af
 from anyformer.errors import UserError
 from anyformer.generation import BatchingEngine
 from anyformer.serving.api.turn import Answer
-from anyformer.serving.channels import ChannelParser
 from anyformer.serving.grammar import Grammars, json_rule, regex_rule
 from anyformer.serving.token_text import TokenText
 from anyformer.serving.tool_formats import FORMATS, Function, ToolFormat, Tools
-from anyformer.serving.tool_parser import ToolParser
+from anyformer.serving.tool_parser import ChannelParser, ToolParser
 from tests.serving.talking import HERMES, json_tokenizer, small_model
 
 few = settings(max_examples=8, derandomize=True, database=None, deadline=None)

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyformer.serving.api.turn import Answer, Call
-from anyformer.serving.channels import ChannelParser
 from anyformer.serving.tool_formats import FORMATS, Function, ToolFormat, format_of
-from anyformer.serving.tool_parser import ToolParser
+from anyformer.serving.tool_parser import ChannelParser, ToolParser
 
 few = settings(max_examples=40, derandomize=True, database=None)
 TYPES: dict[str, Any] = {"city": {"type": "string"}, "days": {"type": "integer"}, "more": {"type": ["string", "null"]}}

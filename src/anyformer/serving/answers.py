@@ -1,7 +1,7 @@
-"""Answers: JSON, and server-sent events."""
+"""Answers: JSON, server-sent events, and what their choices say."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -10,8 +10,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from anyformer.generation.request import Finish, TokenLogprob
 from anyformer.serving.errors import ApiError
 from anyformer.serving.state import ClientLeftError
+from anyformer.serving.token_text import TokenText
+from anyformer.serving.worker import Delta, Stream
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """Answers of an endpoint that streams where it is asked to, in OpenAI's words."""
@@ -96,3 +99,28 @@ class EventStream(Response):
         except ClientLeftError:
             return
         await write(b"", more=False)
+
+
+FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
+"""Reasons for the end of a text, in OpenAI's words."""
+
+
+def usage(prompt_tokens: int, streams: Sequence[Stream]) -> dict[str, Any]:
+    """The numbers of tokens of an answer."""
+    new = sum(len(stream.request.tokens) for stream in streams)
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
+
+
+def shown_logprobs(stream: Stream, delta: Delta) -> Sequence[TokenLogprob]:
+    """The tokens of a piece, without an end-of-text."""
+    ended = delta.finish == "stop" and stream.request.ends_with_eos
+    return delta.logprobs[:-1] if ended else delta.logprobs
+
+
+def spelled(text: TokenText, score: TokenLogprob) -> dict[str, Any]:
+    """A token with its id, its text and its bytes, and the likeliest ones in its place."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": text.text(token), "logprob": logprob, "bytes": list(text.bytes(token))}
+
+    return {**one(score.token, score.logprob), "top_logprobs": [one(*each) for each in score.top.items()]}

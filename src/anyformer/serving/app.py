@@ -1,6 +1,8 @@
-"""The application: endpoints, errors and the life of the models' threads."""
+"""The application: checks of requests, endpoints, errors and the life of the models' threads."""
 
 import asyncio
+import hmac
+import ipaddress
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -9,7 +11,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from anyformer import __version__
 from anyformer.errors import UserError
@@ -17,8 +21,8 @@ from anyformer.serving import page
 from anyformer.serving.answers import JsonAnswer
 from anyformer.serving.api import chat, completions, encoders, messages, responses, status
 from anyformer.serving.errors import ERRORS, ApiError, crashed
-from anyformer.serving.gate import Gate
-from anyformer.serving.state import ClientLeftError, Server
+from anyformer.serving.settings import LOOPBACK, ServerSettings
+from anyformer.serving.state import ClientLeftError, Metrics, Server
 
 log = logging.getLogger("anyformer.serving")
 
@@ -99,3 +103,91 @@ async def _left(request: Request, error: Any) -> Response:
 async def _crash(request: Request, error: Exception) -> Response:
     log.error("a request failed", exc_info=error)
     return await _api_error(request, crashed())
+
+
+OPEN_PATHS = ("/", "/health")
+"""Paths that need no key: they show nothing of the models."""
+
+
+class Gate:
+    """Refuses requests of strangers. In the browser, only pages of this server and of allowed origins may use it."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, key: str | None, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+        self._key = None if key is None else key.encode()
+        self._hosts = {host.lower() for host in (*LOOPBACK, settings.host, *settings.allow_host)}
+        self._checks_host = settings.host in LOOPBACK or bool(settings.allow_host)
+        self._origins = set(settings.allow_origin)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, status = Headers(scope=scope), 500
+        origin = headers.get("origin")
+        allowed = origin if origin in self._origins else None
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _harden(MutableHeaders(scope=message), allowed)
+            await send(message)
+
+        try:
+            self._check(scope, headers, origin)
+            if allowed is not None and scope["method"] == "OPTIONS":
+                await JsonAnswer({}, headers=_PREFLIGHT)(scope, receive, answer)
+            else:
+                await self._app(scope, receive, answer)
+        except ApiError as error:
+            await JsonAnswer(error.body, error.status, headers=error.headers)(scope, receive, answer)
+        finally:
+            route = scope.get("route")
+            self._metrics.answered(getattr(route, "path", "other"), status)
+
+    def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
+        host = headers.get("host", "")
+        if self._checks_host and _name(host) not in self._hosts and not _is_loopback(_name(host)):
+            raise ApiError(
+                403, "This server is not known by that name: start it with --allow-host NAME.", code="unknown_host"
+            )
+        if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
+            raise ApiError(
+                403, "Pages of other sites may not use this server: start it with --allow-origin ORIGIN.", code="origin"
+            )
+        preflight = scope["method"] == "OPTIONS" and origin in self._origins
+        if self._key is not None and scope["path"] not in OPEN_PATHS and not preflight:
+            given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+            if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key):
+                raise ApiError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
+        if "transfer-encoding" in headers:
+            raise ApiError(411, "The request does not say how long it is: send it with a Content-Length.")
+        if int(headers.get("content-length", "0")) > self._settings.max_body:
+            raise ApiError(413, f"The request has more than {self._settings.max_body:,} bytes.")
+
+
+_PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "*"}
+
+
+def _harden(headers: MutableHeaders, origin: str | None) -> None:
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "no-referrer"
+    if origin is not None:
+        headers["Access-Control-Allow-Origin"] = origin
+        headers.add_vary_header("Origin")
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

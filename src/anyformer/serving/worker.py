@@ -78,6 +78,39 @@ class Stream:
         return Delta(self.request.text, list(self.request.tokens), logprobs, deltas[-1].finish)
 
 
+async def merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:
+    """The pieces of several texts as they come, each with the number of its text."""
+    if len(streams) == 1:
+        async for delta in streams[0].deltas():
+            yield 0, delta
+        return
+    arrived: asyncio.Queue[tuple[int, Delta] | BaseException | None] = asyncio.Queue()
+
+    async def read(number: int, stream: Stream) -> None:
+        try:
+            async for delta in stream.deltas():
+                arrived.put_nowait((number, delta))
+        except Exception as error:
+            arrived.put_nowait(error)
+        else:
+            arrived.put_nowait(None)
+
+    readers = [asyncio.create_task(read(number, stream)) for number, stream in enumerate(streams)]
+    try:
+        left = len(readers)
+        while left:
+            item = await arrived.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
 class Worker:
     """Runs a model in a thread of its own, for any number of clients of one event loop.
 

@@ -10,11 +10,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from anyformer.serving.answers import DONE, STREAMED, Chunks, EventStream, JsonAnswer
-from anyformer.serving.api.choices import shown_logprobs, spelled, usage
-from anyformer.serving.api.fields import Count, PrefixIds, SamplingBody, Strict, joined
-from anyformer.serving.api.tools import MOST_TOOLS, Choice, ChosenTool, Tool, chosen_tools
-from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, tool_message
+from anyformer.serving.answers import DONE, STREAMED, Chunks, EventStream, JsonAnswer, shown_logprobs, spelled, usage
+from anyformer.serving.api.fields import (
+    MOST_TOOLS,
+    Choice,
+    Count,
+    FunctionBody,
+    PrefixIds,
+    SamplingBody,
+    Strict,
+    ToolName,
+    joined,
+)
+from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, chosen_tools, tool_message
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
 from anyformer.serving.tool_parser import CallBegin, Part, Reasoning, Text
@@ -109,6 +117,26 @@ def _rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage])
         else:
             shown.append({"role": "system" if message.role == "developer" else message.role, "content": text})
     return shown
+
+
+class Tool(Strict):
+    """A tool."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class ChosenFunction(Strict):
+    """The name of a function."""
+
+    name: ToolName
+
+
+class ChosenTool(Strict):
+    """A tool that has to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class ChatRequest(SamplingBody):

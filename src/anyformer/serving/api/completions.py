@@ -16,13 +16,22 @@ from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.inference import check_nan, evaluating
 from anyformer.generation.request import TokenLogprob
 from anyformer.model import Transformer
-from anyformer.serving.answers import DONE, STREAMED, Chunks, EventStream, JsonAnswer
-from anyformer.serving.api.choices import FINISH, merged, shown_logprobs, spelled, usage
+from anyformer.serving.answers import (
+    DONE,
+    FINISH,
+    STREAMED,
+    Chunks,
+    EventStream,
+    JsonAnswer,
+    shown_logprobs,
+    spelled,
+    usage,
+)
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel, seeded
 from anyformer.serving.state import Server, ServerOf
-from anyformer.serving.worker import Delta, Stream
+from anyformer.serving.worker import Delta, Stream, merged
 
 router = APIRouter()
 

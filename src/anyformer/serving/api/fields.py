@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import override
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.grammar import json_rule, regex_rule
+from anyformer.serving.tool_formats import Function
 
 _SEED = Field(ge=-(2**63), lt=2**63)
 Temperature = Annotated[float, Field(ge=0, le=100)]
@@ -17,6 +19,9 @@ Count = Annotated[int, Field(ge=1, le=1 << 24)]
 PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Schema = Annotated[dict[str, Any], Field(alias="schema")]
+MOST_TOOLS = 128
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Choice = Literal["none", "auto", "required"]
 Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
@@ -117,12 +122,44 @@ def schema_of(form: PlainText | JsonObject | JsonBySchema | None) -> dict[str, A
     return ANY_OBJECT if isinstance(form, JsonObject) else None
 
 
-class SamplingBody(RequestBody):
+class FunctionBody(Strict):
+    """A function that the model may call."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of its arguments."""
+    strict: bool | None = None
+    """Enforce the schema."""
+
+    def made(self) -> Function:
+        """The function."""
+        return Function(
+            name=self.name, description=self.description, parameters=self.parameters, strict=bool(self.strict)
+        )
+
+
+class TextBody(RequestBody):
     """A request for text."""
 
     temperature: Temperature | None = None
     """0: always the likeliest token."""
     top_p: Probability | None = None
+    stream: bool | None = False
+
+    def options(self) -> GenerationOptions:
+        """The fields that were given, as options of generation."""
+        options = GenerationOptions()
+        if self.temperature is not None:
+            options["temperature"] = self.temperature if self.temperature >= 1e-6 else 0.0
+        if self.top_p is not None:
+            options["top_p"] = self.top_p
+        return options
+
+
+class SamplingBody(TextBody):
+    """A request for text with all that OpenAI's older endpoints have."""
+
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """0 or -1: all tokens."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -134,7 +171,6 @@ class SamplingBody(RequestBody):
     seed: Annotated[int, _SEED] | None = None
     stop: Stop | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     """JSON, or JSON by a schema."""
@@ -169,15 +205,13 @@ class SamplingBody(RequestBody):
         """The field that `rules` come from."""
         return "response_format" if self.grammar is None else "grammar"
 
+    @override
     def options(self) -> GenerationOptions:
-        """The fields that were given, as options of generation."""
         given: dict[str, Any] = {
             name: value
-            for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+            for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
             if (value := getattr(self, name)) is not None
         }
-        if self.temperature is not None and 0 < self.temperature < 1e-6:
-            given["temperature"] = 0.0
         if self.top_k is not None:
             given["top_k"] = self.top_k if self.top_k > 0 else None
         if self.stop:
@@ -190,4 +224,4 @@ class SamplingBody(RequestBody):
             }
         if self.ignore_eos:
             given["stop_at_eos"] = False
-        return GenerationOptions(**given)
+        return GenerationOptions(**super().options(), **given)

@@ -9,21 +9,22 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
+from typing_extensions import override
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
 from anyformer.serving.api.fields import (
+    MOST_TOOLS,
     Count,
-    Probability,
     RequestBody,
     Schema,
     Strict,
-    Temperature,
+    TextBody,
+    ToolName,
     form_rules,
     joined,
 )
-from anyformer.serving.api.tools import MOST_TOOLS, ToolName, chosen_tools
-from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, tool_message
+from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, chosen_tools, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
@@ -179,27 +180,20 @@ class ConversationBody(RequestBody):
         return shown
 
 
-class MessagesRequest(ConversationBody):
+class MessagesRequest(ConversationBody, TextBody):
     """A conversation that the model answers."""
 
     max_tokens: Count
-    temperature: Temperature | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Probability | None = None
     stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
-    stream: bool | None = False
     metadata: dict[str, Any] | None = None
     """Changes nothing."""
     service_tier: Literal["auto", "standard_only"] | None = None
     """Changes nothing."""
 
+    @override
     def options(self) -> GenerationOptions:
-        """The fields that were given, as options of generation."""
-        options = GenerationOptions()
-        if self.temperature is not None:
-            options["temperature"] = self.temperature if self.temperature >= 1e-6 else 0.0
-        if self.top_p is not None:
-            options["top_p"] = self.top_p
+        options = super().options()
         if self.top_k is not None:
             options["top_k"] = self.top_k or None
         if self.stop_sequences:

@@ -10,23 +10,23 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Discriminator, Field, Tag
 
-from anyformer.generation.config import GenerationOptions
 from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
 from anyformer.serving.api.fields import (
     ANY_OBJECT,
+    MOST_TOOLS,
+    Choice,
     Count,
+    FunctionBody,
     JsonObject,
     PlainText,
-    Probability,
-    RequestBody,
     Schema,
     Strict,
-    Temperature,
+    TextBody,
+    ToolName,
     form_rules,
     joined,
 )
-from anyformer.serving.api.tools import MOST_TOOLS, Choice, FunctionBody, ToolName, chosen_tools
-from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
+from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, chosen_tools, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
@@ -130,20 +130,17 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-class ResponsesRequest(RequestBody):
+class ResponsesRequest(TextBody):
     """A conversation that the model answers."""
 
     input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     """A system message before the input."""
     max_output_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
     text: TextOptions | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
-    stream: bool | None = False
     stream_options: StreamOptions | None = None
     store: Literal[False] | None = None
     """Nothing is stored."""
@@ -162,15 +159,6 @@ class ResponsesRequest(RequestBody):
     """Changes nothing."""
     prompt_cache_retention: str | None = None
     """Changes nothing."""
-
-    def options(self) -> GenerationOptions:
-        """The fields that were given, as options of generation."""
-        options = GenerationOptions()
-        if self.temperature is not None:
-            options["temperature"] = self.temperature if self.temperature >= 1e-6 else 0.0
-        if self.top_p is not None:
-            options["top_p"] = self.top_p
-        return options
 
     def turn(self, served: ServedModel) -> Turn:
         """The turn that the request asks for. Raises ApiError for items or tools that don't fit together."""

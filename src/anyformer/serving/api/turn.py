@@ -8,13 +8,21 @@ from typing import Any, cast
 
 from anyformer.errors import quote
 from anyformer.generation.config import GenerationOptions
-from anyformer.serving.api.choices import FINISH, merged
-from anyformer.serving.channels import FINAL, ChannelParser
+from anyformer.serving.answers import FINISH
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
-from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Reasoning, Text, ToolParser
-from anyformer.serving.worker import Delta, Stream
+from anyformer.serving.tool_parser import (
+    FINAL,
+    Arguments,
+    CallBegin,
+    ChannelParser,
+    Part,
+    Reasoning,
+    Text,
+    ToolParser,
+)
+from anyformer.serving.worker import Delta, Stream, merged
 
 
 @dataclass(kw_only=True)
@@ -211,19 +219,30 @@ def _is_special(form: ToolFormat, served: ServedModel) -> bool:
     return text is not None and any(token is not None for _, token in text.split_special(_written(form)))
 
 
-def make_tools(
-    served: ServedModel,
-    functions: Sequence[Function],
-    *,
-    required: bool = False,
-    only: str | None = None,
-    parallel: bool = True,
-) -> Tools:
-    """The tools of a request.
+def chosen_tools(
+    served: ServedModel, functions: Sequence[Function], choice: str, only: str | None, parallel: bool, has_rules: bool
+) -> Tools | None:
+    """The tools of a request; None: there are none, or they may not be called.
+
+    Args:
+        choice: none, auto or required.
+        only: The one that has to be called.
+        has_rules: The text of the answer obeys a grammar.
 
     Raises:
-        ApiError: the model can't be shown tools, or the one that it has to call is not among them.
+        ApiError: tools beside a grammar, a choice without tools or of none of them, or a model that can't be shown
+            tools.
     """
+    if not functions:
+        if choice == "required":
+            raise ApiError(400, "tool_choice wants a call, and there are no tools.", "tool_choice")
+        return None
+    if choice == "none":
+        return None
+    if has_rules:
+        raise ApiError(
+            400, "An answer can't be both a call of a tool and of a given form: set tool_choice none.", "tools"
+        )
     form = format_of(served.require_tokenizer().chat_template)
     if form is None:
         raise ApiError(
@@ -237,7 +256,7 @@ def make_tools(
         raise ApiError(400, "Two tools have the same name.", "tools")
     if only is not None and only not in names:
         raise ApiError(400, f"There is no tool {quote(only)} among tools.", "tool_choice")
-    return Tools(functions=functions, form=form, required=required or only is not None, only=only, parallel=parallel)
+    return Tools(functions=functions, form=form, required=choice == "required", only=only, parallel=parallel)
 
 
 def assistant_message(text: str, calls: Sequence[Call], param: str, reasoning: str | None = None) -> dict[str, Any]:
