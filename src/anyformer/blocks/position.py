@@ -339,8 +339,8 @@ def yarn_range(scaling: RotaryScaling, original_length: int, theta: float, head_
 
     low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
     if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+        low, high = float(math.floor(low)), float(math.ceil(high))
+    low, high = max(low, 0.0), min(high, head_dim - 1.0)
     return low, high + 0.001 if low == high else high
 
 
