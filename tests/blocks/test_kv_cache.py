@@ -75,20 +75,26 @@ def test_a_full_cache_is_an_error_and_changes_nothing() -> None:
     assert cache.lengths.tolist() == [3, 1]
 
 
-def test_a_copy_of_rows_goes_on_by_itself() -> None:
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=3))
+def test_a_copy_of_rows_goes_on_by_itself(rows: list[int]) -> None:
     cache = KeyValueCache(layers=2, batch=2, kv_heads=1, capacity=6, head_dim=2)
     cache.extend(torch.tensor([[1, 2], [3, 0]]), torch.tensor([[True, True], [True, False]]))
+    filled = torch.tensor([1.0, 2.0])[:, None, None, None].expand(2, 1, 2, 2)
     for layer in cache.layers:
-        layer.update(torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2))
-    other = cache.copy(torch.tensor([1, 0, 1]))
-    assert other.lengths.tolist() == [1, 2, 1]
-    other.extend(torch.tensor([[7], [8], [9]]))
+        layer.update(filled, filled)
+    other = cache.copy(torch.tensor(rows))
+    assert other.lengths.tolist() == [(2, 1)[row] for row in rows]
+    assert all(layer.keys[:, 0, 0, 0].tolist() == [row + 1 for row in rows] for layer in other.layers)
+    other.extend(torch.arange(7, 7 + len(rows))[:, None])
     for layer in other.layers:
-        layer.update(torch.full((3, 1, 1, 2), 5.0), torch.full((3, 1, 1, 2), 5.0))
-    assert other.tokens[:, :3].tolist() == [[3, 7, 0], [1, 2, 8], [3, 9, 0]]
+        layer.update(torch.full((len(rows), 1, 1, 2), 5.0), torch.full((len(rows), 1, 1, 2), 5.0))
+    expected = [([1, 2, new] if row == 0 else [3, new, 0]) for new, row in enumerate(rows, start=7)]
+    assert other.tokens[:, :3].tolist() == expected
     assert cache.lengths.tolist() == [2, 1]
     assert cache.tokens[:, :3].tolist() == [[1, 2, 0], [3, 0, 0]]
-    assert all(float(layer.keys[:, :, :2].max()) == 1 for layer in cache.layers)
+    for layer in cache.layers:
+        assert layer.keys[0, 0, :2].eq(1).all()
+        assert layer.keys[1, 0, :1].eq(2).all()
     cache.extend(torch.tensor([[4], [5]]))
     assert cache.lengths.tolist() == [3, 2]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
@@ -117,6 +117,7 @@ def requests(draw: st.DrawFn) -> list[Continuation]:
 
 @given(st.sampled_from(sorted(WRITERS)), requests(), st.sampled_from([6, 20]), st.sampled_from([4, 512]), st.booleans())
 @settings(max_examples=40)
+@example("rotary", [Continuation([7, 8, 9], [3]), Continuation([7], [3, 5]), Continuation([8], [4, 5, 6])], 6, 4, False)
 def test_each_is_that_of_its_text_alone(
     name: str, asked: list[Continuation], longest: int, scored: int, shares: bool
 ) -> None:

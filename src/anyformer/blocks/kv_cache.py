@@ -111,12 +111,15 @@ class LayerCache:
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else layout.gather(new)
         return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
 
-    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool) -> None:
-        """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long."""
+    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool, in_place: bool = True) -> None:
+        """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long.
+
+        In place they are in the memory of the old ones, if there is enough of it.
+        """
 
         def taken(old: Tensor) -> Tensor:
             filled = old[:, :, :length].index_select(0, rows)  # `out` in a part of a tensor takes twice as long
-            new = old[: len(rows)] if len(rows) <= len(old) else old.new_empty((len(rows), *old.shape[1:]))
+            new = old[: len(rows)] if in_place and len(rows) <= len(old) else old.new_empty((len(rows), *old.shape[1:]))
             new[:, :, :length] = filled
             return new
 
@@ -239,21 +242,13 @@ class KeyValueCache:
         Without `sources`, every row keeps its content or takes that of a row with the same source, such as another beam
         of the same search, so what was made of the sources stays where it is.
         """
-        for layer in self.layers:
-            layer.select(rows, self.length, sources=sources)
-        self._tokens = self.tokens = self.tokens[rows]
-        self._finite = min(self._finite, self.length)
-        self._rows = self.batch = len(rows)
-        if self._lengths is not None:
-            self._set_lengths(self._lengths[rows])
-        if self.source_mask is not None and sources:
-            self.source_mask = self.source_mask[rows]
+        self._select(rows, sources=sources, in_place=True)
 
     def copy(self, rows: Int[Tensor, " kept"]) -> "KeyValueCache":
         """A cache of its own with copies of these rows, of a single stack."""
         other = copy(self)
         other.layers = [LayerCache(layer.keys, layer.values) for layer in self.layers]
-        other.select(rows)
+        other._select(rows, sources=True, in_place=False)
         return other
 
     def clear(self) -> None:
@@ -290,6 +285,17 @@ class KeyValueCache:
         if row != last:
             self.put(row, self, last)
         self._resize(self.lengths.tolist()[:last])
+
+    def _select(self, rows: Tensor, *, sources: bool, in_place: bool) -> None:
+        for layer in self.layers:
+            layer.select(rows, self.length, sources=sources, in_place=in_place)
+        self._tokens = self.tokens = self.tokens[rows]
+        self._finite = min(self._finite, self.length)
+        self._rows = self.batch = len(rows)
+        if self._lengths is not None:
+            self._set_lengths(self._lengths[rows])
+        if self.source_mask is not None and sources:
+            self.source_mask = self.source_mask[rows]
 
     def _set_slots(self, slots: WriteSlots) -> None:
         for layer in self.layers:
