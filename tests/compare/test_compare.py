@@ -15,7 +15,7 @@ import anyformer as af
 from anyformer.cli.main import main
 from anyformer.compare import jobs
 from anyformer.compare.compare import compare, work
-from anyformer.compare.request import Request, budget_of
+from anyformer.compare.request import Request
 from anyformer.compare.result import Comparison
 from anyformer.errors import UserError
 from anyformer.processes import InlineExecutor
@@ -101,7 +101,7 @@ def test_what_is_being_done_and_the_time_left_are_said(
     request = Request(
         models=FAMILIES,
         data=(data,),
-        budget=budget_of({"tokens": 600, "flops": None, "minutes": None}),
+        tokens=600,
         seeds=1,
         **SMALL,
     )

@@ -5,14 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from rich.table import Table
+from rich.text import Text
+
 from anyformer import terminal
-from anyformer.cli.options import Positional, parse, without_vs
+from anyformer.cli.options import Positional, make, parse, without_vs
+from anyformer.compare.request import Request
+from anyformer.compare.result import BETTER, ONE_SEED, WORSE, Ablation, Comparison, Difference, Panel, Verdict
+from anyformer.console import Console, table
 from anyformer.errors import UserError
-from anyformer.schema import hints
+
+_STYLES = {BETTER: "green", WORSE: "red"}
 
 
-@dataclass(frozen=True)
-class CompareOptions:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Request):
     """Train models of several families on the same text within the same budget, and say which is better at what.
 
     A family's name (gpt2, llama, bert, t5, transformer ...) is a model of that family scaled down to a size that
@@ -28,68 +35,30 @@ class CompareOptions:
 
     models: Positional[tuple[str, ...]]
     """A preset, a family, a config file or a run; with fields changed after a colon."""
-    vary: Annotated[tuple[str, ...], "FIELD=A,B"] = ()
-    """Compare all combinations of these values of a single model's fields, and say what each change is worth."""
-    data: Annotated[tuple[str, ...], "PATH"] = ()
-    """Files, folders and globs of text (default: the standard library of the running Python)."""
-    field: str = "text"
-    """The field that holds the text, in records such as lines of jsonl."""
-    tokenizer: str | None = None
-    """Kind and size of the tokenizer that is trained for all, bpe:N or unigram:N (default: bpe, N to suit the text)."""
-    match: Annotated[str, "{parameters,flops,none}"] = "parameters"
-    """Size that is made equal: parameters outside embeddings, or FLOPs of training a token."""
-    tokens: float | None = None
-    """Budget of each model and seed: tokens of text to train on (default: half a million)."""
-    flops: float | None = None
-    """Budget in floating-point operations of training, such as 1e13."""
-    minutes: float | None = None
-    """Budget in minutes of training on this machine."""
-    seeds: Annotated[int, "N"] = 3
-    """Runs of each, from different first weights: the differences between them are the noise."""
-    tune: bool = False
-    """Try three learning rates for each, within the budget."""
-    context: Annotated[int, "N"] = 128
-    """Tokens that a model reads at a time."""
-    batch_size: Annotated[int, "N"] = 8
-    """Texts in a batch."""
-    tasks: bool = True
-    """Do the tasks that every family can do; --no-tasks leaves them out."""
-    classify: Annotated[tuple[str, ...], "PATH"] = ()
-    """Texts with labels for the classifier among the tasks (default: which text a passage of the data is from)."""
     processes: Annotated[int, "N"] = 1
     """Processes that share the work."""
     scheduler: Annotated[str | None, "ADDRESS"] = None
     """Give the work to the workers of a dask scheduler, such as tcp://node0:8786, in the place of processes here."""
-    device: str | None = None
-    """cpu, cuda, mps ... (default: an accelerator if there is one)."""
-    dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
-    """The dtype of matrix products in training (default: the fastest here)."""
     out: Annotated[Path | None, "FOLDER"] = None
     """Where to keep it (default: a folder in comparisons/, the same for the same command)."""
 
 
 def run(argv: list[str]) -> int:
     """Compare models; returns the exit status."""
-    values = vars(parse(CompareOptions, without_vs(argv), "compare"))
+    options = parse(CompareOptions, without_vs(argv), "compare")
     from anyformer.cluster import workers
     from anyformer.compare.compare import work
     from anyformer.compare.jobs import StoppedError
-    from anyformer.compare.request import Request, budget_of
-    from anyformer.compare.summary import show
-    from anyformer.console import Console
 
-    budget = budget_of({kind: values[kind] for kind in ("tokens", "flops", "minutes")})
-    request = Request(budget=budget, **{name: values[name] for name in hints(Request) if name in values})
-    console = Console()
-    address = values["scheduler"]
-    if address is not None and values["processes"] != 1:
+    console, address = Console(), options.scheduler
+    if address is not None and options.processes != 1:
         raise UserError("--scheduler gives the work to the workers of a cluster, and --processes shares it here: one.")
     try:
         with nullcontext() if address is None else workers(address) as executor, console.status("comparing") as status:
             comparison, out = work(
-                request,
-                values["out"],
-                processes=values["processes"],
+                make(Request, vars(options)),
+                options.out,
+                processes=options.processes,
                 executor=executor,
                 say=console.say,
                 working=status.update,
@@ -101,3 +70,55 @@ def run(argv: list[str]) -> int:
     console.say(f"numbers    {out / 'compare.json'}")
     console.say(f"page       {out / 'compare.html'}")
     return 0
+
+
+def show(console: Console, comparison: Comparison) -> None:
+    """Print the numbers of each panel, with its verdicts; and the effects of an ablation."""
+    for panel in comparison.panels:
+        if panel.scores:
+            _panel(console, panel, comparison.verdicts_of(panel))
+    if comparison.ablation is not None and comparison.ablation.effects:
+        _effects(console, comparison, comparison.ablation)
+    if comparison.setup.seeds == 1:
+        console.say(f"\n{ONE_SEED}")
+
+
+def _panel(console: Console, panel: Panel, verdicts: list[Verdict]) -> None:
+    chance = "" if panel.chance is None else f"; chance is {panel.chance:.2f}"
+    console.say(f"\n{panel.title}: {panel.measure}{chance}", "bold")
+    for note in (panel.note, f"No verdict: {panel.no_verdict}." if panel.no_verdict and verdicts else ""):
+        if note:
+            console.say(note, "dim")
+    scores = table("", numbers=(panel.measure, "95% interval"))
+    for score in panel.scores:
+        scores.add_row(Text(score.model), f"{score.value:.4f}", _interval(score.interval))
+    console.print_whole(scores)
+    if verdicts:
+        differences = _differences("")
+        for each in verdicts:
+            differences.add_row(Text(each.pair), *_cells(each))
+        console.print_whole(differences)
+
+
+def _effects(console: Console, comparison: Comparison, ablation: Ablation) -> None:
+    titles = {panel.name: panel.title for panel in comparison.panels}
+    console.print(Text("\nWhat each change is worth, the others averaged", style="bold"))
+    differences = _differences("change", "measure")
+    for each in ablation.effects:
+        change = Text(f"{each.field} {each.baseline} -> {each.value}")
+        differences.add_row(change, f"{titles[each.panel]}: {each.measure}", *_cells(each))
+    console.print_whole(differences)
+
+
+def _differences(*columns: str) -> Table:
+    made = table(*columns, numbers=("difference", "95% interval"))
+    made.add_column("verdict")
+    return made
+
+
+def _cells(each: Difference) -> tuple[str, str, Text]:
+    return f"{each.difference:+.4f}", _interval(each.interval), Text(each.verdict, style=_STYLES.get(each.verdict, ""))
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"

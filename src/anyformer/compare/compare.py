@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,15 +18,16 @@ from anyformer.compare.assemble import assemble
 from anyformer.compare.experiment import RESULT, Plan, default_folder, make_plan, stored_plan
 from anyformer.compare.jobs import Job, StoppedError, all_jobs, run_job
 from anyformer.compare.page import PAGE, write_page
-from anyformer.compare.request import BATCH_SIZE, CONTEXT, SEEDS, Request, budget_of
+from anyformer.compare.request import Request
 from anyformer.compare.result import Comparison
 from anyformer.compare.tasks import read_labeled_texts
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples.tables import Data, kept_paths
-from anyformer.errors import UserError
+from anyformer.errors import UserError, check_keywords
 from anyformer.pages.formatting import clock
 from anyformer.pages.render import require_page
 from anyformer.processes import InlineExecutor, ProcessExecutor
+from anyformer.schema import hints
 
 Say = Callable[[str], None]
 _WAIT = 0.5
@@ -39,24 +41,12 @@ def compare(
     models: Sequence[str],
     *,
     data: Data = (),
-    out: str | os.PathLike[str] | None = None,
     vary: str | Sequence[str] = (),
-    tokens: float | None = None,
-    flops: float | None = None,
-    minutes: float | None = None,
-    seeds: int = SEEDS,
-    match: str = "parameters",
-    tune: bool = False,
-    context: int = CONTEXT,
-    batch_size: int = BATCH_SIZE,
-    tokenizer: str | None = None,
-    field: str = "text",
-    tasks: bool = True,
     classify: Data = (),
+    out: str | os.PathLike[str] | None = None,
     processes: int = 1,
     executor: Executor | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    **settings: Any,
 ) -> Comparison:
     """Train and judge models side by side, fairly: see docs/compare.md.
 
@@ -67,22 +57,17 @@ def compare(
             ``["gpt2", "llama:norm.kind=layer", "runs/llama-nano-1"]``.
         data: files, folders and globs of text, or rows, as `anyformer.finetune` takes them; empty: the standard library
             of Python.
-        out: the folder to keep it in; None: one in ``comparisons``, the same for the same arguments.
         vary: fields of a single model and their values, such as ``["norm.kind=layer,rms"]``.
-        tokens, flops, minutes: what each model may spend on each seed, one of them; None: half a million tokens.
-        seeds: how many times each is trained.
-        match: ``"parameters"`` outside embeddings, ``"flops"`` a token, or ``"none"``.
-        tune: try three learning rates each, within the budget.
-        context, batch_size: of the batches that all are trained on.
-        tokenizer: kind and size of the one that is trained, such as ``"bpe:2048"``.
-        field: of records that holds the text.
-        tasks: do the tasks that every family can do.
-        classify: files of texts with labels for the classifier among them, as `anyformer finetune` reads them; empty:
-            passages of the text itself.
+        classify: files of texts with labels for the classifier among the tasks, as `anyformer finetune` reads them;
+            empty: passages of the text itself.
+        out: the folder to keep it in; None: one in ``comparisons``, the same for the same arguments.
         processes: that share the work.
         executor: where jobs are done, in the place of processes here: any of `concurrent.futures`' kind, whose workers
             see the folder under the same path.
-        device, dtype: of training.
+        **settings: the other flags of `anyformer compare`, which are fields of `Request`: ``tokens=1e6``,
+            ``flops=1e13`` or ``minutes=5`` is what each model may spend on each seed; ``seeds=5``, ``match="flops"``,
+            ``tune=True``, ``tokenizer="bpe:2048"``, ``field="body"``, ``tasks=False``, ``context=256``,
+            ``batch_size=16``, ``device="cpu"``, ``dtype="float32"``.
 
     Returns:
         All numbers; they are in ``compare.json``, too, and on a page, ``compare.html``.
@@ -91,22 +76,13 @@ def compare(
         UserError: models that can't be matched, a budget that is too small for one step, data that is too short,
             an unknown field, runs with different tokenizers or none, and what training raises.
     """
+    check_keywords("compare", settings, {*hints(Request), "out", "processes", "executor"})
     request = Request(
         models=tuple(models),
         vary=(vary,) if isinstance(vary, str) else tuple(vary),
         data=kept_paths(data, Cache),
-        field=field,
-        tokenizer=tokenizer,
-        match=match,
-        budget=budget_of({"tokens": tokens, "flops": flops, "minutes": minutes}),
-        seeds=seeds,
-        tune=tune,
-        context=context,
-        batch_size=batch_size,
-        tasks=tasks,
         classify=kept_paths(classify, Cache),
-        device=device,
-        dtype=dtype,
+        **settings,
     )
     return work(request, None if out is None else Path(out), processes=processes, executor=executor)[0]
 

@@ -31,7 +31,6 @@ _LEAST_WIDTH, _WIDEST = 8, 16
 """Inner width of a feed-forward block (and width of embeddings): at least, and at most as a multiple of d_model."""
 _EXPERTS = 8
 """Experts at most: more would be narrower than a small model can use."""
-MEASURES = ("parameters", "flops", "none")
 
 Size = Callable[[ModelConfig], float]
 

@@ -1,15 +1,15 @@
 """The request for a comparison, and its budget."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
-from anyformer.compare.matching import MEASURES
 from anyformer.errors import UserError, nearest
 from anyformer.schema import flag
 
-CONTEXT, BATCH_SIZE, SEEDS = 128, 8, 3
+MEASURES = ("parameters", "flops", "none")
 _LEAST_CONTEXT, _MOST = 16, 1 << 20
+_BUDGETS = ("tokens", "flops", "minutes")
 
 
 @dataclass(frozen=True)
@@ -27,36 +27,55 @@ class Budget:
         return replace(self, amount=self.amount * share)
 
 
-BUDGET = Budget("tokens", 500_000)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The models that are to be compared, as `read_config` takes them, and what they share: see `compare`.
+    """Settings of the comparison.
 
     Raises:
         UserError: a value that makes no sense.
     """
 
     models: tuple[str, ...]
-    vary: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
+    """Presets, families (which are scaled down), config files, or finished runs, with fields changed after a colon."""
+    vary: Annotated[tuple[str, ...], "FIELD=A,B"] = ()
+    """Compare all combinations of these values of a single model's fields, and say what each change is worth."""
+    data: Annotated[tuple[str, ...], "PATH"] = ()
+    """Files, folders and globs of text (default: the standard library of the running Python)."""
     field: str = "text"
+    """The field that holds the text, in records such as lines of jsonl."""
     tokenizer: str | None = None
-    match: str = "parameters"
-    budget: Budget = BUDGET
-    seeds: int = SEEDS
+    """Kind and size of the tokenizer that is trained for all, bpe:N or unigram:N (default: bpe, N to suit the text)."""
+    match: Annotated[str, "{parameters,flops,none}"] = "parameters"
+    """Size that is made equal: parameters outside embeddings, or FLOPs of training a token."""
+    tokens: float | None = None
+    """Budget of each model and seed: tokens of text to train on (default: half a million)."""
+    flops: float | None = None
+    """Budget in floating-point operations of training, such as 1e13."""
+    minutes: float | None = None
+    """Budget in minutes of training on this machine."""
+    seeds: Annotated[int, "N"] = 3
+    """Runs of each, from different first weights: the differences between them are the noise."""
     tune: bool = False
-    context: int = CONTEXT
-    batch_size: int = BATCH_SIZE
+    """Try three learning rates for each, within the budget."""
+    context: Annotated[int, "N"] = 128
+    """Tokens that a model reads at a time."""
+    batch_size: Annotated[int, "N"] = 8
+    """Texts in a batch."""
     tasks: bool = True
-    classify: tuple[str, ...] = ()
+    """Do the tasks that every family can do; --no-tasks leaves them out."""
+    classify: Annotated[tuple[str, ...], "PATH"] = ()
+    """Texts with labels for the classifier among the tasks (default: which text a passage of the data is from)."""
     device: str | None = None
-    dtype: str | None = None
+    """cpu, cuda, mps ... (default: an accelerator if there is one)."""
+    dtype: Annotated[str | None, "{float32,bfloat16,float16,int8}"] = None
+    """The dtype of matrix products in training (default: the fastest here)."""
 
     def __post_init__(self) -> None:
         if self.match not in MEASURES:
             raise UserError(f"--match {self.match}: there is no such measure ({nearest(self.match, MEASURES)}).")
+        kinds = [kind for kind in _BUDGETS if getattr(self, kind) is not None]
+        if len(kinds) > 1:
+            raise UserError(f"A budget is of one kind: give --{kinds[0]} or --{kinds[1]}, not both.")
         if not 0 < self.budget.amount < float("inf"):
             raise UserError(f"--{self.budget.kind} must be positive, and not infinite: it is {self.budget.amount:g}.")
         for name, least in (("seeds", 1), ("batch_size", 1), ("context", _LEAST_CONTEXT)):
@@ -74,20 +93,18 @@ class Request:
                 f"There is nothing to compare {self.models[0]} with: name another model, or --vary one of its fields."
             )
 
+    @property
+    def budget(self) -> Budget:
+        """The budget that is given; half a million tokens without any."""
+        given = (Budget(kind, amount) for kind in _BUDGETS if (amount := getattr(self, kind)) is not None)
+        return next(given, Budget("tokens", 500_000))
+
     def command(self, out: str) -> str:
         """The command that asks for the comparison, for a shell."""
         words = ["anyformer compare", shlex.join([*self.models, "--out", out])]
         words.append(flag(self.budget.kind, f"{self.budget.amount:.17g}"))
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name not in ("models", "budget", "tasks") and value != each.default:
+            if each.name not in ("models", "tasks", *_BUDGETS) and value != each.default:
                 words.append(flag(each.name, value))
         return " ".join([*words, *(["--no-tasks"] if not self.tasks else [])])
-
-
-def budget_of(amounts: Mapping[str, float | None]) -> Budget:
-    """The one budget that is given; half a million tokens without any. Raises UserError for two."""
-    budgets = [Budget(kind, amount) for kind, amount in amounts.items() if amount is not None]
-    if len(budgets) > 1:
-        raise UserError(f"A budget is of one kind: give --{budgets[0].kind} or --{budgets[1].kind}, not both.")
-    return budgets[0] if budgets else BUDGET

@@ -1,4 +1,6 @@
-"""Minimal pairs: of two texts with the same tokens in another order, is the likelier one right?
+"""Items of the tasks that a model does by the likelihood of texts.
+
+Minimal pairs: of two texts with the same tokens in another order, is the likelier one right?
 
 ::
 
@@ -13,21 +15,44 @@ texts have the same tokens, how frequent these are says nothing: a model that kn
 So is one that was never trained. That rules out pairs of a doubled word, or of brackets the wrong way round: a model
 whose embeddings are tied prefers a token after itself from the beginning, and one preference decides all pairs of (
 and ).
+
+Cloze: which of four words was removed from a passage? The other three are words of the corpus with as many tokens and
+about as many occurrences, which were seen beside neither of the blank's neighbors, or not beside both: so neither
+length nor frequency tells them apart.
 """
 
+import bisect
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from anyformer.compare.tasks.choices import Choice, ChoiceTask, Item, differences, encode
-from anyformer.compare.tasks.words import WordStatistics, later_indices, words
+from anyformer.compare.tasks.choices import Choice, ChoiceTask, Item, Span, differences, encode
+from anyformer.compare.tasks.words import FREQUENT, Word, WordStatistics, later_indices, words
 from anyformer.tokenizer import Tokenizer
 
-_FEWEST, _MOST = 24, 160
-"""Pairs: fewer say nothing, more take long."""
+OPTIONS = 4
+"""Words that a cloze chooses from."""
+RATIO = 1.5
+"""Largest ratio of the occurrences of two words of a cloze."""
+_FEWEST, _MOST_PAIRS, _MOST_BLANKS = 24, 160, 200
+"""Items: fewer say nothing, more take long."""
 _TRIES = 40
 """Other frames that a frame is paired with before it is given up."""
+_NEAREST = 60
+"""Words of about the same frequency that are tried."""
+
+_ByCount = list[tuple[int, str]]
+"""The frequent words of a corpus and their counts, sorted."""
+
+
+def _task(name: str, title: str, items: Sequence[Item], *, options: int, whole: bool) -> ChoiceTask:
+    """The task of these items, which is left out if they are too few."""
+    reason = None
+    if len(items) < _FEWEST:
+        reason = f"The held-out text is too short for {title}: it gives {len(items)} of {_FEWEST}."
+    return ChoiceTask(name=name, options=options, whole=whole, items=() if reason else tuple(items), reason=reason)
 
 
 def make_minimal_pairs(
@@ -46,11 +71,8 @@ def make_minimal_pairs(
     made = {kind: [item for pair in pairs for item in _items(kind, pair, tokenizer)] for kind, pairs in kinds.items()}
     items = list[Item]()
     for done, kind in enumerate(sorted(made, key=lambda kind: len(made[kind]))):
-        items += made[kind][: (_MOST - len(items)) // (len(made) - done)]
-    reason = None
-    if len(items) < _FEWEST:
-        reason = f"The held-out text is too short for minimal pairs: it gives {len(items)} of {_FEWEST}."
-    return ChoiceTask(name="minimal_pairs", options=2, whole=True, items=() if reason else tuple(items), reason=reason)
+        items += made[kind][: (_MOST_PAIRS - len(items)) // (len(made) - done)]
+    return _task("minimal_pairs", "minimal pairs", items, options=2, whole=True)
 
 
 def _items(kind: str, pair: tuple[str, str], tokenizer: Tokenizer) -> Iterator[Item]:
@@ -98,7 +120,7 @@ def _agreement(texts: Sequence[str], statistics: WordStatistics, rng: np.random.
     rng.shuffle(frames)
     made, used = list[tuple[str, str]](), set[str]()
     for frame in frames:
-        if len(made) == _MOST:
+        if len(made) == _MOST_PAIRS:
             break
         for index in rng.integers(len(frames), size=_TRIES):
             other = frames[index]
@@ -122,3 +144,54 @@ def _frames(text: str, statistics: WordStatistics) -> list[_Frame]:
         and "\n" not in gap + next_gap
         and all(statistics.is_frequent(each.text) for each in (left, word, right))
     ]
+
+
+def make_cloze(passages: Sequence[str], statistics: WordStatistics, tokenizer: Tokenizer, seed: int) -> ChoiceTask:
+    """Remove a word from each passage that has one with enough others like it."""
+    rng = np.random.default_rng(seed)
+    by_count = sorted((count, word) for word, count in statistics.counts.items() if count >= FREQUENT)
+    blanks = (item for passage in passages for item in _blank(passage, statistics, by_count, tokenizer, rng))
+    return _task("cloze", "a cloze test", [*islice(blanks, _MOST_BLANKS)], options=OPTIONS, whole=False)
+
+
+def _blank(
+    passage: str, statistics: WordStatistics, by_count: _ByCount, tokenizer: Tokenizer, rng: np.random.Generator
+) -> Iterator[Item]:
+    """A passage with each of four words in one place, if there are such."""
+    inside = words(passage)
+    ids, offsets = tokenizer.encode_offsets(passage)
+    for index in later_indices(inside, rng):
+        left, word, right = inside[index - 1 : index + 2]
+        if not statistics.is_frequent(word.text) or word.text.isdigit():
+            continue
+        begin, end = span = _span(offsets, word)
+        if begin == 0:
+            continue
+        before, after = passage[: word.begin], passage[word.end :]
+        gaps = passage[left.end : word.begin], passage[word.end : right.begin]
+        texts, choices = [passage], [tuple(ids)]
+        others = _alike(word.text, statistics, by_count)
+        for other in (others[each] for each in rng.permutation(len(others))):
+            if statistics.has(left.text, gaps[0], other) and statistics.has(other, gaps[1], right.text):
+                continue
+            choice = encode(before + other + after, tokenizer)
+            if len(choice) == len(ids) and choice[:begin] == choices[0][:begin] and choice[end:] == choices[0][end:]:
+                texts.append(before + other + after)
+                choices.append(choice)
+            if len(choices) == OPTIONS:
+                yield Item("", tuple(texts), tuple(Choice(choice, (span,)) for choice in choices))
+                return
+
+
+def _alike(word: str, statistics: WordStatistics, by_count: _ByCount) -> list[str]:
+    count = statistics.counts[word]
+    index = bisect.bisect_left(by_count, (count, word))
+    near = by_count[max(0, index - _NEAREST) : index + _NEAREST]
+    # The largest ratio of any two words of an item, and not only of each to the right one.
+    side = RATIO**0.5
+    return [other for often, other in near if other != word and count / side <= often <= count * side]
+
+
+def _span(offsets: Sequence[Span], word: Word) -> Span:
+    inside = [index for index, (begin, end) in enumerate(offsets) if begin < word.end and end > word.begin]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)

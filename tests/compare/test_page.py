@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.compare.page import write_page
-from anyformer.compare.page.page import costs, curves
-from anyformer.compare.page.page import page as values_of
-from anyformer.compare.page.panels import findings, panels
+from anyformer.compare.page import costs, curves, write_page
+from anyformer.compare.page import page as values_of
+from anyformer.compare.panels import findings, panels
 from anyformer.compare.result import BETTER, UNDECIDED, Comparison, Sample
 from anyformer.errors import UserError
 from anyformer.pages.formatting import fixed

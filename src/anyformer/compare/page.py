@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from anyformer import atomic
 from anyformer.checkpoint import load
-from anyformer.compare.page import panels
+from anyformer.compare import panels
 from anyformer.compare.result import ONE_SEED, ComparedModel, Comparison, Point
 from anyformer.errors import UserError
 from anyformer.learn import attention_maps, diagram
