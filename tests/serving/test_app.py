@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Generator
@@ -67,6 +68,19 @@ def test_a_stream_says_the_same_in_pieces(served: Running) -> None:
         assert [token for piece in own for token in piece["logprobs"]["tokens"]] == choice["logprobs"]["tokens"]
         assert own[-1]["finish_reason"] == choice["finish_reason"]
     assert len({choice["text"] for choice in whole[:2]}) == 2
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_old_clients_get_no_chunks(served: Running, version: bytes) -> None:
+    body = json.dumps({"model": "gpt", "prompt": "the cat", "max_tokens": 3, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/%b\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", served[0].base_url.port)) as connection:
+        connection.sendall(head % version + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert (b"chunked" in head.lower()) == (version == b"1.1")
+    assert body.startswith(b"data: {") == (version == b"1.0")
+    assert body.endswith(b"data: [DONE]\n\n" if version == b"1.0" else b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 def test_prompts_are_scored(served: Running) -> None:
@@ -144,6 +158,7 @@ def test_tokens_come_and_go(served: Running) -> None:
         ("bert", ["embedding", "fill"]),
     ]
     assert served[0].get("/health").json() == {"status": "ok"}
+    assert served[0].head("/health").status_code == 200
     assert "anyformer_requests_total" in served[0].get("/metrics").text
 
 
@@ -277,3 +292,6 @@ def test_large_and_broken_bodies() -> None:
             answer = client.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
             assert answer.status_code == 400, answer.text
             assert "Traceback" not in answer.text
+        for kind in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):  # as curl says where nobody does
+            answer = client.post("/v1/completions", content=b'{"model": "gpt", "prompt": "a"}', headers=kind)
+            assert "Content-Type: application/json" in answer.json()["error"]["message"]

@@ -71,8 +71,10 @@ async def _invalid(request: Request, error: Any) -> Response:
         message = f"There is no field {name!r} here, or this server can't honor it: leave it out."
     elif first["type"] == "json_invalid":
         message = f"The request is no JSON: {first.get('ctx', {}).get('error', 'it ends too early')}."
+    elif name is None:
+        message = "The request is no JSON object, or lacks the header Content-Type: application/json."
     else:
-        message = f"{name or 'The request'}: {first['msg'][:_LONGEST_VALUE]}."
+        message = f"{name}: {first['msg'][:_LONGEST_VALUE]}."
     return await _api_error(request, ApiError(400, message, name))
 
 

@@ -14,6 +14,7 @@ from anyformer.serving.state import ServerOf
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     """Say that the server is there."""
