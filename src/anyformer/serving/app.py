@@ -65,7 +65,8 @@ async def _user_error(request: Request, error: Any) -> Response:
 
 async def _invalid(request: Request, error: Any) -> Response:
     """A field that is missing, unknown or of another type, by its name."""
-    first = max(error.errors(), key=lambda each: len(each["loc"]))  # of a union, the form that fits best
+    # Of a union, the form that fits best: deepest, or else at least of the type.
+    first = max(error.errors(), key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     name = ".".join(_place(first["loc"][1:], error.body, first["type"] == "missing"))[:_LONGEST_VALUE] or None
     if first["type"] == "extra_forbidden":
         message = f"There is no field {name!r} here, or this server can't honor it: leave it out."

@@ -257,6 +257,7 @@ def said(content: Any, role: str = "user", **more: Any) -> list[dict[str, Any]]:
 REFUSED = [
     ("chat/completions", CHAT, "frobnicate", 1, "frobnicate"),
     ("chat/completions", CHAT, "web_search_options", {}, "web_search_options"),
+    ("chat/completions", CHAT, "top_logprobs", 2, "top_logprobs"),
     ("chat/completions", CHAT, "tools", [{"type": "function", "function": {"name": "a b"}}], "tools.0.function.name"),
     ("chat/completions", CHAT, "tools", [{"type": "custom"}], "tools.0"),
     ("chat/completions", CHAT, "tool_choice", "required", "tool_choice"),
@@ -320,6 +321,12 @@ def test_fields_that_change_nothing_are_taken(
     limit = {"chat/completions": {"max_tokens": 3}, "responses": {"max_output_tokens": 3}}.get(path, {})
     answer = post(clients, f"/v1/{path}", **{**body, **limit, **more})
     assert answer.status_code == 200, answer.text
+
+
+def test_the_form_of_a_field_that_fits_best_is_blamed(clients: Clients) -> None:
+    error = post(clients, "/v1/completions", model="gpt", prompt="a", stop=["a"] * 17).json()["error"]
+    assert error["param"] == "stop"
+    assert "at most 16" in error["message"]
 
 
 def test_errors_are_the_clients_own(clients: Clients) -> None:

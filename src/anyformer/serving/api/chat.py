@@ -23,6 +23,7 @@ from anyformer.serving.api.fields import (
     joined,
 )
 from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, chosen_tools, tool_message
+from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
 from anyformer.serving.tool_parser import CallBegin, Part, Reasoning, Text
@@ -158,6 +159,8 @@ class ChatRequest(SamplingBody):
 
     def turn(self, served: ServedModel) -> Turn:
         """The turn that the request asks for. Raises ApiError for messages or tools that don't fit together."""
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs are shown with logprobs: true only.", "top_logprobs")
         choice, rules = self.tool_choice or "auto", self.rules()
         named = isinstance(choice, ChosenTool)
         tools = chosen_tools(
