@@ -116,6 +116,7 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     import torch
 
     from anyformer.data.batch import Batch
+    from anyformer.fastest_dtype import products
     from anyformer.model import build
     from anyformer.training.memory import keep_freed_memory
     from anyformer.training.optimizer import make_optimizer
@@ -124,12 +125,13 @@ def anyformer_step(row: Row, setting: str, dropout: str, layers: int | None) -> 
     from anyformer.training.strategies.group import Group
 
     keep_freed_memory()
-    precision = choose_precision("cpu", next((name for word, name in DTYPES.items() if word in setting), None))
+    config, dtype = preset(row, dropout, layers), next((name for word, name in DTYPES.items() if word in setting), None)
+    precision = choose_precision("cpu", dtype, lambda: products(config, row.tokens))
     asked = True if "compiled" in setting else False if "eager" in setting else None
     torch.manual_seed(0)
     optimizer = partial(make_optimizer, "adamw", learning_rate=LEARNING_RATE, weight_decay=DECAY, betas=BETAS)
     plan = Plan(precision, optimizer, grad_clip=CLIP, compile=choose_compilation(asked, precision.device)[0])
-    strategy = Strategy(build(preset(row, dropout, layers)), plan, Group())
+    strategy = Strategy(build(config), plan, Group())
 
     def step(arrays: Arrays) -> float:
         return strategy.step(0, Batch(**arrays), LEARNING_RATE)[0].item()

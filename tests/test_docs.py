@@ -274,7 +274,6 @@ def shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     monkeypatch.chdir(tmp_path)
     make_example_files(tmp_path)
     # What takes the time of a run as short as these is left out.
-    monkeypatch.setattr("anyformer.training.precision._fastest_on_cpu", lambda: (torch.float32, "as the test says"))
     monkeypatch.setattr("anyformer.finetuning.measure._general_text", lambda *_: None)
     return lambda text: re.sub(r"(minutes|epochs)([= ])\d+", r"steps\g<2>2", text)
 

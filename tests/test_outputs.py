@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,7 +79,6 @@ def test_commands_print_what_the_first_pages_show(
 ) -> None:
     """With fewer steps and tiny models, all lines with a label are those of the page, in their order."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anyformer.training.precision._fastest_on_cpu", lambda: (torch.float32, "as the test says"))
     make_example_files(tmp_path)
     namespace: dict[str, Any] = {}
     for block in _blocks(page):

@@ -20,7 +20,7 @@ from anyformer.plan.step import count_step
 from anyformer.plan.workload import make_workload
 from anyformer.spec import read_config
 from anyformer.training.precision import Precision
-from anyformer.training.recipe import Recipe
+from anyformer.training.recipe import Recipe, step_products
 from tests.finetuning import toys
 from tests.training.conftest import single
 
@@ -28,7 +28,7 @@ CASES = {"chat": "decoder", "classify": "encoder", "seq2seq": "both"}
 BFLOAT16 = Precision(torch.device("cpu"), torch.bfloat16, "for this test")
 
 
-def recipe_of(task: str, folder: Path, **settings: Any) -> Recipe:
+def recipe_of(task: str, folder: Path, **settings: Any) -> Recipe[Any]:
     """Fine-tuning of a model in float32 whose weights are numbers of bfloat16, as most language models' are."""
     base, tokenizer = toys.MODELS[CASES[task]]()
     for parameter in base.parameters():
@@ -41,7 +41,7 @@ def recipe_of(task: str, folder: Path, **settings: Any) -> Recipe:
     return finetuning(config, Console(quiet=True))
 
 
-def learn(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor], Transformer]:
+def learn(recipe: Recipe[Any]) -> tuple[Tensor, dict[str, Tensor], Transformer]:
     torch.manual_seed(0)
     strategy = single(recipe.build(), BFLOAT16, loss=recipe.loss)
     loss = strategy._loss_and_gradient(0, recipe.batches.batch(0))
@@ -102,3 +102,11 @@ def test_texts_are_generated_beside_weights_that_stay_in_bfloat16(tmp_path: Path
         tmp_path / "base", data, lora=4, steps=1, dtype="bfloat16", device="cpu", runs=tmp_path / "runs", quiet=True
     )
     assert 0 <= result.metrics["after"]["exact_match"] <= 1
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_plan_counts_the_products_that_the_dtype_of_a_run_is_chosen_by(task: str, tmp_path: Path) -> None:
+    recipe = recipe_of(task, tmp_path, context=24)
+    options = {"task": task, "context": 24, "batch_size": 4, "dtype": "float32"}
+    planned = make_workload(read_config(str(tmp_path / "base")), options, find_device("cpu"))
+    assert step_products(planned.model, planned.config) == recipe.products

@@ -57,7 +57,7 @@ class Share(Group):
         self.rank, self.world_size = rank, world_size
 
 
-def learn(recipe: Recipe, step: int, group: Group, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
+def learn(recipe: Recipe[Any], step: int, group: Group, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The share of a process in the loss of a batch, and the gradient that it computes."""
     torch.manual_seed(0)
     model = recipe.build()

@@ -1,5 +1,7 @@
 """One vector a text: pooled as the model says, whatever else is in the batch."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given
@@ -94,6 +96,16 @@ def test_bfloat16_products_of_a_float32_model(tokenizer: Tokenizer) -> None:
     assert not torch.equal(vectors, exact)
     torch.testing.assert_close(vectors, exact, rtol=0, atol=2e-2)
     assert torch.equal(embed(model, tokenizer, TEXTS), exact)
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_the_fastest_dtype(gain: float, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig(normalize=True))
+    module = import_module("anyformer.generation.embed")
+    monkeypatch.setattr(module, "product_seconds", lambda products, training: {"float32": gain, "bfloat16": 1.0})
+    expected = embed(model, tokenizer, TEXTS, dtype=torch.bfloat16 if gain > 1 else None)
+    assert torch.equal(embed(model, tokenizer, TEXTS, dtype="fastest"), expected)
+    assert embed(model.bfloat16(), tokenizer, TEXTS, dtype="fastest").dtype == torch.float32
 
 
 def test_processors_that_prepack_no_bfloat16(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

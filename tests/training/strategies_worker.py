@@ -137,7 +137,7 @@ def write_toys(folder: Path) -> None:
 
 
 @cache
-def recipe(case: str) -> Recipe:
+def recipe(case: str) -> Recipe[Any]:
     """Fine-tuning on the toy examples that `write_toys` has written."""
     options, place = CASES[case], Path(os.environ[TOYS]) / case
     data = place / "data.jsonl"

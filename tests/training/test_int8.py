@@ -336,11 +336,20 @@ def test_the_command_trains_and_saves_an_ordinary_model(text: Path, trains: Trai
     assert not any(getattr(part, "matmul", "float") == "int8" for part in model.modules())
 
 
-def test_precision_says_what_it_is():
-    chosen = choose_precision("cpu", "int8")
-    assert str(chosen).startswith("int8 on cpu (as asked; bfloat16 products run ")
+@pytest.mark.parametrize(("bfloat16", "int8"), [(0.5, 0.25), (0.5, 0.49), (2.0, 0.5), (2.0, 2.0)])
+def test_precision_says_what_it_is_and_what_it_gains(bfloat16: float, int8: float, monkeypatch: pytest.MonkeyPatch):
+    if not matmul.supports_int8():
+        pytest.skip("it is not measured without compiled code")
+    times = {"float32": 1.0, "bfloat16": bfloat16, "int8": int8}
+    monkeypatch.setattr(precision, "product_seconds", lambda products, dtypes: {name: times[name] for name in dtypes})
+    chosen, rest = choose_precision("cpu", "int8"), "bfloat16" if bfloat16 < 1 else "float32"
+    gain = times[rest] / int8
+    assert chosen.dtype == getattr(torch, rest)
+    assert str(chosen).startswith(f"int8 on cpu (as asked; bfloat16 products run {1 / bfloat16:.1f} times as fast")
+    assert f"those of int8 {gain:.1f} times as fast as those of {rest}" in str(chosen)
+    assert ("gains nothing here, leave --dtype out" in str(chosen)) == (gain < 1.1)
     assert peak_flops_per_second(chosen) > 1e9
-    assert choose_precision("cpu", None).name != "int8"
+    assert choose_precision("cpu", "bfloat16").name != "int8"
 
 
 def test_it_is_refused_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch):

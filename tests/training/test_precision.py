@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +22,22 @@ def test_precision_follows_orders():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-def test_precision_says_why():
+@pytest.mark.parametrize(
+    "seconds", [{"float32": 2.0, "bfloat16": 1.0}, {"float32": 1.0, "bfloat16": 2.0}, {"float32": 1.0}]
+)
+def test_precision_says_why(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "product_seconds", lambda products: seconds)
     chosen = choose_precision("cpu", None)
-    assert chosen.name in ("float32", "bfloat16")
-    assert "times as fast on this CPU" in str(chosen)
+    gain = seconds["float32"] / seconds.get("bfloat16", math.inf)
+    name = "bfloat16" if gain > 1 else "float32"
+    assert str(chosen) == f"{name} on cpu (bfloat16 products run {gain:.1f} times as fast on this CPU)"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_nothing_is_measured_where_a_dtype_is_asked_for(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "product_seconds", None)
+    assert choose_precision("cpu", dtype, lambda: pytest.fail("products are counted")).name == dtype
+    assert choose_precision("cpu", None, quantized=True).name == "float32"
 
 
 def test_quantized_weights_are_trained_on_in_float32_on_a_cpu():

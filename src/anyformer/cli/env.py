@@ -3,11 +3,9 @@
 import json
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from anyformer import __version__
@@ -61,7 +59,7 @@ def environment() -> dict[str, Any]:
     found |= {name: _version(name) for name in _PACKAGES}
     found |= {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": levels.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
@@ -87,11 +85,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return names[0] if names else platform.machine()
-    return platform.processor() or platform.machine()

@@ -28,6 +28,7 @@ from anyformer.data.masked import PROBABILITY
 from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError
 from anyformer.families.own import FAMILY as OWN_FAMILY
+from anyformer.fastest_dtype import TYPICAL, Products
 from anyformer.model import Transformer, build
 from anyformer.training.batcher import Batcher
 from anyformer.training.config import CompleteConfig, TrainConfig
@@ -54,7 +55,7 @@ def training_batches(
     return Batches(text.training.ids, text.context, batch_size, seed, windows)
 
 
-class WindowTraining(Recipe):
+class WindowTraining(Recipe[CompleteConfig]):
     """The training of a fresh model on the windows of the text that all models read."""
 
     command = "train"
@@ -62,10 +63,10 @@ class WindowTraining(Recipe):
 
     def __init__(self, config: TrainConfig, console: Console, *, text: SharedText) -> None:
         del console
-        self._config = config.complete()
-        self.model_config, self.name = self._config.model, config.preset
-        self.tokenizer = tokenizer_for(text.tokenizer, self._config.objective)
-        batches = training_batches(self.model_config, text, self._config.batch_size, config.seed)
+        self.config = config.complete()
+        self.model_config, self.name = self.config.model, config.preset
+        self.tokenizer = tokenizer_for(text.tokenizer, self.config.objective)
+        batches = training_batches(self.model_config, text, self.config.batch_size, config.seed)
         windows = Windows(window_objective(self.model_config, text.tokenizer))
         # Whole batches of whole windows: nothing is padded, and nothing evaluated twice.
         windows_held_out = min(_VALIDATION_WINDOWS, len(text.for_curves) // text.window)
@@ -76,7 +77,7 @@ class WindowTraining(Recipe):
         self.batches = Batcher(
             batches.batch,
             partial(validation_batches, held_out, text.context, rows, windows, config.seed),
-            steps_per_epoch=-(-batches.windows_per_epoch // self._config.batch_size),
+            steps_per_epoch=-(-batches.windows_per_epoch // self.config.batch_size),
             validation_batches=count_validation_batches(len(held_out), text.context, rows, windows),
             validation_size=(len(held_out) + 1, size) if isinstance(windows.objective, FromStart) else None,
             digest=digest,
@@ -86,8 +87,8 @@ class WindowTraining(Recipe):
 
     @property
     @override
-    def config(self) -> CompleteConfig:
-        return self._config
+    def products(self) -> Products:
+        return TYPICAL  # all models are trained in the same dtype
 
     @override
     def build(self, cut: Cut | None = None) -> Transformer:

@@ -19,7 +19,7 @@ from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.runs.directory import METRICS
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.precision import choose_precision
+from anyformer.training.precision import choose_device
 from anyformer.training.run import run
 from anyformer.training.strategies.launch import needs_launch
 
@@ -169,7 +169,7 @@ def finetune(
     loading: dict[str, Any] = {
         "quantize": config.quantize,
         "allow_pickle": config.allow_pickle,
-        "device": choose_precision(config.device, "float32").device,
+        "device": choose_device(config.device),
     }
     if config.lora is not None:
         loading["adapter"] = finished.directory

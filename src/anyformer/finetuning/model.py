@@ -14,6 +14,7 @@ from anyformer.blocks.initialization import Cut
 from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
 from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
+from anyformer.families import with_head
 from anyformer.finetuning.config import CompleteFinetuneConfig
 from anyformer.model import Transformer
 from anyformer.tasks import TASKS
@@ -33,6 +34,15 @@ _NORMS = LayerNorm | RMSNorm | OffsetRMSNorm
 def load_options(config: CompleteFinetuneConfig) -> dict[str, Any]:
     """How the base is read."""
     return {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": config.base_dtype}
+
+
+def with_head_of_task(model: ModelConfig, config: CompleteFinetuneConfig) -> ModelConfig:
+    """The config of a model with the head that the run's task trains. Raises UserError if its family has none."""
+    head = TASKS[config.task].head
+    if head in ("language_model", model.head.kind):
+        return model
+    labels = config.labels or (1 if config.label_kind == "regression" else 2)
+    return with_head(model, head, labels, PROBLEMS[config.label_kind])
 
 
 def build_model(config: CompleteFinetuneConfig, base: ModelConfig, cut: Cut | None = None) -> Transformer:

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -29,7 +30,7 @@ from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
-from anyformer.finetuning.model import build_model, load_options, save_model
+from anyformer.finetuning.model import build_model, load_options, save_model, with_head_of_task
 from anyformer.finetuning.preview import ROWS
 from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
@@ -50,7 +51,7 @@ _MEASURED = 1 << 14
 """Tokens whose perplexity is measured before and after training, at most."""
 
 
-def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
+def finetuning(config: FinetuneConfig, console: Console) -> Recipe[CompleteFinetuneConfig]:
     """The recipe of a run, on plain text or on examples. Raises UserError as the two classes below."""
     task, columns = config.task, as_columns(config.roles)
     if task is None:
@@ -60,13 +61,14 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe:
     return Finetuning(config, console)
 
 
-class BaseFinetuning(Recipe):
+class BaseFinetuning(Recipe[CompleteFinetuneConfig]):
     """A trained model to go on with. Raises UserError if there is none, or one without a tokenizer."""
 
     command = "finetune"
     config_type = FinetuneConfig
-    _config: CompleteFinetuneConfig
-    _report: Report
+    validation: Sequence[Example] = ()
+    checks: Mapping[str, Check] = MappingProxyType({})
+    _text: Text | None = None
 
     def __init__(self, config: FinetuneConfig) -> None:
         base, tokenizer = inspect(config.base, allow_pickle=config.allow_pickle)
@@ -78,11 +80,6 @@ class BaseFinetuning(Recipe):
         self.tokenizer: Tokenizer = tokenizer
         weights = weights_fingerprint(config.base, allow_pickle=config.allow_pickle)
         self.base_fingerprint = key(weights, base.to_dict())
-
-    @property
-    @override
-    def config(self) -> CompleteFinetuneConfig:
-        return self._config
 
     @property
     @override
@@ -113,6 +110,10 @@ class BaseFinetuning(Recipe):
     @override
     def report(self, directory: Path) -> Sequence[str]:
         return self._report.conclude(directory, first_loss=not self.head_is_new)
+
+    @cached_property
+    def _report(self) -> Report:
+        return Report(self.config, self.tokenizer, self.validation, self.checks, self._text)
 
     def _in_steps(self, config: CompleteFinetuneConfig) -> CompleteFinetuneConfig:
         """The config with its length in steps, where that was given in epochs."""
@@ -149,8 +150,8 @@ class TextFinetuning(BaseFinetuning):
         )
         self._data = prepare(train.complete(), console, self.tokenizer)
         self.batches, self.fingerprint = self._data.batches, self._data.fingerprint
-        self._config = self._in_steps(complete_config)
-        self._report = Report(self.config, self.tokenizer, text=self._held_out())
+        self.config = self._in_steps(complete_config)
+        self._text = self._held_out()
 
     def _held_out(self) -> Text | None:
         """The beginning of the text to validate on, for a model whose loss is that of the next token."""
@@ -194,7 +195,7 @@ class Finetuning(BaseFinetuning):
             resolved: dict[str, Any] = {"labels": labels, "label_kind": kind}
             if self.task.choose_loss is not None:
                 resolved["loss"] = self.task.choose_loss(config.loss, training[0])
-            self._config = complete(config, base, self.task.name, examples=len(training), **resolved)
+            self.config = complete(config, base, self.task.name, examples=len(training), **resolved)
             self.preview: list[Encoded] = []
             encoding = Encoding(
                 tokenizer=tokenizer,
@@ -220,11 +221,11 @@ class Finetuning(BaseFinetuning):
             check.problems(training=name == "training")
         self._examples, self.validation = training, validation
         self.batches = self._batcher()
-        self._config = self._in_steps(self.config)
+        self.config = self._in_steps(self.config)
         self.fingerprint = key(
             self.batches.digest, tokenizer.fingerprint, tokenizer.chat_template, tokenizer.eos, self.task.name
         )
-        self._report = Report(self.config, tokenizer, self.validation, self.checks)
+        self.model_config = with_head_of_task(base, self.config)
 
     @override
     def build(self, cut: Cut | None = None) -> Transformer:

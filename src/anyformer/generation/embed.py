@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from anyformer.blocks.linear import Linear
 from anyformer.checkpoint.by_name import takes_model
 from anyformer.errors import UserError
+from anyformer.fastest_dtype import fastest, product_seconds, products
 from anyformer.generation.compiled_decoder import UnsupportedModelError
 from anyformer.generation.compiled_encoder import CompiledEncoder
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
@@ -29,7 +31,7 @@ def embed(
     tokenizer: Tokenizer | None,
     texts: str | Sequence[str | Sequence[int]],
     batch_size: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["fastest"] | None = None,
     prompt: str | None = None,
 ) -> Float[Tensor, "n width"]:
     """Embed texts as the model's `pooling` says.
@@ -44,8 +46,8 @@ def embed(
         batch_size: The most texts of a batch; None: chosen by their lengths. Texts of the same length share a batch,
             which changes no vector and leaves next to no padding.
         dtype: The dtype of matrix products, such as bfloat16, while the residual stream and the norms stay in the
-            model's (which is closer to float32 than a model loaded in that dtype, and about as fast); None: the
-            model's.
+            model's (which is closer to float32 than a model loaded in that dtype, and about as fast); "fastest": for a
+            model in float32 on a CPU, what is faster there for its layers (see `fastest_dtype`); None: the model's.
         prompt: The name of the words that the model wants before each of such texts, as in its `pooling.prompt_names`:
             query and document, say. None: its default ones. Nothing is put before token ids.
 
@@ -62,6 +64,7 @@ def embed(
     config, device = model.config, model.device
     rows = encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts, prompt)
     vectors = torch.empty((len(rows), vector_size(model)), device=device)
+    dtype = _fastest(model) if dtype == "fastest" else dtype
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
         encode = _encoder(model)
         for indices in _batches([len(row) for row in rows], batch_size or len(rows)):
@@ -78,6 +81,14 @@ def _encoder(model: Transformer) -> Callable[[Tensor, Tensor | None], Tensor]:
         with suppress(UnsupportedModelError):
             return CompiledEncoder(model)
     return model.encode_text
+
+
+def _fastest(model: Transformer) -> torch.dtype | None:
+    """bfloat16 where the products of a batch are faster in it than in the model's float32; None elsewhere."""
+    if model.device.type != "cpu" or model.dtype != torch.float32 or bits_of(model) is not None:
+        return None
+    of_layers = products(model.config.replace(head={"kind": "none"}), _MIN_TOKENS)
+    return torch.bfloat16 if fastest(product_seconds(of_layers, training=False)) == "bfloat16" else None
 
 
 @contextmanager

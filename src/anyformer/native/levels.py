@@ -77,6 +77,15 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
+def processor() -> str:
+    """The processor's name, for people."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    return platform.processor() or platform.machine()
+
+
 def enabled() -> bool:
     """Whether compiled code may be used at all."""
     return os.environ.get(SWITCH, "1") != "0"

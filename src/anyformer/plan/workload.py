@@ -17,9 +17,9 @@ from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch, Rng
 from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError
-from anyformer.families import with_head
+from anyformer.fastest_dtype import INT8
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete, read_fine_tuning
-from anyformer.finetuning.model import PROBLEMS, train_in_float32
+from anyformer.finetuning.model import train_in_float32, with_head_of_task
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
 from anyformer.limits import path_inside
 from anyformer.model import Transformer, build
@@ -36,6 +36,7 @@ from anyformer.training.config import BATCH_TOKENS, ONE_PROCESS, CompleteConfig,
 from anyformer.training.config_file import read_yaml
 from anyformer.training.losses import LossModule
 from anyformer.training.precision import Precision, choose_precision
+from anyformer.training.recipe import step_products
 
 STACKS = ("encoder_layers", "decoder_layers")
 """The fields of a model's numbers of layers."""
@@ -231,10 +232,7 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
                 f"plan counts processes that are alike: leave {flag(name, settings[name])} out, or predict the "
                 "step of a cluster by --devices and --mesh."
             )
-    precision = _precision(settings.get("dtype"), device, quantized=bool(settings.get("quantize")))
-    settings["dtype"] = precision.name
-    workload = _finetuning(model, settings, precision) if tunes else _training(model, settings, precision)
-    config = workload.config
+    planned, config, task = _finetuning(model, settings) if tunes else _training(model, settings)
     if config.batch_size * config.context > BATCH_TOKENS:
         raise UserError(
             f"--batch-size {config.batch_size} and --context {config.context} make a batch of more than "
@@ -246,20 +244,26 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
             f"--processes {config.processes} can't share --batch-size {config.batch_size} evenly: take "
             f"{less or config.processes} or {less + config.processes}."
         )
-    return replace(workload, in_heap=device.name == "cpu")
+    precision = _precision(planned, config, device)
+    config = replace(config, dtype=precision.name)
+    return Workload(model=planned, config=config, task=task, precision=precision, in_heap=device.name == "cpu")
 
 
-def _training(specified: SpecifiedModel, settings: Mapping[str, Any], precision: Precision) -> Workload:
+def _training(specified: SpecifiedModel, settings: Mapping[str, Any]) -> tuple[ModelConfig, CompleteConfig, str]:
+    """The model, the config and the objective of a run of `train`."""
     model = specified.config
     if (spec := settings.get("tokenizer")) is not None and (size := parse_spec(spec)[1]) is not None:
         sources = {} if model.source_vocab_size is None else {"source_vocab_size": size}
         model = model.replace(vocab_size=size, **sources)
     own = {name: value for name, value in settings.items() if name in _OF_TRAIN}
     config = TrainConfig(preset=specified.spec, model=model, **own).complete()
-    return Workload(model=config.model, config=config, task=config.objective, precision=precision)
+    return config.model, config, config.objective
 
 
-def _finetuning(specified: SpecifiedModel, settings: Mapping[str, Any], precision: Precision) -> Workload:
+def _finetuning(
+    specified: SpecifiedModel, settings: Mapping[str, Any]
+) -> tuple[ModelConfig, CompleteFinetuneConfig, str]:
+    """The model with its head, the config and the key of the batch's shape of a run of `finetune`."""
     model = specified.config
     own = {name: value for name, value in settings.items() if name in _OF_FINETUNE and name != "base"}
     incomplete = FinetuneConfig(base=specified.spec, **own)
@@ -268,19 +272,17 @@ def _finetuning(specified: SpecifiedModel, settings: Mapping[str, Any], precisio
         task, _ = instead
     task.check_model(model, specified.spec)
     config = complete(incomplete, model, task.name)
-    if task.head != "language_model" and model.head.kind != task.head:
-        labels = config.labels or (1 if config.label_kind == "regression" else 2)
-        model = with_head(model, task.head, labels, PROBLEMS[config.label_kind])
+    model = with_head_of_task(model, config)
     objective = "span_corruption" if model.is_encoder_decoder else "masked" if model.is_encoder_only else "causal"
-    key = objective if task.random_batch is None else task.name
-    return Workload(model=model, config=config, task=key, precision=precision)
+    return model, config, objective if task.random_batch is None else task.name
 
 
-def _precision(dtype: str | None, device: Device, *, quantized: bool) -> Precision:
+def _precision(model: ModelConfig, config: CompleteRunConfig, device: Device) -> Precision:
     """The precision of a run on this device, whose tensors are counted as if they were a CPU's."""
+    dtype = config.dtype
     if device.name == "cpu":
-        return choose_precision("cpu", dtype, quantized=quantized)
-    if dtype == "int8":
+        return choose_precision("cpu", dtype, lambda: step_products(model, config), quantized=config.is_quantized)
+    if dtype == INT8:
         raise UserError(f"--dtype int8 is for CPUs, and the device is {device.name}: use bfloat16, or leave it out.")
     chosen = dtype or ("bfloat16" if "bfloat16" in device.peak else "float16")
     return Precision(torch.device("cpu"), getattr(torch, chosen), f"of {device.name}")

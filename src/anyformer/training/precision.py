@@ -1,34 +1,29 @@
 """The dtype of a run's matrix products, and whether to compile. Trained weights and their state stay in float32."""
 
+import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anyformer import processes
 from anyformer.errors import UserError
+from anyformer.fastest_dtype import FLOATS, INT8, TYPICAL, Products, fastest, product_seconds
 from anyformer.kernels.cpu import matmul
 from anyformer.native import levels
 
-_WORTH_IT = 1.5
-"""Products have to gain this much, for the conversions cost something."""
-
-_REPEATS = 16
-
-_INT8_ROWS, _INT8_WIDTH, _LEAST_GAIN = 2048, 768, 1.1
-"""Rows, inputs and outputs of the product that int8 is measured with; what it has to gain to be worth its rounding."""
+_REPEATS = 8
+_LEAST_GAIN = 1.1
+"""Ratio of two times that int8 has to reach to be worth its rounding."""
 
 FIXED_SHAPES = ("xla", "tpu")
 """Devices whose compiler makes a program for each shape."""
-
-INT8 = "int8"
-"""The name of a dtype that is never chosen by default, for it changes what is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,43 +55,58 @@ class Precision:
         return f"{self.name} on {self.device} ({self.reason})"
 
 
-def choose_precision(
-    device: str | None, dtype: str | None, local_rank: int = 0, *, quantized: bool = False
-) -> Precision:
-    """The device and dtype of these names, or the fastest ones here.
-
-    Whether a CPU gains by bfloat16 is measured, because its feature flags don't tell: AMX gains five times, some CPUs
-    with AVX512-BF16 lose half.
+def choose_device(name: str | None, dtype: str | None = None, local_rank: int = 0) -> torch.device:
+    """The device of this name, for products in this dtype.
 
     Args:
-        device: such as cpu or cuda; None: an accelerator if there is one.
-        dtype: its name; None: the fastest.
+        name: such as cpu or cuda; None: an accelerator if there is one.
+        dtype: its name; None: any.
         local_rank: the number of the accelerator, where several processes share a machine.
-        quantized: whether the model's weights are quantized.
 
     Raises:
         UserError: there is no such device, or it gains nothing by int8.
     """
-    resolved = _device(device)
-    if resolved == torch.device("cuda"):
-        resolved = torch.device("cuda", local_rank)
+    device = _device(name)
     if dtype == INT8:
-        _check_int8(resolved)
-        rest, reason = _fastest_on_cpu()
-        return Precision(resolved, rest, f"as asked; {reason}; {_gain_of_int8(rest)}", int8=True)
+        _check_int8(device)
+    return torch.device("cuda", local_rank) if device == torch.device("cuda") else device
+
+
+def choose_precision(
+    device: torch.device | str | None,
+    dtype: str | None,
+    products: Callable[[], Products] = lambda: TYPICAL,
+    *,
+    quantized: bool = False,
+) -> Precision:
+    """The precision of this dtype on a device, or the fastest one there. A CPU is measured (see `fastest_dtype`).
+
+    Args:
+        device: `choose_device`'s, or a name for it.
+        dtype: its name; None: the fastest.
+        products: called for the products of a step, where they are measured.
+        quantized: whether the model's weights are quantized.
+
+    Raises:
+        UserError: as `choose_device`.
+    """
+    device = device if isinstance(device, torch.device) else choose_device(device, dtype)
+    if dtype == INT8:
+        return _with_int8(device, products())
     if dtype is not None:
-        return Precision(resolved, getattr(torch, dtype), "as asked")
-    if resolved.type == "cuda":
+        return Precision(device, getattr(torch, dtype), "as asked")
+    if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision(resolved, torch.bfloat16, "the GPU has bfloat16")
-        return Precision(resolved, torch.float16, "the GPU has no bfloat16")
-    if hardware(resolved) == "tpu":
-        return Precision(resolved, torch.bfloat16, "TPUs multiply in bfloat16")
-    if resolved.type != "cpu":
-        return Precision(resolved, torch.float32, f"the safe choice on {resolved.type}")
+            return Precision(device, torch.bfloat16, "the GPU has bfloat16")
+        return Precision(device, torch.float16, "the GPU has no bfloat16")
+    if hardware(device) == "tpu":
+        return Precision(device, torch.bfloat16, "TPUs multiply in bfloat16")
+    if device.type != "cpu":
+        return Precision(device, torch.float32, f"the safe choice on {device.type}")
     if quantized:  # casts would take what the few products gain that are not of integers
-        return Precision(resolved, torch.float32, "products with quantized weights are of integers")
-    return Precision(resolved, *_fastest_on_cpu())
+        return Precision(device, torch.float32, "products with quantized weights are of integers")
+    seconds = product_seconds(products())
+    return Precision(device, getattr(torch, fastest(seconds)), _gain_of_bfloat16(seconds))
 
 
 def can_compile(device: torch.device) -> bool:
@@ -139,7 +149,7 @@ def peak_flops_per_second(precision: Precision) -> float:
     x = torch.ones(size, size, dtype=torch.int8 if precision.int8 else precision.dtype, device=precision.device)
     product = torch.ops.aten._int_mm if precision.int8 else torch.mm
     times: list[float] = []
-    for _ in range(_REPEATS // 2):
+    for _ in range(_REPEATS):
         start = time.perf_counter()
         _wait_for(product(x, x))
         times.append(time.perf_counter() - start)
@@ -184,34 +194,19 @@ def _check_int8(device: torch.device) -> None:
         raise UserError("--dtype int8 needs a C++ compiler, and none was found here: install one, or leave it out.")
 
 
-def _gain_of_int8(rest: torch.dtype) -> str:
-    """The gain of products of 8-bit integers over those of another dtype, for people; quantizing is counted."""
-    if not matmul.supports_int8():
-        return "int8's gain is not measured without compiled code"
-    x, weight = torch.ones(_INT8_ROWS, _INT8_WIDTH, dtype=rest), torch.ones(_INT8_WIDTH, _INT8_WIDTH)
-    out, times = torch.empty_like(x), dict[str, list[float]](rest=[], int8=[])
-    for _ in range(_REPEATS):
-        for name, seconds in times.items():
-            start = time.perf_counter()
-            F.linear(x, weight.to(rest)) if name == "rest" else matmul.int8_matmul(x, weight, out=out)
-            seconds.append(time.perf_counter() - start)
-    gain = min(times["rest"]) / min(times["int8"])
-    gained = f"those of int8 {gain:.1f} times as fast as those of {str(rest).removeprefix('torch.')}"
-    return gained if gain >= _LEAST_GAIN else f"{gained}: int8 gains nothing here, leave --dtype out"
+def _with_int8(device: torch.device, products: Products) -> Precision:
+    """The precision of int8 as it was asked for, with its gain for people, and the fastest dtype for the rest."""
+    is_measured = matmul.supports_int8()
+    seconds = product_seconds(products, (*FLOATS, INT8) if is_measured else FLOATS)
+    rest = fastest(seconds)
+    gain = "int8's gain is not measured without compiled code"
+    if is_measured:
+        ratio = seconds[rest] / seconds.get(INT8, math.inf)
+        gain = f"those of int8 {ratio:.1f} times as fast as those of {rest}"
+        gain += "" if ratio >= _LEAST_GAIN else ": int8 gains nothing here, leave --dtype out"
+    return Precision(device, getattr(torch, rest), f"as asked; {_gain_of_bfloat16(seconds)}; {gain}", int8=True)
 
 
-def _fastest_on_cpu() -> tuple[torch.dtype, str]:
-    """The dtype for products of the size that small models have, and why.
-
-    The dtypes take turns and the best time of each counts, so that other work on the machine does not decide.
-    """
-    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    operands = [torch.ones(1024, 384, dtype=dtype) for dtype in times]
-    for _ in range(_REPEATS):
-        for x in operands:
-            start = time.perf_counter()
-            F.linear(x, x)
-            times[x.dtype].append(time.perf_counter() - start)
-    gain = min(times[torch.float32]) / min(times[torch.bfloat16])
-    dtype = torch.bfloat16 if gain >= _WORTH_IT else torch.float32
-    return dtype, f"bfloat16 products run {gain:.1f} times as fast on this CPU"
+def _gain_of_bfloat16(seconds: Mapping[str, float]) -> str:
+    ratio = seconds["float32"] / seconds.get("bfloat16", math.inf)
+    return f"bfloat16 products run {ratio:.1f} times as fast on this CPU"

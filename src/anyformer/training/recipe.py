@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from anyformer.blocks.initialization import Cut
 from anyformer.checkpoint import load
 from anyformer.config import ModelConfig
 from anyformer.console import Console
+from anyformer.fastest_dtype import Products, products
 from anyformer.model import Transformer
 from anyformer.runs.listing import Terms
 from anyformer.runs.tracking import check as check_trackers
@@ -24,17 +25,20 @@ from anyformer.training.batcher import Batcher
 from anyformer.training.config import ONE_PROCESS, CompleteRunConfig, RunConfig
 from anyformer.training.losses import LossModule
 from anyformer.training.optimizer import make_optimizer
-from anyformer.training.precision import Precision, choose_compilation, choose_precision
+from anyformer.training.precision import Precision, choose_compilation, choose_device, choose_precision
 from anyformer.training.sample import Sample
 from anyformer.training.strategies.base import DDP, Plan, Strategy
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.launch import check_engine
 
+_Config = TypeVar("_Config", bound=CompleteRunConfig)
 
-class Recipe(ABC):
+
+class Recipe(ABC, Generic[_Config]):
     """The part of a run that the training loop does not know: its model, its batches, their use.
 
     Attributes:
+        config: the config of the run: what config.yaml repeats. It leaves nothing open, once `resolve` chose the dtype.
         command: the subcommand that starts and resumes such runs.
         config_type: the kind of config that describes one.
         model_config: the config of the model that is trained.
@@ -45,17 +49,13 @@ class Recipe(ABC):
 
     command: ClassVar[str]
     config_type: ClassVar[type[RunConfig]]
+    config: _Config
     name: str
     model_config: ModelConfig
     batches: Batcher
     fingerprint: str
     base_fingerprint: str | None = None
     head_is_new: bool = False
-
-    @property
-    @abstractmethod
-    def config(self) -> CompleteRunConfig:
-        """The config of the run, which leaves nothing open: what config.yaml repeats."""
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
@@ -66,6 +66,11 @@ class Recipe(ABC):
     def terms(self) -> Terms:
         """The run's terms on pages."""
         return Terms()
+
+    @property
+    def products(self) -> Products:
+        """The matrix products of a step, by which the dtype is chosen."""
+        return step_products(self.model_config, self.config)
 
     @abstractmethod
     def build(self, cut: Cut | None = None) -> Transformer:
@@ -112,7 +117,7 @@ class Recipe(ABC):
         return ()
 
 
-Prepare = Callable[[Any, Console], Recipe]
+Prepare = Callable[[Any, Console], Recipe[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class ResolvedRun:
         compile_reason: why it is compiled, or is not, for people.
     """
 
-    recipe: Recipe
+    recipe: Recipe[Any]
     plan: Plan
     compile_reason: str
 
@@ -141,17 +146,26 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
     """
     make_average(config.average)  # refuses before the data is read
     check_trackers(config.track)
-    device = "xla" if config.engine in ONE_PROCESS else config.device
-    precision = choose_precision(device, config.dtype, group.local_rank, quantized=config.is_quantized)
-    dtype, reason = group.broadcast((precision.dtype, precision.reason))
-    precision = replace(precision, dtype=dtype, reason=reason)
-    compiles, compile_reason = choose_compilation(config.compile, precision.device, distributed=group.world_size > 1)
+    name = "xla" if config.engine in ONE_PROCESS else config.device
+    device = choose_device(name, config.dtype, group.local_rank)
+    compiles, compile_reason = choose_compilation(config.compile, device, distributed=group.world_size > 1)
     # XLA's device comes with its engine: another engine goes on elsewhere.
-    config = replace(config, device=None if precision.device.type == "xla" else precision.device.type)
-    config = replace(config, dtype=precision.name)
+    config = replace(config, device=None if device.type == "xla" else device.type)
     resolved = group.main_first(lambda: recipe(config, console))
+    chosen = None
+    if group.is_main:
+        chosen = choose_precision(device, config.dtype, lambda: resolved.products, quantized=config.is_quantized)
+    precision = replace(cast("Precision", group.broadcast(chosen)), device=device)
+    resolved.config = replace(resolved.config, dtype=precision.name)
     plan = make_plan(resolved.config, precision, resolved.loss, compiles=compiles)
     return ResolvedRun(resolved, plan, compile_reason)
+
+
+def step_products(model: ModelConfig, config: CompleteRunConfig) -> Products:
+    """The matrix products of a step of a run on one process; all texts count as long as the context."""
+    pairs = getattr(config, "objective", None) == "seq2seq"
+    tokens = config.batch_tokens if pairs else config.batch_size * config.context
+    return products(model, max(1, tokens // config.processes // config.grad_accumulation))
 
 
 def make_plan(

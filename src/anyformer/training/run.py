@@ -32,7 +32,7 @@ from anyformer.training.strategies.group import Group, join, started_by_launcher
 from anyformer.training.trainer import Trainer
 
 
-class Pretraining(Recipe):
+class Pretraining(Recipe[CompleteConfig]):
     """Training from scratch: a fresh model, text, and a tokenizer that is trained on it."""
 
     command = "train"
@@ -40,13 +40,8 @@ class Pretraining(Recipe):
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.data: TrainingData = prepare(config.complete(), console)
-        self.batches, self.fingerprint = self.data.batches, self.data.fingerprint
-        self.model_config, self.name = self.data.config.model, self.data.config.preset
-
-    @property
-    @override
-    def config(self) -> CompleteConfig:
-        return self.data.config
+        self.config, self.batches, self.fingerprint = self.data.config, self.data.batches, self.data.fingerprint
+        self.model_config, self.name = self.config.model, self.config.preset
 
     @override
     def build(self, cut: Cut | None = None) -> Transformer:
@@ -63,7 +58,7 @@ class Pretraining(Recipe):
 
     @override
     def sample(self, model: Transformer) -> Sample:
-        return take_sample(model, self.data.tokenizer, self.data.config, self.batches)
+        return take_sample(model, self.data.tokenizer, self.config, self.batches)
 
 
 class Finished(NamedTuple):
