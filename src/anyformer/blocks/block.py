@@ -5,7 +5,8 @@ from collections.abc import Callable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, DisentangledAttention, MultiHeadAttention
+from anyformer.blocks.attention import ALL_VISIBLE, UNROTATED, MultiHeadAttention
+from anyformer.blocks.disentangled_attention import DisentangledAttention
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.kv_cache import KeysValues, LayerCache
