@@ -14,7 +14,6 @@ import torch
 from typing_extensions import override
 
 from anyformer.analysis import step_flops
-from anyformer.blocks.initialization import Cut
 from anyformer.checkpoint import save
 from anyformer.compare.corpus import SharedText, tokenizer_for
 from anyformer.compare.request import Budget, Request
@@ -27,12 +26,13 @@ from anyformer.data.disk_cache import key
 from anyformer.data.masked import PROBABILITY
 from anyformer.data.span_corruption import SpanCorruption
 from anyformer.errors import UserError
-from anyformer.families.own import FAMILY as OWN_FAMILY
 from anyformer.fastest_dtype import TYPICAL, Products
-from anyformer.model import Transformer, build
+from anyformer.model import Transformer
 from anyformer.training.batcher import Batcher
-from anyformer.training.config import CompleteConfig, TrainConfig
-from anyformer.training.recipe import Recipe, make_strategy, resolve
+from anyformer.training.config import TrainConfig
+from anyformer.training.prepare import TrainingData
+from anyformer.training.recipe import make_strategy, resolve
+from anyformer.training.run import Pretraining
 from anyformer.training.sample import Sample
 from anyformer.training.strategies.group import join
 
@@ -55,19 +55,15 @@ def training_batches(
     return Batches(text.training.ids, text.context, batch_size, seed, windows)
 
 
-class WindowTraining(Recipe[CompleteConfig]):
+class WindowTraining(Pretraining):
     """The training of a fresh model on the windows of the text that all models read."""
-
-    command = "train"
-    config_type = TrainConfig
 
     def __init__(self, config: TrainConfig, console: Console, *, text: SharedText) -> None:
         del console
-        self.config = config.complete()
-        self.model_config, self.name = self.config.model, config.preset
-        self.tokenizer = tokenizer_for(text.tokenizer, self.config.objective)
-        batches = training_batches(self.model_config, text, self.config.batch_size, config.seed)
-        windows = Windows(window_objective(self.model_config, text.tokenizer))
+        self.config = complete = config.complete()
+        self.model_config, self.name = complete.model, config.preset
+        batches = training_batches(complete.model, text, complete.batch_size, config.seed)
+        windows = Windows(window_objective(complete.model, text.tokenizer))
         # Whole batches of whole windows: nothing is padded, and nothing evaluated twice.
         windows_held_out = min(_VALIDATION_WINDOWS, len(text.for_curves) // text.window)
         rows = min(_ROWS, windows_held_out)
@@ -77,26 +73,20 @@ class WindowTraining(Recipe[CompleteConfig]):
         self.batches = Batcher(
             batches.batch,
             partial(validation_batches, held_out, text.context, rows, windows, config.seed),
-            steps_per_epoch=-(-batches.windows_per_epoch // self.config.batch_size),
+            steps_per_epoch=-(-batches.windows_per_epoch // complete.batch_size),
             validation_batches=count_validation_batches(len(held_out), text.context, rows, windows),
             validation_size=(len(held_out) + 1, size) if isinstance(windows.objective, FromStart) else None,
             digest=digest,
             summary=f"tokens     {len(text.training):,} to train on, {len(held_out):,} to validate on",
         )
         self.fingerprint = key(digest, text.tokenizer.fingerprint, type(windows.objective).__name__)
+        tokenizer, summary = tokenizer_for(text.tokenizer, complete.objective), [self.batches.summary]
+        self.data = TrainingData(complete, tokenizer, self.batches, text.held_out, self.fingerprint, summary)
 
     @property
     @override
     def products(self) -> Products:
         return TYPICAL  # all models are trained in the same dtype
-
-    @override
-    def build(self, cut: Cut | None = None) -> Transformer:
-        return build(self.model_config, cut)
-
-    @override
-    def summary(self) -> Sequence[str]:
-        return [self.batches.summary]
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
@@ -105,10 +95,9 @@ class WindowTraining(Recipe[CompleteConfig]):
         level = log.level
         log.setLevel(logging.ERROR)
         try:
-            own = save(model, directory, tokenizer=self.tokenizer) == OWN_FAMILY.model_type
+            return super().save(model, directory)
         finally:
             log.setLevel(level)
-        return "in our own format" if own else "a Hugging Face directory"
 
     @override
     def sample(self, model: Transformer) -> Sample:
