@@ -278,7 +278,6 @@ def log_likelihoods(
     continuations: Sequence[Continuation],
     *,
     max_length: int | None = None,
-    batch_size: int | None = None,
     progress: Progress = lambda count: None,
 ) -> list[LogLikelihood]:
     """Score continuations by a decoder-only model or an encoder-decoder.
@@ -303,7 +302,7 @@ def log_likelihoods(
         else:
             seen = (*context, *ids)[-longest - 1 : -1]
             queries.append(Query(seen, len(seen) - len(ids), ids))
-    return Scorer(model, batch_size)(queries, progress)
+    return Scorer(model)(queries, progress)
 
 
 class MaskedText(NamedTuple):
