@@ -1,5 +1,6 @@
 """Answers: JSON, server-sent events, and what their choices say."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -89,11 +90,15 @@ class EventStream(Response):
         async def write(body: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
+        async def write_events() -> None:
+            async for each in self._events:
+                await write(each)
+
         try:
             async with self._running(receive):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async for each in self._events:
-                    await write(each)
+                # In this task each event would wake all coroutines that are around the endpoint.
+                await asyncio.create_task(write_events())
         except ApiError as error:
             await write(self._failed(error))
         except ClientLeftError:
