@@ -222,6 +222,11 @@ class CompleteRunConfig(RunConfig):
     label_smoothing: float = 0.0
     learning_rate: float = 1e-3
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the largest batch."""
+        return self.batch_size * self.context
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
@@ -332,6 +337,11 @@ class CompleteConfig(TrainConfig, CompleteRunConfig):
     """A TrainConfig that leaves nothing open but the tokenizer."""
 
     objective: str = "causal"
+
+    @property
+    @override
+    def tokens_per_step(self) -> int:
+        return super().tokens_per_step if self.source is None else self.batch_tokens
 
 
 def defaults(kind: type[RunConfig]) -> dict[str, Any]:

@@ -163,9 +163,7 @@ def resolve(config: RunConfig, recipe: Prepare, group: Group, console: Console) 
 
 def step_products(model: ModelConfig, config: CompleteRunConfig) -> Products:
     """The matrix products of a step of a run on one process; all texts count as long as the context."""
-    pairs = getattr(config, "objective", None) == "seq2seq"
-    tokens = config.batch_tokens if pairs else config.batch_size * config.context
-    return products(model, max(1, tokens // config.processes // config.grad_accumulation))
+    return products(model, max(1, config.tokens_per_step // config.processes // config.grad_accumulation))
 
 
 def make_plan(
