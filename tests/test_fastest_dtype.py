@@ -75,13 +75,6 @@ def test_each_kind_of_step_is_measured_once(measured: list[Products]) -> None:
     assert INT8 in product_seconds(step, (*FLOATS, INT8))
     product_seconds(products(af.preset("gpt2-nano"), 32))
     assert len(measured) == 4
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        product_seconds(step)
-    finally:
-        torch.set_num_threads(threads)
-    assert len(measured) == 5
 
 
 @pytest.mark.parametrize(

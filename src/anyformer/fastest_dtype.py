@@ -67,6 +67,8 @@ class Product(NamedTuple):
 
 Products = Mapping[Product, float]
 """How often a step computes each product."""
+WorkOf = Callable[[Product, str], Callable[[], object]]
+"""Makes a function that computes a product in a dtype."""
 TYPICAL: Products = MappingProxyType({Product(1024, 384, 384): 1.0})
 """A product as small models have them, for what knows no model."""
 
@@ -102,7 +104,7 @@ def product_seconds(products: Products, dtypes: tuple[str, ...] = FLOATS, *, tra
     shapes = _representatives(products)
     machine = (levels.processor(), sorted(levels.features()), levels.level() if levels.enabled() else None)
     versions = (__version__, torch.__version__)
-    name = key(machine, torch.get_num_threads(), versions, sorted(shapes.items()), dtypes, training)
+    name = key(machine, versions, sorted(shapes.items()), dtypes, training)
     measured = dict[str, float]()
 
     def make(folder: Path) -> None:
@@ -138,15 +140,26 @@ def _representatives(products: Products) -> Products:
 
 
 def measure(products: Products, dtypes: Sequence[str], *, training: bool) -> dict[str, float]:
-    """Time products in each dtype. The dtypes take turns and the best time of each counts."""
-    work_of = _training if training else _forward
+    """Time products in each dtype. The dtypes take turns and the best time of each counts.
+
+    Processor time of one thread is what other programs hardly change; of several it counts those that wait.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure(products, dtypes, _training if training else _forward)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(products: Products, dtypes: Sequence[str], work_of: WorkOf) -> dict[str, float]:
     trial = min(products, key=lambda shape: shape.multiplications)._replace(rows=_FIRST_ROWS, groups=1)
     first = {dtype: _time(work_of(trial, dtype), 2) for dtype in dtypes}
     dtypes = [dtype for dtype in dtypes if first[dtype] <= _HOPELESS * min(first.values()) or dtype == FLOATS[0]]
     work = {(shape, dtype): work_of(shape, dtype) for shape in products for dtype in dtypes}
-    best, end = dict.fromkeys(work, math.inf), time.perf_counter() + _SECONDS
+    best, end = dict.fromkeys(work, math.inf), time.thread_time() + _SECONDS
     for number, each in enumerate([*work] * _ROUNDS):
-        if number >= len(work) and time.perf_counter() > end:
+        if number >= len(work) and time.thread_time() > end:
             break
         best[each] = min(best[each], _time(work[each]))
     return {dtype: sum(count * best[shape, dtype] for shape, count in products.items()) for dtype in dtypes}
@@ -156,9 +169,9 @@ def _time(work: Callable[[], object], repeats: int = 1) -> float:
     """Seconds of the last of several calls."""
     seconds = 0.0
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.thread_time()
         work()
-        seconds = time.perf_counter() - start
+        seconds = time.thread_time() - start
     return seconds
 
 
