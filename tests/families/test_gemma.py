@@ -11,6 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.oracle import needs_newer_transformers
 from tests.parity import hf_models
 from tests.parity.conversion import assert_close
 from tests.parity.model_spec import randomize
@@ -80,6 +81,7 @@ def test_a_model_without_text_config_is_refused(tmp_path: Path) -> None:
         af.load(tmp_path)
 
 
+@needs_newer_transformers
 @settings(max_examples=15)
 @given(data=st.data())
 def test_an_encoder_equals(data: st.DataObject) -> None:
@@ -89,6 +91,7 @@ def test_an_encoder_equals(data: st.DataObject) -> None:
     assert_same(data, drawn)
 
 
+@needs_newer_transformers
 def test_an_encoder_comes_back(tmp_path: Path) -> None:
     options = {**_TEXT, "use_bidirectional_attention": True, "pad_token_id": 0}
     theirs = transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**options)).eval()
