@@ -32,10 +32,9 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 def measure_one(preset: str, dtype: str) -> float:
     """Seconds of choosing a dtype, where none is given, or else of a step."""
-    from anyformer.plan.settings import make_workload
-
     from anyformer.plan.calibrate import measure
     from anyformer.plan.devices import find_device
+    from anyformer.plan.workload import make_workload
     from anyformer.spec import read_config
     from anyformer.training.precision import choose_precision
     from anyformer.training.recipe import step_products

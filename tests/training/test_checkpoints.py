@@ -108,8 +108,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     room: bool, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is on the disk when a step changes it, and whether there is room to copy the rest."""
-    monkeypatch.setattr("anyformer.training.snapshot.has_room", lambda size: room)
-    monkeypatch.setattr("anyformer.training.snapshot._PART", part)
+    monkeypatch.setattr("anyformer.training.checkpoints.has_room", lambda size: room)
+    monkeypatch.setattr("anyformer.training.checkpoints._PART", part)
     strategy, is_there = _strategy(), tmp_path / "step-00000001"
     write = strategy.write
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,36 @@ def test_tpus_send_by_torch_tpu_and_their_hosts_by_gloo(monkeypatch: pytest.Monk
 def test_devices_that_can_not_train_together(device: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         Group(device)
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    def version(name: str) -> str:
+        if name in versions:
+            return versions[name]
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(module, "version", version)
+
+
+@pytest.mark.parametrize(
+    ("versions", "says"),
+    [
+        ({"torch": "2.9.1"}, "torch_xla is missing"),
+        ({"torch": "2.13.0", "torch_xla": "2.9.0"}, r"torch is 2\.13\.0.*pip install 'torch==2\.9\.\*'"),
+        ({"torch": "2.9.1", "torch_xla": "2.8.1"}, r"torch_xla is 2\.8\.1"),
+    ],
+)
+def test_another_version_is_declined(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], says: str) -> None:
+    _installed(monkeypatch, **versions)
+    with pytest.raises(UserError, match=says):
+        module.start_xla.__wrapped__()
+
+
+def test_no_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise RuntimeError("No devices of type TPU.\nmore")
+
+    _installed(monkeypatch, torch="2.9.1", torch_xla="2.9.0")
+    monkeypatch.setattr(module, "import_module", refuse)
+    with pytest.raises(UserError, match="No devices of type TPU"):
+        module.start_xla.__wrapped__()

@@ -25,10 +25,10 @@ from anyformer.data.feistel_shuffle import mix_seed
 from anyformer.errors import UserError, cut
 from anyformer.model import Transformer, build
 from anyformer.training.averaging import Average
+from anyformer.training.batcher import padded
 from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import clip_grad_norm_, flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import FIXED_SHAPES, Precision
-from anyformer.training.strategies.buckets import padded
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.state_files import read_state, write_state
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,8 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, cut
 from anyformer.training.config import ONE_PROCESS
+from anyformer.training.precision import hardware
 from anyformer.training.strategies.launch import check_engine, started_by_launcher
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+XLA_VERSION = "2.9"
+"""The version of PyTorch/XLA, its last, and of the torch that it needs."""
 _PATIENCE = timedelta(days=1)
 """The first process may tokenize for hours while the others wait. Whoever started them notices when one dies."""
 
@@ -145,10 +151,46 @@ def join(engine: str | None, device: str | None) -> Group:
     processes = int(os.environ["WORLD_SIZE"]) if started_by_launcher() else 1
     check_engine(engine, processes)
     if engine in ONE_PROCESS:
-        # It imports a library that is rarely there, which has to come before the first tensor on a device.
-        from anyformer.training.strategies.xla_runtime import start
-
-        start()
+        start_xla()  # before the first tensor on a device
     if processes == 1:
         return Group()
     return Group((device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0])
+
+
+@cache
+def start_xla() -> Any:
+    """Start PyTorch/XLA with all devices as one; returns its module.
+
+    Raises:
+        UserError: it is not installed, or not of the version that it needs to be, or finds no device.
+    """
+    for name in ("torch", "torch_xla"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "missing"
+        if not found.startswith(f"{XLA_VERSION}."):
+            raise UserError(
+                f"--engine xla needs torch {XLA_VERSION} and torch_xla {XLA_VERSION}, and here {name} is {cut(found)}: "
+                f"pip install 'torch=={XLA_VERSION}.*' 'torch_xla[tpu]=={XLA_VERSION}.*', in an environment of its own."
+            )
+    chosen = "PJRT_DEVICE" in os.environ
+    # Its library tells of its own future in a line for each program.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        library = import_module("torch_xla")
+        # It warns of being called at all.
+        logging.getLogger("torch_xla.backends").setLevel(logging.ERROR)
+        # Before the first tensor of its own, and before the first backward pass of any device.
+        import_module("torch_xla.runtime").use_spmd()
+        number = torch.zeros(1, device=library.device())
+        number.item()
+    except (ImportError, RuntimeError) as error:
+        raise _no_device(str(error).splitlines()[0].rstrip(".")) from error
+    if not chosen and hardware(number.device) == "cpu":
+        raise _no_device("there is no TPU")
+    return library
+
+
+def _no_device(reason: str) -> UserError:
+    return UserError(f"--engine xla can't be used: {cut(reason)}. To try it on a CPU, set PJRT_DEVICE=CPU.")

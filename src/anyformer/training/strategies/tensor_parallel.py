@@ -6,7 +6,7 @@
     x ─ enter ─ up, gate ──────────────────────── down ─ leave ─ + ──▶      inner activations, or experts, are spread
 
 `leave` sums what the processes computed, `enter` sums their gradients. What comes before and after, norms among it,
-each process computes for itself, as a whole. The vocabulary is spread as well (`vocabulary_parallel`).
+each process computes for itself, as a whole. The vocabulary is spread as well.
 """
 
 from collections.abc import Iterator
@@ -41,10 +41,11 @@ from anyformer.training.strategies.parallel_layers import (
     Row,
     SpreadExperts,
     Style,
+    VocabularyEmbedding,
+    VocabularyHead,
     WidthNorm,
     own_rows,
 )
-from anyformer.training.strategies.vocabulary_parallel import VocabularyEmbedding, VocabularyHead
 
 
 def make_tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:

@@ -22,8 +22,7 @@ from anyformer.data.batch import Batch
 from anyformer.model import Transformer
 from anyformer.training.precision import hardware
 from anyformer.training.strategies.base import Plan, Sharded
-from anyformer.training.strategies.group import Group
-from anyformer.training.strategies.xla_runtime import start
+from anyformer.training.strategies.group import Group, start_xla
 
 
 class XLA(Sharded):
@@ -35,7 +34,7 @@ class XLA(Sharded):
 
     def __init__(self, model: Transformer, plan: Plan, group: Group, *, shard: bool = True) -> None:
         self.engine = "xla" if shard else "xla-ddp"
-        self._xla, self._shard = start(), shard
+        self._xla, self._shard = start_xla(), shard
         self.devices = import_module("torch_xla.runtime").global_runtime_device_count()
         self._spmd: Any = import_module("torch_xla.distributed.spmd")
         self._mesh = self._spmd.Mesh(np.arange(self.devices), (self.devices,), ("data",))

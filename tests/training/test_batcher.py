@@ -10,9 +10,9 @@ from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch, EmbeddingBatch
 from anyformer.families import preset
 from anyformer.model import build
+from anyformer.training.batcher import padded
 from anyformer.training.losses import EmbeddingLoss, LossModule
 from anyformer.training.strategies.base import model_inputs
-from anyformer.training.strategies.buckets import padded
 
 SIZES = {"d_model": 16, "max_length": 24, "vocab_size": 40, "feed_forward.width": 16, "attention.heads": 2}
 
