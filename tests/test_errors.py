@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import anyformer as af
 from anyformer import errors
-from anyformer.checkpoint import mlx, peft
+from anyformer.checkpoint.adapter_formats import MLX_WEIGHTS, PEFT_WEIGHTS, read_mlx, read_peft
 from anyformer.checkpoint.generation_settings import read as read_generation_settings
 from anyformer.checkpoint.pooling import read as read_pooling
 from anyformer.compare.result import Comparison
@@ -91,7 +91,7 @@ _READERS: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
     "pooling": ("modules.json", lambda path: read_pooling(path.parent), [{"type": "a.Pooling", "path": ""}]),
     "peft": (
         "adapter_config.json",
-        lambda path: peft.read(path.parent),
+        lambda path: read_peft(path.parent),
         {
             "peft_type": "LORA",
             "r": 1,
@@ -102,7 +102,7 @@ _READERS: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
     ),
     "mlx": (
         "adapter_config.json",
-        lambda path: mlx.read(path.parent),
+        lambda path: read_mlx(path.parent),
         {
             "fine_tune_type": "lora",
             "lora_parameters": {"scale": 1.0},
@@ -174,7 +174,7 @@ def _long(value: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("long")
-    for name in (peft.WEIGHTS, mlx.WEIGHTS):
+    for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         save_file(
             {f"base_model.model.{LONG}.{part}.weight": torch.ones(1, 1) for part in ("lora_A", LONG)}, made / name
         )
@@ -232,9 +232,9 @@ def test_every_name_of_ours_is_one():
         field.name for kind in (TrainConfig, FinetuneConfig, GenerationConfig) for field in dataclasses.fields(kind)
     }
     config = af.preset("gpt2")
-    for names in errors._OURS:
+    for names in errors.names_elsewhere():
         for name in names.replace(" / ", " ").split():
             first, _, rest = name.partition(".")
             assert name in known or hasattr(getattr(config, first) if rest else config, rest or first), name
-    theirs = [name for names in errors._OURS.values() for name in names.split()]
+    theirs = [name for names in errors.names_elsewhere().values() for name in names.split()]
     assert len(theirs) == len(set(theirs))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.adapters import LoraConfig
-from anyformer.checkpoint.mlx import LoraParameters
+from anyformer.checkpoint.adapter_formats import LoraParameters
 from anyformer.compare.jobs import Outcome
 from anyformer.compare.result import ComparedModel, Comparison
 from anyformer.config import ModelConfig

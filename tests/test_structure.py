@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from anyformer import limits
-from anyformer.adapters import patterns
+from anyformer.adapters import config as adapters
 from anyformer.data import input_files
 from anyformer.tokenizer import template_budget, template_sandbox, training
 
@@ -199,7 +199,8 @@ def test_the_limits_are_those_that_the_page_names() -> None:
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     values = [limits.JSON_BYTES, limits.YAML_BYTES, limits.LOG_BYTES, limits.RECORD_BYTES, limits.DEPTH]
     values += [input_files._EXPANDED_BYTES, input_files._EXPANSION, template_sandbox._LONGEST]
-    values += [input_files.ROW_BYTES, input_files.VALUE_BYTES, training.LARGEST, patterns.LONGEST, patterns.MOST]
+    values += [input_files.ROW_BYTES, input_files.VALUE_BYTES, training.LARGEST]
+    values += [adapters.LONGEST_PATTERN, adapters.MOST_NAMES]
     values += [template_budget._BUDGET, template_budget._LARGEST, template_budget._BITS]
     assert [value for value in values if f" {value:,} " not in page] == []
 

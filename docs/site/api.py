@@ -25,8 +25,8 @@ NAMES = {
 MODULES = {
     "Architecture": "config families model analysis blocks/*",
     "Computation": "kernels quantization adapters",
-    "Files and text": "checkpoint tokenizer data.documents data.corpus data.token_files data.batches data.pair_batches "
-    "data.objectives data.batch",
+    "Files and text": "checkpoint tokenizer data.documents data.corpus data.token_files data.batches data.objectives "
+    "data.batch",
     "Training": "training.config training.run training.optimizer training.schedule "
     "training.losses finetuning.config runs.directory runs.metrics runs.listing runs.tracking",
     "Use": "generation evaluation evaluation.harness",

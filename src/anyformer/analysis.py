@@ -98,14 +98,14 @@ def unused_parameters(config: ModelConfig) -> int:
     return 0 if config.feed_forward.experts is None else sum(map(_unused, skeleton(config).modules()))
 
 
-def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 2) -> int:
+def cache_bytes_per_token(config: ModelConfig) -> int:
     """Memory that the keys and values of one token take while a decoder generates; a window keeps it from growing."""
     attention = config.decoder_attention or config.attention
     head_dim = attention.head_dim or config.d_model // attention.heads
     numbers = 2 * (attention.kv_heads or attention.heads) * head_dim
     if attention.latent is not None:
         numbers = attention.latent.rank + attention.latent.rotary_dim
-    return config.decoder_layers * numbers * bytes_per_number
+    return 2 * config.decoder_layers * numbers  # bytes, of 16 bits each
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,22 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
+def writing(path: Path, *others: type[Exception]) -> Generator[None]:
+    """Raise UserError for an OSError within, or another of these errors: the path can't be written."""
+    try:
+        yield
+    except (OSError, *others) as error:
+        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+@contextmanager
 def replacing(path: Path, *, make_parents: bool = False) -> Generator[Path]:
     """Yield the path of an empty temporary file, which replaces `path` if the block ends without an error.
 
     Any OSError in the block is raised as UserError; the old content stays.
     """
     temporary = _temporary(path)
-    try:
+    with writing(path):
         if make_parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
@@ -50,8 +59,6 @@ def replacing(path: Path, *, make_parents: bool = False) -> Generator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
 
 
 def append(path: Path, content: str) -> None:
@@ -108,13 +115,11 @@ def open_directory(root: Path, *parts: str) -> Path:
 
 def check_new(path: Path) -> None:
     """Raise UserError for a file that is there already, or has no folder, before anything is computed."""
-    try:
+    with writing(path, ValueError):  # a null character in the name
         if path.is_symlink() or path.exists():
             raise UserError(f"{path} is there already: name another file, or remove it.")
         if not path.parent.is_dir():
             raise UserError(f"{path} can't be written: there is no folder {path.parent}.")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 @contextmanager

@@ -1,9 +1,14 @@
-"""The one exception that is meant for people, and the parts of its sentence that quote what somebody wrote."""
+"""The one exception that is meant for people, and the parts of its sentence: locations, names, what somebody wrote."""
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -11,6 +16,26 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+@contextmanager
+def located(location: object) -> Generator[None]:
+    """Begin the sentence of a UserError that is raised within by its location, such as a path."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{location}: {error}") from error
+
+
+def library(name: str, purpose: str, extra: str, package: str | None = None) -> Any:
+    """A library that is installed by ``pip install 'anyformer[EXTRA]'`` alone.
+
+    Raises UserError where it is not there, saying what needs it: "PURPOSE needs PACKAGE" (its own name by default).
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"{purpose} needs {package or name}: pip install 'anyformer[{extra}]'.") from error
 
 
 def quote(value: object) -> str:
@@ -68,69 +93,12 @@ _LONGEST = 100
 """Characters of a name that are looked at."""
 
 
-_OURS = {
-    "learning_rate": "lr base_lr max_lr peak_lr lrate",
-    "epochs": "epoch num_epochs n_epochs num_train_epochs max_epochs",
-    "steps": "max_steps num_steps n_steps max_iters iterations total_steps num_train_steps",
-    "batch_size": "per_device_train_batch_size per_gpu_train_batch_size train_batch_size micro_batch_size bs bsz",
-    "batch_tokens": "per_device_eval_batch_size eval_batch_size",
-    "grad_accumulation": "gradient_accumulation_steps accumulate_grad_batches accum_steps grad_accum",
-    "context / max_length / max_new_tokens": "max_seq_length max_seq_len max_length max_len seq_len seq_length n_ctx "
-    "sequence_length block_size context_length context_size context_window n_positions max_position_embeddings "
-    "model_max_length cutoff_len",
-    "warmup": "warmup_ratio warmup_steps num_warmup_steps warmup_iters",
-    "schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule",
-    "decay": "lr_decay",
-    "grad_clip": "max_grad_norm clip_grad clip_grad_norm gradient_clip_val gradient_clipping",
-    "weight_decay": "wd",
-    "beta2": "adam_beta2 betas",
-    "optimizer": "optim",
-    "label_smoothing": "label_smoothing_factor",
-    "seed": "random_state data_seed",
-    "runs": "output_dir out_dir save_dir logging_dir",
-    "name": "run_name",
-    "save_every": "save_steps save_interval save_strategy",
-    "keep": "save_total_limit",
-    "evaluate_every": "eval_steps eval_interval eval_strategy evaluation_strategy",
-    "log_every": "logging_steps log_interval",
-    "track": "report_to logger",
-    "dtype": "fp16 bf16 torch_dtype precision mixed_precision",
-    "compile": "torch_compile",
-    "workers": "num_workers dataloader_num_workers",
-    "gradient_checkpointing": "activation_checkpointing grad_checkpointing",
-    "validation": "eval_dataset eval_data validation_data val_data valid_data dev_data validation_file test_data",
-    "data": "train_dataset train_data training_data train_file dataset data_path",
-    "base": "model model_name model_name_or_path base_model pretrained_model_name_or_path",
-    "labels": "label_names id2label label2id class_names num_labels",
-    "columns": "text_column label_column text_column_name label_column_name dataset_text_field",
-    "lora": "r lora_r rank lora_rank",
-    "lora_alpha": "alpha",
-    "targets": "target_modules lora_target_modules",
-    "dora": "use_dora",
-    "rslora": "use_rslora",
-    "quantize": "load_in_4bit load_in_8bit quantization quantization_config bits",
-    "packing": "pack sample_packing",
-    "max_new_tokens": "max_tokens max_gen_tokens",
-    "beams": "num_beams n_beams beam_size",
-    "samples": "num_return_sequences num_samples n_samples",
-    "temperature": "do_sample temp",
-    "decoder_layers encoder_layers": "n_layer n_layers num_layers num_hidden_layers layers depth",
-    "distinct_layers": "num_hidden_groups",
-    "d_model": "n_embd n_embed embed_dim embedding_dim hidden_size hidden_dim dim width",
-    "embedding.width": "embedding_size",
-    "vocab_size": "n_vocab num_embeddings",
-    "attention.heads": "n_head n_heads num_heads num_attention_heads nhead",
-    "attention.kv_heads": "n_kv_head n_kv_heads num_kv_heads num_key_value_heads",
-    "attention.window": "sliding_window window_size",
-    "feed_forward.width": "d_ff ffn_dim intermediate_size n_inner mlp_dim dim_feedforward",
-    "feed_forward.activation": "hidden_act activation_function",
-    "position.theta": "rope_theta rope_base",
-    "norm.eps": "rms_norm_eps layer_norm_eps layer_norm_epsilon",
-    "embedding.tied": "tie_word_embeddings tie_weights weight_tying",
-}
-"""Ours: that of others. Of names with a stroke between them the first one that there is counts, others all do."""
+@cache
+def names_elsewhere() -> dict[str, str]:
+    """Names that settings have here, each with those of other libraries, separated by spaces."""
+    import tomllib  # for a message alone
 
-_BY_NAME = {name: ours for ours, names in _OURS.items() for name in names.split()}
+    return tomllib.loads(Path(__file__).with_name("usual_names.toml").read_text(encoding="utf-8"))
 
 
 def usual_name(name: str, valid: Sequence[str]) -> list[str]:
@@ -144,7 +112,9 @@ def usual_name(name: str, valid: Sequence[str]) -> list[str]:
         usual = next((spelling[each] for each in candidates if each in spelling), None)
         return usual or (ours if dot and part in spelling else None)
 
-    for choice in _BY_NAME.get(_plain(name).rpartition(".")[2], "").split(" / "):
+    plain = _plain(name).rpartition(".")[2]
+    listed = next((ours for ours, theirs in names_elsewhere().items() if plain in theirs.split()), "")
+    for choice in listed.split(" / "):
         if ours := [each for each in map(spelled, choice.split()) if each is not None]:
             return ours
     return []

@@ -8,8 +8,8 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -56,6 +56,15 @@ def open_file(path: Path, *, buffering: int = -1) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+@contextmanager
+def reading(path: object) -> Generator[None]:
+    """Raise UserError for an OSError within: the path can't be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from anyformer.config import ModelConfig
 from anyformer.config.model import from_earlier
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError, located, quote
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object, read_yaml
 from anyformer.schema import ConfigError, change
@@ -165,11 +165,9 @@ def _changed(config: ModelConfig, changes: str, spec: str) -> ModelConfig:
         if not equals or not field.strip():
             raise UserError(f"{spec}: after the colon come fields, as in llama:norm.kind=layer; {quote(each)} is none.")
         values[field.strip()] = _value(value.strip())
-    try:
+    with located(spec):
         changed = config.replace(**values)
         _check_kinds(changed)
-    except ConfigError as error:
-        raise ConfigError(f"{spec}: {error}") from error
     return changed
 
 

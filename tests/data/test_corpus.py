@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer.data import corpus, input_files
+from anyformer.data import corpus, formats, input_files
 from anyformer.data.corpus import MIN_DOCUMENTS, Corpus, Split, documents, standard_library
-from anyformer.data.formats import text as text_files
 from anyformer.data.input_files import find_files
 from anyformer.errors import UserError
 
@@ -201,7 +200,7 @@ def test_a_folder_leaves_json_files_to_be_named(tmp_path: Path):
 def test_pieces_join_to_the_file(tmp_path: Path, text: str, suffix: str, piece: int, block: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anyformer.data.documents.PIECE", piece)
-        patch.setattr(text_files, "_BLOCK", block)
+        patch.setattr(formats, "_BLOCK", block)
         found = list(documents(write(tmp_path / f"a{suffix.lower()}", text)))
     assert "".join(d.text for d in found) == text
     assert [d.last for d in found] == [False] * (len(found) - 1) + [True]
@@ -229,7 +228,7 @@ def test_a_byte_order_mark_is_dropped(tmp_path: Path):
 def test_a_binary_file_is_refused_with_its_offset(tmp_path: Path, before: str, block: int, bad: bytes):
     path = write(tmp_path / "a.txt", before.encode() + bad + b"more")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "_BLOCK", block)
+        patch.setattr(formats, "_BLOCK", block)
         with pytest.raises(UserError, match=rf"a\.txt, line \d+, is not UTF-8 text: byte {len(before.encode())} "):
             list(documents(path))
 

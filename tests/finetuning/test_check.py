@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.data.examples import ChatExample, ClassifyExample, CompletionExample, Example, TagExample, TextExample
+from anyformer.data.examples import (
+    ChatExample,
+    ClassifyExample,
+    CompletionExample,
+    Example,
+    TagExample,
+    TextExample,
+    duplicates,
+    overlap,
+)
 from anyformer.data.examples.chat import encode_chat_rows
 from anyformer.data.examples.encoded import EncodedRow
-from anyformer.data.examples.held_out import duplicates, overlap
 from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.families import preset

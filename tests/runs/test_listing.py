@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from anyformer.errors import UserError
 from anyformer.runs.listing import default_settings, differences, read_run, read_runs
-from anyformer.runs.report import write_comparison, write_report
-from anyformer.runs.report.page import comparison, page
+from anyformer.runs.report import comparison, page, write_comparison, write_report
 from anyformer.training.config import TrainConfig, defaults
 from tests.runs.run_files import HEADER, config, evaluation, sample, short_run, step, write_run
 

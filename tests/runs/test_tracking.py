@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from anyformer import errors
 from anyformer.errors import UserError
-from anyformer.runs import tracking
 from anyformer.runs.tracking import TRACKERS, Trackers
 from tests.runs.run_files import HEADER, evaluation, sample, step
 
@@ -112,7 +112,7 @@ def test_a_missing_library_is_named(directory: Path, monkeypatch: pytest.MonkeyP
             raise ModuleNotFoundError(module)
         return importlib.import_module(module)
 
-    monkeypatch.setattr(tracking, "import_module", without)
+    monkeypatch.setattr(errors, "import_module", without)
     with pytest.raises(UserError, match=rf"--track {name} needs {name}: pip install 'anyformer\[track\]'\."):
         Trackers([name], directory, CONFIG)
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data.disk_cache import Cache
+from anyformer.data.examples import duplicates
 from anyformer.data.examples.columns import Columns
-from anyformer.data.examples.held_out import duplicates
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
 from anyformer.tasks.detection import detect_task

@@ -149,7 +149,7 @@ def test_a_second_run_reads_no_data(
     def refuses(*_: object) -> None:
         raise AssertionError("the data is read again")
 
-    for module in ("documents", "rows", "formats.text"):
+    for module in ("documents", "rows", "formats"):
         monkeypatch.setattr(f"anyformer.data.{module}.opened", refuses)
     second = prepares(name, **settings, context=8, seed=3)
     assert second.fingerprint == first.fingerprint

@@ -26,9 +26,21 @@ from anyformer.adapters.modules import (
     targets,
     wrapped_names,
 )
-from anyformer.checkpoint import hub, mlx, peft
+from anyformer.checkpoint import hub
+from anyformer.checkpoint.adapter_formats import (
+    CONFIG,
+    FEATURE_EXTRACTION,
+    MLX_FIELDS,
+    MLX_WEIGHTS,
+    PEFT_WEIGHTS,
+    StoredAdapter,
+    mlx_files,
+    peft_files,
+    read_mlx,
+    read_peft,
+    saves_classifier,
+)
 from anyformer.checkpoint.gguf.write import save_gguf_adapter
-from anyformer.checkpoint.peft import StoredAdapter
 from anyformer.checkpoint.sources import check_dtype, write_tensors
 from anyformer.config import HeadConfig
 from anyformer.errors import UserError, cut, quote
@@ -45,7 +57,7 @@ def find_adapter(path: str | Path) -> Path | None:
     for directory in (Path(path), Path(path) / "model") if limits.can_be_path(path) else ():
         if (directory / "config.json").exists():
             return None
-        if (directory / peft.CONFIG).is_file():
+        if (directory / CONFIG).is_file():
             return directory if directory == Path(path) else limits.path_inside(Path(path), "model")
     return None
 
@@ -63,12 +75,12 @@ def read_base(directory: Path) -> str:
         UserError: it names no base on this machine, as a file or in the hub's cache; or it belongs to another user,
             who may not choose what is read.
     """
-    base = limits.read_object(limits.path_inside(directory, peft.CONFIG)).get("base_model_name_or_path")
+    base = limits.read_object(limits.path_inside(directory, CONFIG)).get("base_model_name_or_path")
     advice = f"load the model that it belongs to, with --adapter {directory}"
     if not isinstance(base, str) or not base or not (Path(base).exists() or hub.is_cached(base)):
         missing = f", and its base {quote(base)} is not on this machine" if isinstance(base, str) and base else ""
         raise UserError(f"{directory} holds an adapter alone{missing}: {advice}.")
-    if os.name == "posix" and (directory / peft.CONFIG).stat().st_uid not in (0, os.geteuid()):
+    if os.name == "posix" and (directory / CONFIG).stat().st_uid not in (0, os.geteuid()):
         raise UserError(f"{directory} belongs to another user, and asks for the model {quote(base)}: {advice}.")
     return base
 
@@ -83,9 +95,9 @@ def read_head(path: Path) -> HeadConfig | None:
     """
     directory = find_adapter(path) or path
     if not (directory / HEAD).exists():
-        has_config = (directory / peft.CONFIG).is_file()
-        raw = limits.read_object(limits.path_inside(directory, peft.CONFIG)) if has_config else {}
-        return HeadConfig(kind="none") if raw.get("task_type") == peft.FEATURE_EXTRACTION else None
+        has_config = (directory / CONFIG).is_file()
+        raw = limits.read_object(limits.path_inside(directory, CONFIG)) if has_config else {}
+        return HeadConfig(kind="none") if raw.get("task_type") == FEATURE_EXTRACTION else None
     raw = limits.read_object(limits.path_inside(directory, HEAD))
     kind, labels, problem = raw.get("kind"), raw.get("labels"), raw.get("problem_type")
     names: tuple[str, ...] = tuple(labels) if isinstance(labels, list) and fits_each(labels, str) else ()
@@ -99,7 +111,7 @@ def replaces_weights(directory: str | Path) -> bool:
     """Whether an adapter says that it replaces weights of its model: biases, or modules that were trained whole."""
     path, _ = path_and_weight(directory)
     path = find_adapter(path) or path
-    raw = limits.read_object(path / peft.CONFIG) if (path / peft.CONFIG).is_file() else {}
+    raw = limits.read_object(path / CONFIG) if (path / CONFIG).is_file() else {}
     return raw.get("bias", "none") != "none" or bool(raw.get("modules_to_save")) or read_head(path) is not None
 
 
@@ -122,16 +134,16 @@ def load_adapter(
     """
     path, weight = path_and_weight(directory)
     path = find_adapter(path) or path
-    if not (path / peft.CONFIG).is_file():
-        raise UserError(f"There is no adapter in {path}: it has no {peft.CONFIG}.")
-    limits.check_files(path, (peft.CONFIG, peft.WEIGHTS, mlx.WEIGHTS))
+    if not (path / CONFIG).is_file():
+        raise UserError(f"There is no adapter in {path}: it has no {CONFIG}.")
+    limits.check_files(path, (CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS))
     if name is None:
         number = len({each for each in model.adapter_configs if each.startswith(DEFAULT)})
         name = DEFAULT if number == 0 else f"{DEFAULT}-{number + 1}"
     if name in model.adapter_configs:
         raise UserError(f"The model has an adapter {name!r} already.")
-    raw = limits.read_object(path / peft.CONFIG)
-    stored = mlx.read(path) if raw.keys() & mlx.FIELDS and "peft_type" not in raw else peft.read(path)
+    raw = limits.read_object(path / CONFIG)
+    stored = read_mlx(path) if raw.keys() & MLX_FIELDS and "peft_type" not in raw else read_peft(path)
     config, layers = stored.config, targets(model)
     chosen = {name: target for name, target in parameters(model).items() if config.selects_parameter(name)}
     names = {stored_name: name for name, stored_name in wrapped_names(chosen).items()}
@@ -234,10 +246,10 @@ def save_adapter(
     if directory.suffix == ".gguf":
         save_gguf_adapter(model, directory, name)
     elif library == "mlx":
-        _write(directory, mlx.WEIGHTS, *mlx.files(model, config, name))
+        _write(directory, MLX_WEIGHTS, *mlx_files(model, config, name))
     else:
-        _write(directory, peft.WEIGHTS, *peft.files(model, config, name, base))
-        if peft.saves_classifier(model, config):
+        _write(directory, PEFT_WEIGHTS, *peft_files(model, config, name, base))
+        if saves_classifier(model, config):
             labels = list(head.label_names) or head.labels
             raw = {"kind": head.kind, "labels": labels, "problem_type": head.problem_type}
             atomic.write(directory / HEAD, json.dumps(raw, indent=2) + "\n")
@@ -246,11 +258,9 @@ def save_adapter(
 def _write(directory: Path, weights: str, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write the two files of an adapter. Raises UserError where the disk refuses."""
     whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
-    try:
+    with atomic.writing(directory, SafetensorError):
         directory.mkdir(parents=True, exist_ok=True)
         with atomic.temporary_folder(directory / weights) as folder:
             write_tensors(folder / weights, whole, {"format": "pt"})
             (folder / weights).replace(directory / weights)
-        atomic.write(directory / peft.CONFIG, json.dumps(raw, indent=2, sort_keys=True) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+        atomic.write(directory / CONFIG, json.dumps(raw, indent=2, sort_keys=True) + "\n")

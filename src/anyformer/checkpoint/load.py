@@ -1,20 +1,18 @@
 """From a model directory or file to a model."""
 
-import logging
-import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anyformer.blocks.initialization import Cut, initialize_weights
 from anyformer.checkpoint import hub, mxfp4
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight, read_base, read_head
+from anyformer.checkpoint.assign import assign, assign_pooling, config_of, kept_rows, without_missing_pooler
 from anyformer.checkpoint.gguf.source import GGUFSource
 from anyformer.checkpoint.sources import (
     SAFETENSORS,
@@ -22,21 +20,20 @@ from anyformer.checkpoint.sources import (
     QuantizedSource,
     SafetensorsSource,
     TensorSource,
-    check_dtype,
     has_weights,
     read_config_json,
 )
-from anyformer.checkpoint.stored_config import Weight, config_of, equal_weights, stored_name, without_missing_pooler
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
-from anyformer.errors import UserError, cut, quote
+from anyformer.errors import UserError, quote
 from anyformer.families import TaskHead, own, with_head
-from anyformer.families.rows import Operation, Row
-from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
 from anyformer.model import Transformer, new_head, new_pooler, skeleton
-from anyformer.quantization import bits_of, bits_per_module, quantizable, quantization, quantize_weight, set_weight
+from anyformer.quantization import bits_of, quantization
 from anyformer.tokenizer import Tokenizer
 
-_log = logging.getLogger("anyformer")
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -172,9 +169,9 @@ def _load(
         table = source.family.table(model.config, model.state_dict())
     else:
         model = skeleton(without_missing_pooler(change(config), source))
-        table = _kept(skeleton(config), model, source)
-    _assign(model, table, source, kind, dtype, device, cut)
-    _assign_pooling(model, source, device)
+        table = kept_rows(skeleton(config), model, source)
+    assign(model, table, source, kind, dtype, device, cut)
+    assign_pooling(model, source, device)
     if kind is not None and isinstance(source, QuantizedSource) and f"int{bits_of(model)}" != kind:
         raise UserError(
             f"{source.path} holds integers of {bits_of(model)} bits already: quantize the model that it was made of."
@@ -189,20 +186,6 @@ def _load(
             setattr(model, name, part.to(model.device, model.dtype))
     model.origin = replace(source.origin, drawn=drawn)
     return model.eval(), tokenizer
-
-
-def _kept(trained: Transformer, model: Transformer, source: TensorSource) -> dict[str, Row]:
-    """The rows of the weights that a model with another head takes from the source, which forgets all others.
-
-    Raises UserError for weights that the model in the source does not have.
-    """
-    needed = {name for name in model.state_dict() if not name.startswith("head.")}
-    pooler = {name for name in needed if name.startswith("pooler.") and stored_name(source, trained.config, name)}
-    table = source.family.table(trained.config, {*trained.state_dict(), *pooler})
-    names = _match(table, source)
-    kept = {theirs: row for theirs, row in table.items() if needed.issuperset(row.ours)}
-    source.names = [names[theirs] for theirs in kept if theirs in names]
-    return kept
 
 
 def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> TensorSource:
@@ -225,141 +208,6 @@ def open_source(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Te
     return SafetensorsSource(path, raw) if is_safe else PickleSource(path, raw, allow_pickle=allow_pickle)
 
 
-def _assign(
-    model: Transformer,
-    table: Mapping[str, Row],
-    source: TensorSource,
-    kind: Quantization | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    cut: Cut | None,
-) -> None:
-    """Give every weight of a model without storage (`skeleton`) its tensor from a source, converted one at a time.
-
-    `table` has the row for every name in the source, together of all weights that are not to be drawn. Raises UserError
-    for tensors that are damaged, unknown, missing or misshapen.
-    """
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    dtype, names, can_quantize = dtype or source.dtype, _match(table, source), quantizable(model)
-    bits = {} if kind is None else bits_per_module(model, kind)
-    weights: dict[str, Any] = {}
-    dtypes: set[torch.dtype] = set()
-    if missing := [theirs for theirs, row in table.items() if row.part is not None and theirs not in names]:
-        raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
-    experts: defaultdict[str, list[Tensor]] = defaultdict(list)
-    # The experts of a layer one after another, so that the parts of one weight are in memory twice.
-    for theirs, row in sorted(table.items(), key=lambda item: (item[1].alias, item[1].ours if item[1].part else ())):
-        if theirs not in names:
-            continue
-        stored = source.read(names[theirs])
-        if isinstance(stored, Tensor):
-            check_dtype(source.path, f"the weight {theirs}", stored)
-        parts = _apply(row.operation, stored, len(row.ours))
-        wanted = [shapes[ours] if row.part is None else _part_shape(shapes[ours], row.part[1]) for ours in row.ours]
-        if [part.shape for part in parts] != wanted:
-            raise UserError(
-                f"{source.path}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
-                f"{source.described_by}: {row.ours[0]} wants {list(wanted[0])}."
-            )
-        if row.part is not None:
-            collected = experts[row.ours[0]]
-            collected += cast("Sequence[Tensor]", parts)
-            if len(collected) < row.part[1]:
-                continue
-            parts = [torch.cat(experts.pop(row.ours[0]))]
-        for ours, part in zip(row.ours, parts, strict=True):
-            weight = part if isinstance(source, QuantizedSource) else _converted(ours, part, bits)
-            if cut is not None and isinstance(weight, Tensor):
-                weight = cut(weight)
-            if row.alias and ours in weights:
-                if not equal_weights(weight, weights[ours]):
-                    raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
-                continue
-            if isinstance(weight, QuantizedWeight) and ours.removesuffix(".weight") not in can_quantize:
-                raise UserError(f"{source.path}: the weight {theirs} is quantized, which is not supported for it.")
-            weights[ours] = weight.to(device=device, dtype=dtype) if isinstance(weight, Tensor) else weight.to(device)
-            if isinstance(part, Tensor):
-                dtypes.add(part.dtype)
-    missing = [theirs for theirs, row in table.items() if not row.alias and not weights.keys() >= set(row.ours)]
-    if missing:
-        raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
-    # Layers can't multiply across dtypes; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
-    dtype = dtype or reduce(torch.promote_types, dtypes or {torch.float32})
-    quantized = [name for name, weight in weights.items() if isinstance(weight, QuantizedWeight)]
-    for name in quantized:  # one by one, for a module packs its integers
-        set_weight(model, name.removesuffix(".weight"), weights.pop(name), dtype)
-    for name, weight in weights.items():
-        weights[name] = weight.to(dtype)
-    # That nothing is missing has been seen above; what is quantized is in its place, and a new head is yet to be drawn.
-    model.load_state_dict(weights, assign=True, strict=False)
-    if quantized:
-        model.requires_grad_(False)
-
-
-def _assign_pooling(model: Transformer, source: TensorSource, device: torch.device | str | None) -> None:
-    """Give the layers of the pooling their weights, in the dtype that the others have by now."""
-    shapes = {name: weight.shape for name, weight in model.pooling.state_dict().items()}
-    if not shapes:
-        return
-    stored = {
-        f"dense.{i}.{name}": part for i, layer in enumerate(source.pooling_weights()) for name, part in layer.items()
-    }
-    for name in sorted(shapes.keys() | stored.keys()):
-        has = list(stored[name].shape) if name in stored else "missing"
-        wants = list(shapes[name]) if name in shapes else "none"
-        if has != wants:
-            raise UserError(f"{source.path}: the weight {name} after pooling is {has}, and its config says {wants}.")
-        check_dtype(source.path, f"the weight {name}", stored[name])
-    weights = {name: part.to(device, model.dtype) for name, part in stored.items()}
-    model.pooling.load_state_dict(weights, assign=True)
-
-
-def _part_shape(shape: torch.Size, count: int) -> torch.Size:
-    """The shape of one of so many matrices that lie one below another."""
-    return torch.Size((shape[0] // count, *shape[1:]))
-
-
-def _converted(name: str, weight: Weight, bits: Mapping[str, int]) -> Weight:
-    """A weight in the bits of its module, or in floating point; a file's own integers of as few bits are kept."""
-    most = bits.get(name.removesuffix(".weight"))
-    if isinstance(weight, QuantizedWeight):
-        if most is not None and weight.bits <= most:
-            return weight
-        weight = dequantize(weight, torch.float32)
-    return weight if most is None else quantize_weight(name, weight, most)
-
-
-def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
-    """The name in the source for each name in the table: files of bare models leave the prefix out."""
-    family = source.family
-    in_table = {name if name in table else family.prefix + name: name for name in source.names}
-    unknown = [
-        name
-        for full_name, name in in_table.items()
-        if full_name not in table and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
-    ]
-    if unknown:
-        raise UserError(
-            f"{source.path}: the weight {cut(unknown[0])} is unknown to a {family.model_type} model of "
-            f"{source.described_by}{_more(unknown)}."
-        )
-    if family.left_aside and not table.keys() >= in_table.keys():
-        _log.warning(family.left_aside)
-    return {full_name: name for full_name, name in in_table.items() if full_name in table}
-
-
-def _apply(operation: Operation, stored: Weight, count: int) -> Sequence[Weight]:
-    """Our weights in one on disk; none where it has no such shape. Operations move whole rows of quantized weights."""
-    try:
-        if isinstance(stored, Tensor):
-            return operation.read(stored, count)
-        integers, scales = operation.read(stored.integers, count), operation.read(stored.scales, count)
-        minima = [None] * count if stored.minima is None else operation.read(stored.minima, count)
-        return [QuantizedWeight(*parts) for parts in zip(integers, scales, minima, strict=True)]
-    except RuntimeError:
-        return []
-
-
 def _require_device(device: torch.device | str | None) -> None:
     """Raise UserError for a device that can't hold and give back a number."""
     try:
@@ -376,5 +224,39 @@ def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return _DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+class TakesModel(Protocol[P, R_co]):
+    """A function of a model and its tokenizer, or of the directory, GGUF file or hub id to load the two from."""
+
+    @overload
+    def __call__(
+        self, model: Transformer, tokenizer: Tokenizer | None, /, *args: P.args, **kwargs: P.kwargs
+    ) -> R_co: ...
+    @overload
+    def __call__(self, model: str | Path, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+def takes_model(function: Callable[Concatenate[Transformer, Tokenizer | None, P], R]) -> TakesModel[P, R]:
+    """Let a function's model and tokenizer be given as a directory, a GGUF file or a hub id, which is loaded for the
+    call.
+
+    ``tag("runs/names", texts)`` is ``tag(*load("runs/names"), texts)``. A tokenizer behind the directory comes before
+    the directory's own.
+    """
+
+    @wraps(function)
+    def call(model: Any, *args: Any, **kwargs: Any) -> R:
+        if isinstance(model, str | Path):
+            model, tokenizer = load(model)
+            if args and (args[0] is None or isinstance(args[0], Tokenizer)):
+                tokenizer, args = args[0] or tokenizer, args[1:]
+            args = (kwargs.pop("tokenizer", None) or tokenizer, *args)
+        else:
+            is_model, is_second = isinstance(model, nn.Module), not args or isinstance(args[0], Tokenizer | None)
+            if not is_model or not is_second:
+                raise UserError(
+                    f"{function.__name__} takes a model and its tokenizer, as load(DIR) returns them, or the directory "
+                    f"alone, and was given a {type(args[0] if is_model else model).__name__} there."
+                )
+        return cast("Any", function)(model, *args, **kwargs)
+
+    return cast("TakesModel[P, R]", call)

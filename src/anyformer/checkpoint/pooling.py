@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from anyformer.config import PoolingConfig
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError, located, quote
 from anyformer.limits import path_inside, read_json, read_object
 from anyformer.schema import change, fits
 
@@ -86,10 +86,8 @@ def _with_prompts(pooling: PoolingConfig, directory: Path) -> PoolingConfig:
     if not any(known.values()):
         return pooling
     default = settings.get("default_prompt_name")
-    try:
+    with located(path):
         return change(pooling, {"prompt_names": [*known], "prompts": [*known.values()], "default_prompt": default})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _with_dense(pooling: PoolingConfig, path: Path) -> PoolingConfig:
@@ -105,10 +103,8 @@ def _with_dense(pooling: PoolingConfig, path: Path) -> PoolingConfig:
     layer = {"dense_bias": settings.get("bias", True), "dense_activation": _ACTIVATIONS[activation]}
     if pooling.dense and layer != {name: getattr(pooling, name) for name in layer}:
         raise UserError(f"{path} differs from the layer before it in its bias or activation, which is not supported.")
-    try:
+    with located(path):
         return change(pooling, {"dense": [*pooling.dense, settings.get("out_features")], **layer})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _kind(path: Path) -> Any:

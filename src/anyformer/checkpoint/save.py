@@ -182,40 +182,30 @@ def _write_weights(
     rows: Mapping[str, Row], state: Mapping[str, Tensor], directory: Path, max_shard_size: int, processes: _Processes
 ) -> None:
     """Write the tensors of rows, a file in turn by each process, which holds those of one file at a time."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
     sizes = {name: line.write(shapes).nbytes for name, line in rows.items()}
-    total = sum(sizes.values())
-    shards = _shards(sizes, min(max_shard_size, -(-total // processes.size)) if processes.size > 1 else max_shard_size)
-    weight_map: dict[str, str] = {}
+    if processes.size > 1:
+        max_shard_size = min(max_shard_size, -(-sum(sizes.values()) // processes.size))
+    shards: Any = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
     mine: dict[str, Tensor] = {}
     own = ""
-    for number, shard in enumerate(shards):
-        file = SAFETENSORS if len(shards) == 1 else f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        weight_map |= dict.fromkeys(shard, file)
+    for number, (file, names) in enumerate(shards.filename_to_tensors.items()):
         is_mine = number % processes.size == processes.rank
         if is_mine:
             _write_shard(directory / own, mine)  # not before, so that all processes write at the same time
             own = file
-        for name in shard:
+        for name in names:
             parts = {ours: _whole(state[ours]) for ours in rows[name].ours}
             if is_mine:
                 mine[name] = rows[name].write(parts).contiguous().cpu()
     _write_shard(directory / own, mine)
-    if len(shards) > 1 and processes.rank == 0:
-        _write_json(directory / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _shards(sizes: Mapping[str, int], max_shard_size: int) -> list[list[str]]:
-    """The tensors of each file, by their sizes in bytes."""
-    shards: list[list[str]] = [[]]
-    room = max_shard_size
-    for name, size in sizes.items():
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_shard_size
-        shards[-1].append(name)
-        room -= size
-    return shards
+    if shards.is_sharded and processes.rank == 0:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        _write_json(directory / SAFETENSORS_INDEX, index)
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -238,16 +228,13 @@ def _replacing_directory(directory: Path, processes: _Processes) -> Generator[Pa
         UserError: the disk is full or the place can't be written to; what was there before is untouched.
     """
     directory = directory.absolute()
-    try:
-        with ExitStack() as stack:
-            own = stack.enter_context(atomic.temporary_folder(directory)) if processes.rank == 0 else directory
-            yield processes.broadcast(own)
-            processes.wait()
-            if processes.rank == 0:
-                _move(own, directory)
-            processes.wait()
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+    with atomic.writing(directory, SafetensorError), ExitStack() as stack:
+        own = stack.enter_context(atomic.temporary_folder(directory)) if processes.rank == 0 else directory
+        yield processes.broadcast(own)
+        processes.wait()
+        if processes.rank == 0:
+            _move(own, directory)
+        processes.wait()
 
 
 def check_target(directory: Path) -> None:
@@ -257,10 +244,8 @@ def check_target(directory: Path) -> None:
         UserError: it is neither new nor empty, has no config.json of a model, and holds more than a model's or a
             tokenizer's files.
     """
-    try:
+    with limits.reading(directory):
         names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    except OSError as error:
-        raise UserError(f"{directory} can't be read: {error.strerror or error}.") from error
     foreign = [name for name in names if name not in _FILES and not _SHARD.fullmatch(name)]
     if foreign and not ("config.json" in names and "model_type" in limits.read_object(directory / "config.json")):
         raise UserError(

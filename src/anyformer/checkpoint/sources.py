@@ -19,11 +19,11 @@ from typing_extensions import override
 
 from anyformer.checkpoint import generation_settings, hub, pooling
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError, cut
+from anyformer.errors import UserError, cut, located
 from anyformer.families import FAMILIES, from_huggingface, own
 from anyformer.families.base import Family
 from anyformer.kernels.quantization import GROUP, QuantizedWeight
-from anyformer.limits import check_file, check_files, open_file, path_inside, read_object
+from anyformer.limits import check_file, check_files, open_file, path_inside, read_object, reading
 from anyformer.model import Origin
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.files import TOKENIZER_FILES
@@ -52,7 +52,7 @@ class TensorSource(ABC):
 
     Attributes:
         path: The directory or file, for messages.
-        config: The model as the files describe it; `stored_config.config_of` lets the tensors have the last word.
+        config: The model as the files describe it; `assign.config_of` lets the tensors have the last word.
         family: Its tables of names.
         dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.
         origin: What is written back when the model is saved.
@@ -87,10 +87,8 @@ class _ModelDirectory(TensorSource):
     def __init__(self, path: Path, raw: Mapping[str, Any], family: Family | None = None) -> None:
         self.path = path
         self.origin = Origin(config=raw, generation=generation_settings.read(path, raw))
-        try:
+        with located(path):
             config = from_huggingface(raw)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
         self.config = replace(config, pooling=pooling.read(path))
         self.family = family or FAMILIES[raw["model_type"]]
 
@@ -284,15 +282,12 @@ def weights_fingerprint(path_or_hub_id: str | Path, *, allow_pickle: bool = Fals
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     kind = SAFETENSORS if has_weights(path, SAFETENSORS) else PICKLE
     for file in _files(path, kind) if path.is_dir() else [path]:
-        try:
-            with open_file(file) as opened:
-                digest.update(opened.seek(0, 2).to_bytes(8, "little"))
-                opened.seek(0)
-                while block := opened.read(BLOCK):
-                    padded = block + bytes(-len(block) % (8 * _FOLDED))
-                    digest.update(np.frombuffer(padded, np.uint64).reshape(_FOLDED, -1).sum(axis=0).tobytes())
-        except OSError as error:
-            raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
+        with reading(file), open_file(file) as opened:
+            digest.update(opened.seek(0, 2).to_bytes(8, "little"))
+            opened.seek(0)
+            while block := opened.read(BLOCK):
+                padded = block + bytes(-len(block) % (8 * _FOLDED))
+                digest.update(np.frombuffer(padded, np.uint64).reshape(_FOLDED, -1).sum(axis=0).tobytes())
     return digest.hexdigest()
 
 

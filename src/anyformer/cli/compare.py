@@ -46,9 +46,9 @@ class CompareOptions(Request):
 def run(argv: list[str]) -> int:
     """Compare models; returns the exit status."""
     options = parse(CompareOptions, without_vs(argv), "compare")
-    from anyformer.cluster import workers
     from anyformer.compare.compare import work
     from anyformer.compare.jobs import StoppedError
+    from anyformer.processes import workers
 
     console, address = Console(), options.scheduler
     if address is not None and options.processes != 1:

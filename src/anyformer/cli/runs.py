@@ -13,8 +13,7 @@ from anyformer.console import Console, table
 from anyformer.errors import UserError
 from anyformer.pages.formatting import setting
 from anyformer.runs.listing import Run, differences, is_run, read_run, read_runs
-from anyformer.runs.report import write_comparison, write_report
-from anyformer.runs.report.page import COLUMNS, TEXTS, best_scores, differing, unreadable
+from anyformer.runs.report import COLUMNS, TEXTS, best_scores, differing, unreadable, write_comparison, write_report
 from anyformer.tasks import TASKS
 from anyformer.terminal import write
 from anyformer.training.config import TrainConfig, defaults

@@ -13,9 +13,18 @@ imports no torch, so that the command line can show, compare and check configs a
 """
 
 from anyformer.config.block import AttentionConfig, ExpertsConfig, FeedForwardConfig, NormConfig, OtherLayers
-from anyformer.config.inputs import EmbeddingConfig, PositionConfig, RotaryScaling
 from anyformer.config.model import ModelConfig, check_layers, diff
-from anyformer.config.output import HeadConfig, HeadKind, InitConfig, PoolingConfig, ProblemType, SpecialTokens
+from anyformer.config.parts import (
+    EmbeddingConfig,
+    HeadConfig,
+    HeadKind,
+    InitConfig,
+    PoolingConfig,
+    PositionConfig,
+    ProblemType,
+    RotaryScaling,
+    SpecialTokens,
+)
 
 __all__ = [
     "AttentionConfig",

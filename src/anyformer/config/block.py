@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import override
 
-from anyformer.config.inputs import PositionConfig
-from anyformer.config.types import Count, Factor, Rate, Size, Softcap
+from anyformer.config.parts import Count, Factor, PositionConfig, Rate, Size, Softcap
 from anyformer.schema import Checked, Rule
 
 Window = Annotated[int, Rule(lambda number: number >= 1, "is at least 1, the token itself")]

@@ -9,9 +9,17 @@ from typing import Annotated, Any, Self, cast
 from typing_extensions import override
 
 from anyformer.config.block import AttentionConfig, FeedForwardConfig, NormConfig, OtherLayers
-from anyformer.config.inputs import EmbeddingConfig, PositionConfig
-from anyformer.config.output import HeadConfig, InitConfig, PoolingConfig, SpecialTokens
-from anyformer.config.types import Count, Factor, Rate
+from anyformer.config.parts import (
+    Count,
+    EmbeddingConfig,
+    Factor,
+    HeadConfig,
+    InitConfig,
+    PoolingConfig,
+    PositionConfig,
+    Rate,
+    SpecialTokens,
+)
 from anyformer.errors import UserError, quote
 from anyformer.schema import Checked, Rule, change, differences, fits, make
 

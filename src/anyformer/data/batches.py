@@ -1,4 +1,6 @@
-"""Batches of a token stream: batch(step) is a pure function of (data, seed, step), so there is no loader state to save.
+"""Batches of a token stream, and of pairs: batch(step) is a pure function of (data, seed, step).
+
+So there is no loader state to save.
 
 A *window* is a stretch of the stream as long as the model's context; a *batch* has `batch_size` windows, one a row.
 Windows pay no heed to where documents end. The stream is taken as a ring and cut into windows side by side. Each epoch
@@ -6,6 +8,16 @@ cuts it at another offset, and shuffles the windows by its own permutation: samp
 i // n, so no window is dropped or repeated within an epoch, across batches as well. Where the ring is not a whole
 number of windows, the last window of an epoch overlaps the first, and the targets that both have are ignored in it.
 Every token is thus predicted exactly once an epoch, but for the very first, which has nothing before it.
+
+For sequence to sequence, pairs of about equal length are batched together, so that little is padding (Vaswani et al.
+2017, section 5.1). They are sorted by length once and cut into batches of at most so many tokens, padding included. An
+epoch is a shuffle of these batches, and pairs of exactly the same lengths are shuffled among themselves: so each epoch
+has every pair once, and the same number of batches of the same shapes.
+
+A shuffle is a random permutation of range(n) in constant memory, however large n is: a Feistel network is a bijection
+of the numbers of 2h bits whatever its round function is (Luby & Rackoff 1988). Numbers that it sends to n or beyond are
+sent on until they land below n (cycle walking, Black & Rogaway 2002), which keeps it a bijection, now of the numbers
+below n.
 """
 
 from collections.abc import Iterator
@@ -13,13 +25,68 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.batch import Batch, Bool, Int64
-from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
+from anyformer.data.batch import IGNORED, Batch, Bool, Int64
 from anyformer.data.objectives import Causal, Objective
+from anyformer.data.pairs import PairFile
 from anyformer.errors import UserError
 
+_ROUNDS = 6
+_MASK = (1 << 64) - 1
+
+
+def feistel_shuffle(index: npt.NDArray[np.int64], n: int, key: int) -> npt.NDArray[np.int64]:
+    """Return the values of a pseudorandom permutation of `range(n)`, in the shape of `index`.
+
+    Args:
+        index: any shape, values in [0, n).
+        n: size of the permutation, at least 1.
+        key: of the permutation, in [0, 2**64).
+    """
+    half = max((n - 1).bit_length() + 1, 2) // 2
+    keys = [_mix_number(key + round_) for round_ in range(_ROUNDS)]
+    result = _feistel(index.astype(np.uint64).reshape(-1), half, keys)
+    outside = np.flatnonzero(result >= n)
+    while outside.size:
+        result[outside] = _feistel(result[outside], half, keys)
+        outside = outside[result[outside] >= n]
+    return result.astype(np.int64).reshape(index.shape)
+
+
+def _feistel(x: npt.NDArray[np.uint64], half: int, keys: list[int]) -> npt.NDArray[np.uint64]:
+    bits = np.uint64(half)
+    low = np.uint64((1 << half) - 1)
+    left, right = x >> bits, x & low
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ np.uint64(key)) & low)
+    return (left << bits) | right
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014); products are meant to wrap around."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_number(x: int) -> int:
+    """SplitMix64 of one number."""
+    x = (x + 1) * 0x9E3779B97F4A7C15 & _MASK
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)
+
+
+def mix_seed(*numbers: int) -> int:
+    """Mix numbers, such as a seed and an epoch, into one key of 64 bits."""
+    key = 0
+    for number in numbers:
+        key = _mix_number(key ^ (number & _MASK))
+    return key
+
+
 Stream = npt.NDArray[np.integer]
-_OFFSET, _ORDER, _NOISE, _VALIDATION = range(4)
+_OFFSET, _ORDER, _NOISE, _VALIDATION, _PAIR_ORDER, _TIES = range(6)
+"""Draws, none of which depends on another; `examples.datasets` has the next numbers."""
 
 
 class Batches:
@@ -133,3 +200,107 @@ def _stride(objective: Objective, context: int) -> int:
     if stride < 1:
         raise UserError(f"A context of {context} is too short for this objective: choose a longer one.")
     return stride
+
+
+class PairBatches:
+    """Batches of pairs. Sources and targets end with `eos`, and the decoder's input begins with `start`.
+
+    Attributes:
+        steps_per_epoch, tokens_per_epoch: number of batches and of targets in an epoch.
+        truncated: number of pairs with a side that was too long and is cut.
+    """
+
+    def __init__(
+        self,
+        pairs: PairFile,
+        batch_tokens: int,
+        seed: int = 0,
+        *,
+        eos: int,
+        pad: int,
+        start: int,
+        context: int | None = None,
+    ) -> None:
+        """Sort the pairs by length; their ids are read as they are needed.
+
+        Args:
+            batch_tokens: tokens that a batch has at most: rows times the longest row, of the larger of its two sides.
+            eos: ends every source and target.
+            pad: fills rows up.
+            start: the decoder's first input.
+            context: longest source and target in tokens, `eos` included; longer ones are cut, and counted in
+                `truncated`. None: only a side longer than a whole batch is.
+
+        Raises:
+            UserError: there are no pairs, or no room for one.
+        """
+        longest = batch_tokens if context is None else min(context, batch_tokens)
+        if not len(pairs):
+            raise UserError("There are no pairs of source and target in the data: is it empty?")
+        if longest < 2:
+            raise UserError(f"A batch of {batch_tokens} tokens has no room for a text and its end: give more.")
+        self.seed = seed
+        self._pairs = pairs
+        self._longest = longest
+        self._eos, self._pad, self._start = eos, pad, start
+        source, target = pairs.source_lengths + 1, pairs.target_lengths + 1
+        self.truncated = int(((source > longest) | (target > longest)).sum())
+        source, target = np.minimum(source, longest), np.minimum(target, longest)
+        self.tokens_per_epoch = int(target.sum())
+        # Back and forth: where the source gets longer, the target stays about as it was.
+        self._sorted = np.lexsort((np.where(source % 2 == 0, target, -target), source))
+        source, target = source[self._sorted], target[self._sorted]
+        new = np.flatnonzero((np.diff(source) != 0) | (np.diff(target) != 0)) + 1
+        self._ties = np.concatenate(([0], new, [len(source)]))
+        self._edges = _edges(np.maximum(source, target), batch_tokens)
+        self.steps_per_epoch = len(self._edges) - 1
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0: the same whenever and wherever it is asked for."""
+        return self._collate(self.members(step))
+
+    def members(self, step: int) -> Int64:
+        """Return the numbers of a step's pairs, [rows]."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = mix_seed(self.seed, _PAIR_ORDER, epoch)
+        number = int(feistel_shuffle(np.array([index]), self.steps_per_epoch, order)[0])
+        indices = np.arange(self._edges[number], self._edges[number + 1])
+        tie = np.searchsorted(self._ties, indices, side="right") - 1
+        for group in np.unique(tie).tolist():
+            first, end = self._ties[group : group + 2].tolist()
+            rows = tie == group
+            if end - first > 1:
+                key = mix_seed(self.seed, _TIES, epoch, group)
+                indices[rows] = first + feistel_shuffle(indices[rows] - first, end - first, key)
+        return self._sorted[indices]
+
+    def validation(self, every: int = 1) -> Iterator[Batch]:
+        """Yield every so many-th batch in order of length, the same at each call; with every=1 each pair once."""
+        for begin, end in zip(self._edges[:-1:every], self._edges[1::every], strict=True):
+            yield self._collate(self._sorted[begin:end])
+
+    def _collate(self, members: Int64) -> Batch:
+        text = self._longest - 1
+        sources = [self._pairs.source(index)[:text] for index in members.tolist()]
+        targets = [self._pairs.target(index)[:text] for index in members.tolist()]
+        source = np.full((len(members), max(map(len, sources)) + 1), self._pad, dtype=np.int64)
+        target = np.full((len(members), max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
+        tokens = np.full_like(target, self._pad)
+        tokens[:, 0] = self._start
+        for row, (read, written) in enumerate(zip(sources, targets, strict=True)):
+            source[row, : len(read)], source[row, len(read)] = read, self._eos
+            target[row, : len(written)], target[row, len(written)] = written, self._eos
+            tokens[row, 1 : len(written) + 1] = written
+        mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
+        return Batch(tokens, target, source=source, source_mask=None if mask.all() else mask)
+
+
+def _edges(lengths: Int64, batch_tokens: int) -> Int64:
+    """Edges of the longest stretches whose number of rows times longest row is at most `batch_tokens`."""
+    edges = [0]
+    while edges[-1] < len(lengths):
+        begin = edges[-1]
+        ahead = lengths[begin : begin + batch_tokens // int(lengths[begin])]
+        cost = np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
+        edges.append(begin + int(np.searchsorted(cost, batch_tokens, side="right")))
+    return np.array(edges)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from anyformer import atomic
+from anyformer import atomic, limits
 from anyformer.errors import UserError
 
 _VERSION = "1"
@@ -34,10 +34,8 @@ def identity(files: Iterable[Path]) -> str:
     """Return a hash of the names, sizes and times of change of files. Raises UserError when one of them is gone."""
     facts: list[object] = []
     for path in files:
-        try:
+        with limits.reading(path):
             status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
         # A file of other content may have been given the old one's size and time, but not its time of change.
         facts.append((str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return key(*facts)

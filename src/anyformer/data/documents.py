@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anyformer import limits
-from anyformer.data.formats.text import decoded
+from anyformer.data.formats import decoded
 from anyformer.data.input_files import TEXT_SUFFIXES, WHOLE, Paths, Stretch, find_files, opened, stretch_of, suffix_of
 from anyformer.data.rows import records, row_groups
 from anyformer.errors import UserError
@@ -116,10 +116,8 @@ def no_text(files: Sequence[Path]) -> UserError:
 
 def _stretches(path: Path) -> Iterator[tuple[Stretch, int]]:
     """The stretches of a file, each with about how many bytes it has."""
-    try:
+    with limits.reading(path):
         size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
     divide = {".parquet": _row_groups, ".jsonl": _lines, **dict.fromkeys(TEXT_SUFFIXES, _texts)}.get(
         path.suffix.lower()
     )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
+import re
+import shlex
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from typing_extensions import override
 
 from anyformer import limits
-from anyformer.data.encodings import conversion, find_fault
-from anyformer.errors import UserError, cut, quote
+from anyformer.errors import UserError, cut, library, quote
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -166,7 +172,7 @@ def _decompressed(path: Path) -> Generator[BinaryIO, None, None]:
                 yield file
                 return
             with gzip.open(file) if kind == ".gz" else _zstandard(file, path) as unpacked:
-                yield cast("BinaryIO", io.BufferedReader(_Unpacked(unpacked, Expansion(path)), _BUFFER))
+                yield _buffered(Expansion(path).reader(unpacked))
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path} can't be read: {error.strerror}.") from error
@@ -181,7 +187,15 @@ def stretch_of(file: BinaryIO, stretch: Stretch) -> BinaryIO:
     file.seek(stretch.start)
     if stretch.stop is None:
         return file
-    return cast("BinaryIO", io.BufferedReader(_Bounded(file, stretch.stop - stretch.start), _BUFFER))
+    left = stretch.stop - stretch.start
+
+    def read(count: int) -> bytes:
+        nonlocal left
+        block = file.read(min(count, left))
+        left -= len(block)
+        return block
+
+    return _buffered(read)
 
 
 class Expansion:
@@ -200,6 +214,16 @@ class Expansion:
                 "does: if it is meant to, write it without compression."
             )
 
+    def reader(self, file: Any) -> Callable[[int], bytes]:
+        """The `read` of a decompressed file, whose bytes are counted."""
+
+        def read(count: int) -> bytes:
+            block: bytes = file.read(count)
+            self.add(len(block))
+            return block
+
+        return read
+
 
 def counted(rows: Iterable[T], path: Path, size: Callable[[T], int] = lambda row: ROW_BYTES) -> Iterator[T]:
     """The rows of a file. Raises UserError where those of a compressed one are too many for its size, see `Expansion`.
@@ -213,29 +237,11 @@ def counted(rows: Iterable[T], path: Path, size: Callable[[T], int] = lambda row
         yield row
 
 
-class _Bounded(io.RawIOBase):
-    """The next bytes of a stream, up to a number of them."""
+class _Stream(io.RawIOBase):
+    """The bytes that a function reads, given how many there may be at most."""
 
-    def __init__(self, stream: BinaryIO, count: int) -> None:
-        self._stream, self._left = stream, count
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        room = memoryview(buffer).cast("B")
-        block = self._stream.read(min(len(room), self._left))
-        room[: len(block)] = block
-        self._left -= len(block)
-        return len(block)
-
-
-class _Unpacked(io.RawIOBase):
-    """A decompressed stream, whose bytes are counted."""
-
-    def __init__(self, stream: Any, expansion: Expansion) -> None:
-        self._stream, self._expansion = stream, expansion
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
 
     @override
     def readable(self) -> bool:
@@ -243,17 +249,92 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         room = memoryview(buffer).cast("B")
-        block: bytes = self._stream.read(len(room))
+        block = self._read(len(room))
         room[: len(block)] = block
-        self._expansion.add(len(block))
         return len(block)
+
+
+def _buffered(read: Callable[[int], bytes]) -> BinaryIO:
+    return cast("BinaryIO", io.BufferedReader(_Stream(read), _BUFFER))
 
 
 def _zstandard(file: BinaryIO, path: Path) -> Any:
     """The stream of one or more frames; reading raises OSError for one that is damaged or cut off."""
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise UserError(f"Reading {path} needs pyarrow: pip install 'anyformer[data]'.") from error
+    pa = library("pyarrow", f"Reading {path}", "data")
     # The library `zstandard` either takes a frame that is cut off for a whole one, or makes all of a block at once.
     return pa.CompressedInputStream(file, "zstd")
+
+
+_PART = 1 << 20
+"""Bytes of a line that are looked at together."""
+_UTF16 = {
+    "UTF-16LE": re.compile(rb"([^\0][\0-\x05])*[^\0]?"),
+    "UTF-16BE": re.compile(rb"([\0-\x05][^\0])*\0?"),
+}
+"""Western text in UTF-16: every other byte is small."""
+_TELLING_BYTES = 64
+_NOT_WESTERN = re.compile(rb"[\0-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]|[\x80-\xff]{3}")
+"""Bytes of binary files; those without a character in Windows' code page 1252; letters that western text hardly has
+side by side, as others, of two bytes each, do."""
+_OUTSIDE_LATIN_1 = re.compile(rb"[\x80-\x9f]")
+"""Controls in Latin-1, quotes and dashes in Windows' code page 1252, which is the same otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The first bytes of a file that are not UTF-8.
+
+    Attributes:
+        line: The number of their line, from 1.
+        offset: Of the first of them.
+        encoding: The encoding that the file seems to have, as iconv calls it; None: it may be any, or no text.
+    """
+
+    line: int
+    offset: int
+    encoding: str | None = None
+    name: str = ""
+
+
+def find_fault(file: BinaryIO) -> Fault | None:
+    """The first fault of a file; None: it has none."""
+    decoder, number, offset = codecs.getincrementaldecoder("utf-8")(), 1, 0
+    for part in chain(iter(partial(file.readline, _PART), b""), [b""]):
+        if offset == 0 and (wide := _utf16(part)):
+            return Fault(1, 0, wide, "UTF-16")
+        held = len(decoder.getstate()[0])
+        try:
+            decoder.decode(part, final=not part)
+        except UnicodeDecodeError as error:
+            return Fault(number, offset - held + error.start, *(_western(part) if part else ()))
+        if (null := part.find(b"\0")) >= 0:
+            return Fault(number, offset + null)
+        number += part.endswith(b"\n")
+        offset += len(part)
+    return None
+
+
+def conversion(path: Path, fault: Fault, unpack: str | None) -> str:
+    """Sentence with the command that makes UTF-8 of a file; `unpack`: the program that decompresses it, or None."""
+    name = path.with_suffix("") if unpack else path
+    source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}-utf8{name.suffix}")))
+    command = f"iconv -f {fault.encoding} -t UTF-8"
+    whole = f"{unpack} -dc {source} | {command} > {target}" if unpack else f"{command} {source} > {target}"
+    return f"It looks like {fault.name}, which this command converts: {whole}"
+
+
+def _utf16(start: bytes) -> str | None:
+    """The kind of UTF-16 that a file begins with: a byte-order mark, or western text."""
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "UTF-16"  # iconv reads the mark
+    start = start[:_TELLING_BYTES]
+    return next((kind for kind, pattern in _UTF16.items() if b"\0" in start and pattern.fullmatch(start)), None)
+
+
+def _western(line: bytes) -> tuple[str, str] | tuple[()]:
+    """The encoding of western text, and its name for people; () where a line is no such text."""
+    if _NOT_WESTERN.search(line):
+        return ()
+    if _OUTSIDE_LATIN_1.search(line):
+        return "WINDOWS-1252", "Windows-1252 (Latin-1 with curly quotes)"
+    return "ISO-8859-1", "Latin-1"

@@ -23,7 +23,7 @@ from anyformer.data.formats.parquet import class_names
 from anyformer.data.input_files import counted, find_files
 from anyformer.data.pairs import parallel_files, side_by_side
 from anyformer.data.rows import SUFFIXES, Row, memory, read_file, text_of, typed_row, unknown_field
-from anyformer.errors import UserError
+from anyformer.errors import UserError, library
 
 STANDARD_INPUT = "-"
 HUB = "hf:"
@@ -200,10 +200,7 @@ def _name(spec: str, *facts: object) -> str:
 
 
 def _pack(path: Path, spec: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(f"Reading {spec} needs datasets and zstandard: pip install 'anyformer[data]'.") from error
+    zstandard = library("zstandard", f"Reading {spec}", "data", "datasets and zstandard")
     with path.open("wb") as file, zstandard.ZstdCompressor(level=3).stream_writer(file) as packed:
         for row in rows:
             packed.write(json.dumps(row, ensure_ascii=False, default=_as_text).encode("utf-8") + b"\n")
@@ -233,21 +230,16 @@ def _rows(spec: str, names: dict[str, tuple[str, ...]]) -> Iterator[Mapping[str,
 
 @contextmanager
 def _stream(spec: str) -> Generator[Any, None, None]:
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise UserError(f"Reading {spec} needs datasets: pip install 'anyformer[data]'.") from error
+    datasets = library("datasets", f"Reading {spec}", "data")
     name, *rest = spec.removeprefix(HUB).split(":")
     if not name or len(rest) > 2:
         raise UserError(f"{spec} is not a data set's name: write hf:NAME, hf:NAME:CONFIG, or hf:NAME:CONFIG:SPLIT.")
     config, split = (*(part or None for part in rest), None, None)[:2]
-    untyped = cast("Any", datasets)
     try:
         # With one part after the name that is the config, unless there is no such config.
-        if split is None and config is not None and config not in untyped.get_dataset_config_names(name):
+        if split is None and config is not None and config not in datasets.get_dataset_config_names(name):
             config, split = None, config
-        yield untyped.load_dataset(name, config, split=split or "train", streaming=True)
-    except (DatasetsError, OSError, ValueError, LookupError) as error:
+        yield datasets.load_dataset(name, config, split=split or "train", streaming=True)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, LookupError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise UserError(f"The data set {spec} can't be read: {line}.") from error

@@ -1,21 +1,18 @@
 """Training objectives: inputs and targets of windows of the token stream; see `Objective`.
 
-Sequence to sequence has pairs and no windows, see `pair_batches`.
+Sequence to sequence has pairs and no windows, see `batches.PairBatches`.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
 from anyformer.config import SpecialTokens
 from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng
 from anyformer.data.masked import Masked
-from anyformer.data.span_corruption import SpanCorruption, decoder_start
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer import Tokenizer
-
-__all__ = ["OBJECTIVES", "Causal", "Masked", "Objective", "SpanCorruption", "decoder_start", "objective"]
 
 OBJECTIVES = ("causal", "masked", "span_corruption")
 
@@ -87,6 +84,152 @@ class Objective(Protocol):
                 None: it can only be the first of a window.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpanCorruption:
+    """Replace random spans by sentinels and predict them (Raffel et al. 2020, sections 3.1.4 and 3.3.4).
+
+    ::
+
+        window   thank you for inviting me to your party last week
+        source   thank you <extra_id_0> me to your party <extra_id_1> </s>
+        targets  <extra_id_0> for inviting <extra_id_1> last week </s>
+
+    15% of the tokens are in spans, 3 long on average. The number of spans and of their tokens is fixed, and only their
+    positions are random: text and spans alternate, and every division into that many parts is equally likely (T5's
+    code, random_spans_noise_mask). So all batches have the same shape, and windows are as long as the context allows
+    (compute_input_and_target_lengths).
+
+    Attributes:
+        sentinels: the ids of <extra_id_0>, <extra_id_1> ...
+        eos: ends source and targets.
+        start: the decoder's first input.
+        pad: fills up a window that is too short.
+        noise_density: the fraction of tokens in spans.
+        mean_span_length: in tokens.
+    """
+
+    overlap: ClassVar[int] = 0
+    sentinels: tuple[int, ...]
+    eos: int
+    start: int
+    pad: int
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer, tokens: SpecialTokens) -> Self:
+        """Span corruption for a tokenizer and the special tokens of the model's preset, see `decoder_start`.
+
+        Raises:
+            UserError: the tokenizer has no sentinels, no end or no padding token.
+        """
+        sentinels: list[int] = []
+        while (id_ := tokenizer.id(f"<extra_id_{len(sentinels)}>")) is not None:
+            sentinels.append(id_)
+        if not sentinels or tokenizer.eos is None or tokenizer.pad is None:
+            raise UserError(
+                "Span corruption needs a tokenizer with sentinels (<extra_id_0> ...), an end and a padding token, and "
+                "this one lacks some: train one with --tokenizer unigram:N or bpe:N, or choose another objective."
+            )
+        return cls(tuple(sentinels), tokenizer.eos, decoder_start(tokens, tokenizer), tokenizer.pad)
+
+    def stride(self, context: int) -> int:
+        """The longest window whose corrupted source, and whose targets, fit into the context.
+
+        Raises:
+            UserError: it would have more spans than there are sentinels.
+        """
+        length = 1
+        while max(self.lengths(length + 1)) <= context:
+            length += 1
+        if max(self.lengths(length)) > context:
+            return 0
+        spans = self._counts(length)[1]
+        if spans > len(self.sentinels):
+            raise UserError(
+                f"Span corruption of a context of {context} needs {spans} sentinel tokens (<extra_id_0> ...), and the "
+                f"tokenizer has {len(self.sentinels)}: choose a shorter context or another tokenizer."
+            )
+        return length
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        """The lengths of source and targets of a window of `length` tokens."""
+        hidden, spans = self._counts(length)
+        return length - hidden + spans + 1, hidden + spans + 1
+
+    def __call__(
+        self, windows: Int64, loss_mask: Bool, padding_mask: Bool | None, rng: Rng, stream_start: Bool | None = None
+    ) -> Batch:
+        """Make a batch of [batch, context], and targets of about a fifth of that.
+
+        A sentinel is in the loss if the first token of its span is, and `eos` if the window's last token is.
+        """
+        rows, length = windows.shape
+        source_length, target_length = self.lengths(length)
+        source = np.full((rows, source_length), self.pad, dtype=np.int64)
+        targets = np.full((rows, target_length), IGNORED, dtype=np.int64)
+        tokens = np.full_like(targets, self.pad)
+        source_mask = np.zeros_like(source, dtype=np.bool_)
+        for row in range(rows):
+            size = length if padding_mask is None else int(padding_mask[row].sum())
+            read, written, is_target = self._corrupt(windows[row, :size], loss_mask[row, :size], rng)
+            source[row, : len(read)] = read
+            source_mask[row, : len(read)] = True
+            tokens[row, : len(written)] = np.append(self.start, written[:-1])
+            targets[row, : len(written)] = np.where(is_target, written, IGNORED)
+        return Batch(tokens, targets, source=source, source_mask=None if source_mask.all() else source_mask)
+
+    def _counts(self, length: int) -> tuple[int, int]:
+        """The number of tokens in spans, and of spans."""
+        hidden = max(min(round(self.noise_density * length), length - 1), 1)
+        return hidden, max(min(round(hidden / self.mean_span_length), length - hidden), 1)
+
+    def _corrupt(self, window: Int64, loss_mask: Bool, rng: Rng) -> tuple[Int64, Int64, Bool]:
+        """Source and targets of one window, and the loss mask of the targets."""
+        hidden, spans = self._counts(len(window))
+        sizes = np.stack((_divide(len(window) - hidden, spans, rng), _divide(hidden, spans, rng)), axis=1).ravel()
+        ends = sizes.cumsum()[:-1]
+        stretches, masks = np.split(window, ends), np.split(loss_mask, ends)
+        source, targets, is_target = list[Any](), list[Any](), list[Any]()
+        parts = zip(self.sentinels, stretches[::2], stretches[1::2], masks[1::2], strict=False)
+        for sentinel, text, span, mask in parts:
+            source += [text, [sentinel]]
+            targets += [[sentinel], span]
+            is_target += [mask[:1], mask]
+        return (
+            np.concatenate([*source, [self.eos]]),
+            np.concatenate([*targets, [self.eos]]),
+            np.concatenate([*is_target, loss_mask[-1:]]),
+        )
+
+
+def _divide(items: int, parts: int, rng: Rng) -> Int64:
+    """Sizes of a random division of `items` into `parts`, none of them empty unless there are fewer items."""
+    cuts = np.sort(rng.permutation(max(items - 1, 0))[: parts - 1]) + 1
+    return np.diff(np.concatenate(([0], cuts, [items])))
+
+
+def decoder_start(tokens: SpecialTokens, tokenizer: Tokenizer) -> int:
+    """The id of the decoder's first input in this tokenizer: the token with the same role as in the model's own.
+
+    Args:
+        tokens: the special tokens of the model's preset, in the ids of its own tokenizer: which role they give to
+            `decoder_start` is what counts (T5, Marian: padding; BART: end).
+
+    Raises:
+        UserError: the tokenizer has no token in any role that would do.
+    """
+    roles = ((tokens.pad, tokenizer.pad), (tokens.bos, tokenizer.bos), *((id_, tokenizer.eos) for id_ in tokens.eos))
+    same = [ours for theirs, ours in roles if theirs is not None and theirs == tokens.decoder_start]
+    for id_ in (*same, tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.cls):
+        if id_ is not None:
+            return id_
+    raise UserError(
+        "An encoder-decoder needs a tokenizer with a padding, a beginning or an end token for its decoder to start "
+        "with, and this one has none: train one with --tokenizer bpe:N."
+    )
 
 
 def objective(

@@ -22,7 +22,7 @@ from anyformer import limits
 from anyformer.data.batch import Int64
 from anyformer.data.corpus import VALIDATION_FRACTION, Sizes, Split, common_folder, labeled
 from anyformer.data.documents import Document
-from anyformer.data.formats.text import text_lines
+from anyformer.data.formats import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
 from anyformer.data.parallel_encoding import Ids
 from anyformer.data.rows import records

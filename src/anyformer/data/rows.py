@@ -8,11 +8,10 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from anyformer import limits
-from anyformer.data.formats import Location, too_large
+from anyformer.data.formats import Location, too_large, whole_text
 from anyformer.data.formats.delimited import sentences, table_rows
 from anyformer.data.formats.json_records import json_records
 from anyformer.data.formats.parquet import class_names, open_parquet, parquet_rows
-from anyformer.data.formats.text import whole_text
 from anyformer.data.input_files import (
     RECORD_SUFFIXES,
     ROW_BYTES,

@@ -174,22 +174,25 @@ def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | N
     files = [TokenFile.open(part) for part in parts]
     headers = [file.header for file in files]
     ended = separator is not None and any(header.documents for header in headers)
-    left = tokens = sum(header.tokens for header in headers) - ended
-    digest = hashlib.sha256()
+    left = sum(header.tokens for header in headers) - ended
     with path.open("wb") as file:
-        file.write(bytes(HEADER))
+        writer = _Writer(file, headers[0].vocab_size, None)
         for part in files:
             for start in range(0, len(part), _BLOCK):
-                content = part.ids[start : min(start + _BLOCK, len(part), start + left)].tobytes()
-                file.write(content)
-                digest.update(content)
-                left -= min(_BLOCK, len(part) - start, left)
-        sizes = sum(header.bytes for header in headers), sum(header.documents for header in headers)
-        _write_header(file, Header(headers[0].dtype, tokens, *sizes, headers[0].vocab_size, digest.hexdigest()))
+                block = part.ids[start : min(start + _BLOCK, len(part), start + left)]
+                writer.append(block)
+                left -= len(block)
+        writer.bytes = sum(header.bytes for header in headers)
+        writer.documents = sum(header.documents for header in headers)
+        writer.finish(more=False)
 
 
 class _Writer:
-    """Writes a token file bit by bit; `finish` makes it complete."""
+    """Writes a token file bit by bit; `finish` makes it complete.
+
+    Attributes:
+        bytes, documents: as in `Header`.
+    """
 
     def __init__(self, file: BinaryIO, vocab_size: int, separator: int | None) -> None:
         self._file = file
@@ -197,7 +200,7 @@ class _Writer:
         self._separator = separator
         self._dtype = id_dtype(vocab_size)
         self._lengths = array("I")
-        self._tokens = self._bytes = self._documents = 0
+        self._tokens = self.bytes = self.documents = 0
         self._between = False
         self._hash = hashlib.sha256()
         file.write(bytes(HEADER))
@@ -207,28 +210,24 @@ class _Writer:
         if self._separator is not None:
             starts = np.cumsum(lengths, dtype=np.int64) - lengths
             ids = np.insert(ids, starts[np.append(self._between, last[:-1])], self._separator)
+        self.append(ids)
+        self._lengths.frombytes(lengths.tobytes())
+        self.bytes += sum(utf8_length(document.text) for document in documents)
+        self.documents += int(last.sum())
+        self._between = bool(last[-1])
+
+    def append(self, ids: Ids) -> None:
         content = np.ascontiguousarray(ids, dtype=self._dtype).tobytes()
         self._file.write(content)
         self._hash.update(content)
-        self._lengths.frombytes(lengths.tobytes())
         self._tokens += len(ids)
-        self._bytes += sum(utf8_length(document.text) for document in documents)
-        self._documents += int(last.sum())
-        self._between = bool(last[-1])
 
     def finish(self, *, more: bool) -> Lengths:
         """Write the header; returns the number of ids of each document."""
         if more and self._between and self._separator is not None:
-            content = np.array([self._separator], self._dtype).tobytes()
-            self._file.write(content)
-            self._hash.update(content)
-            self._tokens += 1
+            self.append(np.array([self._separator], self._dtype))
         name, digest = self._dtype.newbyteorder("=").name, self._hash.hexdigest()
-        header = Header(name, self._tokens, self._bytes, self._documents, self._vocab_size, digest)
-        _write_header(self._file, header)
+        header = Header(name, self._tokens, self.bytes, self.documents, self._vocab_size, digest)
+        self._file.seek(0)
+        self._file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")
         return np.array(self._lengths, dtype=np.uint32)
-
-
-def _write_header(file: BinaryIO, header: Header) -> None:
-    file.seek(0)
-    file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")

@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.tables import Sentences, Texts, read_sentences, read_texts
 from anyformer.errors import UserError

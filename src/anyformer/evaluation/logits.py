@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.data.examples import Example
-from anyformer.data.examples.classifier_input import ClassifierInput, encode_texts, encode_words
+from anyformer.data.examples.encoded import ClassifierInput, encode_texts, encode_words
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.label_metrics import (
     ClassScores,

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError
 from anyformer.evaluation.scorer import Query, Scorer
 from anyformer.generation import inference

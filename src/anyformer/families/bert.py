@@ -243,7 +243,10 @@ def _derived_mpnet(raw: Raw, values: Values, kind: HeadKind) -> Values:
 
 
 _MPNET_LAYER = {
-    **{f"attention.attn.{name[0]}": f"attention.{name}" for name in ("query", "key", "value", "output")},
+    "attention.attn.q": "attention.query",
+    "attention.attn.k": "attention.key",
+    "attention.attn.v": "attention.value",
+    "attention.attn.o": "attention.output",
     "attention.LayerNorm": "attention_norm",
     **{name: ours for name, ours in LAYER.items() if not name.startswith("attention.")},
 }

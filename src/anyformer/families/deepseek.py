@@ -153,6 +153,14 @@ _YARN: dict[str, Any] = {
     "beta_slow": 1.0,
 }
 _LONG = {"max_position_embeddings": 163_840}
+_V2_PRESET: dict[str, Any] = {
+    **_LONG,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "bos_token_id": 100_000,
+    "eos_token_id": 100_001,
+}
 _V2 = replace(
     LLAMA,
     model_type="deepseek_v2",
@@ -172,29 +180,15 @@ _V2 = replace(
     written=_written_v2,
     rows=_rows,
     published={
-        "deepseek-v2-lite": _sizes(
-            *(2048, 27, 16, 10944, 1408),
-            **_LONG,
-            q_lora_rank=None,
-            num_experts_per_tok=6,
-            first_k_dense_replace=1,
-            rope_scaling={**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
-            bos_token_id=100_000,
-            eos_token_id=100_001,
-        ),
+        "deepseek-v2-lite": _sizes(2048, 27, 16, 10944, 1408, **_V2_PRESET, q_lora_rank=None),
         "deepseek-v2": _sizes(
             *(5120, 60, 128, 12288, 1536),
-            **_LONG,
+            **_V2_PRESET,
             n_routed_experts=160,
-            num_experts_per_tok=6,
-            first_k_dense_replace=1,
             routed_scaling_factor=16.0,
             topk_method="group_limited_greedy",
             n_group=8,
             topk_group=3,
-            rope_scaling={**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
-            bos_token_id=100_000,
-            eos_token_id=100_001,
         ),
     },
 )

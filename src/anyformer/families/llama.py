@@ -219,7 +219,7 @@ def _written_granite(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_GRANITE_PRESET = {
+GRANITE_PRESET = {
     "vocab_size": 49155,
     "num_key_value_heads": 8,
     "max_position_embeddings": 4096,
@@ -246,11 +246,11 @@ GRANITE = replace(
     derived=_derived_granite,
     written=_written_granite,
     published={
-        "granite-3.0-2b": _granite_sizes(2048, 40, 32, 8192, 0.015625, 8.0, **_GRANITE_PRESET),
-        "granite-3.0-8b": _granite_sizes(4096, 40, 32, 12800, 0.0078125, 16.0, **_GRANITE_PRESET),
+        "granite-3.0-2b": _granite_sizes(2048, 40, 32, 8192, 0.015625, 8.0, **GRANITE_PRESET),
+        "granite-3.0-8b": _granite_sizes(4096, 40, 32, 12800, 0.0078125, 16.0, **GRANITE_PRESET),
         "granite-3.3-8b": _granite_sizes(
             *(4096, 40, 32, 12800, 0.0078125, 16.0),
-            **{**_GRANITE_PRESET, "vocab_size": 49159, "max_position_embeddings": 131072, "rope_theta": 10_000_000.0},
+            **{**GRANITE_PRESET, "vocab_size": 49159, "max_position_embeddings": 131072, "rope_theta": 10_000_000.0},
         ),
     },
 )

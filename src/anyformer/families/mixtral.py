@@ -11,7 +11,7 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, GRANITE, LLAMA, NANO, QWEN3
+from anyformer.families.llama import BIAS, FIELDS, GRANITE, GRANITE_PRESET, LLAMA, NANO, QWEN3
 from anyformer.families.rotary import read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, stacked
 
@@ -156,17 +156,12 @@ OLMOE = replace(
 )
 _granite_sizes = sizes("hidden_size num_hidden_layers num_attention_heads num_local_experts")
 _GRANITE_PRESET = {
-    "vocab_size": 49155,
-    "max_position_embeddings": 4096,
-    "num_key_value_heads": 8,
+    **GRANITE_PRESET,
     "intermediate_size": 512,
     "num_experts_per_tok": 8,
-    "embedding_multiplier": 12.0,
+    "rms_norm_eps": 1e-6,
     "logits_scaling": 6.0,
-    "residual_multiplier": 0.22,
     "attention_multiplier": 0.015625,
-    "tie_word_embeddings": True,
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
 }
 
 

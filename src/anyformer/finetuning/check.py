@@ -4,8 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from anyformer.data.examples import Example
-from anyformer.data.examples.held_out import Twice
+from anyformer.data.examples import Example, Twice
 from anyformer.data.formats import Location
 from anyformer.errors import UserError, quote
 from anyformer.tasks.task import Encoded, EncodedText, Task

@@ -20,10 +20,9 @@ from anyformer.checkpoint import inspect, load, weights_fingerprint
 from anyformer.config import ModelConfig
 from anyformer.console import Console
 from anyformer.data.disk_cache import Cache, key
-from anyformer.data.examples import Example
+from anyformer.data.examples import Example, digest, duplicates, held_out, overlap
 from anyformer.data.examples.columns import as_columns
 from anyformer.data.examples.datasets import Dataset, ExampleBatches
-from anyformer.data.examples.held_out import digest, duplicates, held_out, overlap
 from anyformer.data.token_files import TokenFile
 from anyformer.errors import UserError
 from anyformer.evaluation.perplexity import Text

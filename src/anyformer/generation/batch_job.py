@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from anyformer import atomic, limits
-from anyformer.data.formats.text import text_lines
+from anyformer.data.formats import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
 from anyformer.data.rows import records
 from anyformer.errors import UserError, quote

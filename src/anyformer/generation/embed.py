@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.linear import Linear
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError
 from anyformer.fastest_dtype import fastest, product_seconds, products
 from anyformer.generation.compiled_decoder import UnsupportedModelError

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError, quote
 from anyformer.generation import inference
 from anyformer.model import Transformer

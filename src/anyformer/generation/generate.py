@@ -7,7 +7,7 @@ from typing import Any, Unpack, cast
 
 import torch
 
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError
 from anyformer.generation.beam_search import Hypotheses, beam_search_ids
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve

@@ -15,7 +15,7 @@ from torch import nn
 from anyformer.adapters import add_adapter
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch, Rng
-from anyformer.data.span_corruption import SpanCorruption
+from anyformer.data.objectives import SpanCorruption
 from anyformer.errors import UserError
 from anyformer.fastest_dtype import INT8
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete, read_fine_tuning

@@ -161,10 +161,8 @@ class RunDirectory:
         if not self.writes:
             return
         path = self.path / METRICS
-        try:
+        with atomic.writing(path):
             atomic.append(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror or error}.") from error
 
     def finished(self) -> bool:
         """Whether the last line of metrics.jsonl says so."""

@@ -9,7 +9,6 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from textwrap import indent
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from anyformer import atomic, limits
-from anyformer.errors import UserError, nearest, quote
+from anyformer.errors import UserError, library, nearest, quote
 from anyformer.runs.listing import flatten, passages
 from anyformer.terminal import message
 
@@ -55,8 +54,8 @@ class TensorBoard(Tracker):
 
     def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
         _library("tensorboard")
-        library = _library("torch.utils.tensorboard")
-        self._writer = library.SummaryWriter(str(directory / "tensorboard"), flush_secs=10)
+        module = _library("torch.utils.tensorboard")
+        self._writer = module.SummaryWriter(str(directory / "tensorboard"), flush_secs=10)
         self.log(0, {}, {"config": "\n".join(f"{name}: {value}" for name, value in config.items())})
 
     @override
@@ -86,18 +85,18 @@ class WeightsAndBiases(Tracker):
     network that is down: what could not be sent lies in the run directory."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], resumed: bool) -> None:
-        library = _library("wandb")
+        wandb = _library("wandb")
         folder = directory / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         id_file = folder / "run-id"
         same = {"id": limits.read_text(id_file), "resume": "allow"} if resumed and id_file.is_file() else {}
-        settings = {name: value for name, value in self._SETTINGS.items() if name in library.Settings.model_fields}
-        self._run = library.init(
+        settings = {name: value for name, value in self._SETTINGS.items() if name in wandb.Settings.model_fields}
+        self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=directory.name,
             config=dict(config),
             dir=str(directory),
-            settings=library.Settings(**settings),
+            settings=wandb.Settings(**settings),
             **same,
         )
         atomic.write(id_file, self._run.id)
@@ -223,11 +222,8 @@ def check(names: Sequence[str]) -> None:
 
 def _library(name: str) -> Any:
     """A tracker's library. Raises UserError where it is not installed."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.rpartition(".")[2]
-        raise UserError(f"--track {package} needs {package}: pip install 'anyformer[track]'.") from error
+    package = name.rpartition(".")[2]
+    return library(name, f"--track {package}", "track", package)
 
 
 def _sentence(error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError, quote
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer

@@ -9,10 +9,9 @@ import numpy as np
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch, Rng
 from anyformer.data.examples import ClassifyExample
-from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS, Names
 from anyformer.data.examples.datasets import Dataset, labeled
-from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.encoded import Truncation, encode_texts
 from anyformer.data.examples.labels import resolve_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote

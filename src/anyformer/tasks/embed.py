@@ -10,10 +10,9 @@ import numpy as np
 from anyformer.config import ModelConfig
 from anyformer.data.batch import EmbeddingBatch, Rng
 from anyformer.data.examples import EmbedExample
-from anyformer.data.examples.classifier_input import encode_texts
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS
 from anyformer.data.examples.datasets import Dataset, compared
-from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.encoded import Truncation, encode_texts
 from anyformer.data.examples.labels import resolve_embeddings
 from anyformer.data.examples.parts import Parts, as_list, as_text, fault, read_label
 from anyformer.errors import UserError, quote

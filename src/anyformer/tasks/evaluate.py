@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns, PythonColumns, as_columns
 from anyformer.data.examples.labels import LabelKind

@@ -8,10 +8,9 @@ import numpy as np
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch, Rng
 from anyformer.data.examples import TagExample
-from anyformer.data.examples.classifier_input import encode_words
 from anyformer.data.examples.columns import WORDS
 from anyformer.data.examples.datasets import Dataset, tagged
-from anyformer.data.examples.encoded import Truncation
+from anyformer.data.examples.encoded import Truncation, encode_words
 from anyformer.data.examples.labels import resolve_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
 from anyformer.errors import UserError, quote

@@ -2,11 +2,10 @@
 
 core             Tokenizer: encode, decode, chat, save; StreamDecoder: decoding one token at a time
 loading          a directory of any kind, also from before tokenizer.json -> a Tokenizer
-files            the files of a tokenizer: names and contents
+files            the files of a tokenizer: names, contents, and the tokens by role that they declare
 sentencepiece    spiece.model, spm.model, M2M-100's and Marian's SentencePiece models
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
 library          parts of pipelines of the library `tokenizers`, and its errors as UserError
-special          tokens by role, as a directory declares them
 prompt           what a decoder reads before it goes on, in training as in generation
 template_sandbox chat templates, and template_budget, the cost of what they do
 """

@@ -17,7 +17,7 @@ from tokenizers import models
 
 from anyformer import atomic, limits
 from anyformer.errors import UserError, quote
-from anyformer.tokenizer import files, special, training
+from anyformer.tokenizer import files, training
 from anyformer.tokenizer.library import translated
 
 Message = Mapping[str, Any]
@@ -61,15 +61,15 @@ class Tokenizer:
             limits.parse_object(self._files[name], Path(name)) if name in self._files else None
             for name in (files.SPECIAL_MAP, files.ADDED)
         )
-        declared = special.declared(config, special_map)
+        declared = files.declared(config, special_map)
         padding: dict[str, Any] | None = cast("Any", backend).padding
-        self._roles = special.roles_of(declared, backend.get_vocab(with_added_tokens=True), padding)
-        special.add_declared(backend, declared, self._roles, added)
+        self._roles = files.roles_of(declared, backend.get_vocab(with_added_tokens=True), padding)
+        files.add_declared(backend, declared, self._roles, added)
         # Settings of a saved pipeline, not of the text: `transformers` pads and cuts only when asked to.
         backend.no_padding()
         backend.no_truncation()
 
-        self.bos, self.eos, self.unk, self.sep, self.pad, self.cls, self.mask = map(self._id, special.ROLES)
+        self.bos, self.eos, self.unk, self.sep, self.pad, self.cls, self.mask = map(self._id, files.ROLES)
         self.chat_template = self._template()
         longest: object = config.get("model_max_length")
         self.model_max_length: int | None = None

@@ -1,12 +1,15 @@
-"""The files of a tokenizer's directory: their names and contents."""
+"""The files of a tokenizer's directory: names, contents, and the tokens by role (beginning, end ...) in them."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
+from tokenizers import AddedToken
+
+from anyformer.tokenizer.library import add
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -57,3 +60,84 @@ def vocabulary_files(backend: tokenizers.Tokenizer) -> dict[str, bytes]:
             "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)).encode(),
         }
     return {}
+
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+GENERIC_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer"})
+"""Classes that declare nothing by themselves: a role that the files leave out does not exist."""
+
+CONVENTIONS: tuple[dict[str, str], ...] = (
+    {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"},
+    {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"},
+    {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
+)
+"""Special tokens that older directories leave to their tokenizer class: the first line with all in the vocabulary."""
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def as_token(value: object, *, special: bool = True) -> AddedToken | None:
+    """Read a token as the files write it: a string, or a dict with its content and flags; None for null."""
+    if isinstance(value, str):
+        return AddedToken(value, special=special, normalized=not special)
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        flags = {flag: bool(fields[flag]) for flag in _FLAGS if flag in fields}
+        return AddedToken(str(fields["content"]), **{"special": special, **flags})
+    return None
+
+
+def declared(config: Mapping[str, Any], special_map: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Merge `special_tokens_map.json` into the config, where the config has no `added_tokens_decoder`.
+
+    That is the rule of `transformers` 5: the map is the older place, and wins only in older directories.
+    """
+    return dict(config) if special_map is None or "added_tokens_decoder" in config else {**config, **special_map}
+
+
+def roles_of(
+    config: Mapping[str, Any], vocabulary: Mapping[str, int], padding: Mapping[str, Any] | None = None
+) -> dict[str, AddedToken]:
+    """Return the token of every role: the declared ones, completed by convention for non-generic classes.
+
+    The padding set up in a `tokenizer.json`, where there is one, names the padding token as a last resort.
+    """
+    usual: Mapping[str, str] = {}
+    if config.get("tokenizer_class") not in GENERIC_CLASSES:
+        usual = next((roles for roles in CONVENTIONS if vocabulary.keys() >= set(roles.values())), {})
+    tokens = {role: as_token(config.get(f"{role}_token", usual.get(role))) for role in ROLES}
+    if padding is not None and tokens["pad"] is None and "pad_token" not in config:
+        tokens["pad"] = AddedToken(str(padding["pad_token"]), special=True, normalized=False)
+    return {role: token for role, token in tokens.items() if token is not None}
+
+
+def add_declared(
+    backend: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    roles: Mapping[str, AddedToken],
+    added: Mapping[str, int] | None = None,
+) -> None:
+    """Give the backend the tokens that only the config names, in the order that `transformers` adds them.
+
+    `added` is the content of a legacy `added_tokens.json`: token -> id.
+    """
+    present = backend.get_added_tokens_decoder().values()
+    decoder = cast("Mapping[str, Any]", config.get("added_tokens_decoder") or {})
+    listed = [as_token(decoder[key], special=False) for key in sorted(decoder, key=int)]
+    if not decoder and added:
+        specials = {token.content for token in roles.values()}
+        listed += [as_token(token, special=token in specials) for token in sorted(added, key=added.__getitem__)]
+    descriptions = {repr(token) for token in present}
+    tokens = [token for token in listed if token is not None and repr(token) not in descriptions]
+
+    contents = {token.content for token in (*present, *tokens)}
+    extra: object = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    values = cast("dict[str, Any]", extra).values() if isinstance(extra, dict) else cast("list[Any]", extra)
+    for token in (*roles.values(), *(as_token(value) for value in values)):
+        if token is not None and token.content not in contents:
+            contents.add(token.content)
+            tokens.append(token)
+    add(backend, tokens)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import tokenizers
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.errors import UserError
 from anyformer.terminal import shorten
@@ -75,6 +75,18 @@ def surround(
 def surround_sentences(backend: tokenizers.Tokenizer, cls: str, sep: str) -> None:
     """Make it `[CLS] a [SEP]`, and `[CLS] a [SEP] b [SEP]` with segment 1 for the second text."""
     surround(backend, cls, sep, second_segment=1, before_second=False)
+
+
+def word_piece(
+    vocabulary: dict[str, int], config: Mapping[str, Any], unk: str, cls: str, sep: str
+) -> tokenizers.Tokenizer:
+    """BERT's tokenizer (Devlin et al. 2018): clean as the config asks, split on space and punctuation, WordPiece."""
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=100))
+    backend.normalizer = bert_normalizer(config)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    surround_sentences(backend, cls, sep)
+    return backend
 
 
 def byte_words(*patterns: str, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:

@@ -12,9 +12,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer import limits
 from anyformer.errors import UserError, cut, quote
-from anyformer.tokenizer import files, sentencepiece, special
+from anyformer.tokenizer import files, sentencepiece
 from anyformer.tokenizer.core import Tokenizer
-from anyformer.tokenizer.library import bert_normalizer, byte_words, surround, surround_sentences, translated
+from anyformer.tokenizer.library import bert_normalizer, byte_words, surround, translated, word_piece
 
 
 def load(path: Path) -> Tokenizer:
@@ -44,14 +44,14 @@ def _read(path: Path, directory: Path) -> Tokenizer:
         with translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
             backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         is_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
-        if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in special.GENERIC_CLASSES:
+        if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in files.GENERIC_CLASSES:
             # it and its like win over tokenizer.json, as in BERT's own class
             backend.normalizer = bert_normalizer(config)
         _surround_with_language(backend, config)
         return Tokenizer(backend, config, {**companions, files.TOKENIZER: content})
     if all((directory / name).is_file() for name in sentencepiece.PAIR):
         return sentencepiece.MarianTokenizer(directory, config, companions)
-    declared = special.declared(config, parsed.get(files.SPECIAL_MAP))
+    declared = files.declared(config, parsed.get(files.SPECIAL_MAP))
     for names, build in _LEGACY.items():
         if all((directory / name).is_file() for name in names):
             return Tokenizer(build(directory, declared), config, companions)
@@ -92,19 +92,15 @@ def _surround_with_language(backend: tokenizers.Tokenizer, config: Mapping[str, 
 
 
 def _word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from `vocab.txt` (Devlin et al. 2018): clean, split on space and punctuation, WordPiece."""
+    """BERT's tokenizer from `vocab.txt`, see `word_piece`."""
     path = directory / "vocab.txt"
     with translated(f"{path} can't be read as a WordPiece vocabulary"):
         vocabulary = models.WordPiece.read_file(str(path))
-    roles = special.roles_of(config, vocabulary)
+    roles = files.roles_of(config, vocabulary)
     if any(role not in roles or roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
         raise UserError(f"{path} has no [UNK], [CLS] and [SEP], so it is not a BERT vocabulary.")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=roles["unk"].content))
-    backend.normalizer = bert_normalizer(config)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    surround_sentences(backend, roles["cls"].content, roles["sep"].content)
-    return backend
+    unk, cls, sep = (roles[role].content for role in ("unk", "cls", "sep"))
+    return word_piece(vocabulary, config, unk, cls, sep)
 
 
 def _byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -131,7 +127,7 @@ def _byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeni
         backend.pre_tokenizer = byte_words(add_prefix_space=space)
         return backend
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    roles = {role: token.content for role, token in special.roles_of(config, vocabulary).items()}
+    roles = {role: token.content for role, token in files.roles_of(config, vocabulary).items()}
     if "cls" in roles and "sep" in roles:
         sep, cls = ((roles[role], vocabulary[roles[role]]) for role in ("sep", "cls"))
         backend.post_processor = processors.RobertaProcessing(sep, cls, bool(config.get("trim_offsets", True)), space)

@@ -9,10 +9,9 @@ import numpy as np
 
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch
-from anyformer.data.batches import Batches, count_validation_batches, validation_batches
+from anyformer.data.batches import Batches, PairBatches, count_validation_batches, validation_batches
 from anyformer.data.disk_cache import key
 from anyformer.data.objectives import decoder_start, objective
-from anyformer.data.pair_batches import PairBatches
 from anyformer.data.pairs import PairFile
 from anyformer.data.token_files import TokenFile
 from anyformer.errors import UserError

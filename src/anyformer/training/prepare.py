@@ -16,7 +16,6 @@ from typing import Any, TypeAlias, TypeVar
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from anyformer.cluster import workers
 from anyformer.config import ModelConfig, SpecialTokens
 from anyformer.console import Console
 from anyformer.data.corpus import Corpus, Part, Split, standard_library
@@ -31,7 +30,7 @@ from anyformer.data.shards import measure_shards, tokenize_shards
 from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
-from anyformer.processes import ProcessExecutor
+from anyformer.processes import ProcessExecutor, workers
 from anyformer.runs.directory import model_directory
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.training import input_names, parse_spec

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from anyformer.blocks.quantized import dequantize
 from anyformer.checkpoint import load
 from anyformer.checkpoint.gguf.container import NAMED, TYPES, Container
-from anyformer.checkpoint.gguf.tensors import QUANTIZED, dense, quantized
+from anyformer.checkpoint.gguf.source import QUANTIZED, dense, quantized
 from anyformer.errors import UserError
 from tests.checkpoint.gguf import sample_files
 

@@ -11,7 +11,7 @@ import torch
 import anyformer as af
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.mixtures import join_latent
-from anyformer.checkpoint.gguf.tensors import dense
+from anyformer.checkpoint.gguf.source import dense
 from tests.checkpoint.gguf import sample_files
 
 pytest.importorskip("gguf")

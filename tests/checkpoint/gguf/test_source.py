@@ -14,8 +14,7 @@ import anyformer as af
 from anyformer.blocks.quantized import dequantize
 from anyformer.checkpoint.gguf.architectures import ARCHITECTURES
 from anyformer.checkpoint.gguf.container import Container
-from anyformer.checkpoint.gguf.source import GGUFSource
-from anyformer.checkpoint.gguf.tensors import quantized
+from anyformer.checkpoint.gguf.source import GGUFSource, quantized
 from anyformer.cli.main import main
 from anyformer.kernels.quantization import QuantizedWeight
 from tests.checkpoint.gguf import sample_files

@@ -11,7 +11,7 @@ import torch
 from tokenizers import models, normalizers, processors
 
 import anyformer as af
-from anyformer.checkpoint.gguf import tensors
+from anyformer.checkpoint.gguf import write
 from anyformer.checkpoint.gguf.container import NAMED, Container
 from anyformer.cli.main import main
 
@@ -81,9 +81,9 @@ def test_rows_that_are_no_whole_number_of_blocks_fall_back(tmp_path: Path) -> No
 
 def test_quantizing_part_by_part_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(37, 64)
-    whole = tensors.encode("w", tensor, NAMED["Q5_1"])
-    monkeypatch.setattr(tensors, "_AT_ONCE", 5 * 64)
-    assert np.array_equal(tensors.encode("w", tensor, NAMED["Q5_1"]), whole)
+    whole = write._encode("w", tensor, NAMED["Q5_1"])
+    monkeypatch.setattr(write, "_AT_ONCE", 5 * 64)
+    assert np.array_equal(write._encode("w", tensor, NAMED["Q5_1"]), whole)
     assert np.array_equal(gguf.quantize(tensor.numpy(), gguf.GGMLQuantizationType.Q5_1), whole)
 
 

@@ -13,7 +13,7 @@ from anyformer.checkpoint.gguf.mixtures import GRANITE, MIXTRAL, MIXTURES, ROPE_
 from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import canonical, to_huggingface
-from anyformer.families.base import Raw, supported
+from anyformer.families.base import Raw, none_if_default, supported
 from anyformer.families.rotary import LAYER_TYPES, write_layer_types
 from anyformer.families.rows import Row, resolve
 from anyformer.model import skeleton
@@ -22,6 +22,11 @@ from anyformer.model import skeleton
 def _write_rotary(config: ModelConfig) -> Raw:
     head_dim = config.attention.head_dim or config.d_model // config.attention.heads
     return {"rope.dimension_count": int(head_dim * config.position.rotary_fraction)}
+
+
+def _plain(contents: Contents) -> Raw:
+    """A model without biases, whose head is the token table."""
+    return {"tie_word_embeddings": True, "attention_bias": False}
 
 
 def _falcon(contents: Contents) -> Raw:
@@ -74,11 +79,16 @@ def _windows(contents: Contents, period: int, window: int = 0) -> Raw:
 
 def _write_windows(config: ModelConfig, period: int) -> Raw:
     """The keys that `_windows` reads; those of the nearest model where no period gives the layers."""
-    types, window = write_layer_types(config), (config.other_layers and config.other_layers.window)
-    periods = (period, *range(2, len(types) + 2))
-    fitting = (n for n in periods if types == [LAYER_TYPES[(layer + 1) % n != 0] for layer in range(len(types))])
-    found = next(fitting, period)
-    return {_WINDOW: window or config.attention.window, _PERIOD: None if found == period else found}
+    window = config.other_layers and config.other_layers.window
+    return {_WINDOW: window or config.attention.window, _PERIOD: _period(config, period, first=1)}
+
+
+def _period(config: ModelConfig, usual: int, first: int) -> int | None:
+    """Layers of which one sees all; None: as many as usual. The first layer has the number `first`."""
+    types = write_layer_types(config)
+    numbers = range(first, first + len(types))
+    periods = (n for n in (usual, *range(2, len(types) + 2)) if types == [LAYER_TYPES[i % n != 0] for i in numbers])
+    return none_if_default(next(periods, usual), usual)
 
 
 def _local_theta(config: ModelConfig) -> Raw:
@@ -106,10 +116,8 @@ def _modern_bert(contents: Contents) -> Raw:
 
 
 def _write_modern_bert(config: ModelConfig) -> Raw:
-    types, keys = write_layer_types(config), {"rope.freq_base": config.position.theta, **_local_theta(config)}
-    fits = (n for n in (3, *range(2, len(types) + 2)) if types == [LAYER_TYPES[i % n != 0] for i in range(len(types))])
-    found = next(fits, 3)
-    return keys | {_WINDOW: _both_sides(config), _PERIOD: None if found == 3 else found}
+    windows = {_WINDOW: _both_sides(config), _PERIOD: _period(config, 3, first=0)}
+    return {"rope.freq_base": config.position.theta, **_local_theta(config), **windows}
 
 
 def _gemma2(contents: Contents) -> Raw:
@@ -141,12 +149,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("llama", ("llama", "mistral"), neighboring=True, ignored=ROPE_BUFFERS),
         Architecture("qwen2", ("qwen2",), ignored=ROPE_BUFFERS),
         Architecture("qwen3", ("qwen3",), ignored=ROPE_BUFFERS),
-        Architecture(
-            "gemma",
-            ("gemma",),
-            # It has no biases, and its head is the token table.
-            inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
-        ),
+        Architecture("gemma", ("gemma",), inferred=_plain),
         Architecture(
             "gemma2",
             ("gemma2",),
@@ -252,8 +255,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "command-r",
             ("cohere",),
             keys={"logit_scale": "head.scale"},
-            # It has no biases, and its head is the token table.
-            inferred=lambda contents: {"tie_word_embeddings": True, "attention_bias": False},
+            inferred=_plain,
         ),
         Architecture(
             "falcon",

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyformer.errors import UserError, quote
-from anyformer.limits import open_file
+from anyformer.limits import open_file, reading
 
 _VERSIONS = (2, 3)
 _ALIGNMENT, _MOST_ALIGNMENT = 32, 2**20
@@ -103,10 +103,8 @@ class Container:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with open_file(self.path) as file:
+            with reading(self.path), open_file(self.path) as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise UserError(f"{self.path} can't be read: {error.strerror or error}.") from error
         except ValueError as error:
             raise UserError(f"{self.path} is empty.") from error
         reader = _Reader(self._bytes, self.path)

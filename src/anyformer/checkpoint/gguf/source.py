@@ -1,10 +1,15 @@
-"""A GGUF file as a source of tensors: its config, its table of names and its weights."""
+"""A GGUF file as a source of tensors: its config, its table of names and its weights.
+
+These are floating point, or the integers, scales and minima of a quantized one.
+"""
 
 from functools import reduce
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,14 +19,16 @@ from anyformer.checkpoint.gguf.architectures import described, from_gguf
 from anyformer.checkpoint.gguf.container import Container
 from anyformer.checkpoint.gguf.contents import Contents, Output
 from anyformer.checkpoint.gguf.mixtures import halves_of_latent, join_latent, joined_latents
-from anyformer.checkpoint.gguf.tensors import dense, quantized, stored_dtype
 from anyformer.checkpoint.sources import TensorSource
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError, cut
+from anyformer.errors import UserError, cut, library, located
 from anyformer.families.base import Family
 from anyformer.kernels.quantization import QuantizedWeight
 from anyformer.tokenizer import Tokenizer
 
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1")
+"""Types that `quantized` reads: those whose blocks are groups of ours."""
 _HEAD, _TABLE, _FACTORS = "output.weight", "token_embd.weight", "rope_freqs.weight"
 
 
@@ -64,10 +71,8 @@ class GGUFSource(TensorSource):
 
     @override
     def tokenizer(self) -> Tokenizer | None:
-        try:
+        with located(self.path):
             tokenizer = tokenizer_reader.read(self.container.metadata)
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
         if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
             raise UserError(
                 f"{self.path} has {tokenizer.vocab_size} tokens, and its model only {self.config.vocab_size}."
@@ -82,10 +87,9 @@ def read_config(container: Container, contents: Contents | None = None) -> Model
     if isinstance(parts, int) and parts > 1:
         raise UserError(f"{path} is one of {parts} parts; join them with `llama-gguf-split --merge` first.")
     try:
-        contents = contents or _contents(container)
-        config = from_gguf(contents)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        with located(path):
+            contents = contents or _contents(container)
+            config = from_gguf(contents)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path} has metadata that is missing or misshapen: {cut(str(error))}.") from error
     head_dim = config.attention.head_dim or config.d_model // config.attention.heads
@@ -126,3 +130,54 @@ def _rope_factors(container: Container) -> list[float] | None:
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise UserError(f"{container.path}: {_FACTORS} should hold positive numbers.")
     return [float(str(factor)) for factor in factors]
+
+
+def stored_dtype(container: Container, name: str) -> torch.dtype:
+    """The dtype that `dense` gives: as stored, float32 for what is quantized."""
+    return _FLOATS.get(container.tensors[name].type.name, torch.float32)
+
+
+def dense(container: Container, name: str) -> Tensor:
+    """One tensor in floating point; a copy, which does not hold on to the file.
+
+    Raises:
+        UserError: a format that can't be turned into floats, or the package that does it is not installed.
+    """
+    info = container.tensors[name]
+    blocks = container.blocks(name)
+    if info.type.name in _FLOATS:
+        return torch.from_numpy(blocks.reshape(-1).copy()).view(_FLOATS[info.type.name]).reshape(info.shape)
+    gguf = package(f"{container.path} has quantized weights, and reading them")
+    try:
+        with np.errstate(all="ignore"):  # scales that are no numbers make weights that are none
+            values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(info.type.number))
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"{container.path}: {name} is stored as {info.type.name}, which can't be turned into floating point."
+        ) from error
+    return torch.from_numpy(cast("NDArray[np.float32]", values)).reshape(info.shape)
+
+
+def quantized(container: Container, name: str) -> QuantizedWeight | None:
+    """A matrix, or a stack of them, of one of the `QUANTIZED` types, as stored; None for any other tensor. A copy.
+
+    In a block of 4 bits as in ours, byte j holds weight j in its low bits and weight j + 16 in its high ones.
+    """
+    info = container.tensors[name]
+    kind = info.type.name
+    if kind not in QUANTIZED or len(info.shape) not in (2, 3):
+        return None
+    blocks = container.blocks(name).reshape(*info.shape[:-1], -1, info.type.bytes)
+    header = 4 if kind == "Q4_1" else 2
+    numbers = torch.from_numpy(blocks[..., :header].copy()).view(torch.float16)
+    integers = torch.from_numpy(blocks[..., header:].copy()).flatten(-2)
+    scales = numbers[..., 0].contiguous()
+    if kind == "Q8_0":
+        return QuantizedWeight(integers.view(torch.int8), scales, None)
+    minima = numbers[..., 1].contiguous() if kind == "Q4_1" else -8 * scales
+    return None if minima.isinf().any() else QuantizedWeight(integers, scales, minima)
+
+
+def package(purpose: str) -> Any:
+    """The package gguf. Raises UserError where it is not installed, saying what needs it."""
+    return library("gguf", purpose, "gguf", "a package that is not installed")

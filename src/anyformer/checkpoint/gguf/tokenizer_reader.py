@@ -18,17 +18,16 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import supported
 from anyformer.tokenizer.core import Tokenizer
+from anyformer.tokenizer.files import CONVENTIONS
 from anyformer.tokenizer.library import (
     WORD_PATTERN,
     add,
-    bert_normalizer,
     byte_words,
     surround,
-    surround_sentences,
     translated,
+    word_piece,
 )
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline, unigram_model
-from anyformer.tokenizer.special import CONVENTIONS
 
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -242,17 +241,13 @@ def _word_piece(source: _Source) -> tokenizers.Tokenizer:
     missing = [role for role in ("unk", "cls", "sep") if role not in source.roles]
     if missing:
         raise UserError(f"The vocabulary has no token for the role {quote(missing[0])}, so it is not BERT's.")
-    backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=source.roles["unk"], max_input_chars_per_word=100))
     # Older files do not say whether text is folded to lower case, but if it is, no word has a capital.
     words = (name for name, kind in zip(names, source.types, strict=True) if kind == 1 and not name.startswith("["))
     lower = source.flag("normalizer.lowercase", all(word == word.lower() for word in words))
     accents = source.flag("normalizer.strip_accents", lower)
-    backend.normalizer = bert_normalizer(
-        {"do_lower_case": lower, "strip_accents": None if accents == lower else accents}
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    surround_sentences(backend, source.roles["cls"], source.roles["sep"])
+    config = {"do_lower_case": lower, "strip_accents": None if accents == lower else accents}
+    unk, cls, sep = (source.roles[role] for role in ("unk", "cls", "sep"))
+    backend = word_piece(ids, config, unk, cls, sep)
     source.tokens, source.ids = names, ids
     _add_special(backend, source, bos=False, eos=False)
     return backend

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anyformer import atomic
@@ -16,13 +17,13 @@ from anyformer.adapters.modules import adapter_of, base_state
 from anyformer.blocks.linear import GroupedLinear, Linear, LowRankAdapter
 from anyformer.checkpoint.gguf.architecture import Architecture
 from anyformer.checkpoint.gguf.architectures import architecture_of, table, to_gguf
-from anyformer.checkpoint.gguf.container import NAMED
+from anyformer.checkpoint.gguf.container import NAMED, TensorType
 from anyformer.checkpoint.gguf.contents import rope_factors
 from anyformer.checkpoint.gguf.mixtures import split_latents
-from anyformer.checkpoint.gguf.tensors import encode, format_named, package, stored_as
+from anyformer.checkpoint.gguf.source import package
 from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.config import HeadConfig, ModelConfig
-from anyformer.errors import UserError
+from anyformer.errors import UserError, nearest
 from anyformer.families.rows import COPY, Row
 from anyformer.model import Transformer, skeleton
 from anyformer.one_line import OneLine
@@ -31,6 +32,15 @@ from anyformer.tokenizer import Tokenizer
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 """llama.cpp's numbers for a file that is mostly of one type."""
+FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")}
+"""Types that a file can be written in, K-quants excepted: llama.cpp's quantizer makes those from F16 or F32."""
+
+_EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight", "ffn_gate_inp.weight")
+"""Small tables that llama.cpp adds or reads as they are, and routers, whose choice rounding would change."""
+_OUTER = ("token_embd.weight", "output.weight")
+_AT_ONCE = 2**22
+"""Weights that are quantized at once: the quantizer needs several times their room."""
+_LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,7 +76,7 @@ def save_gguf(
         raise UserError(
             "This model's matrices are integers already: write the model that they were made of, as q8_0 or q4_1."
         )
-    file_type = format_named(kind)
+    file_type = _format_named(kind)
     path = Path(path)
     notes: list[str] = []
     config = storable(model.config, notes)
@@ -83,7 +93,7 @@ def save_gguf(
     }
     rows = table(architecture, config, set(skeleton(config).state_dict()))
     tensors = _tensors(model, dict(split_latents(rows, config)))
-    formats = {name: stored_as(name, tensor.shape, file_type) for name, tensor in tensors.items()}
+    formats = {name: _stored_as(name, tensor.shape, file_type) for name, tensor in tensors.items()}
     if fallbacks := [name for name, stored in formats.items() if file_type.block > 1 and stored.name == "F16"]:
         notes.append(
             f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
@@ -109,7 +119,7 @@ def save_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in tensors.items():
-            writer.write_tensor_data(encode(name, tensor.row.operation.write(tensor.parts), formats[name]))
+            writer.write_tensor_data(_encode(name, tensor.row.operation.write(tensor.parts), formats[name]))
     return Written(architecture.name, counts, path.stat().st_size, notes)
 
 
@@ -208,6 +218,51 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             "llama.cpp computes YaRN with beta_fast 32 and beta_slow 1 whatever the file says, not with "
             f"{scaling.beta_fast:g} and {scaling.beta_slow:g}."
         )
+
+
+def _format_named(name: str) -> TensorType:
+    """The format of this name, such as q8_0. Raises UserError for one that can't be written."""
+    if name not in FORMATS:
+        raise UserError(f"There is no type {name!r} to convert to ({nearest(name, FORMATS)}).")
+    return FORMATS[name]
+
+
+def _stored_as(name: str, shape: Sequence[int], file_type: TensorType) -> TensorType:
+    """The format of one tensor in a file of this type.
+
+    Vectors, biases of experts and small tables stay F32. Where weights get fewer than 8 bits, the token table and the
+    head, on which quality hangs most, get 8; rows that are no whole number of blocks fall back to F16.
+    """
+    if len(shape) < 2 or name.endswith((*_EXACT, ".bias")):
+        return NAMED["F32"]
+    if file_type.block > 1 and shape[-1] % file_type.block:
+        return NAMED["F16"]
+    return NAMED["Q8_0"] if file_type.block > 1 and name in _OUTER else file_type
+
+
+def _encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:
+    """The bytes of a tensor in this format, [..., bytes of a row]; F32 and F16 as numbers.
+
+    Raises:
+        UserError: a number too large for F16.
+    """
+    if kind.name == "F32":
+        return cast("NDArray[np.float32]", tensor.float().contiguous().numpy())
+    if kind.name == "F16":
+        if tensor.numel() and float(tensor.abs().max()) > _LARGEST_F16:
+            raise UserError(f"The weight {name} has numbers too large for f16: convert with --type bf16 or f32.")
+        return cast("NDArray[np.float16]", tensor.half().contiguous().numpy())
+    if kind.name == "BF16":
+        return cast("NDArray[np.uint8]", tensor.bfloat16().contiguous().view(torch.uint8).numpy())
+    import gguf
+
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    quantized = np.empty((rows.shape[0], rows.shape[1] // kind.block * kind.bytes), dtype=np.uint8)
+    step = max(1, _AT_ONCE // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step].float().numpy()
+        quantized[start : start + step] = gguf.quantize(part, gguf.GGMLQuantizationType(kind.number))
+    return quantized.reshape(*tensor.shape[:-1], -1)
 
 
 def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:

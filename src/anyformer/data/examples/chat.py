@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from anyformer.data.examples import ChatExample
 from anyformer.data.examples.encoded import EncodedRow, end_of_text
-from anyformer.errors import UserError
+from anyformer.errors import UserError, located
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import common_prefix, encode_continuation, encode_conversation, render_conversation
 
@@ -43,7 +43,7 @@ def encode_chat_rows(tokenizer: Tokenizer, example: ChatExample, *, learn_all: b
         UserError: the conversation begins with an answer; the template refuses the messages; it doesn't write the
             prompt of an answer before the answer; without a template there is no token that ends an answer.
     """
-    with example.locating_errors():
+    with located(example.location):
         return _Encoder(tokenizer, example).rows(learn_all)
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from anyformer.data.batch import IGNORED, Batch, Bool, EmbeddingBatch, Float32, Int64, PreferenceBatch
+from anyformer.data.batches import feistel_shuffle, mix_seed
 from anyformer.data.examples.encoded import EncodedRow
-from anyformer.data.feistel_shuffle import feistel_shuffle, mix_seed
 
 Ids = Sequence[int]
 
-_ORDER, _POOL = 6, 7  # other draws than those of `batches` and `pair_batches`
+_ORDER, _POOL = 6, 7  # other draws than those of `batches`
 _POOL_BATCHES = 32, 128
 """Batches of a pool, at least and at most."""
 _POOLS = 4

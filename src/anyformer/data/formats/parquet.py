@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from anyformer.data.input_files import Expansion
-from anyformer.errors import UserError, cut
+from anyformer.errors import UserError, cut, library
 
 _ROWS = 16
 """Rows that are read at a time. A few bytes can stand for megabytes in each of them, and with so few rows there is no
@@ -24,11 +24,7 @@ def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
     Raises:
         UserError: It can't be read, now or later inside the `with`, or grows out of all proportion.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"Reading {path} needs pyarrow: pip install 'anyformer[data]'.") from error
+    pa, parquet = (library(name, f"Reading {path}", "data", "pyarrow") for name in ("pyarrow", "pyarrow.parquet"))
     try:
         with tempfile.TemporaryFile() as unpacked:
             source: Any = file

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.stack import Stack
-from anyformer.checkpoint.by_name import takes_model
+from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError
 from anyformer.generation import inference
 from anyformer.generation.config import GenerationConfig

@@ -21,7 +21,7 @@ from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Linear
 from anyformer.data.batch import Batch
-from anyformer.data.feistel_shuffle import mix_seed
+from anyformer.data.batches import mix_seed
 from anyformer.errors import UserError, cut
 from anyformer.model import Transformer, build
 from anyformer.training.averaging import Average

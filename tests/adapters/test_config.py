@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyformer as af
-from anyformer.adapters import LoraConfig, add_adapter, patterns
-from anyformer.adapters.patterns import Pattern
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.adapters.config import Pattern, check_patterns
 from anyformer.checkpoint.adapter_directory import load_adapter, save_adapter
 from anyformer.errors import UserError
 
@@ -73,11 +73,11 @@ def test_what_is_refused(text: str) -> None:
 
 
 def test_patterns_are_few_or_names() -> None:
-    patterns.check(f"model.layers.{number}.q_proj" for number in range(2000))
+    check_patterns(f"model.layers.{number}.q_proj" for number in range(2000))
     for part in (".?", "(", "|", "a{2}"):
         many = (part * 100 + ")" * 100 * (part == "(") + str(number) for number in range(500))
         with pytest.raises(UserError, match="more than 10,000 names"):
-            patterns.check(many)
+            check_patterns(many)
 
 
 def test_a_strangers_adapter(tmp_path: Path) -> None:

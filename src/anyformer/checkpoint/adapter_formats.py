@@ -1,8 +1,12 @@
-"""Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, in and out."""
+"""Formats of adapters, in and out.
+
+PEFT's has adapter_config.json and adapter_model.safetensors. mlx-lm's has an adapter_config.json of another schema, and
+adapters.safetensors: its matrices are ours transposed, and its scale is applied as it is (alpha is scale times rank).
+"""
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,12 @@ from anyformer.adapters.modules import (
     wrapped_names,
 )
 from anyformer.checkpoint.sources import read_tensors
-from anyformer.errors import UserError, cut, quote
+from anyformer.errors import UserError, cut, located, quote
 from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
 from anyformer.schema import make
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"
 _PREFIX = "base_model.model."
 _SUFFIXES = {
     ".lora_A.weight": "a",
@@ -94,9 +98,9 @@ def adapted_layers(model: Transformer, name: str) -> dict[str, tuple[Target, Mat
     return {module: (target, matrices) for module, (target, matrices) in layers.items() if matrices is not None}
 
 
-def read(directory: Path) -> StoredAdapter:
-    """Read an adapter. Raises UserError where it is damaged, or of a kind that is not supported."""
-    path, weights = directory / CONFIG, directory / WEIGHTS
+def read_peft(directory: Path) -> StoredAdapter:
+    """Read an adapter in PEFT's format. Raises UserError where it is damaged, or of a kind that is not supported."""
+    path, weights = directory / CONFIG, directory / PEFT_WEIGHTS
     raw = limits.read_object(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
@@ -104,10 +108,8 @@ def read(directory: Path) -> StoredAdapter:
     for name, value in raw.items():
         if name not in _FIELDS and name not in _WITHOUT_EFFECT and value not in (None, False, [], {}):
             raise UserError(f"{path}: {cut(name)} = {quote(value)} is not supported.")
-    try:
+    with located(path):
         config = make(LoraConfig, {o: raw[theirs] for theirs, o in _FIELDS.items() if raw.get(theirs) is not None})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     tensors = read_tensors(weights)
     for key in tensors:
         if not key.startswith(_PREFIX):
@@ -122,7 +124,7 @@ def read(directory: Path) -> StoredAdapter:
     return StoredAdapter(config, layers, whole, base if isinstance(base, str) else None)
 
 
-def files(
+def peft_files(
     model: Transformer, config: LoraConfig, name: str, base: str | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config file and the tensors of an adapter of a model; `base` is the model that PEFT looks up."""
@@ -182,3 +184,58 @@ def _to_json(model: Transformer, config: LoraConfig, base: str | None) -> dict[s
         "inference_mode": True,
         "init_lora_weights": True,
     }
+
+
+MLX_FIELDS = {"lora_parameters", "fine_tune_type"}
+"""Fields of the config file by which it is told from PEFT's."""
+_MLX_SUFFIXES = {".lora_a": "a", ".lora_b": "b", ".m": "magnitude"}
+
+
+@dataclass(frozen=True)
+class LoraParameters:
+    """The lora_parameters of an adapter_config.json."""
+
+    scale: float = 20.0
+    alpha: float | None = None
+    rank: int | None = None
+    dropout: float = 0.0
+    keys: Sequence[str] | None = None
+
+
+def read_mlx(directory: Path) -> StoredAdapter:
+    """Read an adapter in mlx-lm's format. Raises UserError where it is damaged, or of a kind that is not supported."""
+    path, weights = directory / CONFIG, directory / MLX_WEIGHTS
+    raw = limits.read_object(path)
+    kind = raw.get("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise UserError(f"{path}: fine_tune_type {quote(kind)} is no adapter: only lora and dora are.")
+    parameters = make(LoraParameters, raw.get("lora_parameters") or {}, f"{path}: lora_parameters.")
+    layers, others = by_layer(read_tensors(weights), _MLX_SUFFIXES)
+    for key in (*others, *(name for name, parts in layers.items() if any(part.dim() > 2 for part in parts.values()))):
+        raise UserError(f"{weights}: the weight {quote(key)} is none of an adapter.")
+    layers = {name: {part: m.t().contiguous() for part, m in parts.items()} for name, parts in layers.items()}
+    ranks = {len(parts["a"]) for parts in layers.values() if "a" in parts and parts["a"].dim() == 2}
+    if len(ranks) != 1:
+        raise UserError(f"{weights} should hold adapters of one rank, and has {len(ranks) or 'none'}.")
+    (rank,) = ranks
+    ends = sorted({module.rpartition(".")[2] for module in layers})
+    config = LoraConfig(rank=rank, alpha=parameters.scale * rank, target_modules=ends, use_dora=kind == "dora")
+    return StoredAdapter(config, layers)
+
+
+def mlx_files(model: Transformer, config: LoraConfig, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config file and the tensors of an adapter. Raises UserError where mlx-lm has no form for it."""
+    if config.rank_pattern or config.alpha_pattern or not config.is_low_rank_only:
+        raise UserError("mlx-lm's adapters have one rank and one scale, and no other weights: save it as PEFT's.")
+    tensors: dict[str, Tensor] = {}
+    layers = adapted_layers(model, name)
+    for module, (target, matrices) in layers.items():
+        if target.is_embedding or target.count > 1:
+            raise UserError("mlx-lm's adapters of embeddings and experts have another form: save it as PEFT's.")
+        tensors |= {f"{module}.lora_a": matrices.a.t(), f"{module}.lora_b": matrices.b.t()}
+        if matrices.magnitude is not None:
+            tensors[f"{module}.m"] = matrices.magnitude
+    scale = config.scale_of("", config.rank)
+    parameters = {"rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": sorted(layers)}
+    kind = "dora" if config.use_dora else "lora"
+    return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters}, tensors

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyformer.data.examples import ChatExample, ClassifyExample, PreferenceExample
-from anyformer.data.examples.held_out import duplicates, held_out, overlap
+from anyformer.data.examples import ChatExample, ClassifyExample, PreferenceExample, duplicates, held_out, overlap
 from anyformer.data.formats import Location
 from anyformer.errors import UserError
 
