@@ -432,3 +432,19 @@ def test_a_reader_that_leaves_is_no_error(gpt: Path) -> None:
     command = f"{sys.executable} -m anyformer show gpt2 | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_the_objects_of_triton_are_looked_through_at_the_end(imported: bool) -> None:
+    program = f"""
+import atexit, gc, sys, types
+if {imported}:
+    sys.modules["triton"] = types.ModuleType("triton")
+gc.freeze()
+atexit.register(lambda: print("frozen", gc.get_freeze_count() > 0))
+sys.argv = ["anyformer", "--version"]
+from anyformer.cli.main import script
+script()
+"""
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert printed.splitlines()[-1] == f"frozen {not imported}"

@@ -111,7 +111,7 @@ class LayerCache:
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else layout.gather(new)
         return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
 
-    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool, in_place: bool = True) -> None:
+    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool, in_place: bool) -> None:
         """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long.
 
         In place they are in the memory of the old ones, if there is enough of it.

@@ -132,5 +132,8 @@ def script() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     # Before it ends Python would look for garbage among all objects of torch, a quarter of a second; but Triton would
     # list on standard error what is left of it.
-    gc.unfreeze() if "triton" in sys.modules else gc.freeze()
+    if "triton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()
     sys.exit(status)
