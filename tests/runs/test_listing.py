@@ -145,8 +145,8 @@ def test_the_newest_run_comes_first(tmp_path: Path):
 
 
 def test_only_what_differs(tmp_path: Path):
-    a = read_run(write_run(tmp_path / "a", short_run()))
-    b = read_run(write_run(tmp_path / "b", short_run(), config(grad_clip=0.5, model={"norm.kind": "layer"})))
+    a = read_run(write_run(tmp_path / "a", short_run())).config
+    b = read_run(write_run(tmp_path / "b", short_run(), config(grad_clip=0.5, model={"norm.kind": "layer"}))).config
     assert differences([a, b]) == {"grad_clip": [1.0, 0.5], "model.norm.kind": ["rms", "layer"]}
     assert differences([a, a]) == {}
 

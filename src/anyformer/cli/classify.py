@@ -109,9 +109,8 @@ def _classified(
     model: Transformer, tokenizer: Tokenizer | None, batches: Iterator[Sequence[str]], options: ClassifyOptions
 ) -> Iterator[_Answer]:
     from anyformer.evaluation import classify
-    from anyformer.evaluation.logits import is_regression
 
-    if options.top is not None and is_regression(model):
+    if options.top is not None and model.config.head.problem == "regression":
         raise UserError("--top is for labels, and this model predicts a number: leave it out.")
     several = options.second if len(options.second) > 1 else None
     one = options.second[0] if len(options.second) == 1 else None

@@ -108,12 +108,9 @@ def prepare(
         UserError: the text can't be read, or is too short for a held-out part.
     """
     if not folder.is_dir():
-        try:
-            with atomic.temporary_folder(folder) as made:
-                _write(made, files, field, spec, tokenizer)
-                atomic.move(made, folder)
-        except OSError as error:
-            raise UserError(f"{folder} can't be written: {error.strerror or error}.") from error
+        with atomic.writing(folder), atomic.temporary_folder(folder) as made:
+            _write(made, files, field, spec, tokenizer)
+            atomic.move(made, folder)
     splits = {split: TokenFile.open(folder / f"{split}.bin") for split in _SPLITS}
     text = SharedText(Tokenizer.load(folder / "tokenizer"), **splits, context=context)
     needed = _FEWEST * text.window

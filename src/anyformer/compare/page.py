@@ -17,7 +17,7 @@ from anyformer.learn import attention_maps, diagram
 from anyformer.learn.attention_maps.page import stacks
 from anyformer.pages.formatting import byte_size, clock, count, finite, fixed, setting, si, whole
 from anyformer.pages.render import render, require_page
-from anyformer.runs.listing import flatten
+from anyformer.runs.listing import differences
 from anyformer.schema import to_plain
 
 PAGE = "compare.html"
@@ -85,7 +85,7 @@ def page(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "alone": [panel for panel in comparison.panels if len(panel.scores) == 1],
         "costs": costs(comparison),
         "diagrams": _diagrams(models),
-        "differences": _differences(models),
+        "differences": differences([to_plain(each.config) for each in models]),
         "samples": [_samples(each, color) for color, each in enumerate(models) if each.samples or each.blanks],
         "maps": _maps(models, folder),
         "repeat": comparison.repeat,
@@ -152,18 +152,6 @@ def costs(comparison: Comparison) -> dict[str, Any]:
         for number, each in enumerate(comparison.models)
     ]
     return {"columns": list(cells), "rows": rows}
-
-
-def _differences(models: Sequence[ComparedModel]) -> list[dict[str, Any]]:
-    """The fields in which configs differ, with the value of each."""
-    configs = [flatten(to_plain(each.config)) for each in models]
-    names = dict.fromkeys(name for config in configs for name in config)
-    rows = {name: [config.get(name) for config in configs] for name in names}
-    return [
-        {"name": name, "cells": [setting(value) for value in values]}
-        for name, values in rows.items()
-        if any(value != values[0] for value in values)
-    ]
 
 
 def _diagrams(models: Sequence[ComparedModel]) -> list[dict[str, Any]]:

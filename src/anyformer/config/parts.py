@@ -203,6 +203,16 @@ class HeadConfig(Checked, part="head"):
     dropout: Rate = 0.0
     """Dropout before the classifier."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the labels; LABEL_0, LABEL_1 ... where they have none, as in `transformers`."""
+        return self.label_names or tuple(f"LABEL_{index}" for index in range(self.labels))
+
+    @property
+    def problem(self) -> ProblemType | None:
+        """The problem type, also where the number of labels implies it; None: the targets say which it is."""
+        return self.problem_type or ("regression" if self.labels == 1 else None)
+
     @override
     def _faults(self) -> Iterator[str]:
         if len(self.label_names) not in (0, self.labels):

@@ -14,7 +14,7 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.tables import Sentences, Texts, read_sentences, read_texts
 from anyformer.errors import UserError
 from anyformer.evaluation.label_metrics import entities, is_entity_scheme
-from anyformer.evaluation.logits import is_regression, label_names, require_words, text_logits, word_logits
+from anyformer.evaluation.logits import label_names, require_words, text_logits, word_logits
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ def classify(
     rows, cut = text_logits(model, tokenizer, list(zip(texts, seconds, strict=True)))
     names = label_names(model)
     logits = torch.from_numpy(rows)
-    if is_regression(model):
+    if model.config.head.problem == "regression":
         return [
             Classification(labels=(), scores=dict(zip(names, row, strict=True)), cut=tokens)
             for row, tokens in zip(logits.tolist(), cut, strict=True)

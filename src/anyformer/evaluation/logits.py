@@ -34,23 +34,16 @@ _SHOWN_LABELS = 5
 
 
 def label_names(model: Transformer) -> list[str]:
-    """The names of a classifier's labels; LABEL_0, LABEL_1 ... where it has none, as in `transformers`.
+    """The names of a classifier's answers: its labels.
 
     Where a tagger says of a single label whether it holds, "O" comes before it (ELECTRA's discriminator).
     """
-    head = model.config.head
-    names = list(head.label_names) or [f"LABEL_{index}" for index in range(head.labels)]
-    return ["O", *names] if _is_binary(model) else names
+    names = model.config.head.names
+    return ["O", *names] if _is_binary(model) else [*names]
 
 
 def _is_binary(model: Transformer) -> bool:
     return model.config.head.kind == "token_classification" and model.config.head.problem_type is not None
-
-
-def is_regression(model: Transformer) -> bool:
-    """Whether a classifier's logits are numbers that it predicts."""
-    head = model.config.head
-    return head.problem_type == "regression" or (head.problem_type is None and head.labels == 1)
 
 
 def text_logits(

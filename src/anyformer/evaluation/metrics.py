@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from anyformer.errors import UserError
+from anyformer.errors import library
 
 Array = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -263,12 +263,8 @@ def exact_match(references: Sequence[str], predictions: Sequence[str]) -> Metric
 
 def translation(references: Sequence[str], predictions: Sequence[str]) -> dict[str, Metric]:
     """BLEU and chrF as sacrebleu's defaults define them, from 0 to 100. Raises UserError where it isn't installed."""
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError as error:
-        raise UserError("BLEU and chrF need sacrebleu: pip install 'anyformer[eval]'.") from error
-    scorers: dict[str, Any] = {"bleu": BLEU(force=True), "chrf": CHRF()}
+    metrics = library("sacrebleu.metrics", "Scoring by BLEU and chrF", "eval", "sacrebleu")
+    scorers = {"bleu": metrics.BLEU(force=True), "chrf": metrics.CHRF()}
     return {name: _corpus_metric(scorer, references, predictions) for name, scorer in scorers.items()}
 
 
@@ -278,11 +274,7 @@ def summaries(references: Sequence[str], predictions: Sequence[str]) -> dict[str
     Only the letters a to z and digits count. For ROUGE-Lsum each line is a sentence. Raises UserError where rouge-score
     isn't installed.
     """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise UserError("ROUGE needs rouge-score: pip install 'anyformer[eval]'.") from error
-    scorer = RougeScorer(list(_ROUGE))
+    scorer = library("rouge_score.rouge_scorer", "ROUGE", "eval", "rouge-score").RougeScorer(list(_ROUGE))
     scores = [scorer.score(right, text) for right, text in zip(references, predictions, strict=True)]
     return {name: share([score[name].fmeasure for score in scores]) for name in _ROUGE}
 

@@ -95,7 +95,7 @@ def plain_head(raw: Raw, kind: HeadKind) -> Values:
     return {
         "head.kind": kind,
         "head.labels": labels,
-        "head.label_names": () if names == _numbered(labels) else names,
+        "head.label_names": () if names == HeadConfig(labels=labels).names else names,
         "head.problem_type": raw.get("problem_type") if kind == "classification" else None,
     }
 
@@ -104,16 +104,11 @@ def write_labels(head: HeadConfig) -> dict[str, Any]:
     """The fields of config.json that `plain_head` reads."""
     if head.kind not in CLASSIFIERS:
         return {}
-    names = head.label_names or _numbered(head.labels)
     return {
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
+        "id2label": {str(index): name for index, name in enumerate(head.names)},
+        "label2id": {name: index for index, name in enumerate(head.names)},
         "problem_type": head.problem_type,
     }
-
-
-def _numbered(labels: int) -> tuple[str, ...]:
-    return tuple(f"LABEL_{index}" for index in range(labels))
 
 
 def decoder_head(raw: Raw, kind: HeadKind, dropout: float | None = None) -> Values:

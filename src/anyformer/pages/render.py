@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from anyformer import __version__, limits
+from anyformer.atomic import writing
 from anyformer.errors import UserError
 
 _MARK = b'<meta name="generator" content="anyformer'
@@ -19,14 +20,13 @@ _MARK = b'<meta name="generator" content="anyformer'
 
 def require_page(path: Path) -> None:
     """Raise UserError for a file that is no page of ours, and would be lost if it were replaced by one."""
-    try:
-        with limits.open_file(path) as file:
-            if _MARK in file.read(4096):
-                return
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+    with writing(path, ValueError):
+        try:
+            with limits.open_file(path) as file:
+                if _MARK in file.read(4096):
+                    return
+        except FileNotFoundError:
+            return
     raise UserError(f"{path} is there already, and no page of anyformer's: name another file, or remove it.")
 
 

@@ -336,9 +336,9 @@ def default_settings(preset: str | None, defaults: Mapping[str, Any]) -> dict[st
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flatten(settings).items()}
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The settings in which runs differ, by dotted name, with the value of each run (None: it has no such setting)."""
-    settings = [flatten(run.config) for run in runs]
+    settings = [flatten(each) for each in runs]
     names = dict.fromkeys(name for each in settings for name in each if name not in _LOCATION)
     rows = {name: [each.get(name) for each in settings] for name in names}
     return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}

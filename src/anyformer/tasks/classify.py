@@ -16,7 +16,7 @@ from anyformer.data.examples.labels import resolve_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.label_metrics import class_counts, class_table, multilabel
-from anyformer.evaluation.logits import is_regression, known_label, label_names, log_softmax, single_label, text_logits
+from anyformer.evaluation.logits import known_label, label_names, log_softmax, single_label, text_logits
 from anyformer.evaluation.metrics import Array, regression
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
@@ -70,7 +70,7 @@ def _evaluate(
             raise UserError(f"{example.location}: there is no label to compare with.")
     texts = [(example.text, example.second) for example in examples]
     logits, _ = text_logits(model, tokenizer, texts, progress=options.counter("classify", len(examples)))
-    if is_regression(model):
+    if model.config.head.problem == "regression":
         return _regression(examples, logits)
     for example in examples:
         if isinstance(example.label, float):

@@ -5,18 +5,20 @@ from dataclasses import replace
 from typing import cast
 
 from anyformer.checkpoint.load import takes_model
+from anyformer.config import ProblemType
 from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns, PythonColumns, as_columns
 from anyformer.data.examples.labels import LabelKind
 from anyformer.data.examples.tables import Data, Table, read_data
 from anyformer.errors import UserError
-from anyformer.evaluation.logits import is_regression
 from anyformer.evaluation.result import Evaluation, Options
 from anyformer.evaluation.trained_on import trained_on
 from anyformer.model import Transformer
 from anyformer.tasks import TASKS
 from anyformer.tasks.loading import load_examples
 from anyformer.tokenizer import Tokenizer
+
+_KINDS: Mapping[ProblemType | None, LabelKind] = {"regression": "regression", "multi_label_classification": "multiple"}
 
 
 @takes_model
@@ -90,10 +92,7 @@ def _read(
         examples = cast("Sequence[Example]", data)
         return examples, task or next(name for name, each in TASKS.items() if each.example is type(data[0])), None
     head = model.config.head
-    kind: LabelKind | None = None
-    if head.kind == "classification":
-        multiple = head.problem_type == "multi_label_classification"
-        kind = "regression" if is_regression(model) else "multiple" if multiple else None
+    kind = _KINDS.get(head.problem) if head.kind == "classification" else None
     rows, labels = read_data(data), head.label_names or None
     loaded = load_examples(rows, task=task, columns=columns, header=header, labels=labels, kind=kind, training=False)
     return loaded.examples, loaded.task, trained_on(model, rows if isinstance(rows, Table) else loaded.files)

@@ -16,8 +16,10 @@ from anyformer.learn.eject.parts import (
     Group,
     Stack,
     alike,
+    attention_groups,
     attention_part,
     distinct_layers,
+    head_dim,
     is_partial,
     layers_name,
     module_dict,
@@ -28,6 +30,7 @@ from anyformer.learn.eject.parts import (
     sharpness,
     stack_part,
     stacks_of,
+    turned_dim,
 )
 
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled")
@@ -46,7 +49,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     """The values of architecture.py.jinja."""
     stacks, cross, head = stacks_of(config), config.is_encoder_decoder, config.head
     # Two stacks of the same parts share their classes, and a class takes what one of its uses needs.
-    attentions = {group: attention_part(config, group) for group in alike(stacks, lambda stack: stack.attention)}
+    attentions = {group: attention_part(config, group) for group in attention_groups(config, stacks)}
     feed_forwards = feed_forward_parts(feed_forward_groups(stacks))
     other = next((part["made"] for group, part in feed_forwards.items() if group.name == "Other"), "")
     parts = [
@@ -70,6 +73,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "rotates": any(position.kind == "rotary" for position in positions_of(config)),
         "embedded": _embedded(config),
         "attentions": list(attentions.values()),
+        "rotations": {each["angles"]: each for part in attentions.values() for each in part["rotations"]}.values(),
         "feed_forwards": sorted(
             (part for part in feed_forwards.values() if part["is_first"]), key=lambda part: part["experts"] is not None
         ),
@@ -187,31 +191,21 @@ def literal(value: float | str | Sequence[float]) -> str:
 
 
 def _heads(config: ModelConfig, group: Group) -> _Values:
-    attention, latent, turned = group.attention, group.attention.latent, _turned_dim(config, group)
+    attention, latent, turned = group.attention, group.attention.latent, turned_dim(config, group)
     widths = {
-        f"{group.prefix}{prefix}ROTARY_DIM": rotary_dim(position, turned) if is_partial(position) else None
+        f"{group.head_prefix}{prefix}ROTARY_DIM": rotary_dim(position, turned) if is_partial(position) else None
         for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False)
     }
     return {
         f"{group.prefix}HEADS": attention.heads,
         f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
-        f"{group.prefix}HEAD_DIM": _head_dim(config, group),
+        f"{group.head_prefix}HEAD_DIM": head_dim(config, group),
         **widths,
-        f"{group.prefix}TURNED_DIM": latent and latent.rotary_dim,
+        f"{group.head_prefix}TURNED_DIM": latent and latent.rotary_dim,
         f"{group.prefix}VALUE_DIM": latent and latent.value_dim,
         f"{group.prefix}RANK": latent and latent.rank,
         f"{group.prefix}QUERY_RANK": latent and latent.query_rank,
     }
-
-
-def _head_dim(config: ModelConfig, group: Group) -> int:
-    return group.attention.head_dim or config.d_model // group.attention.heads
-
-
-def _turned_dim(config: ModelConfig, group: Group) -> int:
-    """Numbers of a head that positions are for."""
-    latent = group.attention.latent
-    return _head_dim(config, group) if latent is None else latent.rotary_dim
 
 
 def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: Sequence[Group]) -> _Values:
@@ -230,16 +224,16 @@ def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: 
     values = {f"{prefix}{name}": value for name, value in values.items()}
     if scaling is not None and kind == "yarn" and scaling.original_length is not None:
         for group in groups:
-            rotated = rotary_dim(position, _turned_dim(config, group))
+            rotated = rotary_dim(position, turned_dim(config, group))
             low, high = yarn_range(scaling, scaling.original_length, position.theta, rotated)
-            values |= {f"{group.prefix}{prefix}YARN_LOW": low, f"{group.prefix}{prefix}YARN_HIGH": high}
+            values |= {f"{group.head_prefix}{prefix}YARN_LOW": low, f"{group.head_prefix}{prefix}YARN_HIGH": high}
     return values | {f"{prefix}ATTENTION_FACTOR": factor if factor != 1.0 else None}
 
 
 def _scores(config: ModelConfig, group: Group) -> _Values:
     attention, stack, scale = group.attention, group.stacks[0], group.attention.scale
     if config.position.kind == "disentangled":  # the sum of three scores
-        scale = (_head_dim(config, group) ** -0.5 if scale is None else scale) / 3**0.5
+        scale = (head_dim(config, group) ** -0.5 if scale is None else scale) / 3**0.5
     return {
         f"{group.prefix}SCALE": None if scale is None else float(scale),
         f"{group.prefix}SOFTCAP": attention.softcap,

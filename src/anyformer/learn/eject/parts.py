@@ -4,7 +4,7 @@ Stacks share a part where it is the same in both: its class, and its constants.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,15 +79,22 @@ class Group:
     Attributes:
         stacks: One or both.
         name: What the class begins with: that of the stack, or nothing where there is no other class.
+        shares_head_dim: Another group has heads of the same size, though its attention is another.
     """
 
     stacks: tuple[Stack, ...]
     name: str
+    shares_head_dim: bool = False
 
     @property
     def prefix(self) -> str:
         """Prefix of constants."""
         return f"{self.name.upper()}_" if self.name else ""
+
+    @property
+    def head_prefix(self) -> str:
+        """Prefix of the constants of the size of heads, and of their rotation."""
+        return "" if self.shares_head_dim else self.prefix
 
     @property
     def attention(self) -> AttentionConfig:
@@ -117,6 +124,24 @@ def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Grou
     if len({part(stack) for stack in stacks}) == 1:
         return [Group(tuple(stacks), "")]
     return [Group((stack,), stack.name) for stack in stacks]
+
+
+def attention_groups(config: ModelConfig, stacks: Sequence[Stack]) -> list[Group]:
+    """The attentions of the stacks."""
+    groups = alike(stacks, lambda stack: stack.attention)
+    sizes = {(group.attention.latent is None, head_dim(config, group), turned_dim(config, group)) for group in groups}
+    return [replace(group, shares_head_dim=True) for group in groups] if len(sizes) == 1 else groups
+
+
+def head_dim(config: ModelConfig, group: Group) -> int:
+    """Numbers of a head."""
+    return group.attention.head_dim or config.d_model // group.attention.heads
+
+
+def turned_dim(config: ModelConfig, group: Group) -> int:
+    """Numbers of a head that positions are for."""
+    latent = group.attention.latent
+    return head_dim(config, group) if latent is None else latent.rotary_dim
 
 
 def layers_name(stack: Stack, both: bool) -> str:
@@ -177,11 +202,11 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         "can_be_unrotated": "none" in (position.kind for position in positions_of(config)),
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
-        "head_dim": f"{prefix}HEAD_DIM",
-        "turned": f"{prefix}TURNED_DIM",
+        "head_dim": f"{group.head_prefix}HEAD_DIM",
+        "turned": f"{group.head_prefix}TURNED_DIM",
         "is_explicit": attention.softcap is not None or attention.sinks,
-        "scale": scale or f"{prefix}HEAD_DIM**-0.5",
-        "scale_of_scores": scale_argument or f"{prefix}HEAD_DIM**-0.5",
+        "scale": scale or f"{group.head_prefix}HEAD_DIM**-0.5",
+        "scale_of_scores": scale_argument or f"{group.head_prefix}HEAD_DIM**-0.5",
         "softcap": f"{prefix}SOFTCAP" if attention.softcap is not None else "",
         "dropout": dropout,
         "is_grouped": is_grouped,
@@ -328,15 +353,15 @@ def positions_of(config: ModelConfig) -> list[PositionConfig]:
 
 def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
     """The functions of angles that an attention needs."""
-    turned = f"{group.prefix}{'TURNED_DIM' if group.attention.latent else 'HEAD_DIM'}"
+    turned = f"{group.head_prefix}{'TURNED_DIM' if group.attention.latent else 'HEAD_DIM'}"
     return [
         {
             "position": position,
             "prefix": prefix,
-            "yarn_prefix": f"{group.prefix}{prefix}",
-            "angles": f"{group.prefix}{prefix}".lower() + "angles",
+            "yarn_prefix": f"{group.head_prefix}{prefix}",
+            "angles": f"{group.head_prefix}{prefix}".lower() + "angles",
             "head_dim": turned,
-            "rotary_dim": f"{group.prefix}{prefix}ROTARY_DIM" if is_partial(position) else turned,
+            "rotary_dim": f"{group.head_prefix}{prefix}ROTARY_DIM" if is_partial(position) else turned,
             "partial": is_partial(position),
             "sharpness": sharpness(position, config.max_length),
         }

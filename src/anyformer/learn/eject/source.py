@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from anyformer import __version__
-from anyformer.config import ModelConfig
+from anyformer.config import ModelConfig, ProblemType
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
 from anyformer.families.rows import ROW, SPLIT, TRANSPOSE
@@ -79,7 +79,7 @@ def _values(config: ModelConfig, name: str) -> dict[str, Any]:
     return values | program(config, name)
 
 
-_ANSWERS = {"regression": "flatten()", "multi_label_classification": "sigmoid()"}
+_ANSWERS: Mapping[ProblemType | None, str] = {"regression": "flatten()", "multi_label_classification": "sigmoid()"}
 
 
 def program(config: ModelConfig, name: str) -> dict[str, Any]:
@@ -87,7 +87,6 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
     stored, head = stored_names(config), config.head
     models_language = head.kind == "language_model"
     writes = config.decoder_layers > 0 and models_language
-    problem = head.problem_type or ("regression" if head.labels == 1 else "")
     if writes:
         purpose = "rewrites the text" if config.is_encoder_decoder else "writes what follows"
     elif models_language:
@@ -118,8 +117,8 @@ def program(config: ModelConfig, name: str) -> dict[str, Any]:
         "eos": set(config.special_tokens.eos) or None,
         "train_length": min(config.max_length, 128),
         "labelled": head.kind in ("classification", "token_classification"),
-        "label_names": _listed(head.label_names or [f"LABEL_{i}" for i in range(head.labels)]),
-        "answer": _ANSWERS.get(problem, "softmax(dim=-1)"),
+        "label_names": _listed(head.names),
+        "answer": _ANSWERS.get(head.problem, "softmax(dim=-1)"),
     }
 
 

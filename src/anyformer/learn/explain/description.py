@@ -114,9 +114,8 @@ def _position(position: PositionConfig, max_length: int, module: nn.Module, head
 
 def _head(config: ModelConfig) -> dict[str, Any]:
     head = config.head
-    problem = head.problem_type or ("regression" if head.labels == 1 else "single_label_classification")
-    names = head.label_names or tuple(f"LABEL_{index}" for index in range(head.labels))
-    labels: Mapping[str, Any] = {"labels": list(names), "problem": problem} if "classification" in head.kind else {}
+    problem = head.problem or "single_label_classification"
+    labels = {"labels": [*head.names], "problem": problem} if "classification" in head.kind else {}
     return {
         "kind": head.kind,
         "transform": head.transform,

@@ -243,7 +243,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "columns": COLUMNS,
         "best": best_scores(runs),
         "data": comparison_data(runs),
-        "differences": differences(runs),
+        "differences": differences([run.config for run in runs]),
         "setting": setting,
         "samples": [
             {**_sample(run, run.samples[-1]), "name": run.name, "color": color}
@@ -269,4 +269,4 @@ def differing(runs: Sequence[Run]) -> bool:
     settings |= {"task", "columns", "train_on", "label_kind", "loss", "beta"}
     if any(run.terms.per_token for run in runs):
         settings.add("base")  # which has the tokenizer
-    return bool(settings & differences(runs).keys())
+    return bool(settings & differences([run.config for run in runs]).keys())
