@@ -15,7 +15,12 @@ import anyformer as af
 from anyformer.blocks.linear import Linear, dense
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, NormConfig, PositionConfig
 from anyformer.generation.compiled_decoder import UnsupportedModelError
-from anyformer.generation.compiled_encoder import LIBRARY, CompiledEncoder
+from anyformer.generation.compiled_encoder import (
+    _BLOCK_ROWS,  # pyright: ignore[reportPrivateUsage]
+    LIBRARY,
+    CompiledEncoder,
+    _blocks,  # pyright: ignore[reportPrivateUsage]
+)
 from anyformer.model import Transformer
 from tests.generation.models import VOCAB, build, config
 
@@ -107,3 +112,16 @@ def test_others_are_left_to_torch() -> None:
     hooked.encoder.register_forward_hook(hook)  # pyright: ignore[reportOptionalMemberAccess]
     with pytest.raises(UnsupportedModelError, match="hooks"):
         CompiledEncoder(hooked)
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=80), st.integers(1, 8))
+def test_blocks(lengths: list[int], threads: int) -> None:
+    """Every text is in one block; of many tokens the last blocks are small, so that threads end together."""
+    *firsts, end = _blocks(lengths, threads)
+    assert end == len(lengths)
+    assert firsts[0] == 0
+    blocks = [lengths[first:last] for first, last in zip(firsts, [*firsts[1:], end], strict=True)]
+    assert [length for block in blocks for length in block] == lengths
+    assert all(sum(block) <= _BLOCK_ROWS or len(block) == 1 for block in blocks)
+    several = [sum(block) for block in blocks if len(block) > 1]
+    assert several[-1:] <= [max(96, sum(lengths) // threads)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from anyformer.config import EmbeddingConfig, HeadConfig, ModelConfig, PoolingConfig, PositionConfig
 from anyformer.errors import UserError
 from anyformer.generation import embed
-from anyformer.generation.embed import _MAX_TOKENS, _MIN_TOKENS, _batches  # pyright: ignore[reportPrivateUsage]
+from anyformer.generation.embed import _MAX_TOKENS, _batches  # pyright: ignore[reportPrivateUsage]
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOTH, build, config
@@ -116,17 +116,17 @@ def test_processors_that_prepack_no_bfloat16(tokenizer: Tokenizer, monkeypatch: 
     torch.testing.assert_close(vectors, exact, rtol=0, atol=2e-2)
 
 
-@given(st.lists(st.integers(1, 600), max_size=80), st.none() | st.integers(1, 50))
-def test_batches(lengths: list[int], most: int | None) -> None:
+@given(st.lists(st.integers(1, 600), max_size=80), st.none() | st.integers(1, 50), st.integers(1, _MAX_TOKENS))
+def test_batches(lengths: list[int], most: int | None, enough: int) -> None:
     """Every text is in one batch, and a batch with enough tokens of its longest text has no padding."""
-    batches = list(_batches(lengths, most or len(lengths)))
+    batches = list(_batches(lengths, most or len(lengths), enough))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= (most or len(lengths)) for batch in batches)
     for batch in batches:
         mine = [lengths[index] for index in batch]
         assert mine == sorted(mine, reverse=True)
         different = sum(length < mine[0] for length in mine)
-        assert different == 0 or mine[0] * (len(mine) - 1) < _MIN_TOKENS
+        assert different == 0 or mine[0] * (len(mine) - 1) < enough
         assert mine[0] * (len(mine) - 1) < _MAX_TOKENS
 
 

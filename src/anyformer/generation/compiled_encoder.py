@@ -39,7 +39,8 @@ _UNKNOWN = ("attention.window", "attention.qk_norm", "attention.softcap", "other
 """Fields of the config that encode_texts.cpp does not know."""
 _BLOCK_ROWS = 256
 """Tokens that are computed together, of several texts: a core's second-level cache has room for their activations."""
-_MIN_ROWS = 32
+_MIN_ROWS, _LAST_ROWS = 32, 96
+"""Tokens of the smallest blocks, and of the last ones of many, so that no thread waits long for another."""
 _HEAD_DIM_MULTIPLE = 32
 
 _packed = WeakTensorKeyDictionary()
@@ -96,7 +97,7 @@ class CompiledEncoder(CompiledLayers):
         lengths = [tokens.shape[1]] * len(tokens) if mask is None else cast("list[int]", mask.sum(dim=1).tolist())
         starts = torch.tensor([0, *lengths]).cumsum(0)
         threads = torch.get_num_threads()
-        blocks = torch.tensor(list(_blocks(lengths, max(_MIN_ROWS, min(_BLOCK_ROWS, len(hidden) // threads)))))
+        blocks = torch.tensor(list(_blocks(lengths, threads)))
         library: Any = LIBRARY.get()
         sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads}
         texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, **sizes)
@@ -121,12 +122,15 @@ def _pack(weight: QuantizedMatrix) -> Tensor:
     return _packed[weight.integers]
 
 
-def _blocks(lengths: Sequence[int], most: int) -> Iterator[int]:
-    """The first of the texts of each block of at most so many tokens, or of one text; and the number of texts."""
-    total = 0
+def _blocks(lengths: Sequence[int], threads: int) -> Iterator[int]:
+    """The first of the texts of each block of neighbors, the smaller ones last; and the number of texts."""
+    left = sum(lengths)
+    most = max(_MIN_ROWS, min(_BLOCK_ROWS, left // threads))
+    total = room = 0
     for index, length in enumerate(lengths):
-        if index == 0 or total + length > most:
+        if index == 0 or total + length > room:
             yield index
-            total = 0
+            total, room = 0, min(most, max(_LAST_ROWS, left // (2 * threads)))
         total += length
+        left -= length
     yield len(lengths)

@@ -23,6 +23,8 @@ from anyformer.tokenizer import Tokenizer
 
 _MIN_TOKENS, _MAX_TOKENS = 512, 4096
 """Tokens of a batch that keep the cores busy, and tokens whose activations still fit the cache of a CPU."""
+_COMPILED_TOKENS = 2048
+"""Tokens of a batch of compiled code, which leaves padding out, and keeps activations of blocks in the cache itself."""
 
 
 @takes_model
@@ -67,7 +69,8 @@ def embed(
     dtype = _fastest(model) if dtype == "fastest" else dtype
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
         encode = _encoder(model)
-        for indices in _batches([len(row) for row in rows], batch_size or len(rows)):
+        enough = _COMPILED_TOKENS if isinstance(encode, CompiledEncoder) else _MIN_TOKENS
+        for indices in _batches([len(row) for row in rows], batch_size or len(rows), enough):
             ids, mask = pad([rows[index] for index in indices], input_pad_id(model, tokenizer), device)
             check_ids(ids, config.source_vocab_size or config.vocab_size)
             mask = None if bool(mask.all()) else mask
@@ -111,7 +114,7 @@ def _matmuls_in(model: Transformer, dtype: torch.dtype | None) -> Generator[None
             layer.prepacked = None
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], batch_size: int, enough: int) -> Iterator[list[int]]:
     """Indices of texts that share a batch, the longest first: if those fit into memory, so do all others.
 
     A batch that has enough tokens goes on with texts of the same length only.
@@ -120,7 +123,7 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
         longest = lengths[batch[0]] if batch else 0
         tokens = longest * len(batch)
-        if len(batch) == batch_size or tokens >= _MAX_TOKENS or (tokens >= _MIN_TOKENS and lengths[index] < longest):
+        if len(batch) == batch_size or tokens >= _MAX_TOKENS or (tokens >= enough and lengths[index] < longest):
             yield batch
             batch = []
         batch.append(index)

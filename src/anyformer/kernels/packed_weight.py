@@ -134,7 +134,7 @@ def select_rows(packed: PackedWeight, rows: Tensor) -> QuantizedWeight:
     """Some rows of a packed weight, by their indices [count]."""
     block, row = rows // BLOCK_ROWS, rows % BLOCK_ROWS
     minima = None if packed.minima is None else packed.minima[block, :, row]
-    integers = packed.integers[block, :, :, row].flatten(1)
+    integers = _quads(packed.integers)[block, :, :, row].flatten(1).view(torch.uint8)
     return _quantized(packed, integers, packed.scales[block, :, row], minima)
 
 
