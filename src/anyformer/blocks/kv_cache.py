@@ -111,16 +111,20 @@ class LayerCache:
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else layout.gather(new)
         return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
 
-    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool, in_place: bool) -> None:
+    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool, moved: Tensor | None) -> None:
         """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long.
 
-        In place they are in the memory of the old ones, if there is enough of it.
+        With `moved`, the positions of those that were another row, they are in the memory of the old ones, if there is
+        enough of it. Most beams go on by themselves.
         """
 
         def taken(old: Tensor) -> Tensor:
-            filled = old[:, :, :length].index_select(0, rows)  # `out` in a part of a tensor takes twice as long
-            new = old[: len(rows)] if in_place and len(rows) <= len(old) else old.new_empty((len(rows), *old.shape[1:]))
-            new[:, :, :length] = filled
+            filled = old[:, :, :length]
+            if moved is not None and len(rows) <= len(old):
+                filled[: len(rows)].index_copy_(0, moved, filled.index_select(0, rows[moved]))
+                return old[: len(rows)]
+            new = old.new_empty((len(rows), *old.shape[1:]))
+            new[:, :, :length] = filled.index_select(0, rows)  # `out` in a part of a tensor takes twice as long
             return new
 
         self.rows = KeysValues(taken(self.keys), taken(self.values))
@@ -287,8 +291,9 @@ class KeyValueCache:
         self._resize(self.lengths.tolist()[:last])
 
     def _select(self, rows: Tensor, *, sources: bool, in_place: bool) -> None:
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten() if in_place else None
         for layer in self.layers:
-            layer.select(rows, self.length, sources=sources, in_place=in_place)
+            layer.select(rows, self.length, sources=sources, moved=moved)
         self._tokens = self.tokens = self.tokens[rows]
         self._finite = min(self._finite, self.length)
         self._rows = self.batch = len(rows)
