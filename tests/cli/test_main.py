@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.cli.main import COMMANDS, main
 from anyformer.errors import UserError
 from anyformer.verify.verify import _model_class
@@ -342,6 +343,24 @@ def test_verify_takes_short_contexts_and_few_characters(
     assert f"greedy continuation: {context // 2} tokens" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("preset", ["llama-nano", "gpt2-nano"])
+def test_verify_takes_decoders_that_classify(
+    preset: str, padding: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = {"bos": None, "eos": (), "pad": padding, "decoder_start": None}
+    sizes = {"vocab_size": 20, "d_model": 16, "decoder_layers": 1, "attention": {"heads": 2, "kv_heads": 2}}
+    config = af.preset(
+        preset,
+        **sizes,
+        special_tokens=tokens,
+        head={"kind": "classification", "labels": 3, "pooling": "last", "label_bias": False},
+    )
+    af.save(af.build(config), tmp_path / "model")
+    assert main(["verify", str(tmp_path / "model")]) == 0
+    assert "equal     logits" in capsys.readouterr().out
+
+
 def test_verify_notices_a_difference(
     gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,6 +386,8 @@ def test_verify_wrongly(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     weights.pop("transformer.ln_f.weight")
     save_file(weights, bad / "model.safetensors")
     assert "transformer.ln_f.weight is missing" in _fails(capsys, "verify", str(bad))
+    af.save_adapter(add_adapter(af.load(gpt)[0], LoraConfig(rank=2)), tmp_path / "adapter")
+    assert "holds an adapter and no model" in _fails(capsys, "verify", str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])

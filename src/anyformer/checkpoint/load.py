@@ -95,13 +95,18 @@ def inspect(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> tuple[
     Raises:
         UserError: as `load`, and for a directory that holds an adapter alone.
     """
+    require_model(path_or_hub_id)
+    source = open_source(path_or_hub_id, allow_pickle=allow_pickle)
+    return config_of(source), source.tokenizer()
+
+
+def require_model(path_or_hub_id: str | Path) -> None:
+    """Raise UserError for a directory that holds an adapter alone."""
     if find_adapter(path_or_hub_id) is not None:
         raise UserError(
             f"{path_or_hub_id} holds an adapter and no model: merge it into its base first, by anyformer convert "
             f"{path_or_hub_id} DIR."
         )
-    source = open_source(path_or_hub_id, allow_pickle=allow_pickle)
-    return config_of(source), source.tokenizer()
 
 
 def inspect_adapter(directory: Path) -> ModelConfig:

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from anyformer.blocks.experts import Experts
 from anyformer.checkpoint import hub, load
 from anyformer.checkpoint.gguf.container import Container
+from anyformer.checkpoint.load import require_model
 from anyformer.checkpoint.mxfp4 import METHOD
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
@@ -86,8 +87,10 @@ def verify(
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, here and there.
 
     Raises:
-        UserError: transformers (or llama.cpp) is not installed, can't open the model, or would run code of its own.
+        UserError: transformers (or llama.cpp) is not installed, can't open the model, or would run code of its own;
+            a directory that holds an adapter alone.
     """
+    require_model(path_or_hub_id)
     path = hub.find(path_or_hub_id, allow_pickle=allow_pickle)
     if path.is_dir() and quantization_method(read_object(path / "config.json")) not in (None, METHOD):
         raise UserError(
@@ -211,7 +214,7 @@ def _inputs(model: Transformer, tokenizer: Tokenizer | None) -> tuple[Tensor, Te
     ids = ids.clamp(max=config.vocab_size - 1)
     if config.head.kind == "classification" and config.decoder_layers:
         # transformers finds the last token of a text by its id: the last that isn't padding, or the last eos.
-        ids = ids[ids != config.special_tokens.pad][None]
+        ids = ids if config.special_tokens.pad is None else ids[ids != config.special_tokens.pad][None]
         if config.is_encoder_decoder:
             ids[:, -1] = config.special_tokens.eos[0]
         return ids, None
