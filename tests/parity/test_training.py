@@ -30,6 +30,11 @@ RATES = (
     "attention_dropout",
     "activation_dropout",
     "dropout_rate",
+    "hidden_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
 )
 """What the families call dropout, which no two libraries draw alike."""
 
@@ -123,7 +128,8 @@ def _batch(drawn: ModelSpec, step: int) -> Inputs:
     if drawn.kind == "decoder":
         targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -100)), dim=1)
         return Inputs(tokens, targets=targets)
-    mask = _mask(generator, 4, 24)
+    # There the angles of transformers are those of the longest text, ours those of each: it has nothing padded here.
+    mask = torch.ones_like(tokens, dtype=torch.bool) if drawn.is_dynamic else _mask(generator, 4, 24)
     if drawn.kind == "encoder":
         hidden = (torch.rand(tokens.shape, generator=generator) < 0.3) & mask
         pad = drawn.options.get("pad_token_id", 0)
@@ -148,8 +154,11 @@ def _curves(drawn: ModelSpec, rate: float, *, wide: bool = False) -> tuple[list[
     trained. `wide`: in float64.
     """
     theirs: Any = build_wide(drawn) if wide else drawn.build()
-    theirs.config.output_router_logits = True  # the loss of a mixture of experts has its balance loss then
-    ours = ours_of(drawn.build())
+    same: Any = drawn.build()
+    for each in (theirs, same):
+        if hasattr(each.config, "output_router_logits"):
+            each.config.output_router_logits = True  # the loss of a mixture of experts has its balance loss then
+    ours = ours_of(same)
     ours = ours.double() if wide else ours
     ours.train()
     theirs.train()
