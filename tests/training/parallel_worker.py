@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -86,18 +87,17 @@ MODELS = {name: _even(model) for name, model in (WRITERS | _EXTRA).items()}
 Result = tuple[list[float], dict[str, Tensor]]
 
 
-def batch(model: ModelConfig, step: int) -> Batch:
+def batch(model: ModelConfig, step: int, rows: int = 5, time: int = 11) -> Batch:
     """Rows of a length that nobody divides evenly, of which one has few targets and some are padded."""
     chance = np.random.default_rng(step)
-    rows, time = 5, 11
     tokens, targets = (chance.integers(5, VOCAB, (rows, time)) for _ in range(2))
-    targets[1, 4:] = IGNORED
+    targets[1:2, 4:] = IGNORED
     if model.is_encoder_decoder:
         source = chance.integers(5, VOCAB, (rows, 7))
         return Batch(tokens, targets, source=source, source_mask=np.arange(7) < chance.integers(2, 8, (rows, 1)))
     if not model.is_encoder_only:
         return Batch(tokens, targets)
-    mask = np.arange(time) < chance.integers(5, 12, (rows, 1))
+    mask = np.arange(time) < chance.integers(min(time, 5), time + 1, (rows, 1))
     targets[~mask] = IGNORED
     return Batch(tokens, targets, mask=mask)
 
@@ -129,16 +129,26 @@ def _check_first_weights(group: Group, model: ModelConfig, **layout: int) -> Non
     strategy.close()
 
 
-def train(group: Group, name: str, optimizer: str = "adamw", lora: bool = False, **layout: int) -> Result:
+def train(
+    group: Group,
+    name: str,
+    optimizer: str = "adamw",
+    lora: bool = False,
+    dropout: float = 0.0,
+    size: Sequence[int] = (),
+    **layout: int,
+) -> Result:
     """Losses, norms of gradients and an evaluation; and the weights, in process 0."""
-    model = MODELS[name]
+    model = MODELS[name].replace(dropout=dropout)
     drawn = _with_adapters(build(model)) if lora else build(model)
     _check_first_weights(group, model, **layout)
     options = {"grad_clip": 0.5, "label_smoothing": 0.1, "grad_accumulation": 2, "optimizer": optimizer}
     engine = "fsdp" if group.world_size > 1 else None
     strategy = make_strategy(engine, drawn, plan(**options), group, **layout)
-    figures = [number for step in range(STEPS) for number in strategy.step(step, batch(model, step), 1e-3).tolist()]
-    figures.append(strategy.evaluate(batch(model, 100)).item())
+    figures = [
+        number for step in range(STEPS) for number in strategy.step(step, batch(model, step, *size), 1e-3).tolist()
+    ]
+    figures.append(strategy.evaluate(batch(model, 100, *size)).item())
     with strategy.gathered() as whole:
         weights = {} if whole is None else {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     strategy.close()

@@ -28,6 +28,9 @@ def test_two_by_two_processes_equal_one(tmp_path: Path) -> None:
     adapted = ("grouped", "many experts", "latent", "relative both", "masked", "sinks, bounded experts")
     jobs += [{"name": name, "tensor_parallel": 2, "lora": True} for name in adapted]
     jobs += [{"name": name, "tensor_parallel": 4} for name in ("no bias", "latent", "relative")]
+    jobs += [{"name": name, "tensor_parallel": 4, "dropout": 0.2} for name in ("no bias", "post", "relative")]
+    # Fewer tokens than processes.
+    jobs += [{"name": name, "tensor_parallel": 4, "size": (1, 3)} for name in ("no bias", "masked", "relative")]
     for job, found in zip(jobs, train_in_four(tmp_path, jobs), strict=True):
         wanted = train(Group(), **{name: value for name, value in job.items() if name != "tensor_parallel"})
         assert {name: size for name, size in differences(found, wanted).items() if size > 1e-5} == {}, job

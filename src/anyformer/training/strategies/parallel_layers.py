@@ -18,13 +18,12 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ParallelStyle
 from typing_extensions import override
 
-from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Embedding
 from anyformer.kernels.autocast import autocast_disabled, matmul_dtype
 from anyformer.kernels.cross_entropy import WithGradients, in_chunks
 
-_WHOLE = Replicate()
+SAME = Replicate()
 _BYTES = 1 << 26
 """Size of the logits of a chunk of tokens in float32."""
 
@@ -39,7 +38,7 @@ def leave(x: Tensor, mesh: DeviceMesh) -> Tensor:
     return DTensor.from_local(x, mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()]).to_local()
 
 
-def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement = _WHOLE) -> Tensor:
+def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement = SAME) -> Tensor:
     """The parts of all processes one after the other in a dimension, which is of this size then.
 
     Args:
@@ -53,7 +52,7 @@ def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement
     part = DTensor.from_local(
         x.contiguous(), mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=tuple(strides)
     )
-    return part.redistribute(placements=[_WHOLE]).to_local(grad_placements=[gradient])
+    return part.redistribute(placements=[SAME]).to_local(grad_placements=[gradient])
 
 
 def own_part(x: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
@@ -115,71 +114,6 @@ class Parallel(nn.Module):
         if not isinstance(value, DTensor) or value.device_mesh.ndim > 1:
             return value
         return part.view(value.to_local(grad_placements=[part.gradient]), self.mesh)
-
-
-class Entrance:
-    """`enter` for layers that read the same tensor, whose gradients are summed once.
-
-    Args:
-        parent: after its forward, or once as many layers have read a tensor as there are, it is let go.
-        readers: the number of layers.
-    """
-
-    def __init__(self, mesh: DeviceMesh, parent: nn.Module, readers: int) -> None:
-        self.mesh, self.readers = mesh, readers
-        self._latest: tuple[Tensor, Tensor] | None = None
-        self._reads = 0
-        parent.register_forward_hook(self._forget)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """`enter`."""
-        if self._latest is None or self._latest[0] is not x:
-            self._latest, self._reads = (x, enter(x, self.mesh)), 0
-        entered = self._latest[1]
-        self._reads += 1
-        if self._reads == self.readers:
-            self._latest = None
-        return entered
-
-    def _forget(self, *_: Any) -> None:
-        self._latest = None
-
-
-class Column(Parallel):
-    """A linear layer whose outputs are spread."""
-
-    entrance: Entrance
-
-    def forward(self, x: Tensor, *rest: Any) -> Tensor:
-        """Compute this process's outputs."""
-        return super().forward(self.entrance(x), *rest)
-
-
-class Row(Parallel):
-    """A linear layer whose inputs are spread."""
-
-    def forward(self, x: Tensor, *rest: Any) -> Tensor:
-        """Compute all outputs of this process's inputs."""
-        return leave(super().forward(x, *rest), self.mesh)
-
-
-class Fork(Parallel):
-    """A layer whose outputs go different ways in the processes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute all outputs."""
-        return enter(super().forward(x), self.mesh)
-
-
-class SpreadExperts(Parallel, Experts):
-    """A mixture of experts of which each process has some."""
-
-    def network(self, x: Tensor, *ends: Tensor) -> Tensor:
-        """Compute the rows of this process's experts, of rows that are sorted by expert."""
-        own, (last,) = own_rows(self.count, self.mesh), ends
-        begin, end = F.pad(last, (1, 0))[[own.start, own.stop]].tolist()
-        out = super().network(enter(x, self.mesh)[begin:end], last[own] - begin)
-        return leave(F.pad(out, (0, 0, begin, len(x) - end)), self.mesh)
 
 
 class WidthNorm(Parallel):

@@ -2,27 +2,31 @@
 
 ::
 
-    x ─ enter ─ query, key, value ─ attention ─ output ─ leave ─ + ──▶      heads are spread
-    x ─ enter ─ up, gate ──────────────────────── down ─ leave ─ + ──▶      inner activations, or experts, are spread
+    x ─ norm ─ enter ─ query, key, value ─ attention ─ output ─ leave ─ + ──▶    of heads
+    x ─ norm ─ enter ─ up, gate ──────────────────────── down ─ leave ─ + ──▶    of inner activations, or experts
 
-`leave` sums what the processes computed, `enter` sums their gradients. What comes before and after, norms among it,
-each process computes for itself, as a whole. The vocabulary is spread as well.
+`enter` gathers the tokens, which are spread in between, and `leave` sums what the processes computed and scatters it
+(see `sequence_parallel`). Embeddings and what follows a stack each process computes for itself, as a whole. The
+vocabulary is spread as well.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from anyformer.blocks.attention import MultiHeadAttention
+from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.latent_attention import LatentAttention
-from anyformer.blocks.linear import Embedding, Linear, LowRankAdapter
-from anyformer.blocks.position import RelativePosition
+from anyformer.blocks.linear import Dropout, Embedding, Linear, LowRankAdapter
+from anyformer.blocks.position import DisentangledPosition, RelativePosition
+from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.model import Transformer
@@ -33,19 +37,29 @@ from anyformer.training.strategies.parallel_layers import (
     SLICED,
     SUMMED,
     WHOLE,
-    Column,
-    Entrance,
-    Fork,
     Parallel,
     Part,
-    Row,
-    SpreadExperts,
     Style,
     VocabularyEmbedding,
     VocabularyHead,
     WidthNorm,
     own_rows,
 )
+from anyformer.training.strategies.sequence_parallel import (
+    Gathered,
+    OwnTokens,
+    SequenceDropout,
+    SequenceFinalNorm,
+    SequenceStack,
+    SpreadCrossAttention,
+    SpreadExperts,
+    SpreadLatentAttention,
+    SpreadLayer,
+    SpreadPosition,
+    Tokens,
+)
+
+_OF_OWN_TOKENS = {"weight": SUMMED, "bias": SUMMED}
 
 
 def make_tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
@@ -55,9 +69,7 @@ def make_tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         UserError: the model can't be spread over so many.
     """
     check_model(model.config, mesh.size())
-    styles: dict[nn.Module, Style] = {}
-    for module in model.modules():
-        styles.update(_styles(module, mesh, model.config.vocab_size))
+    styles = dict(_styles(model, mesh))
     plan: dict[str, ParallelStyle] = {}
     spread: dict[nn.Parameter, nn.Parameter] = {}  # a parameter of several modules stays one
     for path, module in model.named_modules():
@@ -94,74 +106,107 @@ def check_model(config: ModelConfig, processes: int) -> None:
             )
 
 
-def _styles(module: nn.Module, mesh: DeviceMesh, vocab_size: int) -> Iterator[tuple[nn.Module, Style]]:
-    """The styles of a module and of the layers inside it that are not used for the same in each process."""
-    if isinstance(module, MultiHeadAttention):
-        yield from _attention_styles(module, mesh)
-    elif isinstance(module, LatentAttention):
-        module.heads //= mesh.size()
-        yield from _columns(module.query, entrance=Entrance(mesh, module, 1))
-        # All heads share a part of its output.
-        yield module.latent_down, Style(Fork, {"weight": WHOLE, "bias": WHOLE})
-        yield module.latent_norm, Style(Parallel, {"weight": SUMMED})
-        yield from _columns(module.latent_up)
-        yield from _row(module.output)
-    elif isinstance(module, Experts):
-        yield module, Style(SpreadExperts, {})
-        for layer in (module.up, module.gate, module.down):
-            if layer is not None:
-                yield layer, Style(Parallel, {"weight": ROWS, "bias": SLICED})
-                for adapter in _adapters(layer):
-                    yield adapter, Style(Parallel, {"a": ROWS, "b": ROWS})
-    elif isinstance(module, FeedForward):
-        layers = [layer for layer in (module.up, module.gate) if layer is not None]
-        entrance = Entrance(mesh, module, len(layers))
-        for layer in layers:
-            yield from _columns(layer, entrance=entrance)
-        yield from _row(module.down)
-    elif isinstance(module, RelativePosition):
-        yield from _columns(module.table, weight=COLUMNS)
-    elif isinstance(module, TokenEmbedding):
-        table = module.table
-        rows, padding = own_rows(table.num_embeddings, mesh), table.padding_idx
-        if padding is not None:
-            padding = padding - rows.start if rows.start <= padding < rows.stop else None
-        yield table, Style(VocabularyEmbedding, {"weight": ROWS}, padding_idx=padding)
-        for adapter in _adapters(table):
-            yield adapter, Style(Parallel, {"a": COLUMNS, "b": SUMMED})
-    elif isinstance(module, LanguageModelHead):
-        yield module, Style(VocabularyHead, {"bias": SLICED}, vocab_size=vocab_size)
-        if module.projection is not None:
-            yield from _columns(module.projection)
+def _styles(model: Transformer, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, Style]]:
+    """The styles of all modules that do not compute the same in each process."""
+    for module in model.modules():
+        if isinstance(module, RelativePosition):
+            yield from _columns(module.table, weight=COLUMNS)
+        elif isinstance(module, DisentangledPosition):
+            yield module, Style(SpreadPosition, {})
+        elif isinstance(module, TokenEmbedding):
+            table = module.table
+            rows, padding = own_rows(table.num_embeddings, mesh), table.padding_idx
+            if padding is not None:
+                padding = padding - rows.start if rows.start <= padding < rows.stop else None
+            yield table, Style(VocabularyEmbedding, {"weight": ROWS}, padding_idx=padding)
+            for adapter in _adapters(table):
+                yield adapter, Style(Parallel, {"a": COLUMNS, "b": SUMMED})
+        elif isinstance(module, LanguageModelHead):
+            yield module, Style(VocabularyHead, {"bias": SLICED}, vocab_size=model.config.vocab_size)
+            if module.projection is not None:
+                yield from _columns(module.projection)
+        elif isinstance(module, Stack):
+            stream = OwnTokens(mesh)
+            yield module, Style(SequenceStack, {}, stream=stream)
+            yield module.final_norm, Style(SequenceFinalNorm, _OF_OWN_TOKENS, stream=stream)
+            for block in cast("Iterable[TransformerBlock]", module.blocks):
+                yield from _block_styles(block, stream)
 
 
-def _attention_styles(module: MultiHeadAttention, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, Style]]:
-    entrance, size = Entrance(mesh, module, 3), mesh.size()
-    for layer in (module.query, module.key, module.value):
-        yield from _columns(layer, entrance=entrance)
-    yield from _row(module.output)
-    yield module, Style(Parallel, {"sinks": SLICED})
-    for norm, heads in ((module.query_norm, module.heads), (module.key_norm, module.kv_heads)):
-        if module.qk_norm == "width":
-            yield norm, Style(WidthNorm, {"weight": WHOLE}, width=heads * module.head_dim)
+def _block_styles(block: TransformerBlock, stream: OwnTokens) -> Iterator[tuple[nn.Module, Style]]:
+    """The styles of the parts of a block: norms, dropout, attention, a feed-forward block."""
+    for part in block.children():
+        if isinstance(part, Dropout):
+            yield part, Style(SequenceDropout, {}, stream=stream)
+        elif isinstance(part, LatentAttention):
+            yield from _latent_styles(part, stream)
+        elif isinstance(part, MultiHeadAttention):
+            kind = SpreadCrossAttention if part is block.cross_attention else SpreadLayer
+            yield part, Style(kind, {"sinks": SLICED}, stream=stream)
+            yield from _heads_styles(part, stream.mesh)
+        elif isinstance(part, Experts):
+            yield part, Style(SpreadExperts, {}, stream=stream)
+            yield from _experts_styles(part, stream.mesh)
+        elif isinstance(part, FeedForward):
+            yield from _feed_forward_styles(part, stream)
+        else:
+            yield part, Style(Parallel, _OF_OWN_TOKENS)
+
+
+def _latent_styles(part: LatentAttention, stream: OwnTokens) -> Iterator[tuple[nn.Module, Style]]:
+    yield part, Style(SpreadLatentAttention, {}, stream=stream)
+    for layer in (part.query_down, part.latent_down):
+        yield layer, Style(Gathered, _OF_OWN_TOKENS, stream=stream)
+        for adapter in _adapters(layer):
+            yield adapter, Style(Parallel, dict.fromkeys(("a", "b", "magnitude"), SUMMED))
+    for norm in (part.query_norm, part.latent_norm):
+        yield norm, Style(Parallel, {"weight": SUMMED})
+    for layer in (part.query, part.latent_up):
+        yield from _columns(layer)
+    yield from _row(part.output)
+    part.heads //= stream.mesh.size()
+
+
+def _heads_styles(part: MultiHeadAttention, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, Style]]:
+    for layer in (part.query, part.key, part.value):
+        yield from _columns(layer)
+    yield from _row(part.output)
+    for norm, heads in ((part.query_norm, part.heads), (part.key_norm, part.kv_heads)):
+        if part.qk_norm == "width":
+            yield norm, Style(WidthNorm, {"weight": WHOLE}, width=heads * part.head_dim)
         else:
             yield norm, Style(Parallel, {"weight": SUMMED})
-    module.heads, module.kv_heads = module.heads // size, module.kv_heads // size
+    part.heads, part.kv_heads = part.heads // mesh.size(), part.kv_heads // mesh.size()
 
 
-def _columns(
-    layer: Linear | Embedding, *, weight: Part = ROWS, entrance: Entrance | None = None
-) -> Iterator[tuple[nn.Module, Style]]:
+def _experts_styles(part: Experts, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, Style]]:
+    for layer in (part.up, part.gate, part.down):
+        if layer is not None:
+            yield layer, Style(Parallel, {"weight": ROWS, "bias": SLICED})
+            for adapter in _adapters(layer):
+                yield adapter, Style(Parallel, {"a": ROWS, "b": ROWS})
+    if part.shared is not None:
+        yield from _feed_forward_styles(part.shared, Tokens(mesh))
+
+
+def _feed_forward_styles(part: FeedForward, stream: Tokens) -> Iterator[tuple[nn.Module, Style]]:
+    yield part, Style(SpreadLayer, {}, stream=stream)
+    for layer in (part.up, part.gate):
+        if layer is not None:
+            yield from _columns(layer)
+    yield from _row(part.down)
+
+
+def _columns(layer: Linear | Embedding, *, weight: Part = ROWS) -> Iterator[tuple[nn.Module, Style]]:
     """The styles of a layer whose outputs are spread, and of its adapters."""
-    parts = {"weight": weight, "bias": SLICED}
-    yield layer, Style(Parallel, parts) if entrance is None else Style(Column, parts, entrance=entrance)
+    yield layer, Style(Parallel, {"weight": weight, "bias": SLICED})
     for adapter in _adapters(layer):
         yield adapter, Style(Parallel, {"a": SUMMED, "b": ROWS, "magnitude": SLICED})
 
 
 def _row(layer: Linear) -> Iterator[tuple[nn.Module, Style]]:
     """The styles of a layer whose inputs are spread, and of its adapters."""
-    yield layer, Style(Row, {"weight": COLUMNS, "bias": DIVIDED})
+    yield layer, Style(Parallel, {"weight": COLUMNS, "bias": DIVIDED})
     for adapter in _adapters(layer):
         if adapter.magnitude is not None:
             raise UserError(
@@ -170,5 +215,5 @@ def _row(layer: Linear) -> Iterator[tuple[nn.Module, Style]]:
         yield adapter, Style(Parallel, {"a": COLUMNS, "b": SUMMED})
 
 
-def _adapters(layer: Linear | Embedding) -> list[LowRankAdapter]:
+def _adapters(layer: nn.Module) -> list[LowRankAdapter]:
     return [part for part in layer.modules() if isinstance(part, LowRankAdapter)]
