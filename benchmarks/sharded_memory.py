@@ -1,8 +1,9 @@
 """Memory and waiting of processes that share a model of about 1 GB by FSDP2, on the CPU.
 
-`python benchmarks/sharded_memory.py [--whole] [--tensor-parallel N]` prints, for each phase, the largest peak of any
-process beyond what it had after importing everything and training a model of a few kilobytes. `--whole` begins as every
-other engine does: each process draws or reads all of the model, and process 0 gathers all of it to save it.
+`python benchmarks/sharded_memory.py [--whole] [--tensor-parallel N] [--preferences]` prints, for each phase, the
+largest peak of any process beyond what it had after importing everything and training a model of a few kilobytes.
+`--whole` begins as every other engine does: each process draws or reads all of the model, and process 0 gathers all of
+it to save it. `--preferences` trains a DoRA adapter of the model that was saved by DPO, whose reference that model is.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.checkpoint import load, save
-from anyformer.data.batch import Batch
+from anyformer.data.batch import Batch, PreferenceBatch
 from anyformer.model import Transformer, build, skeleton
 from anyformer.training.checkpoints import Checkpoints
+from anyformer.training.losses import PreferenceLoss
 from anyformer.training.memory import proc_field, return_freed_memory
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
@@ -70,13 +74,29 @@ class Phases:
         self.peaks[name] = peak / MEGABYTE, time.perf_counter() - self._begun
 
 
-def work(folder: Path, whole: bool, tensor: int) -> None:
+def work(folder: Path, whole: bool, tensor: int, preferences: bool) -> None:
     group = join("fsdp", "cpu")
     precision = Precision(torch.device("cpu"), torch.float32, "for a measurement")
     plan = Plan(precision, lambda model: make_optimizer("adamw", model, 1e-3))
     cut = None if whole else cut_of("fsdp", plan, group, tensor_parallel=tensor)
     tokens = np.random.default_rng(0).integers(0, 64, (PROCESSES, 32))
     batch = Batch(tokens, tokens)
+
+    def learn_preferences(out: Path, phases: Phases) -> None:
+        phases.begin()
+        model = add_adapter(load(out / "model", cut=cut)[0], LoraConfig(rank=8, use_dora=True))
+        strategy = make_strategy("fsdp", model, replace(plan, loss=PreferenceLoss), group)
+        del model
+        phases.end("read and measure rows")
+        both = np.repeat(tokens, 2, axis=0)
+        pairs = PreferenceBatch(both, both, reference=np.zeros(len(both), np.float32))
+        phases.begin()
+        reference = strategy.evaluate_rows(pairs, return_log_probabilities=True).numpy()
+        phases.end("log-probabilities")
+        phases.begin()
+        strategy.step(0, replace(pairs, reference=reference), 1e-3)
+        phases.end("a step of DPO")
+        strategy.close()
 
     def make(model: Transformer) -> Strategy:
         return make_strategy("fsdp", model, plan, group, tensor_parallel=tensor)
@@ -98,6 +118,9 @@ def work(folder: Path, whole: bool, tensor: int) -> None:
         phases.end("save the model")
         strategy.close()
         del strategy
+        if preferences:
+            learn_preferences(out, phases)
+            return
         phases.begin()
         strategy = make(load(out / "model", cut=cut)[0].requires_grad_(True))
         phases.end("read and shard")
@@ -142,15 +165,18 @@ def work(folder: Path, whole: bool, tensor: int) -> None:
     group.close()
 
 
-def measure(folder: Path, *, whole: bool = False, tensor: int = 1) -> dict[str, tuple[float, float]]:
+def measure(
+    folder: Path, *, whole: bool = False, tensor: int = 1, preferences: bool = False
+) -> dict[str, tuple[float, float]]:
     """The largest peak and time of each phase, in MB and seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(PROCESSES)}
+    flags = [*["--whole"] * whole, *["--preferences"] * preferences]
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, f"--work={folder}", f"--tensor-parallel={tensor}", *["--whole"] * whole],
+            [sys.executable, __file__, f"--work={folder}", f"--tensor-parallel={tensor}", *flags],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(PROCESSES)
@@ -166,19 +192,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--preferences", action="store_true")
     parser.add_argument("--work", type=Path)
     options = parser.parse_args()
     if options.work:
-        work(options.work, options.whole, options.tensor_parallel)
+        work(options.work, options.whole, options.tensor_parallel, options.preferences)
         return
     size = sum(parameter.nbytes for parameter in skeleton(config(_SIZE)).parameters())
     print(
         f"model of {size / MEGABYTE:,.0f} MB, {PROCESSES} processes, a shard of {size / MEGABYTE / PROCESSES:,.0f} MB"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for phase, (peak, seconds) in measure(
-            Path(folder), whole=options.whole, tensor=options.tensor_parallel
-        ).items():
+        asked = {"whole": options.whole, "tensor": options.tensor_parallel, "preferences": options.preferences}
+        for phase, (peak, seconds) in measure(Path(folder), **asked).items():
             print(f"{phase:<24}{peak:>8,.0f} MB {seconds:>7.2f} s")
 
 

@@ -66,6 +66,8 @@ def learn(recipe: Recipe[Any], step: int, group: Group, parts: int) -> tuple[Ten
             module.p = 0.0
     smoothing = recipe.config.label_smoothing
     strategy = Strategy(model, plan(loss=recipe.loss, grad_accumulation=parts, label_smoothing=smoothing), group)
+    if group.world_size == 1:
+        recipe.prepare(strategy)
     loss = strategy._loss_and_gradient(step, recipe.batches.batch(step))
     return loss, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 

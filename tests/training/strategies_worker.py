@@ -33,10 +33,11 @@ from anyformer.training.averaging import make_average
 from anyformer.training.losses import PAIR_CLASSIFIER, LossModule
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.recipe import Recipe, make_strategy
+from anyformer.training.recipe import Recipe, cut_of, make_strategy
 from anyformer.training.strategies.base import Plan
 from anyformer.training.strategies.group import Group, join
 from tests.finetuning import toys
+from tests.training.conftest import plan
 
 STEPS = 6
 
@@ -53,6 +54,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "classify": {"task": "classify", "model": "encoder"},
     "chat": {"task": "chat", "model": "decoder", "lora": 4, "average": "ema:0.9"},
+    "dora": {"task": "chat", "model": "decoder", "lora": 4, "dora": True},
+    "preference": {"task": "preference", "model": "decoder", "label_smoothing": 0.1},
     "embed": {"task": "embed", "model": "both"},
     "negatives": {"task": "embed", "model": "encoder", "rows": toys.positives},
     "pair-class": {"task": "embed", "model": "encoder", "rows": toys.pairs_with_a_class},
@@ -97,7 +100,7 @@ def _drawn(name: str, number: int) -> dict[str, Any]:
 EXPERTS = {f"{name}-{number}": _drawn(name, number) for name in MIXTURES for number in range(DRAWN)}
 CASES |= EXPERTS
 CASES["muon-experts"] = EXPERTS["muon-experts"] = {**_drawn("mixtral", 0), "optimizer": "muon"}
-FINETUNED = ("classify", "chat", "embed", "negatives", "pair-class")
+FINETUNED = ("classify", "chat", "dora", "preference", "embed", "negatives", "pair-class")
 
 
 def config(case: str) -> ModelConfig:
@@ -141,13 +144,16 @@ def recipe(case: str) -> Recipe[Any]:
     """Fine-tuning on the toy examples that `write_toys` has written."""
     options, place = CASES[case], Path(os.environ[TOYS]) / case
     data = place / "data.jsonl"
-    given = {"batch_size": 7, "lora": options.get("lora"), "device": "cpu", "dtype": "float32"}
+    given = {"batch_size": 7, "device": "cpu", "dtype": "float32"}
+    given |= {name: options[name] for name in ("lora", "dora") if name in options}
     config = FinetuneConfig(base=str(place / "model"), data=(str(data),), task=options["task"], **given)
     return Finetuning(config, Console(quiet=True))
 
 
-def made(case: str) -> tuple[Transformer, Callable[..., Batch], Callable[[Transformer], nn.Module]]:
-    """The model of a case, what makes its batches, and its loss."""
+def made(
+    case: str, engine: str | None, group: Group
+) -> tuple[Transformer, Callable[..., Batch], Callable[[Transformer], nn.Module]]:
+    """The model of a case, what makes its batches, and its loss; of FSDP's models what a process keeps of them."""
     tuned = recipe(case) if case in FINETUNED else None
     torch.manual_seed(0)
     if tuned is None:
@@ -158,7 +164,7 @@ def made(case: str) -> tuple[Transformer, Callable[..., Batch], Callable[[Transf
             names = {"target_modules": [*targets(model)], "target_parameters": [*parameters(model)]}
             add_adapter(model, LoraConfig(rank=2, **names))
         return model, partial(batch, case), LossModule
-    model = tuned.build()
+    model = tuned.build(cut_of(engine, plan(), group))
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = 0.0
@@ -190,12 +196,12 @@ def train(
         averaged weights (on the first process).
     """
     options = CASES[case]
-    model, batches, loss = made(case)
+    model, batches, loss = made(case, engine, group)
     parts = options.get("grad_accumulation", 2)
     if case in EXPERTS and group.world_size == 1:
         # Experts are balanced by the tokens of each part of a batch on each process: as many parts on one.
         parts *= 2
-    plan = Plan(
+    steps = Plan(
         Precision(torch.device("cpu"), getattr(torch, dtype), "for a test"),
         lambda model: make_optimizer(options.get("optimizer", "adamw"), model, 1.0),
         average=make_average(options.get("average")),
@@ -206,8 +212,10 @@ def train(
         loss=loss,
     )
     layout = {"tensor_parallel": tensor, "context_parallel": context}
-    strategy = make_strategy(engine, model, plan, group, zero_stage=zero, **layout)
+    strategy = make_strategy(engine, model, steps, group, zero_stage=zero, **layout)
     said, figures = str(strategy), {}
+    if case in FINETUNED:
+        recipe(case).prepare(strategy)
     if load is not None:
         for buffer in model.buffers():
             buffer.zero_()

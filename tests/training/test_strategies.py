@@ -54,7 +54,7 @@ SAID = {
 NOISE = "attention.key.bias"
 CASES = {
     "ddp": ("tied", "masked", "muon", "chat", "negatives", "mixtral-2"),
-    "fsdp": ("pairs", "shared", "classify", "embed", "pair-class", "gpt_oss-0", "deepseek_v3-0"),
+    "fsdp": ("pairs", "shared", "classify", "dora", "preference", "embed", "pair-class", "gpt_oss-0", "deepseek_v3-0"),
     "tensor": (),
     "context": ("pairs",),
     "zero1": ("tied", "shared"),
@@ -76,7 +76,9 @@ ORIGINS = {
 def _is_trained(engine: str, case: str) -> bool:
     if engine == "zero1" and case in strategies_worker.FINETUNED:
         return False
-    if engine == "context" and case in ("classify", "embed", "negatives", "pair-class"):
+    if engine == "context" and case in ("classify", "preference", "embed", "negatives", "pair-class"):
+        return False
+    if engine == "tensor" and case == "dora":
         return False
     if engine in ("tensor", "context") and case in strategies_worker.EXPERTS:
         return False  # they balance other tokens; see test_tensor_parallel.py and test_context_parallel.py

@@ -75,7 +75,7 @@ def add_adapter(model: Transformer, config: LoraConfig, name: str = DEFAULT) -> 
             a, b = a.zero_(), b.normal_()
         else:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-        lengths = target.row_lengths(b @ a) if config.use_dora and not target.is_embedding else None
+        lengths = target.row_lengths() if config.use_dora and not target.is_embedding else None
         target.attach(name, Matrices(a, b, lengths), config.scale_of(module, rank), config.dropout)
     trained: list[nn.Module | Parameter] = [*make_dense(model, config)]
     adapted = [part for target in chosen.values() for part in target.modules]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import Classifier
 from anyformer.blocks.linear import Embedding, GroupedAdapter, GroupedLinear, Linear, LowRankAdapter, dense
+from anyformer.dtensor import full_tensor
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import TRANSPOSE, Operation, Row, stacked
@@ -104,11 +105,13 @@ class Target:
             module.adapters[name] = adapter.train(module.training)
 
     @torch.no_grad()
-    def row_lengths(self, update: Tensor) -> Tensor:
-        """The length of each row of the layer's weight plus an update, [outputs, inputs]: [outputs]."""
-        parts = zip(self.modules, self.split(update), strict=True)
-        lengths = [torch.linalg.vector_norm(dense(module.weight, update.dtype) + part, dim=1) for module, part in parts]
-        return self.join([length[:, None] for length in lengths]).flatten()
+    def row_lengths(self) -> Tensor:
+        """The length of each row of the layer's weight in float32, [outputs].
+
+        Where the weight is spread over processes, all of them call it, and each measures its own rows.
+        """
+        lengths = [torch.linalg.vector_norm(dense(module.weight, torch.float32), dim=1) for module in self.modules]
+        return self.join([full_tensor(length)[:, None] for length in lengths]).flatten()
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
+from anyformer.dtensor import full_tensor, is_dtensor
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
@@ -73,16 +74,11 @@ class _Processes:
 
 def _processes_of(model: nn.Module) -> _Processes:
     """The processes that hold a share each of a model's weights; one alone for an ordinary model."""
-    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+    if not any(is_dtensor(parameter) for parameter in model.parameters()):
         return _Processes()
     import torch.distributed as dist
 
     return _Processes(dist.get_rank(), dist.get_world_size())
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, in every process; where it is spread, all of them call this."""
-    return cast("Any", tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def save(
@@ -130,7 +126,7 @@ def save(
     }
     with _replacing_directory(Path(directory), processes) as target:
         _write_weights(rows, state, target, max_shard_size, processes)
-        pooled = {name: _whole(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
+        pooled = {name: full_tensor(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
         if processes.rank:
             return family.model_type
         for name, value in pooling.files(config.pooling, config.d_model).items():
@@ -199,7 +195,7 @@ def _write_weights(
             _write_shard(directory / own, mine)  # not before, so that all processes write at the same time
             own = file
         for name in names:
-            parts = {ours: _whole(state[ours]) for ours in rows[name].ours}
+            parts = {ours: full_tensor(state[ours]) for ours in rows[name].ours}
             if is_mine:
                 mine[name] = rows[name].write(parts).contiguous().cpu()
     _write_shard(directory / own, mine)

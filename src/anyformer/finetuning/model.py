@@ -49,10 +49,8 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig, cut: Cut | No
     """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter.
 
     Args:
-        cut: what this process keeps of a weight of the base, unless DoRA measures it; None: all of it.
+        cut: what this process keeps of a weight of the base; None: all of it.
     """
-    if config.adapter is not None and config.adapter.use_dora:
-        cut = None
     options: dict[str, Any] = {**load_options(config), "cut": cut}
     task = TASKS[config.task]
     head, problem = task.head, PROBLEMS[config.label_kind]

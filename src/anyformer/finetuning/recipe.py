@@ -44,6 +44,7 @@ from anyformer.training.config import RunConfig, TrainConfig
 from anyformer.training.prepare import prepare
 from anyformer.training.recipe import Recipe
 from anyformer.training.sample import Passage, Sample, take_sample
+from anyformer.training.strategies.base import Strategy
 
 _SHOWN = 3
 _MEASURED = 1 << 14
@@ -227,12 +228,9 @@ class Finetuning(BaseFinetuning):
         self.model_config = with_head_of_task(base, self.config)
 
     @override
-    def build(self, cut: Cut | None = None) -> Transformer:
-        # What is prepared with the model needs all of it.
-        model = super().build(cut if self.task.prepare is None else None)
+    def prepare(self, strategy: Strategy) -> None:
         if self.task.prepare is not None:
-            self.task.prepare(model, (self.training, self._held_out), self.config)
-        return model
+            self.task.prepare(strategy, (self.training, self._held_out), self.config)
 
     @override
     def loss(self, model: Transformer) -> nn.Module:

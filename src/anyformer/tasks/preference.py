@@ -6,9 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from anyformer.blocks.linear import Dropout
 from anyformer.config import ModelConfig
 from anyformer.data.batch import PreferenceBatch, Rng
 from anyformer.data.examples import ChatExample, CompletionExample, Message, PreferenceExample
@@ -31,9 +29,8 @@ from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import common_prefix
 from anyformer.training.config import CompleteRunConfig
-from anyformer.training.losses import PreferenceLoss, answer_log_probabilities
-from anyformer.training.precision import choose_precision
-from anyformer.training.strategies.base import model_inputs
+from anyformer.training.losses import PreferenceLoss
+from anyformer.training.strategies.base import Strategy
 
 _QUESTIONS = ("instruction", "question", "input")
 """Columns of what a user asks an assistant; a column `prompt` of texts has texts that are continued."""
@@ -186,22 +183,14 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     return preferences([chosen for chosen, _ in pairs], [rejected for _, rejected in pairs], encoding.pad)
 
 
-def _prepare(model: Transformer, datasets: Sequence[Dataset], config: Any) -> None:
-    """Compute the log-probabilities of all answers as the model gives them before training."""
-    for part in model.modules():
-        if isinstance(part, Dropout):  # the reference has none, and the two are compared
-            part.p = 0.0
-    precision = choose_precision(config.device, config.dtype)
-    model.eval().to(precision.device)
+def _prepare(strategy: Strategy, datasets: Sequence[Dataset], config: Any) -> None:
+    """Compute the log-probabilities of all answers as the model gives them before training: those of the reference."""
     for dataset in datasets:
         order = np.argsort(dataset.lengths, kind="stable")
         for members in np.array_split(order, max(1, len(order) // config.batch_size)):
-            inputs = model_inputs(dataset.collate(members.tolist()), precision.device)
-            inputs.pop("reference")
-            with torch.no_grad(), precision.autocast():
-                log_probabilities = answer_log_probabilities(model, **inputs)
+            rows = strategy.evaluate_rows(dataset.collate(members.tolist()), return_log_probabilities=True)
             assert dataset.reference is not None
-            dataset.reference[members] = log_probabilities.float().cpu().numpy().reshape(-1, 2)
+            dataset.reference[members] = rows.cpu().numpy().reshape(-1, 2)
 
 
 def _evaluate(

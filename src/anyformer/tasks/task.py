@@ -25,6 +25,7 @@ from anyformer.runs.listing import PER_TOKEN, Terms
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import CompleteRunConfig
 from anyformer.training.losses import LossModule
+from anyformer.training.strategies.base import Strategy
 
 _WHOLE = Truncation()
 
@@ -174,7 +175,7 @@ class Task:
         nothing_to_learn: A sentence on why training would be in vain, given how often each label is there and the
             number of examples; None: it isn't.
         checks_ends: Whether an answer has to end with a token at which generation stops.
-        prepare: Called with the model's first weights, all datasets and the config of the run.
+        prepare: Called with a strategy whose model has its first weights, all datasets and the config of the run.
         choose_loss: The loss that suits an example, given the one that was asked for, if any.
         loss: The module that computes the loss, given the model and the config of the run.
         loss_unit: The name of the loss and its unit, given the config of the run.
@@ -221,7 +222,7 @@ class Task:
     dataset: Callable[[Encoding, Sequence[Encoded]], Dataset] | None = None
     nothing_to_learn: Callable[[Counter[str], int], str | None] = lambda labels, examples: None
     checks_ends: bool = True
-    prepare: Callable[[Transformer, Sequence[Dataset], Any], None] | None = None
+    prepare: Callable[[Strategy, Sequence[Dataset], Any], None] | None = None
     choose_loss: Callable[[str | None, Any], str] | None = None
     loss: Callable[[Transformer, Any], nn.Module] = lambda model, config: LossModule(model)
     loss_unit: Callable[[Mapping[str, Any]], str] = lambda config: PER_TOKEN

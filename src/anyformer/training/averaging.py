@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
+from anyformer.dtensor import distribute_like
 from anyformer.errors import UserError, quote
-from anyformer.training.dtensor import distribute_like
 
 _LEAST_SHARE = 0.1
 """The share of the latest weights from which the mean is updated: an update reads and writes all of it, which takes a

@@ -27,12 +27,12 @@ from safetensors import SafetensorError
 
 from anyformer import atomic, limits
 from anyformer.console import Console
+from anyformer.dtensor import local_tensor
 from anyformer.errors import UserError, cut
 from anyformer.runs.listing import flatten
 from anyformer.schema import fits, fits_each
 from anyformer.training.config import RunConfig
 from anyformer.training.config_file import settings
-from anyformer.training.dtensor import local_tensor
 from anyformer.training.memory import has_room
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from anyformer import kernels
 from anyformer.blocks.head import IGNORED, LanguageModelHead
+from anyformer.blocks.linear import Dropout
 from anyformer.errors import UserError, nearest, quote
 from anyformer.kernels.autocast import autocast_disabled
 from anyformer.model import Transformer
@@ -49,7 +50,8 @@ class PreferenceLoss(LossModule):
         -log sigmoid(beta * (log p(chosen) / ref(chosen) - log p(rejected) / ref(rejected)))
 
     It is ln 2 where the model is the reference. With label smoothing s, the assumed share of swapped pairs, it is
-    ``1 - s`` times that and s times that of the swapped pair (Mitchell 2023, cDPO).
+    ``1 - s`` times that and s times that of the swapped pair (Mitchell 2023, cDPO). The model gets no dropout: the
+    reference has none, and the two are compared.
 
     Args:
         beta: The larger, the nearer the model stays to the reference.
@@ -58,6 +60,9 @@ class PreferenceLoss(LossModule):
     def __init__(self, model: Transformer, beta: float = 0.1) -> None:
         super().__init__(model)
         self.beta = beta
+        for part in model.modules():
+            if isinstance(part, Dropout):
+                part.p = 0.0
 
     @override
     def forward(
@@ -65,10 +70,14 @@ class PreferenceLoss(LossModule):
         *,
         reference: Float[Tensor, " rows"],
         return_logits: bool = False,
+        return_log_probabilities: bool = False,
         label_smoothing: float = 0.0,
         **inputs: Any,
-    ) -> Float[Tensor, ""]:
-        ratios = answer_log_probabilities(self.model, **inputs) - reference
+    ) -> Float[Tensor, ""] | Float[Tensor, " rows"]:
+        log_probabilities = answer_log_probabilities(self.model, **inputs)
+        if return_log_probabilities:
+            return log_probabilities
+        ratios = log_probabilities - reference
         margin = self.beta * (ratios[0::2] - ratios[1::2])
         return -((1 - label_smoothing) * F.logsigmoid(margin) + label_smoothing * F.logsigmoid(-margin)).mean()
 

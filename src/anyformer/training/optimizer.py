@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.linear import GroupedLinear
+from anyformer.dtensor import copy_like, distribute_like, full_tensor
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.training.config import OPTIMIZERS
-from anyformer.training.dtensor import copy_like, distribute_like, full_tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")

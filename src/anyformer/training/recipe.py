@@ -84,6 +84,10 @@ class Recipe(ABC, Generic[_Config]):
         """The module that computes the loss of a batch."""
         return LossModule(model)
 
+    def prepare(self, strategy: Strategy) -> None:
+        """Compute with the first weights what training needs; all processes call it."""
+        del strategy
+
     @abstractmethod
     def summary(self) -> Sequence[str]:
         """Lines on the data, for people."""

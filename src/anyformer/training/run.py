@@ -123,6 +123,8 @@ def run(
             f"run        {directory.path}: {length}",
         ):
             console.say(line)
+        with explain_out_of_memory():
+            run.recipe.prepare(strategy)
         if latest is not None:
             strategy.load(latest)
         if resume is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anyformer.analysis import part_costs, training_flops
 from anyformer.console import Console
+from anyformer.dtensor import local_tensor
 from anyformer.errors import UserError
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
@@ -25,7 +26,6 @@ from anyformer.runs.tracking import Trackers
 from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.config import defaults
 from anyformer.training.config_file import settings
-from anyformer.training.dtensor import local_tensor
 from anyformer.training.memory import explain_out_of_memory, keep_freed_memory, return_freed_memory
 from anyformer.training.precision import peak_flops_per_second
 from anyformer.training.recipe import ResolvedRun

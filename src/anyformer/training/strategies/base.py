@@ -132,13 +132,31 @@ class Strategy:
 
     def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
         """The summed loss of a batch in nats, over all processes and on the device; nothing changes."""
+        with self._evaluating():
+            mine, predicted = self._mine(batch)
+            nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
+        return self.data_group.sum(nats.detach().float())
+
+    def evaluate_rows(self, batch: Batch, **settings: bool) -> Float[Tensor, " rows"]:
+        """A number for each row of a batch, which the loss returns with these settings; nothing changes."""
+        with self._evaluating():
+            mine, predicted = self._mine(batch)
+            numbers = self._loss(mine, **settings).float()
+        whole = numbers.new_zeros(len(batch.tokens))
+        if predicted:
+            before = batch.split(self.data_group.world_size)[: self.data_group.rank]
+            begin, count = sum(len(part.tokens) for part in before), len(mine.tokens)
+            whole[begin : begin + count] = numbers[:count]  # behind it may be rows that were padded
+        return self.data_group.sum(whole)
+
+    @contextmanager
+    def _evaluating(self) -> Generator[None]:
+        """Context without gradients and dropout."""
         training = self.model.training
         self.wrapped.eval()
         with torch.no_grad(), self._eager():
-            mine, predicted = self._mine(batch)
-            nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
+            yield
         self.wrapped.train(training)
-        return self.data_group.sum(nats.detach().float())
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the weights are the averaged ones, where there is an average."""

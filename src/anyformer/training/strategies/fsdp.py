@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -23,9 +22,9 @@ from typing_extensions import override
 from anyformer.adapters import add_adapter
 from anyformer.blocks.initialization import Cut
 from anyformer.data.batch import Batch
+from anyformer.dtensor import cut_rows, full_tensor, is_dtensor, local_tensor
 from anyformer.errors import UserError
 from anyformer.model import Transformer, skeleton
-from anyformer.training.dtensor import cut_rows, full_tensor, is_dtensor, local_tensor
 from anyformer.training.losses import LossModule
 from anyformer.training.strategies.base import Plan, Sharded, rows
 from anyformer.training.strategies.group import Group
@@ -56,11 +55,12 @@ class FSDP(Sharded):
         return super().__str__() + "".join(f", {name} parallel {size}" for name, size in parts if size > 1)
 
     @override
-    def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
-        nats = super().evaluate(batch)
+    @contextmanager
+    def _evaluating(self) -> Generator[None]:
+        with super()._evaluating():
+            yield
         # Without a way back nothing would take the root's whole weights away again, and they would be mistaken for it.
         self.wrapped.reshard()
-        return nats
 
     @override
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:

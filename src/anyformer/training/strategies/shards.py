@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from anyformer.checkpoint import write_tensors
+from anyformer.dtensor import is_dtensor, local_tensor
 from anyformer.errors import UserError, cut
 from anyformer.limits import check_files
-from anyformer.training.dtensor import is_dtensor, local_tensor
 
 _OFFSETS, _OFFSET = "DCP_SHARDING_INFO", "saved_offsets"
 """Names in the metadata of a file, as `HuggingFaceStorageReader` reads them."""

@@ -21,10 +21,10 @@ from torch.distributed.fsdp import fully_shard
 
 import anyformer as af
 from anyformer.checkpoint import load, save
+from anyformer.dtensor import cut_rows, full_tensor, is_dtensor
 from anyformer.model import build
 from anyformer.training.averaging import make_average
 from anyformer.training.config import OPTIMIZERS
-from anyformer.training.dtensor import cut_rows, full_tensor, is_dtensor
 from anyformer.training.optimizer import flatten_state, load_flat_state, make_optimizer
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -182,17 +182,29 @@ def test_what_is_written_whole_is_read_spread(name: str, folder: Path):
     assert all(stopped[key].equal(expected) for key, expected in through.items())
 
 
+def _peaks(folder: Path, **options: object) -> dict[str, float]:
+    code = "import sys, pathlib, json; sys.path.insert(0, 'benchmarks'); import sharded_memory as bench; "
+    code += "print(json.dumps(bench.measure(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))))"
+    command = [sys.executable, "-c", code, str(folder), json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {phase: peak for phase, (peak, _) in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_no_process_holds_a_model_of_a_gigabyte(tensor: int, tmp_path: Path) -> None:
     """Each of four has 235 MB of its 940."""
-    code = "import sys, pathlib, json; sys.path.insert(0, 'benchmarks'); import sharded_memory as bench; "
-    code += "print(json.dumps(bench.measure(pathlib.Path(sys.argv[1]), tensor=int(sys.argv[2]))))"
-    command = [sys.executable, "-c", code, str(tmp_path), str(tensor)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peaks = {phase: peak for phase, (peak, _) in json.loads(done.stdout.splitlines()[-1]).items()}
+    peaks = _peaks(tmp_path, tensor=tensor)
     for phase in ("draw and shard", "read and shard", "save the model"):
         assert peaks[phase] < 500 + 235, peaks
     for phase in ("two steps", "a step and a checkpoint"):  # weights, gradients and two moments
         assert peaks[phase] < 500 + 4 * 235, peaks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_process_holds_the_reference_of_dpo_or_the_rows_that_dora_measures(tmp_path: Path) -> None:
+    peaks = _peaks(tmp_path, preferences=True)
+    for phase in ("read and measure rows", "log-probabilities", "a step of DPO"):
+        assert peaks[phase] < 500 + 235, peaks
