@@ -22,7 +22,7 @@ from anyformer import processes
 from anyformer.data import encoding_worker, parallel_encoding
 from anyformer.data import token_files as module
 from anyformer.data.documents import Document, documents
-from anyformer.data.token_files import HEADER, TokenFile, tokenize, tokenize_splits
+from anyformer.data.token_files import HEADER, TokenFile, join, tokenize, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
@@ -96,6 +96,27 @@ def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, lis
     for name in "ab":
         own = [(text, last) for label, text, last in given_texts if label == name]
         assert TokenFile.open(tmp_path / name).ids.tolist() == joined(own, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_few_of_many_files_that_are_joined_are_mapped_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    texts = [f"text {number}" for number in range(8)]
+    parts = [tmp_path / f"{number}.part" for number in range(len(texts))]
+    for text, part in zip(texts, parts, strict=True):
+        tokenize_splits([("a", Document(text, Path("a")))], Points(), {"a": part}, more=True)
+    mapped: list[int] = []
+
+    class Counting(TokenFile):
+        @classmethod
+        def open(cls, path: str | os.PathLike[str]) -> TokenFile:
+            file = TokenFile.open(path)
+            mapped.append(Path("/proc/self/maps").read_text().count(".part\n"))
+            return file
+
+    monkeypatch.setattr(module, "TokenFile", Counting)
+    join(parts, tmp_path / "whole", 0)
+    assert TokenFile.open(tmp_path / "whole").ids.tolist() == joined([(text, True) for text in texts], 0)
+    assert 0 < max(mapped) <= 2
 
 
 @few

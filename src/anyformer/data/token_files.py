@@ -164,6 +164,8 @@ def tokenize_splits(
 def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | None) -> None:
     """Write the ids of token files, of which each was made with `more`, one after the other to a new token file.
 
+    No more than two of them are mapped at a time: memory does not grow with their number.
+
     Args:
         separator: the one that they have after each document; the last is left out.
 
@@ -171,15 +173,16 @@ def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | N
         UserError: one of them is missing or damaged.
         OSError: the file can't be written.
     """
-    files = [TokenFile.open(part) for part in parts]
-    headers = [file.header for file in files]
+    parts = [*parts]
+    headers = [TokenFile.open(part).header for part in parts]
     ended = separator is not None and any(header.documents for header in headers)
     left = sum(header.tokens for header in headers) - ended
     with path.open("wb") as file:
         writer = _Writer(file, headers[0].vocab_size, None)
-        for part in files:
-            for start in range(0, len(part), _BLOCK):
-                block = part.ids[start : min(start + _BLOCK, len(part), start + left)]
+        for part in parts:
+            ids = TokenFile.open(part).ids
+            for start in range(0, len(ids), _BLOCK):
+                block = ids[start : min(start + _BLOCK, len(ids), start + left)]
                 writer.append(block)
                 left -= len(block)
         writer.bytes = sum(header.bytes for header in headers)
