@@ -1,7 +1,7 @@
 """Layers with weights, where int8 training, quantized weights and low-rank adapters attach; and dropout."""
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -59,6 +59,19 @@ def using_adapters(rows: Mapping[str, Int[Tensor, " rows"] | None]) -> Generator
 def no_adapter_acts() -> bool:
     """Whether `using_adapters` leaves all adapters out in this thread."""
     return _acting.rows is not None and not _acting.rows
+
+
+def acting_adapters(names: Sequence[str], batch: int) -> list[tuple[str, ...]]:
+    """For each sequence of a batch, which of these adapters act on it in this thread."""
+    if _acting.rows is None:
+        return [tuple(names)] * batch
+    acting: list[tuple[str, ...]] = [()] * batch
+    for name in names:
+        if name in _acting.rows:
+            rows = _acting.rows[name]
+            for row in range(batch) if rows is None else cast("list[int]", rows.tolist()):
+                acting[row] += (name,)
+    return acting
 
 
 class LowRankAdapter(nn.Module):

@@ -23,7 +23,7 @@ from anyformer.blocks.experts import Experts
 from anyformer.blocks.feed_forward import FeedForward
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.kv_cache import KeyValueCache
-from anyformer.blocks.linear import Embedding, GroupedLinear, Linear, no_adapter_acts
+from anyformer.blocks.linear import Embedding, GroupedLinear, Linear
 from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from anyformer.blocks.position import (
     LearnedPosition,
@@ -35,6 +35,7 @@ from anyformer.blocks.position import (
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
+from anyformer.generation.compiled_adapters import CompiledAdapters
 from anyformer.generation.inference import cache_limit
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
@@ -50,7 +51,7 @@ LIBRARY = Library(
     "decode_step",
     "decoding step",
     has_amx=(c_int64,),
-    workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64),
+    workspace_size=(c_int64, c_void_p, c_int64, c_int64, c_int64, c_int64),
     decode_step=(c_int64, c_void_p, c_void_p, c_int64),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
@@ -108,7 +109,7 @@ class CompiledLayers:
         _check_modules([model, model.token_embedding, *stack.modules()])
         _check_fields(model.config)
         self._kept: list[Any] = []
-        self._has_adapters = False
+        self.adapters = CompiledAdapters()
         self.model, blocks = model, stack.layers
         layers = (structs.Layer * len(blocks))(*map(self._layer, blocks, stack.windows, stack.has_other_position))
         self._kept.append(layers)
@@ -139,11 +140,6 @@ class CompiledLayers:
                 **self._router(block),
             ),
         )
-
-    @property
-    def adapters_act(self) -> bool:
-        """Whether there are adapters, which compiled code leaves out, and they act."""
-        return self._has_adapters and not no_adapter_acts()
 
     def _router(self, block: TransformerBlock) -> dict[str, Any]:
         """The fields that tell which experts compute a token."""
@@ -190,7 +186,6 @@ class CompiledLayers:
             return structs.Matrix()
         if type(module) not in (Linear, GroupedLinear, Embedding):
             raise UnsupportedModelError(f"a layer of class {type(module).__name__}")
-        self._has_adapters |= cast("Linear", module).adapters is not None
         weight = cast("Linear", module).weight
         outputs, inputs = weight.shape
         if isinstance(weight, QuantizedMatrix):
@@ -206,6 +201,7 @@ class CompiledLayers:
         if max(outputs if outputs != self.model.config.vocab_size else 0, inputs) > _MAX_WIDTH:
             raise UnsupportedModelError("wider layers than there is room for")
         matrix.bias = self._pointer(getattr(module, "bias", None) if bias is None else bias)
+        matrix.adapted = self.adapters.add(module) if isinstance(module, Linear) else 0
         return matrix
 
     def _norm(self, module: nn.Module | None) -> Structure:
@@ -264,8 +260,7 @@ class CompiledDecoder(CompiledLayers):
     def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> Structure:
         """The table of the token embeddings if they are rows of it as they are, and not in 4 bits; else no matrix."""
         weight, embedding = tokens.table.weight, decoder.embedding
-        self._has_adapters |= tokens.table.adapters is not None
-        parts = (embedding.ngrams, embedding.segments, embedding.norm)
+        parts = (tokens.table.adapters, embedding.ngrams, embedding.segments, embedding.norm)
         is_plain = all(part is None for part in parts)
         is_plain &= decoder.position.embed(torch.zeros(1, 1, dtype=torch.long)) is None
         is_plain &= not (isinstance(weight, QuantizedMatrix) and weight.bits == 4)
@@ -276,7 +271,7 @@ class CompiledDecoder(CompiledLayers):
         library: Any = LIBRARY.get()
         if torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
             return False
-        if self.adapters_act or not tokens.numel():
+        if not tokens.numel() or not self.adapters.supports(len(tokens)):
             return False
         is_long = tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized
         if is_long and not (self.dtype == torch.bfloat16 and library.has_amx()):
@@ -311,8 +306,8 @@ class CompiledDecoder(CompiledLayers):
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), threads.count
         library: Any = LIBRARY.get()
-        decoder = ctypes.addressof(self.table)
-        size: int = library.workspace_size(decoder, rows, max_keys, num_threads)
+        decoder, (adapters, max_rank) = ctypes.addressof(self.table), self.adapters.of(batch, new)
+        size: int = library.workspace_size(decoder, rows, max_rank, max_keys, num_threads)
         if self._workspace.numel() < size:
             self._workspace = torch.empty(size, dtype=torch.uint8)
         arguments = structs.Batch(
@@ -324,6 +319,8 @@ class CompiledDecoder(CompiledLayers):
             rotations=ctypes.addressof(rotations),
             bias=address(bias),
             num_distances=0 if bias is None else bias.shape[1],
+            adapters=adapters and ctypes.addressof(adapters),
+            max_rank=max_rank,
             caches=ctypes.addressof(self._layer_caches(cache)),
             cache_dtype=structs.DTYPES[layer.keys.dtype],
             source_length=source_length,

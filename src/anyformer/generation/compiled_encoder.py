@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from anyformer.blocks.linear import Linear
+from anyformer.blocks.linear import Linear, no_adapter_acts
 from anyformer.blocks.position import LearnedPosition, PositionalEncoding, SinusoidalPosition
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.generation.compiled_decoder import CompiledLayers, UnsupportedModelError
@@ -77,7 +77,7 @@ class CompiledEncoder(CompiledLayers):
         if module is None:
             return structs.Matrix()
         described = super()._matrix(module, bias)
-        if self.adapters_act:
+        if described.adapted and not no_adapter_acts():
             raise UnsupportedModelError("adapters")
         if type(module) is not Linear or not isinstance(module.weight, QuantizedMatrix):
             raise UnsupportedModelError("weights in floating point")

@@ -7,6 +7,7 @@
 #include "elementwise.h"
 #include "attention_decode.h"
 #include "experts.h"
+#include "low_rank.h"
 #include "structs.h"
 #include "threads.h"
 
@@ -50,23 +51,25 @@ struct Widths {
 
 // The layout of the workspace.
 struct Workspace {
-    int64_t inputs_size, thread_size, rows_size, attention_size;
+    int64_t inner_size, inputs_size, thread_size, terms_size, rows_size, attention_size;
     bool single_row, has_integers;
 
-    Workspace(const Decoder& decoder, int64_t rows, int64_t max_keys) : single_row(rows == 1) {
+    Workspace(const Decoder& decoder, int64_t rows, int64_t max_rank, int64_t max_keys) : single_row(rows == 1) {
         Widths widths(decoder);
         has_integers = widths.has_integers;
-        inputs_size = Inputs::workspace_size(rows, widths.in);
+        inner_size = LowRankTerms::inner_size(rows, max_rank);
+        inputs_size = inner_size + Inputs::workspace_size(rows, widths.in);
         thread_size = Inputs::thread_workspace_size(rows, widths.in);
         rows_size = rows * widths.out;
         int64_t scores_size = padded(max_keys) + LANES,
                 prefill_size = single_row ? 0 : PrefillAttention<AMX, 1>::size(widths.head);
         attention_size = padded(scores_size > prefill_size ? scores_size : prefill_size);
+        terms_size = LowRankTerms::thread_size(rows, max_rank);
     }
-    // The inputs of matrix products (of each thread, if there is a single row); each thread's memory for unpacked
-    // weights; queries, keys and values; each thread's memory for attention.
+    // A x of adapters and the inputs of matrix products (of each thread, if there is a single row); each thread's memory
+    // for unpacked weights, and for adapters; queries, keys and values; each thread's memory for attention.
     int64_t workspace_size(int64_t num_threads) const {
-        return inputs_size * (single_row ? num_threads : 1) + num_threads * thread_size +
+        return inputs_size * (single_row ? num_threads : 1) + num_threads * (thread_size + terms_size) +
                (3 * rows_size + num_threads * attention_size) * 4 + 4096;
     }
 };
@@ -75,14 +78,18 @@ class DecodeStep {
    public:
     DecodeStep(const Decoder& decoder, const Batch& batch, int64_t max_keys, Threads threads)
         : decoder(decoder), batch(batch), threads(threads), rows(batch.rows), new_tokens(batch.new_tokens) {
-        Workspace workspace(decoder, rows, max_keys);
+        Workspace workspace(decoder, rows, batch.max_rank, max_keys);
         auto memory = static_cast<char*>(batch.workspace);
         // With a single row every thread prepares the inputs itself, which takes less time than a barrier.
         single_row = workspace.single_row, has_integers = workspace.has_integers;
-        inputs_memory = memory + workspace.inputs_size * (single_row ? threads.index : 0);
+        char* inner = memory + workspace.inputs_size * (single_row ? threads.index : 0);
+        inputs_memory = inner + workspace.inner_size;
         memory += workspace.inputs_size * (single_row ? threads.size : 1);
         thread_memory = memory + workspace.thread_size * threads.index;
-        auto floats = reinterpret_cast<float*>(memory + workspace.thread_size * threads.size);
+        memory += workspace.thread_size * threads.size;
+        terms = LowRankTerms(batch, inner, memory + workspace.terms_size * threads.index);
+        memory += workspace.terms_size * threads.size;
+        auto floats = reinterpret_cast<float*>(memory);
         queries = floats;
         keys = queries + workspace.rows_size;
         values = keys + workspace.rows_size;
@@ -105,6 +112,7 @@ class DecodeStep {
     int64_t rows, new_tokens;
     bool single_row, has_integers;
     void *inputs_memory, *thread_memory;
+    LowRankTerms terms;
     float *queries, *keys, *values, *scratch;
 
     float* residual(int64_t row) const { return batch.hidden_states + row * decoder.d_model; }
@@ -142,12 +150,14 @@ class DecodeStep {
         for (auto matrix : matrices) {
             if (!matrix->weights) continue;
             float32 = float32 || inputs.needs_float32(matrix->dtype);
-            bf16 = bf16 || inputs.needs_bf16(matrix->dtype);
+            bf16 = bf16 || inputs.needs_bf16(matrix->dtype) || (terms.act_on(*matrix) && terms.has_pairs(*matrix));
             tiles = tiles || inputs.needs_tiles(matrix->dtype);
             minima = minima || matrix->dtype == INT4;
             int8 = int8 || inputs.needs_int8(matrix->dtype);
         }
+        terms.share(matrices);
         auto prepare = [&](int64_t row) {
+            terms.prefetch_a(row);
             float* to = inputs.float32 + row * inputs.width;
             const float* from = fill(row, to);
             if (from != to && (float32 || width != inputs.width))
@@ -157,10 +167,25 @@ class DecodeStep {
             if (bf16) inputs.to_bf16(row, from, inputs.width);
             if (tiles) inputs.to_tiles(row, from, inputs.width, minima);
             if (int8) inputs.quantize(row, from, inputs.width / GROUP);
+            if ((row + 1) % ROW_BLOCK == 0 || row + 1 == count) terms.multiply_a(inputs, row / ROW_BLOCK);
         };
         if (!single_row) parallel_row_blocks(threads, count, prepare);
         for (int64_t row = 0; single_row && row < count; row++) prepare(row);
         return inputs;
+    }
+
+    // y = W x + s B (A x)
+    template <class Write>
+    void multiply(const Matrix& matrix, int64_t panel, int64_t panels, const Inputs& x, int64_t rows,
+                  const Write& write) const {
+        if (!terms.act_on(matrix)) return ::multiply(matrix, panel, panels, x, rows, write);
+        for (int64_t end = panel + panels; panel < end; panel += AMX_PANELS) {
+            const int64_t count = min(end - panel, AMX_PANELS);
+            const float* added = terms.multiply_b(matrix, panel, count);
+            ::multiply(matrix, panel, count, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t width) {
+                write(row, first, y + load(added + ((first / LANES - panel) * rows + row) * LANES), width);
+            });
+        }
     }
 
     // The residual stream, normalized.
@@ -235,9 +260,11 @@ class DecodeStep {
                 memcpy(residual(i), residual(row), decoder.d_model * sizeof(float));
                 memcpy(queries + i * query_width, queries + row * query_width, query_width * sizeof(float));
                 batch.positions[i] = batch.positions[row];
+                if (batch.max_rank) batch.adapters[i] = batch.adapters[row];
             }
         threads.barrier();
         rows = count, new_tokens = count / sequences;
+        terms.group(rows);
     }
 
     // Compute the queries, keys and values of the new tokens, and write the latter to the cache.
@@ -445,7 +472,7 @@ class DecodeStep {
         if (f.router.weights) return f.used > ROW_BLOCK || !single_row ? experts_of_rows(f) : experts_of_row(f);
         Inputs x = normed_inputs(f.norms.before, {&f.up, &f.gate});
 #if defined(USE_AMX)
-        if (f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
+        if (!batch.max_rank && f.gate.weights && x.unpacked_bf16 && x.needs_tiles(f.up.dtype) && x.needs_tiles(f.gate.dtype) &&
             x.needs_tiles(f.down.dtype) && f.down.in_features % TILE_DEPTH == 0)
             return add(f.down, multiply_gated(f, x, inner), f.norms);
 #endif
@@ -612,8 +639,9 @@ extern "C" {
 
 EXPORTED int64_t has_amx() { return HAS_AMX; }
 
-EXPORTED int64_t workspace_size(const Decoder* decoder, int64_t rows, int64_t max_keys, int64_t num_threads) {
-    return Workspace(*decoder, rows, max_keys).workspace_size(num_threads);
+EXPORTED int64_t workspace_size(const Decoder* decoder, int64_t rows, int64_t max_rank, int64_t max_keys,
+                                int64_t num_threads) {
+    return Workspace(*decoder, rows, max_rank, max_keys).workspace_size(num_threads);
 }
 
 // max_keys: the most keys that any query attends to.

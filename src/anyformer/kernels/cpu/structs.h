@@ -23,6 +23,14 @@ struct Matrix {
     const float* bias;                // null: none
     int64_t out_features, in_features;
     Dtype dtype;
+    int64_t adapted;  // the index of its low-rank terms among those of an adapter; 0: it has none
+};
+
+// What an adapter adds to y = W x: B (A x). Both factors are in panels of 16 rows, padded with zeros: float32 [depth, 16]
+// where W is float32, elsewhere bfloat16 [depth / 2, 16, 2].
+struct LowRank {
+    const float *a, *b;  // A is [rank, in_features]; B, times the adapter's scale, [out_features, rank]
+    int64_t rank;        // 0: no such term
 };
 
 struct Norm {
@@ -101,6 +109,8 @@ struct Batch {
     const Rotation* rotations; // by Attention.rotation
     const float* bias;         // [heads, num_distances], added to the attention scores; null: none
     int64_t num_distances;
+    const LowRank** adapters;  // [rows]: the terms of each one's adapter, by Matrix.adapted; null: none; overwritten
+    int64_t max_rank;          // of all terms; 0: no adapter acts, and `adapters` is not read
     const LayerCache* caches;  // [num_layers]
     Dtype cache_dtype;         // FLOAT32 or BFLOAT16
     int64_t source_length;
