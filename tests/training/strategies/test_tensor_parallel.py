@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from tests.generation.models import config
+from tests.generation.models import build, config
 from tests.training.parallel_worker import MODELS, differences, train, train_in_four
 
 from anyformer.config import AttentionConfig, ExpertsConfig, FeedForwardConfig, ModelConfig
 from anyformer.errors import UserError
+from anyformer.quantization import quantize
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.launch import check_engine
-from anyformer.training.strategies.tensor_parallel import check_model
+from anyformer.training.strategies.tensor_parallel import check_model, make_tensor_parallel
 
 DECLINED = {"windowed"}
 """It has one head of keys."""
@@ -55,6 +58,13 @@ def test_two_by_two_processes_equal_one(tmp_path: Path) -> None:
 def test_a_model_that_can_not_be_spread_is_declined(model: ModelConfig, says: str) -> None:
     with pytest.raises(UserError, match=says):
         check_model(model, 2)
+
+
+def test_quantized_weights_are_declined() -> None:
+    mesh: Any = SimpleNamespace(size=lambda: 2)
+    model = quantize(build(config(d_model=32, feed_forward=FeedForwardConfig(width=32))), "int8")
+    with pytest.raises(UserError, match="can't spread quantized weights"):
+        make_tensor_parallel(model, mesh)
 
 
 def test_odd_vocabularies_are_spread() -> None:

@@ -30,6 +30,7 @@ from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError
 from anyformer.model import Transformer
+from anyformer.quantization import bits_of
 from anyformer.training.strategies.parallel_layers import (
     COLUMNS,
     DIVIDED,
@@ -69,6 +70,8 @@ def make_tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         UserError: the model can't be spread over so many.
     """
     check_model(model.config, mesh.size())
+    if bits_of(model) is not None:
+        raise UserError("--tensor-parallel can't spread quantized weights: take the model that they were made of.")
     styles = dict(_styles(model, mesh))
     plan: dict[str, ParallelStyle] = {}
     spread: dict[nn.Parameter, nn.Parameter] = {}  # a parameter of several modules stays one
