@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
         else:
             write_comparison(runs, options.html)
     if options.json:
-        differing_settings = {"differences": differences(runs)} if compared else {}
+        differing_settings = {"differences": differences([run.config for run in runs])} if compared else {}
         write(json.dumps({"runs": [each.summary() for each in runs], **differing_settings}, indent=2, default=str))
         return 0
     _print(runs, compared)
@@ -115,7 +115,7 @@ def _table(runs: Sequence[Run], columns: Sequence[str], best: set[tuple[str, str
 
 
 def _print_differences(console: Console, runs: Sequence[Run]) -> None:
-    changes = differences(runs)
+    changes = differences([run.config for run in runs])
     if not changes:
         console.print("Their configs are the same.")
         return
