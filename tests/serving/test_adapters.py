@@ -80,6 +80,16 @@ def test_an_adapter_that_replaces_weights_is_not_beside_its_model(tmp_path: Path
         pass
 
 
+def test_an_adapter_of_positions_is_not_beside_its_model(tmp_path: Path) -> None:
+    """A batch has one vector for each place."""
+    model, other = (af.build(af.preset("gpt2-nano", vocab_size=20, d_model=16, decoder_layers=1)) for _ in range(2))
+    af.save_adapter(add_adapter(model, LoraConfig(rank=2, target_modules=("wte", "wpe", "c_attn"))), tmp_path)
+    with pytest.raises(UserError, match=r"adapts transformer\.wpe, which all texts share"):
+        load_adapter(other, tmp_path, beside=True)
+    assert not other.adapter_configs
+    assert load_adapter(other, tmp_path).adapter_configs
+
+
 def test_an_adapter_takes_no_models_name(tmp_path: Path) -> None:
     models = small_models()
     with pytest.raises(UserError, match="An adapter has the name 'bert' of another or of a model"):

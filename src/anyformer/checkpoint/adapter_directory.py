@@ -26,6 +26,7 @@ from anyformer.adapters.modules import (
     targets,
     wrapped_names,
 )
+from anyformer.blocks.embedding import TokenEmbedding
 from anyformer.checkpoint import hub
 from anyformer.checkpoint.adapter_formats import (
     CONFIG,
@@ -165,6 +166,10 @@ def load_adapter(
         (names.get(module, module), *_fit(path, model, stored, module, layers.get(module), names.get(module, module)))
         for module in stored.layers
     ]
+    tables = {part.table for part in model.modules() if isinstance(part, TokenEmbedding)}
+    for module, target, _ in fitting:
+        if beside and target.is_embedding and tables.isdisjoint(target.modules):
+            raise UserError(f"{path} adapts {module}, which all texts share: merge it, and serve what that makes.")
     make_dense(model, config)
     replaced = _replacements(model, path, stored)
     for module, target, matrices in fitting:
