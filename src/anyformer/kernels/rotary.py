@@ -21,7 +21,7 @@ def rotate(
 
     Compiled code returns autocast's dtype, which attention computes in.
     """
-    if _supports(x, cos, sin):
+    if KERNEL.supports_bf16(x) and _supports(x, cos, sin):
         return forward(x, cos.contiguous(), sin.contiguous(), matmul_dtype(x), False)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -29,7 +29,7 @@ def rotate(
 
 def _supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     tables = cos.shape == sin.shape == (len(cos), 1, *x.shape[2:]) and cos.dtype == sin.dtype == torch.float32
-    return tables and len(cos) in (1, len(x)) and x.dtype in structs.DTYPES and KERNEL.supports_bf16(x)
+    return tables and len(cos) in (1, len(x)) and x.dtype in structs.DTYPES
 
 
 @operation("rotate")
