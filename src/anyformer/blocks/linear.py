@@ -216,7 +216,8 @@ class Linear(nn.Linear):
             out = kernels.prepacked_linear(x, self.prepacked)
         else:
             out = linear(x, self.weight, self.bias, matmul=self.matmul if self.training else "float")
-        return out if self.adapters is None else self.adapted(x, out, self.bias)
+        # `self.adapters` would search all parameters and buffers first, for each layer and token.
+        return out if self._modules["adapters"] is None else self.adapted(x, out, self.bias)
 
     def adapted(
         self, x: Float[Tensor, "*batch inputs"], out: Float[Tensor, "*batch outputs"], bias: Tensor | None

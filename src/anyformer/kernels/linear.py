@@ -46,10 +46,12 @@ def linear(
         matmul: "int8": where gradients are recorded, products of 8-bit integers, forward and backward, where these are
             faster (see `int8_linear`).
     """
+    if not torch.is_grad_enabled():
+        return F.linear(input, weight, bias)
     with recomputed_in_backward(input):
         if matmul == "int8" and supports_int8(input, weight, bias):
             return int8_linear(input, weight, bias)
-        if torch.is_grad_enabled() and weight.requires_grad and products.supports_bf16(input):
+        if weight.requires_grad and products.supports_bf16(input):
             with autocast_disabled(input):
                 out = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
             return out.view(*input.shape[:-1], len(weight))
@@ -139,12 +141,12 @@ class _QuantizedLinear(torch.autograd.Function):
 
 
 def supports_int8(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether gradients are recorded, and the products are large enough to be faster than in the input's dtype.
+    """Whether the products are large enough to be faster than in the input's dtype.
 
     Operands whose shapes don't agree are left to torch, which refuses them.
     """
     agree = input.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
-    if not agree or not torch.is_grad_enabled() or input.device.type != "cpu":
+    if not agree or input.device.type != "cpu":
         return False
     rows = input.numel() // max(input.shape[-1], 1)
     return products.int8_is_faster(rows, *weight.shape)
