@@ -206,11 +206,11 @@ class Tidied:
 terminal.prepare()
 Tidied()
 try:
-    time.sleep(20)
+    time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 

@@ -228,12 +228,20 @@ def _show_unraisable(event: "sys.UnraisableHookArgs") -> None:
     if isinstance(event.exc_value, Terminated | KeyboardInterrupt):
         # The signal came while Python was tidying up, where nothing can be raised, nor in here: it comes again later.
         number = getattr(event.exc_value, "number", signal.SIGINT)
-        again = threading.Timer(_A_MOMENT, signal.raise_signal, (number,))
+        again = threading.Timer(_A_MOMENT, _interrupt, (number,))
         again.daemon = True
         with suppress(RuntimeError):  # the interpreter ends, and begins no threads
             again.start()
     elif event.exc_value is not None:
         _show_exception(event.exc_type, event.exc_value, event.exc_traceback)
+
+
+def _interrupt(number: int) -> None:
+    """Send a signal to the main thread, where it ends a sleep or a read, too."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def _show_warning(
