@@ -85,6 +85,7 @@ def test_operations_and_memory_are_those_that_torch_counts_in_a_real_step(
         ("llama-nano", {"lora": 2}),
         ("llama-nano", {"optimizer": "muon", "grad_accumulation": 2}),
         ("llama-nano", {"task": "classify"}),
+        ("bert-tiny", {"task": "embed", "grad_accumulation": 2}),
         ("mixtral-nano", {"lora": 2}),
     ],
 )
@@ -110,6 +111,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"task": "classify", "lora": 2, "quantize": "int8"},
     {"task": "preference", "lora": 2},
     {"engine": "ddp", "processes": 2},
+    {"engine": "ddp", "processes": 2, "task": "embed"},
     {"engine": "fsdp", "processes": 2, "gradient_checkpointing": True},
 )
 

@@ -201,7 +201,9 @@ _LOSSES = {
 
 
 def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> EmbeddingBatch:
-    return EmbeddingBatch(random_ids(config, model, rng, 2), np.zeros(config.batch_size, np.int64))
+    examples = config.batch_size
+    slots = np.arange(examples, dtype=np.int64)
+    return EmbeddingBatch(random_ids(config, model, rng, 2), np.zeros(examples, np.int64), slots=slots)
 
 
 _EXPLICIT = (*({"text": (a,), "second": (b,), "label": LABELS} for a, b in PAIRS), {"text": TEXTS, "label": LABELS})
