@@ -90,6 +90,7 @@ def _of_ours(ours: Transformer, drawn: ModelSpec, inputs: Inputs) -> Layers:
 
 def _of_theirs(theirs: Any, inputs: Inputs) -> Layers:
     theirs.set_attn_implementation("eager")
+    theirs.config._attn_implementation = "eager"  # which Falcon's method refuses
     with torch.no_grad():
         out = theirs(**inputs.theirs, output_attentions=True)
     return {name: layers for name, layers in out.items() if name.endswith("attentions")}
