@@ -13,6 +13,7 @@ from typing_extensions import override
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES, read_yaml
+from anyformer.pages.formatting import listed
 from anyformer.runs.directory import CONFIG, base_name, check_run_directory
 from anyformer.schema import Section, flag
 from anyformer.tasks import CHOICES, TASKS
@@ -287,7 +288,7 @@ def complete(
     for field in fields(config):
         value, tasks = getattr(config, field.name), tasks_of(field.name)
         if value and value != field.default and tasks and task not in tasks:
-            raise UserError(f"{flag(field.name)} is for {' and '.join(tasks)}, and the task is {task}.")
+            raise UserError(f"{flag(field.name)} is for {listed(tasks)}, and the task is {task}.")
     record = TASKS[task]
     many = examples >= _ENOUGH and config.lora is None and not record.generates
     context = config.context or longest_text(model, task)
