@@ -6,6 +6,7 @@ nearest one that is. A type may have a `Rule` for its values: ``Annotated[int, R
 
 import dataclasses
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -159,13 +160,13 @@ def _finite(value: Any) -> Any:
 
 
 def parse_text(text: str, hint: Any) -> Any:
-    """The value that a text stands for where a type is wanted, such as 0.001 for "1e-3"; the text if it is none."""
+    """The value that a text stands for where a type is wanted, such as 1000 for "1e3"; the text if it is none."""
     for kind in _options(hint):
         if kind is NoneType and text == "None":
             return None
         if kind in (int, float, Path):
             with suppress(ValueError):
-                return kind(text)
+                return kind(float(text)) if kind is int and re.fullmatch(r"\d+e\d{1,2}", text) else kind(text)
         for choice in get_args(kind) if get_origin(kind) is Literal else ():
             if text == str(choice):
                 return choice

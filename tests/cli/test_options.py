@@ -70,6 +70,7 @@ def test_values() -> None:
         kind="apple", guests=("a b", "c_d"), fan=True
     )
     assert parse(Options, ["apple", "--quiet", "--no-quiet"], "bake").quiet is False
+    assert parse(Options, ["apple", "--eggs", "1e9"], "bake").eggs == 10**9
     assert parse(Options, ["apple", "--", "--eggs", "_"], "bake").guests == ("--eggs", "_")
 
 
@@ -81,6 +82,7 @@ def test_values() -> None:
         ("apple --zzz=3", "anyformer bake has no option --zzz (anyformer bake --help lists them)."),
         ("apple --egg 3", "anyformer bake has no option --egg (did you mean '--eggs'?)."),
         ("apple --eggs many", "--eggs wants a whole number, not 'many'."),
+        ("apple --eggs 1e999", "--eggs wants a whole number, not '1e999'."),
         ("apple --sugar-share lots", "--sugar-share wants a number, not 'lots'."),
         ("apple --glaze leman", "--glaze 'leman' is unknown (did you mean 'lemon'?)."),
         ("apple --eggs", "--eggs expected one argument."),

@@ -242,7 +242,7 @@ def make_workload(model: SpecifiedModel, options: Mapping[str, Any], device: Dev
         less = config.batch_size // config.processes * config.processes
         raise UserError(
             f"--processes {config.processes} can't share --batch-size {config.batch_size} evenly: take "
-            f"{less or config.processes} or {less + config.processes}."
+            f"{f'{less} or ' if less else ''}{less + config.processes}."
         )
     precision = _precision(planned, config, device)
     config = replace(config, dtype=precision.name)
