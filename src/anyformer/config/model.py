@@ -166,6 +166,11 @@ class ModelConfig(Checked):
         return self.encoder_layers > 0 and self.decoder_layers > 0
 
     @property
+    def head_dim(self) -> int:
+        """Width of one head of `attention`, which has a field for it where that is not d_model / heads."""
+        return self.attention.head_dim or self.d_model // self.attention.heads
+
+    @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens that the model can take; None: positions set no limit (none, distances)."""
         if self.position.kind in ("relative", "disentangled", "none"):

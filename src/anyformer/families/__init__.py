@@ -4,6 +4,7 @@
 to the preset meant by it, its first.
 """
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,8 +13,7 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
-from anyformer.errors import UserError, cut, quote
-from anyformer.errors import nearest as nearest_name
+from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import (
     albert,
     bart,
@@ -38,8 +38,7 @@ from anyformer.families.base import Family, Raw, complete, supported, write_labe
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        gpt2.FAMILY,
-        bart.OPT,
+        *gpt2.FAMILIES,
         *llama.FAMILIES,
         *gemma.FAMILIES,
         *olmo.FAMILIES,
@@ -125,7 +124,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """
     full_name = ALIASES.get(name, name)
     if full_name not in PRESETS:
-        raise UserError(f"There is no preset {quote(name)} ({nearest_name(name, [*PRESETS, *ALIASES])}).")
+        raise UserError(f"There is no preset {quote(name)} ({nearest(name, [*PRESETS, *ALIASES])}).")
     return PRESETS[full_name].replace(**changes)
 
 
@@ -169,24 +168,17 @@ def _unsupported(raw: Raw) -> UserError | None:
     return UserError(f"The model type {kind} is not supported; the nearest here is {name!r}, {lacks}.")
 
 
-class _Asked(Mapping[str, Any]):
+class _Asked(UserDict[str, Any]):
     """A config.json, and the names of the fields that were asked for."""
 
     def __init__(self, raw: Raw) -> None:
-        self._raw, self.names = raw, set[str]()
+        super().__init__(raw)
+        self.names = set[str]()
 
     @override
     def __getitem__(self, name: str) -> Any:
         self.names.add(name)
-        return self._raw[name]
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._raw)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._raw)
+        return super().__getitem__(name)
 
 
 def _known(raw: Raw, family: Family) -> set[str]:

@@ -1,9 +1,8 @@
 """The 2017 Transformer (Vaswani et al., 1706.03762) as Marian writes it, BART (Lewis et al. 2020, 1910.13461), mBART
 (Liu et al. 2020, 2001.08210), Pegasus (Zhang et al. 2020, 1912.08777), M2M-100 (Fan et al. 2020, 2010.11125) and NLLB
-(NLLB Team 2022, 2207.04672); and of a decoder alone OPT: "Open Pre-trained Transformer Language Models" (Zhang et al.
-2022), section 2.1.
+(NLLB Team 2022, 2207.04672).
 
-All others are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead of interleaved; BART learns its
+All are the paper's encoder-decoder. Marian keeps its sinusoids, halves instead of interleaved; BART learns its
 positions and normalizes the embeddings; mBART is BART and Pegasus is Marian with the norms first; M2M-100 is Pegasus
 with fairseq's sinusoids, for which padding is no position.
 """
@@ -21,7 +20,6 @@ from anyformer.families.base import (
     fields_of,
     none_if_default,
     seq2seq_head,
-    sizes,
     special_tokens,
 )
 from anyformer.families.rows import ROW, Row, alias, linear, linears, row, tied
@@ -67,7 +65,7 @@ def _written_marian(config: ModelConfig) -> dict[str, Any]:
 
 
 _ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
-_LAYER = {
+LAYER = {
     **{f"self_attn.{theirs}": f"attention.{ours}" for theirs, ours in _ATTENTION.items()},
     "self_attn_layer_norm": "attention_norm",
     **{f"encoder_attn.{theirs}": f"cross_attention.{ours}" for theirs, ours in _ATTENTION.items()},
@@ -83,7 +81,7 @@ def _stack(stack: str) -> list[Row]:
     return [
         row(f"model.{stack}.embed_positions.weight", f"{stack}.position.table.weight"),
         *linear(f"model.{stack}.layernorm_embedding", f"{stack}.embedding.norm"),
-        *linears(f"model.{stack}.layers.{{i}}.", f"{stack}.blocks.{{i}}.", _LAYER),
+        *linears(f"model.{stack}.layers.{{i}}.", f"{stack}.blocks.{{i}}.", LAYER),
         *linear(f"model.{stack}.layer_norm", f"{stack}.final_norm"),
     ]
 
@@ -239,63 +237,5 @@ _MARIAN = replace(
     # Sinusoids as in section 3.5. Projections have biases and the head a zero bias that is not trained, so that with
     # halves (as in the paper's code) it is a Marian model to the letter.
     adjusted={f"transformer-{size}": {"position.layout": "interleaved"} for size in ("base", "big")},
-)
-
-
-def _derived_opt(raw: Raw, values: Values, head: HeadKind) -> Values:
-    if raw.get("word_embed_proj_dim") not in (None, values["d_model"]):
-        raise UserError("config.json: OPT is supported where word_embed_proj_dim = hidden_size.")
-    return {}
-
-
-def _written_opt(config: ModelConfig) -> dict[str, Any]:
-    return {"word_embed_proj_dim": config.d_model, "do_layer_norm_before": True}
-
-
-_opt_sizes = sizes("hidden_size num_hidden_layers num_attention_heads ffn_dim")
-OPT = Family(
-    model_type="opt",
-    architectures=classes("OPT", "ForCausalLM", ("Model", "ForSequenceClassification")),
-    fields={
-        "vocab_size": ("vocab_size", 50272),
-        "hidden_size": ("d_model", 768),
-        "num_hidden_layers": ("decoder_layers", 12),
-        "max_position_embeddings": ("max_length", 2048),
-        "num_attention_heads": ("attention.heads", 12),
-        "attention_dropout": ("attention.dropout", 0.0),
-        "ffn_dim": ("feed_forward.width", 3072),
-        "activation_function": ("feed_forward.activation", "relu"),
-        "tie_word_embeddings": ("embedding.tied", True),
-        "init_std": ("init.std", 0.02),
-        "dropout": ("dropout", 0.1),
-        **special_tokens(pad=1, bos=2, eos=2),
-    },
-    constants={"position.offset": 2},
-    refused={
-        "do_layer_norm_before": False,
-        "_remove_final_layer_norm": True,
-        "enable_bias": False,
-        "layer_norm_elementwise_affine": False,
-    },
-    derived=_derived_opt,
-    written=_written_opt,
-    rows=[
-        row("model.decoder.embed_tokens.weight", "token_embedding.table.weight"),
-        row("model.decoder.embed_positions.weight", "decoder.position.table.weight"),
-        *linears("model.decoder.layers.{i}.", "decoder.blocks.{i}.", _LAYER),
-        *linear("model.decoder.final_layer_norm", "decoder.final_norm"),
-        *tied("lm_head"),
-        row("score.weight", "head.labels.weight"),
-    ],
-    prefix="model.",
-    published={
-        "opt-125m": {},
-        "opt-1.3b": _opt_sizes(2048, 24, 32, 8192),
-        "opt-2.7b": _opt_sizes(2560, 32, 32, 10240),
-        "opt-6.7b": _opt_sizes(4096, 32, 32, 16384),
-        "opt-13b": _opt_sizes(5120, 40, 40, 20480),
-        "opt-30b": _opt_sizes(7168, 48, 56, 28672),
-        "opt-66b": _opt_sizes(9216, 64, 72, 36864),
-    },
 )
 FAMILIES = [_MARIAN, _BART, _MBART, _PEGASUS, _M2M]

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from anyformer.config import HeadKind, ModelConfig
+from anyformer.config import HeadKind, ModelConfig, check_layers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Fields, Raw, Values, classes, fields_of, sizes, special_tokens
 from anyformer.families.llama import FIELDS, LLAMA
 from anyformer.families.rotary import read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, split_heads
 
-_MOST_LAYERS = 10_000
 _DIGITS = 9
 """Decimals of mscale_all_dim, which follows from the factor on the scores; published files have three."""
 
@@ -24,8 +23,7 @@ def _derived(raw: Raw, values: Values, head: HeadKind, *, best: int = 1, method:
         raise UserError("config.json: num_key_value_heads must be num_attention_heads in a DeepSeek.")
     head_dim = raw.get("qk_nope_head_dim", 128) + values["attention.latent.rotary_dim"]
     dense, width = raw.get("first_k_dense_replace", 0) or 0, raw.get("intermediate_size", values["feed_forward.width"])
-    if not isinstance(dense, int) or not 0 <= dense <= _MOST_LAYERS:
-        raise UserError(f"config.json: first_k_dense_replace = {quote(dense)} is no number of layers.")
+    check_layers(dense, "config.json: first_k_dense_replace")
     own = {name: value for name, value in values.items() if name.startswith("feed_forward.") and "experts" not in name}
     shared = {name.removeprefix("feed_forward."): value for name, value in own.items()}
     layers = {"first": "o" * dense, "then": ".", "feed_forward": {**shared, "width": width}} if dense else None
@@ -75,7 +73,7 @@ def _written(config: ModelConfig) -> dict[str, Any]:
     latent, scaling, mixture = attention.latent, config.position.scaling, config.feed_forward.experts
     if latent is None or mixture is None:
         raise UserError("A DeepSeek has latent attention and experts.")
-    head_dim = attention.head_dim or config.d_model // attention.heads
+    head_dim = config.head_dim
     if attention.scale is not None and scaling is not None and scaling.factor > 1:
         share = (math.sqrt(attention.scale * head_dim**0.5) - 1) / (0.1 * math.log(scaling.factor))
         for each in rope.values():
@@ -114,7 +112,7 @@ def _rows(config: ModelConfig) -> Sequence[Row]:
         plain, rest = range(width - latent.rotary_dim), range(width - latent.rotary_dim, width)
         return split_heads(width, heads, order=[*plain, *rest[::2], *rest[1::2]])
 
-    queries = turned(attention.head_dim or config.d_model // attention.heads, attention.heads)
+    queries = turned(config.head_dim, attention.heads)
     mixed = experts(f"{_LAYER}mlp.experts.{{e}}.{{name}}.weight", _MATRICES, f"{_BLOCK}feed_forward.", mixture.count)
     return [
         *linear(f"{theirs}q_b_proj", f"{ours}query", queries, requires=f"{ours}query_down.weight"),

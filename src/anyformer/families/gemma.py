@@ -24,6 +24,7 @@ from anyformer.families.rotary import (
     read_layers,
     read_period,
     read_rope,
+    window_of,
     write_layer_types,
     write_rope,
     write_ropes,
@@ -76,11 +77,10 @@ def _written3(config: ModelConfig) -> dict[str, Any]:
 
 
 def _written_layers(config: ModelConfig) -> dict[str, Any]:
-    attention, other = config.attention, config.other_layers
-    head_dim = attention.head_dim or config.d_model // attention.heads
+    scale = config.attention.scale
     return {
-        "query_pre_attn_scalar": head_dim if attention.scale is None else round(attention.scale**-2),
-        "sliding_window": (other and other.window) or attention.window or config.max_length,
+        "query_pre_attn_scalar": config.head_dim if scale is None else round(scale**-2),
+        "sliding_window": window_of(config) or config.max_length,
         "layer_types": write_layer_types(config),
     }
 

@@ -1,14 +1,16 @@
-"""GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3."""
+"""GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019), section 2.3; OPT: "Open
+Pre-trained Transformer Language Models" (Zhang et al. 2022), section 2.1: ReLU, and positions and names as in BART.
+"""
 
-from anyformer.families.base import Family, classes, none_if_default, sizes, special_tokens
-from anyformer.families.rows import QKV, SPLIT, TRANSPOSE, linear, row, tied
+from anyformer.config import HeadKind
+from anyformer.errors import UserError
+from anyformer.families.bart import LAYER as BART_LAYER
+from anyformer.families.base import Family, Raw, Values, classes, none_if_default, sizes, special_tokens
+from anyformer.families.rows import QKV, SPLIT, TRANSPOSE, linear, linears, row, tied
 
 _LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
-
-
 _size = sizes("n_layer n_embd n_head")
-
-FAMILY = Family(
+_GPT2 = Family(
     model_type="gpt2",
     architectures=classes("GPT2", "LMHeadModel"),
     fields={
@@ -71,3 +73,58 @@ FAMILY = Family(
         },
     },
 )
+
+
+def _derived_opt(raw: Raw, values: Values, head: HeadKind) -> Values:
+    if raw.get("word_embed_proj_dim") not in (None, values["d_model"]):
+        raise UserError("config.json: OPT is supported where word_embed_proj_dim = hidden_size.")
+    return {}
+
+
+_opt_sizes = sizes("hidden_size num_hidden_layers num_attention_heads ffn_dim")
+_OPT = Family(
+    model_type="opt",
+    architectures=classes("OPT", "ForCausalLM", ("Model", "ForSequenceClassification")),
+    fields={
+        "vocab_size": ("vocab_size", 50272),
+        "hidden_size": ("d_model", 768),
+        "num_hidden_layers": ("decoder_layers", 12),
+        "max_position_embeddings": ("max_length", 2048),
+        "num_attention_heads": ("attention.heads", 12),
+        "attention_dropout": ("attention.dropout", 0.0),
+        "ffn_dim": ("feed_forward.width", 3072),
+        "activation_function": ("feed_forward.activation", "relu"),
+        "tie_word_embeddings": ("embedding.tied", True),
+        "init_std": ("init.std", 0.02),
+        "dropout": ("dropout", 0.1),
+        **special_tokens(pad=1, bos=2, eos=2),
+    },
+    constants={"position.offset": 2},
+    refused={
+        "do_layer_norm_before": False,
+        "_remove_final_layer_norm": True,
+        "enable_bias": False,
+        "layer_norm_elementwise_affine": False,
+    },
+    derived=_derived_opt,
+    written=lambda config: {"word_embed_proj_dim": config.d_model, "do_layer_norm_before": True},
+    rows=[
+        row("model.decoder.embed_tokens.weight", "token_embedding.table.weight"),
+        row("model.decoder.embed_positions.weight", "decoder.position.table.weight"),
+        *linears("model.decoder.layers.{i}.", "decoder.blocks.{i}.", BART_LAYER),
+        *linear("model.decoder.final_layer_norm", "decoder.final_norm"),
+        *tied("lm_head"),
+        row("score.weight", "head.labels.weight"),
+    ],
+    prefix="model.",
+    published={
+        "opt-125m": {},
+        "opt-1.3b": _opt_sizes(2048, 24, 32, 8192),
+        "opt-2.7b": _opt_sizes(2560, 32, 32, 10240),
+        "opt-6.7b": _opt_sizes(4096, 32, 32, 16384),
+        "opt-13b": _opt_sizes(5120, 40, 40, 20480),
+        "opt-30b": _opt_sizes(7168, 48, 56, 28672),
+        "opt-66b": _opt_sizes(9216, 64, 72, 36864),
+    },
+)
+FAMILIES = [_GPT2, _OPT]

@@ -9,11 +9,12 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError
 from anyformer.families.base import GROUPED_SIZES, Raw, Values, classes, fields_of, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, LLAMA
+from anyformer.families.llama import BIAS, FIELDS, LLAMA, ROWS_WITHOUT_NETWORKS
 from anyformer.families.rotary import (
     layers_with_window,
     read_layer_types,
     read_rope,
+    window_of,
     write_layer_types,
     write_rope,
 )
@@ -42,11 +43,10 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
 
 
 def _written(config: ModelConfig) -> dict[str, Any]:
-    window = config.attention.window if config.other_layers is None else config.other_layers.window
     balance = config.feed_forward.experts and config.feed_forward.experts.balance
     return {
         **write_rope(config),
-        "sliding_window": window,
+        "sliding_window": window_of(config),
         "layer_types": write_layer_types(config),
         "hidden_act": "silu",
         "output_router_logits": bool(balance),
@@ -59,7 +59,7 @@ def _rows(config: ModelConfig) -> Sequence[Row]:
     theirs, ours = "model.layers.{i}.", "decoder.blocks.{i}."
     experts, network = f"{theirs}mlp.experts.", f"{ours}feed_forward."
     return [
-        *(line for line in LLAMA.rows_of(config) if ".mlp." not in line.theirs),
+        *ROWS_WITHOUT_NETWORKS,
         row(f"{theirs}self_attn.sinks", f"{ours}attention.sinks"),
         *linear(f"{theirs}mlp.router", f"{network}router"),
         row(f"{experts}gate_up_proj", (f"{network}gate.weight", f"{network}up.weight"), columns),

@@ -32,6 +32,7 @@ from anyformer.families.rotary import (
     read_list,
     read_period,
     read_rope,
+    window_of,
     write_layer_types,
     write_rope,
 )
@@ -117,7 +118,8 @@ FIELDS: Fields = {
     **special_tokens(bos=1, eos=2),
 }
 BIAS: Fields = {"attention_bias": ("attention.bias attention.output_bias", False)}
-_NO_BIAS = {"attention.bias": False, "attention.output_bias": False}
+NO_BIAS = dict.fromkeys(("attention.bias", "attention.output_bias", "feed_forward.bias"), False)
+ROWS_WITHOUT_NETWORKS = decoder_rows({name: ours for name, ours in LAYER.items() if not name.startswith("mlp.")})
 LLAMA = Family(
     model_type="llama",
     architectures=classes("Llama", "ForCausalLM"),
@@ -149,7 +151,7 @@ _MISTRAL = replace(
         num_key_value_heads=8,
         intermediate_size=14336,
     ),
-    constants={**LLAMA.constants, **_NO_BIAS, "feed_forward.bias": False},
+    constants={**LLAMA.constants, **NO_BIAS},
     published={"mistral-7b": SIZES(4096, 32, 32, 14336, max_position_embeddings=32768, rms_norm_eps=1e-5)},
 )
 
@@ -165,10 +167,9 @@ def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
 
 def _written_qwen(config: ModelConfig) -> dict[str, Any]:
     types = write_layer_types(config)
-    windows = [config.attention.window, config.other_layers and config.other_layers.window]
     return {
         **write_rope(config),
-        "sliding_window": next((window for window in windows if window is not None), None),
+        "sliding_window": window_of(config),
         "use_sliding_window": LAYER_TYPES[1] in types,
         "max_window_layers": [*types, LAYER_TYPES[1]].index(LAYER_TYPES[1]),
         "layer_types": types,
@@ -210,11 +211,10 @@ def _derived_granite(raw: Raw, values: Values, head: HeadKind) -> Values:
 
 def _written_granite(config: ModelConfig) -> dict[str, Any]:
     attention, scaling = config.attention, 1 / config.head.scale
-    head_dim = attention.head_dim or config.d_model // attention.heads
     short = float(f"{scaling:.12g}")  # 1 / (1 / 13) is not quite 13
     return {
         **write_rope(config),
-        "attention_multiplier": head_dim**-0.5 if attention.scale is None else attention.scale,
+        "attention_multiplier": config.head_dim**-0.5 if attention.scale is None else attention.scale,
         "logits_scaling": short if 1 / short == config.head.scale else scaling,
     }
 

@@ -11,7 +11,17 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
-from anyformer.families.llama import BIAS, FIELDS, GRANITE, GRANITE_PRESET, LLAMA, NANO, QWEN3
+from anyformer.families.llama import (
+    BIAS,
+    FIELDS,
+    GRANITE,
+    GRANITE_PRESET,
+    LLAMA,
+    NANO,
+    NO_BIAS,
+    QWEN3,
+    ROWS_WITHOUT_NETWORKS,
+)
 from anyformer.families.rotary import read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, stacked
 
@@ -41,7 +51,7 @@ def rows_with_experts(router: str, matrices: str, layers: Mapping[str, str]) -> 
     def rows(config: ModelConfig) -> Sequence[Row]:
         count = 0 if config.feed_forward.experts is None else config.feed_forward.experts.count
         return [
-            *(line for line in LLAMA.rows_of(config) if ".mlp." not in line.theirs),
+            *ROWS_WITHOUT_NETWORKS,
             *linear(router, f"{_BLOCK}router"),
             *experts(matrices, layers, _BLOCK, count),
         ]
@@ -59,7 +69,6 @@ def experts_fields(count: str, used: int, most: int, balance: float) -> Fields:
 
 
 _NORMALIZED: Fields = {"norm_topk_prob": ("feed_forward.experts.normalized", False)}
-_NO_BIAS = dict.fromkeys(("attention.bias", "attention.output_bias", "feed_forward.bias"), False)
 MIXTRAL = replace(
     LLAMA,
     model_type="mixtral",
@@ -74,7 +83,7 @@ MIXTRAL = replace(
         rope_theta=1_000_000.0,
         rms_norm_eps=1e-5,
     ),
-    constants={**LLAMA.constants, **_NO_BIAS},
+    constants={**LLAMA.constants, **NO_BIAS},
     derived=_derived,
     rows=rows_with_experts(
         "model.layers.{i}.block_sparse_moe.gate",
@@ -169,7 +178,7 @@ def _granite_rows(config: ModelConfig) -> Sequence[Row]:
     operation = stacked(0 if config.feed_forward.experts is None else config.feed_forward.experts.count)
     moe = "model.layers.{i}.block_sparse_moe."
     return [
-        *(line for line in LLAMA.rows_of(config) if ".mlp." not in line.theirs),
+        *ROWS_WITHOUT_NETWORKS,
         *linear(f"{moe}router.layer", f"{_BLOCK}router"),
         row(f"{moe}input_linear.weight", (f"{_BLOCK}gate.weight", f"{_BLOCK}up.weight"), operation),
         row(f"{moe}output_linear.weight", f"{_BLOCK}down.weight", operation),

@@ -20,7 +20,14 @@ from anyformer.families.base import (
     write_labels,
 )
 from anyformer.families.llama import BIAS
-from anyformer.families.rotary import read_layer_types, read_layers, read_period, write_layer_types, write_ropes
+from anyformer.families.rotary import (
+    read_layer_types,
+    read_layers,
+    read_period,
+    window_of,
+    write_layer_types,
+    write_ropes,
+)
 from anyformer.families.rows import SPLIT, linear, linears, row, tied
 
 _WINDOW, _PERIOD = 128, 3
@@ -76,8 +83,7 @@ def _write_head(head: HeadConfig) -> dict[str, Any]:
 
 
 def _written(config: ModelConfig) -> dict[str, Any]:
-    other = config.other_layers
-    window = config.attention.window if other is None else other.window
+    window = window_of(config)
     return {
         **write_ropes(config),
         "layer_types": write_layer_types(config),

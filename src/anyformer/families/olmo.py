@@ -8,7 +8,7 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.families.base import GROUPED_SIZES, Raw, Values, classes, fields_of, special_tokens
 from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, decoder_rows
-from anyformer.families.rotary import read_layer_types, read_layers, write_layer_types, write_ropes
+from anyformer.families.rotary import read_layer_types, read_layers, window_of, write_layer_types, write_ropes
 
 
 def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -19,8 +19,8 @@ def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
 
 
 def _written3(config: ModelConfig) -> dict[str, Any]:
-    window = (config.other_layers and config.other_layers.window) or config.attention.window
-    return {**write_ropes(config), "sliding_window": window, "layer_types": write_layer_types(config)}
+    layers = {"sliding_window": window_of(config), "layer_types": write_layer_types(config)}
+    return {**write_ropes(config), **layers}
 
 
 _LAYER = {

@@ -28,16 +28,6 @@ from anyformer.families.llama import BIAS, FIELDS, LLAMA, decoder_rows
 from anyformer.families.rotary import head_operations, read_rope, rotary_rows, write_rope
 from anyformer.families.rows import QKV, Row, linear, linears, row, tied
 
-
-def _derived_neox(raw: Raw, values: Values, head: HeadKind) -> Values:
-    placement = "parallel" if raw.get("use_parallel_residual", True) else "pre"
-    return {**read_rope(raw, values, head), "norm.placement": placement}
-
-
-def _written_neox(config: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(config), "use_parallel_residual": config.norm.placement == "parallel"}
-
-
 _NEOX_LAYER = {
     "input_layernorm": "attention_norm",
     "attention.dense": "attention.output",
@@ -64,27 +54,25 @@ _PYTHIA = {"vocab_size": 50304, "eos_token_id": 0}
 GPT_NEOX = Family(
     model_type="gpt_neox",
     architectures=classes("GPTNeoX", "ForCausalLM"),
-    fields={
-        "vocab_size": ("vocab_size", 50432),
-        "hidden_size": ("d_model", 6144),
-        "num_hidden_layers": ("decoder_layers", 44),
-        "max_position_embeddings": ("max_length", 2048),
-        "num_attention_heads": ("attention.heads", 64),
-        "attention_bias": ("attention.bias attention.output_bias", True),
-        "attention_dropout": ("attention.dropout", 0.0),
-        "intermediate_size": ("feed_forward.width", 24576),
-        "hidden_act": ("feed_forward.activation", "gelu"),
-        "rotary_emb_base": ("position.theta", 10_000.0),
-        "rotary_pct": ("position.rotary_fraction", 0.25),
-        "layer_norm_eps": ("norm.eps", 1e-5),
-        "tie_word_embeddings": ("embedding.tied", False),
-        "initializer_range": ("init.std", 0.02),
-        "hidden_dropout": ("dropout embedding.dropout", 0.0),
-        **special_tokens(bos=0, eos=2),
-    },
+    fields=fields_of(
+        FIELDS,
+        {
+            "attention_bias": ("attention.bias attention.output_bias", True),
+            "rotary_emb_base": ("position.theta", 10_000.0),
+            "rotary_pct": ("position.rotary_fraction", 0.25),
+            "layer_norm_eps": ("norm.eps", 1e-5),
+            "hidden_dropout": ("dropout embedding.dropout", 0.0),
+        },
+        special_tokens(bos=0, eos=2),
+        without=("num_key_value_heads", "head_dim", "rope_theta", "rms_norm_eps"),
+        **SIZES(6144, 44, 64, 24576, vocab_size=50432, hidden_act="gelu"),
+    ),
     constants={"position.kind": "rotary", "embedding.padding": None},
-    derived=_derived_neox,
-    written=_written_neox,
+    derived=lambda raw, values, head: {
+        **read_rope(raw, values, head),
+        "norm.placement": "parallel" if raw.get("use_parallel_residual", True) else "pre",
+    },
+    written=lambda config: {**write_rope(config), "use_parallel_residual": config.norm.placement == "parallel"},
     read_head=lambda raw, kind: decoder_head(raw, kind, dropout=0.1),
     rows=_rows_neox,
     prefix="gpt_neox.",
@@ -105,15 +93,6 @@ GPT_NEOX = Family(
 )
 
 
-def _derived_phi(raw: Raw, values: Values, head: HeadKind) -> Values:
-    bias = {"head.bias": "learned"} if head == "language_model" else {}
-    return {**read_rope(raw, values, head), **bias}
-
-
-def _written_phi(config: ModelConfig) -> dict[str, Any]:
-    return {**write_rope(config), "qk_layernorm": False}
-
-
 _PHI_LAYER = {
     "input_layernorm": "attention_norm",
     "self_attn.v_proj": "attention.value",
@@ -121,42 +100,31 @@ _PHI_LAYER = {
     "mlp.fc1": "feed_forward.up",
     "mlp.fc2": "feed_forward.down",
 }
-
-
-def _rows_phi(config: ModelConfig) -> Sequence[Row]:
-    return [
-        *decoder_rows(_PHI_LAYER, rotary_rows(config), "model.final_layernorm"),
-        row("lm_head.bias", "head.bias"),
-    ]
-
-
 PHI = Family(
     model_type="phi",
     architectures=classes("Phi", "ForCausalLM"),
-    fields={
-        "vocab_size": ("vocab_size", 51200),
-        "hidden_size": ("d_model", 2048),
-        "num_hidden_layers": ("decoder_layers", 24),
-        "max_position_embeddings": ("max_length", 2048),
-        "num_attention_heads": ("attention.heads", 32),
-        "num_key_value_heads": ("attention.kv_heads", None),
-        "attention_dropout": ("attention.dropout", 0.0),
-        "intermediate_size": ("feed_forward.width", 8192),
-        "hidden_act": ("feed_forward.activation", "gelu_new"),
-        "rope_theta": ("position.theta", 10_000.0),
-        "partial_rotary_factor": ("position.rotary_fraction", 0.5),
-        "layer_norm_eps": ("norm.eps", 1e-5),
-        "tie_word_embeddings": ("embedding.tied", False),
-        "initializer_range": ("init.std", 0.02),
-        "embd_pdrop": ("embedding.dropout", 0.0),
-        "resid_pdrop": ("dropout", 0.0),
-        **special_tokens(bos=1, eos=2),
-    },
+    fields=fields_of(
+        FIELDS,
+        {
+            "partial_rotary_factor": ("position.rotary_fraction", 0.5),
+            "layer_norm_eps": ("norm.eps", 1e-5),
+            "embd_pdrop": ("embedding.dropout", 0.0),
+            "resid_pdrop": ("dropout", 0.0),
+        },
+        without=("head_dim", "rms_norm_eps"),
+        **SIZES(2048, 24, 32, 8192, vocab_size=51200, hidden_act="gelu_new"),
+    ),
     constants={"position.kind": "rotary", "norm.placement": "parallel_shared"},
     refused={"qk_layernorm": True},
-    derived=_derived_phi,
-    written=_written_phi,
-    rows=_rows_phi,
+    derived=lambda raw, values, head: {
+        **read_rope(raw, values, head),
+        **({"head.bias": "learned"} if head == "language_model" else {}),
+    },
+    written=lambda config: {**write_rope(config), "qk_layernorm": False},
+    rows=lambda config: [
+        *decoder_rows(_PHI_LAYER, rotary_rows(config), "model.final_layernorm"),
+        row("lm_head.bias", "head.bias"),
+    ],
     prefix="model.",
     published={
         "phi-2": SIZES(

@@ -10,7 +10,7 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import SIZES, Raw, Values, classes, fields_of, special_tokens
-from anyformer.families.llama import FIELDS, LLAMA, decoder_rows
+from anyformer.families.llama import FIELDS, LLAMA, NO_BIAS, decoder_rows
 from anyformer.families.rotary import ORIGINAL, head_operations, read_rope, write_rope
 from anyformer.families.rows import QKV, SPLIT, Row, linear
 
@@ -89,10 +89,7 @@ FAMILY = replace(
         **SIZES(3072, 32, 32, 8192, vocab_size=32064, max_position_embeddings=4096),
         rms_norm_eps=1e-5,
     ),
-    constants={
-        **LLAMA.constants,
-        **dict.fromkeys(("attention.bias", "attention.output_bias", "feed_forward.bias"), False),
-    },
+    constants={**LLAMA.constants, **NO_BIAS},
     derived=_derived,
     written=_written,
     rows=_rows,

@@ -138,6 +138,11 @@ def write_layer_types(config: ModelConfig) -> list[str]:
     return [LAYER_TYPES[other is not None] for other in config.others(layers)]
 
 
+def window_of(config: ModelConfig) -> int | None:
+    """The window of the layers that have one; None: none has."""
+    return (config.other_layers and config.other_layers.window) or config.attention.window
+
+
 def read_layers(
     raw: Raw,
     values: Values,
@@ -178,7 +183,7 @@ def write_ropes(config: ModelConfig) -> dict[str, Any]:
 
 def head_operations(config: ModelConfig, pairs: Pairs = "halves") -> Callable[..., Operation]:
     """The maker of operations on the heads of a model: `split_heads` with their width and the rows that turn."""
-    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
+    head_dim = config.head_dim
     order = rotary_order(head_dim, int(head_dim * config.position.rotary_fraction), pairs)
     return partial(split_heads, head_dim, order=order if config.position.kind == "rotary" else None)
 
