@@ -20,7 +20,7 @@ from anyformer.evaluation.metrics import Metric
 from anyformer.evaluation.result import Evaluation
 from anyformer.evaluation.score import Score
 from anyformer.finetuning.finetune import FinetuneResult
-from anyformer.generation.fill import Candidate
+from anyformer.generation.encoders import Candidate
 from anyformer.learn.attention_maps import Attention
 from anyformer.one_line import OneLine
 from tests.compare.results import make_comparison

@@ -3,7 +3,7 @@
 prompt -> cached_decoder -> logits_processors -> sampling   from a text to the next token
 decode, beam_search, speculative_decoding, batching         loops over tokens (request: a text of a batch)
 generate, conversation, batch_job                           texts in, texts out
-fill, embed                                                 what else a model says of a text
+encoders                                                    vectors of texts, tokens for masks
 """
 
 from anyformer.generation.batching import BatchingEngine
@@ -11,8 +11,7 @@ from anyformer.generation.beam_search import Hypotheses, beam_search_ids
 from anyformer.generation.config import GenerationConfig
 from anyformer.generation.conversation import Conversation
 from anyformer.generation.decode import generate_ids, stream_ids
-from anyformer.generation.embed import embed
-from anyformer.generation.fill import Candidate, fill
+from anyformer.generation.encoders import Candidate, embed, fill
 from anyformer.generation.generate import Hypothesis, generate, generate_n_best, generate_samples, generate_stream
 from anyformer.generation.prompt import encode_prompt, room
 from anyformer.generation.request import Request, TokenLogprob

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from anyformer.blocks.linear import using_adapters
 from anyformer.errors import UserError, nearest
-from anyformer.generation.cached_decoder import DecoderStep
+from anyformer.generation.cached_decoder import DecoderStep, PrefixStore
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
 from anyformer.generation.inference import cache_limit, evaluating, require_generative
 from anyformer.generation.logits_processors import make_processors
-from anyformer.generation.prefix_store import PrefixStore
 from anyformer.generation.prompt import encode_prompt, eos_ids, make_prompt
 from anyformer.generation.request import Constraint, Request, append_tokens, likeliest_tokens
 from anyformer.generation.sampling import make_sampler

@@ -18,7 +18,7 @@ from typing_extensions import override
 from anyformer.blocks.linear import Linear, no_adapter_acts
 from anyformer.blocks.position import LearnedPosition, PositionalEncoding, SinusoidalPosition
 from anyformer.blocks.quantized import QuantizedMatrix
-from anyformer.generation.compiled_decoder import CompiledLayers, UnsupportedModelError
+from anyformer.generation.compiled_layers import CompiledLayers, UnsupportedModelError
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Library, is_intercepted
 from anyformer.model import Transformer

@@ -12,6 +12,11 @@ _CONTEXT = 32
 """Tokens of the prompt that the new ones are decoded with: whether a word starts with a space depends on them."""
 
 
+def begun(text: str, marks: Iterable[str]) -> int:
+    """Characters at the end of a text with which one of these strings may begin."""
+    return max((size for mark in marks for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0)
+
+
 class StopStrings:
     """The text before the first stop string; what may be the beginning of one is held back.
 
@@ -39,9 +44,7 @@ class StopStrings:
             _, begin, self.matched = min(ends)
             self._held = ""
             return text[:begin]
-        # The text may end with the beginning of a stop string.
-        lengths = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
-        certain = len(text) - max(lengths, default=0)
+        certain = len(text) - begun(text, self._stop)
         self._held = text[certain:]
         return text[:certain]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.generation.config import GenerationConfig, GenerationOptions
-from anyformer.generation.embed import embed, encode_texts
+from anyformer.generation.encoders import embed, encode_texts
 from anyformer.generation.inference import check_ids
 from anyformer.generation.prompt import encode_prompt, eos_ids
 from anyformer.generation.request import Constraint
@@ -190,9 +190,7 @@ class ServedModel:
     @cached_property
     def grammars(self) -> Grammars:
         """Grammars that its texts obey."""
-        tokenizer = self.require_tokenizer()
-        eos = {*eos_ids(self.model, GenerationConfig()), *([] if tokenizer.eos is None else [tokenizer.eos])}
-        return Grammars(self.model, tokenizer, sorted(eos))
+        return Grammars(self.model, self.require_tokenizer(), self.ends)
 
     async def compile(self, rules: str, prompt: Sequence[int], param: str) -> Callable[[], Constraint]:
         """A maker of constraints by a grammar, see `Grammars`. Raises ApiError for one that can't be enforced."""

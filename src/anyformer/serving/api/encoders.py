@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from anyformer.evaluation.classify import Classification, classify
-from anyformer.generation.embed import vector_size
-from anyformer.generation.fill import fill
+from anyformer.generation.encoders import fill, vector_size
 from anyformer.serving.api.fields import RequestBody
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.state import ServerOf
