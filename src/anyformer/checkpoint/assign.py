@@ -129,7 +129,9 @@ def assign(
         if isinstance(stored, Tensor):
             check_dtype(source.path, f"the weight {theirs}", stored)
         parts = _apply(row.operation, stored, len(row.ours))
-        wanted = [shapes[ours] if row.part is None else _part_shape(shapes[ours], row.part[1]) for ours in row.ours]
+        wanted = [shapes[ours] for ours in row.ours]
+        if row.part is not None:  # one of several matrices that lie one below another
+            wanted = [torch.Size((shape[0] // row.part[1], *shape[1:])) for shape in wanted]
         if [part.shape for part in parts] != wanted:
             raise UserError(
                 f"{source.path}: the weight {theirs} has shape {list(stored.shape)}, which does not fit "
@@ -186,11 +188,6 @@ def assign_pooling(model: Transformer, source: TensorSource, device: torch.devic
         check_dtype(source.path, f"the weight {name}", stored[name])
     weights = {name: part.to(device, model.dtype) for name, part in stored.items()}
     model.pooling.load_state_dict(weights, assign=True)
-
-
-def _part_shape(shape: torch.Size, count: int) -> torch.Size:
-    """The shape of one of so many matrices that lie one below another."""
-    return torch.Size((shape[0] // count, *shape[1:]))
 
 
 def _converted(name: str, weight: Weight, bits: Mapping[str, int]) -> Weight:

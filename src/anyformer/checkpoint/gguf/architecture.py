@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 
@@ -19,10 +19,8 @@ from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES
 from anyformer.families.base import Family, Raw, complete
+from anyformer.families.rotary import head_operations
 from anyformer.families.rows import COPY, SPLIT, TRANSPOSE, Operation, Row, alias, row, split_heads, stacked
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _REQUIRED = {
     "context_length": "max_length",
@@ -192,13 +190,13 @@ class Architecture:
         if operation.experts is not None:
             name += "_exps"
         elif self.neighboring and layer in ("attention.query", "attention.key"):
-            attention = config.attention
-            is_key = layer == "attention.key"
-            operation = neighbors(attention.kv_heads or attention.heads if is_key else attention.heads)
-        elif (heads := operation.heads) is not None and len(layers) > 1:
+            heads, kv_heads = config.attention.heads, config.attention.kv_heads
+            count = kv_heads or heads if layer == "attention.key" else heads
+            operation = head_operations(config, "neighbors")(count)
+        elif (layout := operation.heads) is not None and len(layers) > 1:
             # All queries, then all keys, then all values.
-            counts = (heads.groups * count for count in heads.counts)
-            operation = split_heads(heads.head_dim, *counts, order=heads.order)
+            counts = (layout.groups * count for count in layout.counts)
+            operation = split_heads(layout.head_dim, *counts, order=layout.order)
         elif operation is TRANSPOSE:
             operation = SPLIT if len(layers) > 1 else COPY
         elif layer.endswith("norm") and config.norm.kind == "rms_offset":
@@ -225,27 +223,7 @@ ONE_MORE = Operation(lambda tensor, _: [tensor.float() - 1], lambda tensors: ten
 
 def _rows_from(first: int) -> Operation:
     """A table of positions that begins with that of the first token, as llama.cpp has it."""
-
-    def read(tensor: "Tensor", _: int) -> Sequence["Tensor"]:
-        return [F.pad(tensor, (0, 0, first, 0))]
-
-    return Operation(read, lambda tensors: tensors[0][first:])
-
-
-def neighbors(heads: int) -> Operation:
-    """From pairs of neighboring rows in each head to two halves, and back; `heads` heads of rows.
-
-    llama.cpp rotates neighboring pairs of a LLaMA's queries and keys, Hugging Face a head's two halves.
-    """
-
-    def read(tensor: "Tensor", _: int) -> Sequence["Tensor"]:
-        return [tensor.reshape(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)]
-
-    def write(tensors: Sequence["Tensor"]) -> "Tensor":
-        tensor = tensors[0]
-        return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-
-    return Operation(read, write)
+    return Operation(lambda tensor, _: [F.pad(tensor, (0, 0, first, 0))], lambda tensors: tensors[0][first:])
 
 
 def _number(key: str, value: Any) -> int | float:

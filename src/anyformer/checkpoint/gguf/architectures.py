@@ -14,14 +14,13 @@ from anyformer.config import ModelConfig, SpecialTokens, diff
 from anyformer.errors import UserError, quote
 from anyformer.families import canonical, to_huggingface
 from anyformer.families.base import Raw, none_if_default, supported
-from anyformer.families.rotary import LAYER_TYPES, write_layer_types
+from anyformer.families.rotary import LAYER_TYPES, window_of, write_layer_types
 from anyformer.families.rows import Row, resolve
 from anyformer.model import skeleton
 
 
 def _write_rotary(config: ModelConfig) -> Raw:
-    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
-    return {"rope.dimension_count": int(head_dim * config.position.rotary_fraction)}
+    return {"rope.dimension_count": int(config.head_dim * config.position.rotary_fraction)}
 
 
 def _plain(contents: Contents) -> Raw:
@@ -79,8 +78,7 @@ def _windows(contents: Contents, period: int, window: int = 0) -> Raw:
 
 def _write_windows(config: ModelConfig, period: int) -> Raw:
     """The keys that `_windows` reads; those of the nearest model where no period gives the layers."""
-    window = config.other_layers and config.other_layers.window
-    return {_WINDOW: window or config.attention.window, _PERIOD: _period(config, period, first=1)}
+    return {_WINDOW: window_of(config), _PERIOD: _period(config, period, first=1)}
 
 
 def _period(config: ModelConfig, usual: int, first: int) -> int | None:
@@ -115,11 +113,6 @@ def _modern_bert(contents: Contents) -> Raw:
     }
 
 
-def _write_modern_bert(config: ModelConfig) -> Raw:
-    windows = {_WINDOW: _both_sides(config), _PERIOD: _period(config, 3, first=0)}
-    return {"rope.freq_base": config.position.theta, **_local_theta(config), **windows}
-
-
 def _gemma2(contents: Contents) -> Raw:
     """Fields that llama.cpp decides by itself: it has no biases, and knows the largest model by its layers."""
     is_largest = layers(contents) in (46, 62)
@@ -137,10 +130,6 @@ def _gpt_oss(contents: Contents) -> Raw:
         "tie_word_embeddings": False,
         **({} if is_scaled else {"rope_parameters": {"rope_type": "default"}}),
     }
-
-
-def _olmo_adjust(config: ModelConfig, contents: Contents) -> ModelConfig:
-    return config.replace(model_type="olmo2") if config.other_layers is None else config
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -195,7 +184,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             ("modernbert",),
             has_windows=True,
             inferred=_modern_bert,
-            more=lambda config: {**_write_modern_bert(config), **_write_pooling(config)},
+            more=lambda config: {
+                "rope.freq_base": config.position.theta,
+                **_local_theta(config),
+                _WINDOW: _both_sides(config),
+                _PERIOD: _period(config, 3, first=0),
+                **_write_pooling(config),
+            },
             adjust=_read_pooling,
         ),
         Architecture(
@@ -210,7 +205,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "tie_word_embeddings": False,
             },
             more=lambda config: _write_windows(config, 4),
-            adjust=_olmo_adjust,
+            adjust=lambda config, contents: config if config.other_layers else config.replace(model_type="olmo2"),
         ),
         Architecture(
             "smollm3",

@@ -111,8 +111,7 @@ def rope_factors(config: ModelConfig) -> list[float] | None:
     scaling = config.position.scaling
     if scaling is None or scaling.kind != "llama3":
         return None
-    pairs = (config.attention.head_dim or config.d_model // config.attention.heads) // 2
-    turns = _turns(scaling.original_length or LLAMA3[0], config.position.theta, pairs)
+    turns = _turns(scaling.original_length or LLAMA3[0], config.position.theta, config.head_dim // 2)
     return [_divisor(turn, scaling.factor, scaling.low_frequency, scaling.high_frequency) for turn in turns]
 
 

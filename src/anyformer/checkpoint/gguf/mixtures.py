@@ -79,7 +79,7 @@ def _write_deepseek(config: ModelConfig) -> Raw:
         "attention.head_count_kv": 1,
         "attention.key_length": latent.rank + latent.rotary_dim,
         "attention.value_length": latent.rank,
-        "attention.key_length_mla": attention.head_dim or config.d_model // attention.heads,
+        "attention.key_length_mla": config.head_dim,
         "attention.value_length_mla": latent.value_dim,
         "expert_weights_norm": mixture.normalized,
         "expert_gating_func": _GATING[mixture.scores],
@@ -181,9 +181,7 @@ def join_latent(key: Tensor, value: Tensor) -> Tensor:
 def split_latents(rows: Mapping[str, Row], config: ModelConfig) -> Iterator[tuple[str, Row]]:
     """The rows to write, with two in the place of that of latents: a query is multiplied by that of keys at once."""
     attention = config.attention
-    plain = (attention.head_dim or config.d_model // attention.heads) - (
-        0 if attention.latent is None else attention.latent.rotary_dim
-    )
+    plain = config.head_dim - (0 if attention.latent is None else attention.latent.rotary_dim)
 
     def keys(tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0].unflatten(0, (attention.heads, -1))[:, :plain].transpose(1, 2).contiguous()

@@ -27,6 +27,7 @@ from anyformer.kernels.quantization import QuantizedWeight
 from anyformer.tokenizer import Tokenizer
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+"""The dtypes that `dense` gives; float32 for what is quantized."""
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1")
 """Types that `quantized` reads: those whose blocks are groups of ours."""
 _HEAD, _TABLE, _FACTORS = "output.weight", "token_embd.weight", "rope_freqs.weight"
@@ -52,7 +53,8 @@ class GGUFSource(TensorSource):
         left = {*DENSE, *(() if contents.output == "own" else (_HEAD,))}
         names = [name for name in self.container.tensors if name not in left]
         self.names = joined_latents(names)
-        self.dtype = reduce(torch.promote_types, (stored_dtype(self.container, name) for name in names))
+        types = (_FLOATS.get(self.container.tensors[name].type.name, torch.float32) for name in names)
+        self.dtype = reduce(torch.promote_types, types)
 
     @override
     def read(self, name: str) -> Tensor | QuantizedWeight:
@@ -92,9 +94,9 @@ def read_config(container: Container, contents: Contents | None = None) -> Model
             config = from_gguf(contents)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path} has metadata that is missing or misshapen: {cut(str(error))}.") from error
-    head_dim = config.attention.head_dim or config.d_model // config.attention.heads
-    if contents.rope_factors is not None and len(contents.rope_factors) != head_dim // 2:
-        raise UserError(f"{path}: {_FACTORS} should have {head_dim // 2} numbers, not {len(contents.rope_factors)}.")
+    pairs = config.head_dim // 2
+    if contents.rope_factors is not None and len(contents.rope_factors) != pairs:
+        raise UserError(f"{path}: {_FACTORS} should have {pairs} numbers, not {len(contents.rope_factors)}.")
     return config
 
 
@@ -130,11 +132,6 @@ def _rope_factors(container: Container) -> list[float] | None:
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise UserError(f"{container.path}: {_FACTORS} should hold positive numbers.")
     return [float(str(factor)) for factor in factors]
-
-
-def stored_dtype(container: Container, name: str) -> torch.dtype:
-    """The dtype that `dense` gives: as stored, float32 for what is quantized."""
-    return _FLOATS.get(container.tensors[name].type.name, torch.float32)
 
 
 def dense(container: Container, name: str) -> Tensor:

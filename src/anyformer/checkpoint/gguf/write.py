@@ -76,7 +76,9 @@ def save_gguf(
         raise UserError(
             "This model's matrices are integers already: write the model that they were made of, as q8_0 or q4_1."
         )
-    file_type = _format_named(kind)
+    if kind not in FORMATS:
+        raise UserError(f"There is no type {kind!r} to convert to ({nearest(kind, FORMATS)}).")
+    file_type = FORMATS[kind]
     path = Path(path)
     notes: list[str] = []
     config = storable(model.config, notes)
@@ -181,7 +183,7 @@ def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
 def _refuse(config: ModelConfig, kind: Architecture) -> None:
     """Refuse models that the format could express and llama.cpp does not compute."""
     attention, scaling = config.attention, config.position.scaling
-    width = attention.heads * (attention.head_dim or config.d_model // attention.heads)
+    width = attention.heads * config.head_dim
     if kind.name in ("qwen2", "olmo2") and width != config.d_model:
         raise UserError(
             f"llama.cpp computes a {kind.name} model only where its heads are as wide as the model: {attention.heads} "
@@ -218,13 +220,6 @@ def _refuse(config: ModelConfig, kind: Architecture) -> None:
             "llama.cpp computes YaRN with beta_fast 32 and beta_slow 1 whatever the file says, not with "
             f"{scaling.beta_fast:g} and {scaling.beta_slow:g}."
         )
-
-
-def _format_named(name: str) -> TensorType:
-    """The format of this name, such as q8_0. Raises UserError for one that can't be written."""
-    if name not in FORMATS:
-        raise UserError(f"There is no type {name!r} to convert to ({nearest(name, FORMATS)}).")
-    return FORMATS[name]
 
 
 def _stored_as(name: str, shape: Sequence[int], file_type: TensorType) -> TensorType:
