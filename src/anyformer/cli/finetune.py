@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyformer.cli.options import Parser, Positional
-from anyformer.cli.train import keep_compiled_code_private, killed_run, restartable, without_place
+from anyformer.cli.train import killed_run, launched, without_place
 from anyformer.errors import UserError
 from anyformer.finetuning.config import FinetuneConfig, configured, resumed
 from anyformer.schema import hints
 from anyformer.tasks import example_commands
-from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
+from anyformer.training.strategies.launch import one_of_many
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,8 @@ def run(argv: list[str]) -> int:
 
     if resume is None and (resume := killed_run(config)):
         config = _read(without_place(values), resume)
-    if needs_launch(config.processes, config.restarts):
-        check_engine(config.engine, config.processes, config.tensor_parallel, config.context_parallel)
-        return launch(
-            ["finetune", *argv, *restartable(config, resume)], config.processes, config.restarts, config.device
-        )
-    keep_compiled_code_private()
+    if (status := launched(["finetune", *argv], config, resume)) is not None:
+        return status
     with one_of_many():
         from anyformer.finetuning.recipe import finetuning
         from anyformer.training.run import run as train

@@ -72,10 +72,8 @@ def run(argv: list[str]) -> int:
     config = _read(values, resume=resume is not None)
     if resume is None and (resume := killed_run(config)):
         config = _read(without_place(values) | {"config": resume / CONFIG}, resume=True)
-    if needs_launch(config.processes, config.restarts):
-        check_engine(config.engine, config.processes, config.tensor_parallel, config.context_parallel)
-        return launch(["train", *argv, *restartable(config, resume)], config.processes, config.restarts, config.device)
-    keep_compiled_code_private()
+    if (status := launched(["train", *argv], config, resume)) is not None:
+        return status
     with one_of_many():
         from anyformer.training.run import run as train
 
@@ -105,14 +103,16 @@ def restartable(config: RunConfig, resume: Path | None) -> list[str]:
     return ["--name", next(name for name in free_names(config.label) if not (config.runs / name).exists())]
 
 
-def keep_compiled_code_private() -> None:
-    """Let torch.compile keep its code in the user's own folder.
-
-    Its own choice is a folder of a known name in /tmp, out of which it would load another user's code.
-    """
+def launched(command: list[str], config: RunConfig, resume: Path | None) -> int | None:
+    """The exit status of the processes that a run asks for; None: this process is to train."""
+    if needs_launch(config.processes, config.restarts):
+        check_engine(config.engine, config.processes, config.tensor_parallel, config.context_parallel)
+        return launch([*command, *restartable(config, resume)], config.processes, config.restarts, config.device)
+    # The choice of torch.compile is a folder of a known name in /tmp, out of which it would load another user's code.
     with contextlib.suppress(OSError):
         folder = atomic.private_folder(atomic.cache_folder() / "torchinductor")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    return None
 
 
 def read_arguments(argv: list[str]) -> TrainConfig:
