@@ -2,11 +2,10 @@
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
-from typing import Any, cast
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
@@ -15,7 +14,7 @@ from torch import Tensor
 from anyformer.errors import UserError
 from anyformer.generation.logits_processors import History
 from anyformer.generation.request import Constraint
-from anyformer.limits import DEPTH
+from anyformer.limits import check_depth
 from anyformer.model import Transformer
 from anyformer.serving.token_text import TokenText
 from anyformer.terminal import shorten
@@ -44,8 +43,7 @@ def json_rule(schema: Mapping[str, Any] | bool) -> str:
         if not schema:
             raise UserError("The schema allows nothing.")
         schema = {}
-    if _depth(schema) > DEPTH:
-        raise UserError(f"The schema has more than {DEPTH} levels.")
+    check_depth(schema, "The schema")
     text = json.dumps({**schema, "x-guidance": _JSON})
     if len(text) > LONGEST_SCHEMA:
         raise UserError(f"The schema has {len(text):,} bytes, and {LONGEST_SCHEMA:,} are allowed.")
@@ -62,20 +60,6 @@ def regex_rule(regex: str) -> str:
         raise UserError("The regex is no Unicode text: it holds half of a surrogate pair.") from None
 
 
-def _depth(value: object) -> int:
-    level, depth = [value], 0
-    while level and depth <= DEPTH:
-        depth += 1
-        inner = list[object]()
-        for each in level:
-            if isinstance(each, dict):
-                inner += cast("dict[str, object]", each).values()
-            elif isinstance(each, list):
-                inner += cast("list[object]", each)
-        level = inner
-    return depth
-
-
 class Grammars:
     """Compiles grammars for a model.
 
@@ -86,11 +70,10 @@ class Grammars:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, eos: Sequence[int]) -> None:
         token_text = TokenText(tokenizer)
         self._tokenizer, self._lock = tokenizer, threading.Lock()
-        self._compiled = OrderedDict[str, LLMatcher]()
+        self._matcher = lru_cache(_COMPILED)(self._compile)
         self.vocab_size = model.config.vocab_size
         self.is_exact = not tokenizer.cleans_up and token_text.is_exact
         self._text, self._eos = token_text, [token for token in eos if token < self.vocab_size]
-        self._vocabulary: LLTokenizer | None = None
 
     def compile(self, rules: str, prompt: Sequence[int] = ()) -> Callable[[], Constraint]:
         """Compile a grammar.
@@ -110,18 +93,17 @@ class Grammars:
             raise UserError("It can't be enforced: this model's vocabulary lacks characters of JSON.")
         space = '" " ' if self._loses_space(prompt) else ""
         lark = f"start: {space}text\n{rules}"
-        with self._lock:
-            matcher = self._compiled.pop(lark, None)
-            vocabulary = self._vocabulary = self._vocabulary or self._make_vocabulary()
-        if matcher is None:
-            matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
-            _require_possible(matcher)
-        with self._lock:
-            self._compiled[lark] = matcher
-            if len(self._compiled) > _COMPILED:
-                self._compiled.popitem(last=False)
-        first, vocab_size = matcher, self.vocab_size
+        first, vocab_size = self._matcher(lark), self.vocab_size
         return lambda: TokenMask(first.deep_copy(), vocab_size)
+
+    def _compile(self, lark: str) -> LLMatcher:
+        with self._lock:
+            vocabulary = self._vocabulary
+        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
+        # A fault shows at once, or with the first token, which the model may not be able to write.
+        if matcher.is_error() or not any(matcher.compute_logit_bias()[:-1]) or matcher.is_error():
+            raise UserError(f"It can't be enforced: {_reason(matcher)}")
+        return matcher
 
     @cached_property
     def writes_json(self) -> bool:
@@ -130,11 +112,11 @@ class Grammars:
         return all(bytes([byte]) in single for byte in b'{}[]":,-.0123456789')
 
     def literal(self, text: str) -> str:
-        """A fixed text as part of a Lark rule; special tokens in it are those."""
-        parts = list[str]()
-        for piece, token in self._text.split_special(text):
-            parts.append(json.dumps(piece, ensure_ascii=False) if token is None else f"<[{token}]>")
-        return " ".join(parts)
+        """A fixed text as part of a Lark rule, which an empty one is none of; special tokens in it are those."""
+        return " ".join(
+            json.dumps(piece, ensure_ascii=False) if token is None else f"<[{token}]>"
+            for piece, token in self._text.split_special(text)
+        )
 
     def _loses_space(self, prompt: Sequence[int]) -> bool:
         """Whether a space before the text is lost, as sentencepiece's at the beginning."""
@@ -145,10 +127,10 @@ class Grammars:
         text = self._tokenizer.decode(before) if before else ""
         return not self._tokenizer.decode([*before, space])[len(text) :].startswith(" ")
 
-    def _make_vocabulary(self) -> LLTokenizer:
-        return LLTokenizer(
-            cast("Any", _Vocabulary(self._tokenizer, self._text, self.vocab_size, self._eos)), slices=None
-        )
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        vocabulary: Any = _Vocabulary(self._tokenizer, self._text, self.vocab_size, self._eos)
+        return LLTokenizer(vocabulary, slices=None)
 
 
 class _Vocabulary:
@@ -229,13 +211,6 @@ class TokenMask:
             return True
         self._mask = _masks.submit(self._matcher.compute_logit_bias)
         return False
-
-
-def _require_possible(matcher: LLMatcher) -> None:
-    """Raise UserError for a grammar that is faulty, or whose first token the model can't write."""
-    if not matcher.is_error() and any(matcher.compute_logit_bias()[:-1]) and not matcher.is_error():
-        return
-    raise UserError(f"It can't be enforced: {_reason(matcher)}")
 
 
 def _reason(matcher: LLMatcher) -> str:

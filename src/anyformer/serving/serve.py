@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from statistics import mode
-from types import FrameType
 from typing import Any
 
 import h11
@@ -253,13 +252,9 @@ def _quiet_signals() -> Generator[None]:
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, _ignore)
+        signal.signal(number, lambda number, frame: None)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing."""

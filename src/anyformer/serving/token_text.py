@@ -41,9 +41,7 @@ class TokenText:
     def split_special(self, text: str) -> list[tuple[str, int | None]]:
         """The special tokens of a text with their ids, and what is between them."""
         found = sorted((spelled for spelled in self._special if spelled and spelled in text), key=len, reverse=True)
-        if not found:
-            return [(text, None)]
-        pieces = re.split(f"({'|'.join(map(re.escape, found))})", text)
+        pieces = re.split(f"({'|'.join(map(re.escape, found))})", text) if found else [text]
         return [(piece, self._special.get(piece)) for piece in pieces if piece]
 
     def bytes(self, token: int) -> bytes:

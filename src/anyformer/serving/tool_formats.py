@@ -208,42 +208,33 @@ class Tools:
             before = before.replace("NAME", function.name)
             if not self.required and form.trigger and not form.open:
                 before = before.removeprefix(form.trigger)
-            parts = [literal(before) if before else "", f"arguments_{number}", literal(after) if after else ""]
-            lines.append(f"call_{number}: {' '.join(filter(None, parts))}")
+            name = f"arguments_{number}"
+            lines.append(f"call_{number}: {literal(before)} {name} {literal(after)}")
             enforced = self.required or function.strict
             schema = function.parameters if enforced and function.parameters else {}
-            name = f"arguments_{number}"
             if form.tags is None:
                 lines.append(f"{name}: {json_rule({'type': 'object', **schema})}")
             else:
                 lines += tagged_rules(name, form.tags, schema if enforced else None, literal)
         calls = " | ".join(f"call_{number}" for number in range(len(callable_)))
         lines.append(f"call: {calls}")
-        between = literal(form.between) if form.between else ""
-        more = f" ({between} call)*" if self.parallel else ""
         if self.required or not form.trigger:
-            opened, closed = (literal(each) if each else "" for each in (form.open, form.close))
-            lines.append(f"calls: {opened} call{more} {closed}")
+            more = f"({literal(form.between)} call)*" if self.parallel else ""
+            lines.append(f"calls: {literal(form.open)} call {more} {literal(form.close)}")
             lines.append("text: calls" if self.required else "text: calls | FREE\nFREE: /([^{](.|\\n)*)?/")
             return "\n".join(lines)
         return "\n".join([*lines, *self._free(literal)])
 
     def _free(self, literal: Callable[[str], str]) -> list[str]:
         """Rules of text in which calls may stand behind the trigger."""
-        form = self.form
-        trigger = literal(form.trigger)
-        special = trigger.startswith("<[")
-        head = f"head: FREE {trigger}" if special else f"head[lazy]: FREE {trigger}"
-        opened = form.open.removeprefix(form.trigger)
-        closed = literal(form.close) if form.close else ""
-        between = literal(form.between) if form.between else ""
-        within = f"({between} call)*" if form.open and self.parallel else ""
-        section = f"{literal(opened) if opened else ''} call {within} {closed}"
-        free = "/(.|\\n)*/"
-        if form.open or not self.parallel:
-            # One section; the end-of-text follows.
-            return [f"FREE: {free}", head, f"section: {section}", "text: FREE | head section"]
-        return [f"FREE: {free}", head, f"section: {section}", "text: (head section)* FREE"]
+        form, trigger = self.form, literal(self.form.trigger)
+        head = "head" if trigger.startswith("<[") else "head[lazy]"
+        opened = literal(form.open.removeprefix(form.trigger))
+        more = f"({literal(form.between)} call)*" if form.open and self.parallel else ""
+        # Of one section, the end-of-text follows.
+        text = "FREE | head section" if form.open or not self.parallel else "(head section)* FREE"
+        section = f"section: {opened} call {more} {literal(form.close)}"
+        return ["FREE: /(.|\\n)*/", f"{head}: FREE {trigger}", section, f"text: {text}"]
 
 
 def parsed_object(text: str) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from anyformer.generation.stop_strings import begun
 from anyformer.serving.tool_formats import ToolFormat, parsed_object
 from anyformer.serving.tool_tags import TaggedArguments
 
@@ -137,7 +138,7 @@ class ToolParser:
         if not trigger:
             return self._alone(over)
         at = buffer.find(trigger)
-        held = 0 if over else next((n for n in range(len(trigger) - 1, 0, -1) if buffer.endswith(trigger[:n])), 0)
+        held = 0 if over else begun(buffer, (trigger,))
         text = buffer[: at if at >= 0 else len(buffer) - held]
         if at >= 0 or not over or (self.calls and not text.strip()):
             text = text.rstrip()  # space before or behind a call is no part of the text
@@ -306,13 +307,9 @@ class ChannelParser:
         if found is not None:
             said, self._buffer, self._state = self._buffer[: found.start()], self._buffer[found.end() :], self._in_head
             return self._said(said)
-        held = next((n for n in range(min(len(self._buffer), 9), 0, -1) if self._is_begun(self._buffer[-n:])), 0)
-        said = self._buffer[: len(self._buffer) - held]
+        said = self._buffer[: len(self._buffer) - begun(self._buffer, _ENDS)]
         self._buffer = self._buffer[len(said) :]
         return self._said(said) or None
-
-    def _is_begun(self, text: str) -> bool:
-        return any(end.startswith(text) for end in _ENDS)
 
     def _said(self, text: str) -> list[Part]:
         return [self._make(text)] if text else []

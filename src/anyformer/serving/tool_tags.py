@@ -131,7 +131,7 @@ def tagged_rules(name: str, tags: Tags, schema: Mapping[str, Any] | None, litera
         else:
             spelled = " | ".join(literal(each if isinstance(each, str) else json.dumps(each)) for each in values)
             rules.append(f"{value}: ({spelled}) {literal(after)}")
-    return [f"{name}: {' '.join(pairs) or literal('')}", *rules]
+    return [f"{name}: {' '.join(pairs)}", *rules]
 
 
 def _require(schema: Mapping[str, Any], known: set[str], what: str) -> None:

@@ -172,7 +172,7 @@ class Worker:
             ApiError: too many texts wait already.
             UserError: as `BatchingEngine.submit`.
         """
-        engine, make = self.engine, constrain or _unconstrained
+        engine = self.engine
         assert engine is not None
         if engine.waiting + len(configs) > self._most_waiting + max(0, engine.slots - engine.running):
             raise ApiError(
@@ -186,7 +186,7 @@ class Worker:
                         each,
                         logprobs=logprobs,
                         also_eos=also_eos,
-                        constraint=make(),
+                        constraint=None if constrain is None else constrain(),
                         skip_special=skip_special,
                         adapter=adapter,
                     )
@@ -201,7 +201,7 @@ class Worker:
             raise
         streams = [Stream(request) for request in requests]
         self._streams.update(streams)
-        self._jobs.put(_nothing)
+        self._jobs.put(lambda: None)  # wakes the thread
         return streams
 
     def _abandon(self, submitting: asyncio.Future[list[Request]]) -> None:
@@ -308,14 +308,6 @@ class BatchedCalls(Generic[Item, Answer]):
             return self._function(items)
         except UserError as error:
             return error
-
-
-def _nothing() -> None:
-    """Wake the thread."""
-
-
-def _unconstrained() -> None:
-    """A text may be anything."""
 
 
 def _unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import torch
@@ -169,21 +170,13 @@ class _Writer:
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs(self, scored: Sequence[TokenLogprob | None], ids: Sequence[int]) -> dict[str, Any]:
-        spell, offset = self._spell, 0
-        tokens, offsets = list[str](), list[int]()
-        for score in scored:
-            token = spell(ids[0] if score is None else score.token)
-            tokens.append(token)
-            offsets.append(offset)
-            offset += len(token)
-        top: list[dict[str, float] | None] = []
-        for score in scored:
-            top.append(None if score is None else _likeliest(score, spell))
+        spell = self._spell
+        tokens = [spell(ids[0] if score is None else score.token) for score in scored]
         return {
             "tokens": tokens,
             "token_logprobs": [None if score is None else score.logprob for score in scored],
-            "top_logprobs": top,
-            "text_offset": offsets,
+            "top_logprobs": [None if score is None else _likeliest(score, spell) for score in scored],
+            "text_offset": [*accumulate(map(len, tokens), initial=0)][:-1],
         }
 
     def _spell(self, token: int) -> str:

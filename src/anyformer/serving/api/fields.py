@@ -58,12 +58,27 @@ class RequestBody(Strict):
     """Name of a model of `/v1/models`."""
 
 
+class Ignored(Strict):
+    """Fields of OpenAI's that change nothing here: prefixes that were read before are always reused."""
+
+    user: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
 class StreamOptions(Strict):
     """Options of a streamed answer."""
 
+    include_obfuscation: Literal[False] = False
+
+
+class ChunkOptions(StreamOptions):
+    """Options of an answer that is streamed in chunks."""
+
     include_usage: bool = False
     """Send the numbers of tokens in a last chunk."""
-    include_obfuscation: Literal[False] = False
 
 
 class PlainText(Strict):
@@ -106,20 +121,17 @@ class Regex(Strict):
     value: Annotated[str, Field(min_length=1)]
 
 
-ANY_OBJECT: dict[str, Any] = {"type": "object"}
-
-
 def form_rules(schema: dict[str, Any] | None, regex: str | None, param: str) -> str:
     """Lark rules of an answer that obeys a JSON schema, or else a regex. Raises ApiError for one that is too large."""
     with blaming(param):
         return f"text: {json_rule(schema) if schema is not None else regex_rule(regex or '')}"
 
 
-def schema_of(form: PlainText | JsonObject | JsonBySchema | None) -> dict[str, Any] | None:
+def schema_of(form: PlainText | JsonObject | NamedSchema | None) -> dict[str, Any] | None:
     """The schema that an answer obeys; None: any text will do."""
-    if isinstance(form, JsonBySchema):
-        return form.json_schema.schema_
-    return ANY_OBJECT if isinstance(form, JsonObject) else None
+    if isinstance(form, NamedSchema):
+        return form.schema_
+    return {"type": "object"} if isinstance(form, JsonObject) else None
 
 
 class FunctionBody(Strict):
@@ -157,7 +169,7 @@ class TextBody(RequestBody):
         return options
 
 
-class SamplingBody(TextBody):
+class SamplingBody(Ignored, TextBody):
     """A request for text with all that OpenAI's older endpoints have."""
 
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -171,29 +183,20 @@ class SamplingBody(TextBody):
     seed: Annotated[int, _SEED] | None = None
     stop: Stop | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ChunkOptions | None = None
     response_format: ResponseFormat | None = None
     """JSON, or JSON by a schema."""
     grammar: Regex | None = None
     """A regex that the text matches."""
     ignore_eos: bool = False
     """Go on behind the end of the text."""
-    user: str | None = None
-    """Changes nothing."""
     metadata: dict[str, Any] | None = None
-    """Changes nothing."""
-    service_tier: Literal["auto", "default"] | None = None
-    """Changes nothing."""
-    safety_identifier: str | None = None
-    """Changes nothing."""
-    prompt_cache_key: str | None = None
-    """Changes nothing: prefixes that were read before are always reused."""
-    prompt_cache_retention: str | None = None
     """Changes nothing."""
 
     def rules(self) -> str | None:
         """Lark rules of what the text may be; None: anything. Raises ApiError for a grammar that is too large."""
-        schema = schema_of(self.response_format)
+        form = self.response_format
+        schema = schema_of(form.json_schema if isinstance(form, JsonBySchema) else form)
         if self.grammar is not None and schema is not None:
             raise ApiError(400, "grammar and response_format both say what the text may be: leave out one.", "grammar")
         if self.grammar is None and schema is None:

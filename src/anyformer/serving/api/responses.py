@@ -12,19 +12,21 @@ from pydantic import Discriminator, Field, Tag
 
 from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
 from anyformer.serving.api.fields import (
-    ANY_OBJECT,
     MOST_TOOLS,
     Choice,
     Count,
     FunctionBody,
+    Ignored,
     JsonObject,
+    NamedSchema,
     PlainText,
-    Schema,
+    StreamOptions,
     Strict,
     TextBody,
     ToolName,
     form_rules,
     joined,
+    schema_of,
 )
 from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, chosen_tools, tool_message
 from anyformer.serving.errors import ApiError
@@ -106,16 +108,10 @@ class ChosenTool(Strict):
     name: ToolName
 
 
-class JsonBySchema(Strict):
+class JsonBySchema(NamedSchema):
     """JSON that obeys a schema."""
 
     type: Literal["json_schema"]
-    name: str | None = None
-    """Changes nothing."""
-    description: str | None = None
-    """Changes nothing."""
-    schema_: Schema
-    strict: bool | None = None
 
 
 class TextOptions(Strict):
@@ -124,13 +120,7 @@ class TextOptions(Strict):
     format: Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")] | None = None
 
 
-class StreamOptions(Strict):
-    """Options of a streamed answer."""
-
-    include_obfuscation: Literal[False] = False
-
-
-class ResponsesRequest(TextBody):
+class ResponsesRequest(Ignored, TextBody):
     """A conversation that the model answers."""
 
     input: str | Annotated[list[Item], Field(min_length=1)]
@@ -146,26 +136,13 @@ class ResponsesRequest(TextBody):
     """Nothing is stored."""
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    """Changes nothing."""
     include: Annotated[list[str], Field(max_length=0)] | None = None
-    user: str | None = None
-    """Changes nothing."""
     metadata: dict[str, Any] | None = None
     """Comes back with the answer."""
-    safety_identifier: str | None = None
-    """Changes nothing."""
-    prompt_cache_key: str | None = None
-    """Changes nothing."""
-    prompt_cache_retention: str | None = None
-    """Changes nothing."""
 
     def turn(self, served: ServedModel) -> Turn:
         """The turn that the request asks for. Raises ApiError for items or tools that don't fit together."""
-        form = None if self.text is None else self.text.format
-        schema = (
-            form.schema_ if isinstance(form, JsonBySchema) else ANY_OBJECT if isinstance(form, JsonObject) else None
-        )
+        schema = schema_of(None if self.text is None else self.text.format)
         rules = None if schema is None else form_rules(schema, None, "text.format")
         choice = self.tool_choice or "auto"
         named = isinstance(choice, ChosenTool)
