@@ -150,14 +150,13 @@ def sync(path: Path) -> None:
         _sync(each)
 
 
-def remove_abandoned(folder: Path, name: str = "*", *, age: float = _ABANDONED) -> None:
+def remove_abandoned(folder: Path, *, age: float = _ABANDONED) -> None:
     """Remove from a folder the temporary files and folders of programs that were killed.
 
     Args:
-        name: A pattern of the names that they were to be renamed to.
         age: Seconds since the last change from which on one counts as abandoned.
     """
-    for path in folder.glob(f".{name}.*.tmp"):
+    for path in folder.glob(".*.*.tmp"):
         if path.is_symlink():
             continue  # none of ours, and nothing beyond it is looked at
         try:
