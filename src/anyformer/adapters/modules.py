@@ -15,7 +15,7 @@ from anyformer.dtensor import full_tensor
 from anyformer.families import FAMILIES, own, to_huggingface
 from anyformer.families.base import Family
 from anyformer.families.rows import TRANSPOSE, Operation, Row, stacked
-from anyformer.model import Transformer
+from anyformer.model import Transformer, skeleton
 
 _ADAPTERS = ".adapters."
 """In the name of each weight of an adapter."""
@@ -114,11 +114,6 @@ class Target:
         return self.join([full_tensor(length)[:, None] for length in lengths]).flatten()
 
 
-def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model without those of its adapters."""
-    return {name: tensor for name, tensor in model.state_dict().items() if _ADAPTERS not in name}
-
-
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Base weights that are parameters."""
     return {name: parameter for name, parameter in model.named_parameters() if _ADAPTERS not in name}
@@ -190,10 +185,9 @@ def wrapped_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _table(model: Transformer) -> dict[str, Row]:
-    """The row of each weight on disk, with quantized ones under the names that they have in floating point."""
-    # In the order of the model, in which adapters are drawn.
-    names = dict.fromkeys(name.replace(".weight.integers", ".weight") for name in base_state(model))
-    return family_of(model).table(model.config, [name for name in names if ".weight." not in name])
+    """The row of each weight on disk, in the order of the model, in which adapters are drawn."""
+    # The model's own state would unpack what is quantized.
+    return family_of(model).table(model.config, [*skeleton(model.config).state_dict()])
 
 
 def whole_modules(model: Transformer) -> tuple[str, ...]:

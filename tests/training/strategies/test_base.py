@@ -10,8 +10,11 @@ import torch
 from tests.training.conftest import FLOAT, single
 
 import anyformer as af
+from anyformer.adapters import LoraConfig, add_adapter
+from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.data.objectives import Causal, Masked
+from anyformer.quantization import quantize
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
 from anyformer.training.schedule import learning_rate_factor
@@ -174,3 +177,13 @@ def test_float16_leaves_out_a_step_that_overflows_and_goes_on():
     assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
     norms = [engine.step(step, batch, 1e-2)[1].item() for step in range(1, 40)]
     assert norms[-1] > 0
+
+
+def test_a_checkpoint_does_not_unpack_what_is_quantized(monkeypatch: pytest.MonkeyPatch):
+    model = add_adapter(quantize(_model("llama-nano"), "int4"), LoraConfig(rank=2))
+    strategy = single(model, FLOAT)
+    monkeypatch.setattr(QuantizedMatrix, "unpacked", None)
+    state = strategy.state()
+    trained = {f"model.{name}": each for name, each in model.named_parameters() if each.requires_grad}
+    assert {name for name in state if name.startswith("model.")} == trained.keys()
+    assert all(state[name].data_ptr() == each.data_ptr() for name, each in trained.items())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anyformer import atomic
-from anyformer.adapters.modules import adapter_of, base_state
+from anyformer.adapters.modules import adapter_of
 from anyformer.blocks.linear import GroupedLinear, Linear, LowRankAdapter
 from anyformer.checkpoint.gguf.architecture import Architecture
 from anyformer.checkpoint.gguf.architectures import architecture_of, table, to_gguf
@@ -275,7 +275,7 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
         raise UserError("llama.cpp has no DoRA, and no biases or whole modules in adapters: `merge` it into the model.")
     base = storable(model.config, [])
     architecture, _ = to_gguf(base)
-    rows = table(architecture, base, {name.replace(".integers", "") for name in base_state(model)})
+    rows = table(architecture, base, set(skeleton(base).state_dict()))
     modules = dict(model.named_modules())
     tensors: dict[str, Tensor] = {}
     left = {module for module in modules.values() if adapter_of(module, name) is not None}

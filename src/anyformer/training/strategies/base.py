@@ -309,9 +309,8 @@ class Strategy:
 
     def _trained_state(self) -> dict[str, Tensor]:
         """The model's state without frozen weights, which are those of the model it was made from."""
-        state, names = self.model.state_dict(), set(self._names().values())
         frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
-        return {name: tensor for name, tensor in state.items() if not frozen or name in names}
+        return self._weights() if frozen else self.model.state_dict()
 
     def state(self) -> dict[str, Tensor]:
         """This process's share of everything that the next step depends on, by name; not copies."""
@@ -328,8 +327,8 @@ class Strategy:
         for key, value in state.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
-        model, own = parts["model"], self.model.state_dict()
-        absent = [f"it has no {name}" for name in self._trained_state() if name not in model]
+        model, own = parts["model"], self._trained_state()
+        absent = [f"it has no {name}" for name in own if name not in model]
         foreign = [f"it has {cut(name)}, which the model has not" for name in model if name not in own]
         if misfit := absent + foreign:
             raise UserError(f"The checkpoint does not hold this run's model: {misfit[0]}.")
