@@ -1,9 +1,11 @@
 """Memory and waiting of processes that share a model of about 1 GB by FSDP2, on the CPU.
 
-`python benchmarks/sharded_memory.py [--whole] [--tensor-parallel N] [--preferences]` prints, for each phase, the
-largest peak of any process beyond what it had after importing everything and training a model of a few kilobytes.
+`python benchmarks/sharded_memory.py [--whole] [--tensor-parallel N] [--preferences] [--quantized]` prints, for each
+phase, the largest peak of any process beyond what it had after importing everything and training a model of a few
+kilobytes.
 `--whole` begins as every other engine does: each process draws or reads all of the model, and process 0 gathers all of
 it to save it. `--preferences` trains a DoRA adapter of the model that was saved by DPO, whose reference that model is.
+`--quantized` trains a LoRA adapter of the model in 8 bits on the disk, a quarter of its bytes.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import torch
 
 import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
-from anyformer.checkpoint import load, save
+from anyformer.checkpoint import load, save, save_adapter
 from anyformer.data.batch import Batch, PreferenceBatch
 from anyformer.model import Transformer, build, skeleton
+from anyformer.quantization import quantize
 from anyformer.training.checkpoints import Checkpoints
 from anyformer.training.losses import PreferenceLoss
 from anyformer.training.memory import proc_field, return_freed_memory
@@ -74,7 +77,7 @@ class Phases:
         self.peaks[name] = peak / MEGABYTE, time.perf_counter() - self._begun
 
 
-def work(folder: Path, whole: bool, tensor: int, preferences: bool) -> None:
+def work(folder: Path, whole: bool, tensor: int, preferences: bool, quantized: bool) -> None:
     group = join("fsdp", "cpu")
     precision = Precision(torch.device("cpu"), torch.float32, "for a measurement")
     plan = Plan(precision, lambda model: make_optimizer("adamw", model, 1e-3))
@@ -98,10 +101,38 @@ def work(folder: Path, whole: bool, tensor: int, preferences: bool) -> None:
         phases.end("a step of DPO")
         strategy.close()
 
+    def learn_quantized(size: dict[str, int], out: Path, phases: Phases) -> None:
+        if group.is_main:
+            save(quantize(build(config(size)), "int8"), out / "model")
+        group.any(False)
+        phases.begin()
+        model = add_adapter(load(out / "model", cut=cut)[0], LoraConfig(rank=8))
+        strategy = make_strategy("fsdp", model, plan, group)
+        del model
+        phases.end("read the integers")
+        phases.begin()
+        for step in range(2):
+            strategy.step(step, batch, 1e-3)
+        phases.end("two steps of LoRA")
+        phases.begin()
+        checkpoints = Checkpoints(out / "checkpoints", 1)
+        checkpoints.save(strategy, 2, {"meter": {}, "every": 1, "config": {}})
+        checkpoints.wait()
+        with strategy.saved() as it:
+            if it is not None:
+                save_adapter(it, out / "adapter", base="model")
+        group.any(False)
+        phases.end("save the adapter")
+        strategy.close()
+
     def make(model: Transformer) -> Strategy:
         return make_strategy("fsdp", model, plan, group, tensor_parallel=tensor)
 
     def run(size: dict[str, int], phases: Phases, out: Path) -> None:
+        if quantized:
+            learn_quantized(size, out, phases)
+            return
+
         def saved(strategy: Strategy, model: Path) -> None:
             with strategy.gathered() if whole else strategy.saved() as it:
                 if it is not None:
@@ -166,14 +197,14 @@ def work(folder: Path, whole: bool, tensor: int, preferences: bool) -> None:
 
 
 def measure(
-    folder: Path, *, whole: bool = False, tensor: int = 1, preferences: bool = False
+    folder: Path, *, whole: bool = False, tensor: int = 1, preferences: bool = False, quantized: bool = False
 ) -> dict[str, tuple[float, float]]:
     """The largest peak and time of each phase, in MB and seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(PROCESSES)}
-    flags = [*["--whole"] * whole, *["--preferences"] * preferences]
+    flags = [*["--whole"] * whole, *["--preferences"] * preferences, *["--quantized"] * quantized]
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, f"--work={folder}", f"--tensor-parallel={tensor}", *flags],
@@ -193,17 +224,19 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--preferences", action="store_true")
+    parser.add_argument("--quantized", action="store_true")
     parser.add_argument("--work", type=Path)
     options = parser.parse_args()
     if options.work:
-        work(options.work, options.whole, options.tensor_parallel, options.preferences)
+        work(options.work, options.whole, options.tensor_parallel, options.preferences, options.quantized)
         return
     size = sum(parameter.nbytes for parameter in skeleton(config(_SIZE)).parameters())
     print(
         f"model of {size / MEGABYTE:,.0f} MB, {PROCESSES} processes, a shard of {size / MEGABYTE / PROCESSES:,.0f} MB"
     )
     with tempfile.TemporaryDirectory() as folder:
-        asked = {"whole": options.whole, "tensor": options.tensor_parallel, "preferences": options.preferences}
+        asked = {"whole": options.whole, "tensor": options.tensor_parallel}
+        asked |= {name: getattr(options, name) for name in ("preferences", "quantized")}
         for phase, (peak, seconds) in measure(Path(folder), **asked).items():
             print(f"{phase:<24}{peak:>8,.0f} MB {seconds:>7.2f} s")
 

@@ -204,6 +204,16 @@ def test_no_process_holds_a_model_of_a_gigabyte(tensor: int, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_no_process_holds_a_quantized_base(tmp_path: Path) -> None:
+    """In 8 bits it takes 250 MB, and its transpose as much; each of four has 63 of both."""
+    peaks = _peaks(tmp_path, quantized=True)
+    assert peaks["read the integers"] < 180, peaks
+    assert peaks["two steps of LoRA"] < 300, peaks
+    assert peaks["save the adapter"] < 200, peaks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_process_holds_the_reference_of_dpo_or_the_rows_that_dora_measures(tmp_path: Path) -> None:
     peaks = _peaks(tmp_path, preferences=True)
     for phase in ("read and measure rows", "log-probabilities", "a step of DPO"):

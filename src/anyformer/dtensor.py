@@ -56,6 +56,11 @@ def cut_rows(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
     return DTensor.from_local(piece, mesh, [Shard(0)], run_check=False, shape=tensor.shape, stride=stride)
 
 
+def cut_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """A copy of this process's rows of a whole tensor where the reference is spread; otherwise the tensor itself."""
+    return cut_rows(tensor, reference.device_mesh) if is_dtensor(reference) else tensor
+
+
 def copy_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """A copy of a whole tensor on the reference's device, spread over the processes as that is."""
     return distribute_like(tensor.detach().to(reference.device, copy=True), reference)

@@ -9,12 +9,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
@@ -28,7 +31,11 @@ from anyformer.data.batch import IGNORED, Batch
 from anyformer.families import preset
 from anyformer.finetuning.config import FinetuneConfig
 from anyformer.finetuning.recipe import Finetuning
+from anyformer.kernels.cpu import matmul as products
+from anyformer.kernels.packed_weight import PackedWeight, unpack
+from anyformer.kernels.quantization import dequantize
 from anyformer.model import Transformer, build
+from anyformer.quantization import quantize
 from anyformer.training.averaging import make_average
 from anyformer.training.losses import PAIR_CLASSIFIER, LossModule
 from anyformer.training.optimizer import make_optimizer
@@ -55,6 +62,9 @@ CASES: dict[str, dict[str, Any]] = {
     "classify": {"task": "classify", "model": "encoder"},
     "chat": {"task": "chat", "model": "decoder", "lora": 4, "average": "ema:0.9"},
     "dora": {"task": "chat", "model": "decoder", "lora": 4, "dora": True},
+    "stored-int4": {"task": "chat", "model": "llama-nano", "lora": 4, "stored": "int4"},
+    "int8": {"task": "chat", "model": "llama-nano", "lora": 4, "dora": True, "quantize": "int8", "recompute": True},
+    "int4-experts": {"task": "chat", "model": "mixtral-nano", "lora": 4, "quantize": "int4"},
     "preference": {"task": "preference", "model": "decoder", "label_smoothing": 0.1},
     "embed": {"task": "embed", "model": "both"},
     "negatives": {"task": "embed", "model": "encoder", "rows": toys.positives},
@@ -100,7 +110,8 @@ def _drawn(name: str, number: int) -> dict[str, Any]:
 EXPERTS = {f"{name}-{number}": _drawn(name, number) for name in MIXTURES for number in range(DRAWN)}
 CASES |= EXPERTS
 CASES["muon-experts"] = EXPERTS["muon-experts"] = {**_drawn("mixtral", 0), "optimizer": "muon"}
-FINETUNED = ("classify", "chat", "dora", "preference", "embed", "negatives", "pair-class")
+QUANTIZED = ("stored-int4", "int8", "int4-experts")
+FINETUNED = (*QUANTIZED, "classify", "chat", "dora", "preference", "embed", "negatives", "pair-class")
 
 
 def config(case: str) -> ModelConfig:
@@ -133,9 +144,15 @@ def write_toys(folder: Path) -> None:
     """Write the models and the examples of all cases."""
     for case in FINETUNED:
         (folder / case).mkdir()
-        model, tokenizer = toys.MODELS[CASES[case]["model"]]()
+        options = CASES[case]
+        if case in QUANTIZED:  # and so wide that its matrices are worth it
+            model, tokenizer = toys.decoder(options["model"], d_model=64)
+        else:
+            model, tokenizer = toys.MODELS[options["model"]]()
+        if "stored" in options:
+            quantize(model, options["stored"])
         save(model, folder / case / "model", tokenizer=tokenizer)
-        task, rows = CASES[case]["task"], CASES[case].get("rows")
+        task, rows = options["task"], options.get("rows")
         toys.write(folder / case / "data.jsonl", toys.rows(task) if rows is None else rows())
 
 
@@ -145,7 +162,7 @@ def recipe(case: str) -> Recipe[Any]:
     options, place = CASES[case], Path(os.environ[TOYS]) / case
     data = place / "data.jsonl"
     given = {"batch_size": 7, "device": "cpu", "dtype": "float32"}
-    given |= {name: options[name] for name in ("lora", "dora") if name in options}
+    given |= {name: options[name] for name in ("lora", "dora", "quantize") if name in options}
     config = FinetuneConfig(base=str(place / "model"), data=(str(data),), task=options["task"], **given)
     return Finetuning(config, Console(quiet=True))
 
@@ -195,10 +212,31 @@ def train(
         Which engine was active; of each step the loss and the gradient's length, and two evaluations at the end; the
         averaged weights (on the first process).
     """
+    with mock.patch.object(products, "quantized_matmul", _exact) if case in QUANTIZED else nullcontext():
+        return _train(group, case, engine, zero, tensor, context, load, save, end, dtype)
+
+
+def _exact(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product of a quantized weight and an input that is not rounded: where to, its last bit may decide."""
+    return F.linear(x, dequantize(unpack(weight), x.dtype), bias)
+
+
+def _train(
+    group: Group,
+    case: str,
+    engine: str | None,
+    zero: int,
+    tensor: int,
+    context: int,
+    load: str | None,
+    save: str | None,
+    end: int,
+    dtype: str,
+) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
     options = CASES[case]
     model, batches, loss = made(case, engine, group)
     parts = options.get("grad_accumulation", 2)
-    if case in EXPERTS and group.world_size == 1:
+    if (case in EXPERTS or case == "int4-experts") and group.world_size == 1:
         # Experts are balanced by the tokens of each part of a batch on each process: as many parts on one.
         parts *= 2
     steps = Plan(
@@ -238,7 +276,11 @@ def train(
     figures["latest"] = [strategy.evaluate(batches(1002, rows=1)).item(), strategy.evaluate(batches(1003)).item()]
     with strategy.gathered() as model:
         state = {} if model is None else model.state_dict()
-        weights = {name: value.clone() for name, value in state.items() if PAIR_CLASSIFIER not in name}
+        weights = {
+            name: value.clone()
+            for name, value in state.items()
+            if PAIR_CLASSIFIER not in name and (case not in QUANTIZED or ".adapters." in name)
+        }
     strategy.close()
     return said, figures, weights
 

@@ -54,7 +54,18 @@ SAID = {
 NOISE = "attention.key.bias"
 CASES = {
     "ddp": ("tied", "masked", "muon", "chat", "negatives", "mixtral-2"),
-    "fsdp": ("pairs", "shared", "classify", "dora", "preference", "embed", "pair-class", "gpt_oss-0", "deepseek_v3-0"),
+    "fsdp": (
+        "pairs",
+        "shared",
+        "classify",
+        "dora",
+        "stored-int4",
+        "preference",
+        "embed",
+        "pair-class",
+        "gpt_oss-0",
+        "deepseek_v3-0",
+    ),
     "tensor": (),
     "context": ("pairs",),
     "zero1": ("tied", "shared"),
@@ -74,7 +85,9 @@ ORIGINS = {
 
 
 def _is_trained(engine: str, case: str) -> bool:
-    if engine == "zero1" and case in strategies_worker.FINETUNED:
+    if engine == "zero1" and case in strategies_worker.FINETUNED and case != "preference":
+        return False
+    if case in strategies_worker.QUANTIZED and engine not in ("ddp", "fsdp"):
         return False
     if engine == "context" and case in ("classify", "preference", "embed", "negatives", "pair-class"):
         return False

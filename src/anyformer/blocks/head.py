@@ -60,8 +60,11 @@ class LanguageModelHead(nn.Module):
         tied_weight: Float[Tensor, "vocab width"] | QuantizedMatrix | None = None,
     ) -> Float[Tensor, "*batch vocab"]:
         """Score every token of the vocabulary; a tied head gets the weight of the token embedding."""
+        return self._logits(x, self._weight(tied_weight))
+
+    def _logits(self, x: Tensor, weight: Tensor | QuantizedMatrix) -> Tensor:
         x = self._transform(x)
-        out = linear(x, self._weight(tied_weight), self.bias)
+        out = linear(x, weight, self.bias)
         out = out if self.projection is None else self.projection.adapted(x, out, self.bias)
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
@@ -110,14 +113,17 @@ class LanguageModelHead(nn.Module):
     ) -> Float[Tensor, " tokens"]:
         """The cross-entropy of each token in nats: ``-log p(target)`` without smoothing; 0 where it is ignored."""
 
+        weight = self._weight(tied_weight)
+        if isinstance(weight, QuantizedMatrix):
+            weight = weight.whole()  # once: processes that share it may differ in the number of parts
+
         def losses(x: Tensor, targets: Tensor) -> Tensor:
-            logits = self(x, tied_weight).float()
+            logits = self._logits(x, weight).float()
             return F.cross_entropy(
                 logits, targets, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
             )
 
-        vocab_size = self._weight(tied_weight).shape[0]
-        return kernels.in_parts(losses, x, targets, size=max(1, _MAX_LOGITS // vocab_size))
+        return kernels.in_parts(losses, x, targets, size=max(1, _MAX_LOGITS // weight.shape[0]))
 
     def _transform(self, x: Tensor) -> Tensor:
         if self.transform is not None:

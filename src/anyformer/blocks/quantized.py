@@ -2,13 +2,23 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from anyformer.kernels.packed_weight import PackedWeight, pack, select_rows, transpose, unpack
+from anyformer.dtensor import cut_like, is_dtensor
+from anyformer.kernels.packed_weight import (
+    PackedWeight,
+    begin_memory_block,
+    pack,
+    select_rows,
+    transpose,
+    unpack,
+)
 from anyformer.kernels.quantization import QuantizedWeight, dequantize
 
 
@@ -16,7 +26,8 @@ class QuantizedMatrix(nn.Module):
     """The weight of a `Linear` or an `Embedding` in an eighth to a quarter of float32's memory.
 
     It holds integers, with a scale for every 32 neighbors in a row, in the order in which they are multiplied. The
-    rows of an embedding get the dtype, which is that of the activations.
+    rows of an embedding get the dtype, which is that of the activations. Processes may have its blocks of rows spread
+    among them (`spread`): whatever reads the weight puts it together for as long as it computes.
     """
 
     integers: Tensor
@@ -56,9 +67,25 @@ class QuantizedMatrix(nn.Module):
         """The integers, scales and minima as they are in memory."""
         return PackedWeight(self.integers, self.scales, self.minima, self.shape[0])
 
+    def spread(self, cut: Callable[[Tensor], Tensor]) -> None:
+        """Keep what `cut` makes of the whole tensors: this process's blocks of rows."""
+        if not is_dtensor(self.integers):
+            begin_memory_block()  # or that of the whole tensors would stay until it is full
+            self.integers, self.scales, self.minima, _ = self.packed_weight.map(cut)
+
+    def whole(self) -> "QuantizedMatrix":
+        """The matrix itself, or, where it is spread, one with the whole tensors; then all processes must call it."""
+        if not is_dtensor(self.integers):
+            return self
+        matrix = copy(self)
+        matrix._buffers = {**self._buffers}
+        matrix.cached_transpose = None
+        matrix.integers, matrix.scales, matrix.minima, _ = self.packed_weight.whole()
+        return matrix
+
     def unpacked(self) -> QuantizedWeight:
         """The integers, scales and minima as they are saved: a copy."""
-        return unpack(self.packed_weight)
+        return unpack(self.packed_weight.whole())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
         """The matrix in floating point; None: in the dtype of the activations."""
@@ -67,11 +94,12 @@ class QuantizedMatrix(nn.Module):
     def transposed(self) -> PackedWeight | None:
         """The transpose in integers of 8 bits, which the gradient of an input is multiplied with; made once.
 
-        None where its numbers are too large for the scales.
+        Spread as the weight is. None where its numbers are too large for the scales.
         """
         if self.cached_transpose is None:
             with suppress(ValueError):
-                self.cached_transpose = transpose(self.packed_weight)
+                whole = transpose(self.packed_weight.whole())
+                self.cached_transpose = whole.map(partial(cut_like, reference=self.integers))
         return self.cached_transpose
 
     def drop_transposed(self) -> None:
@@ -80,7 +108,7 @@ class QuantizedMatrix(nn.Module):
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
         """The rows of these indices, in the dtype of the activations."""
-        return dequantize(select_rows(self.packed_weight, ids.flatten()), self.dtype).view(*ids.shape, -1)
+        return dequantize(select_rows(self.packed_weight.whole(), ids.flatten()), self.dtype).view(*ids.shape, -1)
 
     @override
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:

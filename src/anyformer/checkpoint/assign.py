@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from anyformer.blocks.initialization import Cut
+from anyformer.blocks.linear import replace_weight
+from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.checkpoint.sources import QuantizedSource, TensorSource, check_dtype
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut
@@ -18,7 +20,7 @@ from anyformer.families import with_head
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
 from anyformer.model import Transformer
-from anyformer.quantization import bits_per_module, quantizable, quantize_weight, set_weight
+from anyformer.quantization import bits_per_module, quantizable, quantize_weight
 
 _log = logging.getLogger("anyformer")
 Weight = Tensor | QuantizedWeight
@@ -148,12 +150,18 @@ def assign(
             if cut is not None and isinstance(weight, Tensor):
                 weight = cut(weight)
             if row.alias and ours in weights:
-                if not equal_weights(weight, weights[ours]):
+                first = weights[ours]
+                if not equal_weights(weight, first.unpacked() if isinstance(first, QuantizedMatrix) else first):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
                 continue
             if isinstance(weight, QuantizedWeight) and ours.removesuffix(".weight") not in can_quantize:
                 raise UserError(f"{source.path}: the weight {theirs} is quantized, which is not supported for it.")
-            weights[ours] = weight.to(device=device, dtype=dtype) if isinstance(weight, Tensor) else weight.to(device)
+            if isinstance(weight, QuantizedWeight):
+                weights[ours] = matrix = QuantizedMatrix(weight.to(device))
+                if cut is not None:
+                    matrix.spread(cut)
+            else:
+                weights[ours] = weight.to(device=device, dtype=dtype)
             if isinstance(part, Tensor):
                 dtypes.add(part.dtype)
     missing = [theirs for theirs, row in table.items() if not row.alias and not weights.keys() >= set(row.ours)]
@@ -161,9 +169,11 @@ def assign(
         raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
     # Layers can't multiply across dtypes; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
     dtype = dtype or reduce(torch.promote_types, dtypes or {torch.float32})
-    quantized = [name for name, weight in weights.items() if isinstance(weight, QuantizedWeight)]
-    for name in quantized:  # one by one, for a module packs its integers
-        set_weight(model, name.removesuffix(".weight"), weights.pop(name), dtype)
+    quantized = [name for name, weight in weights.items() if isinstance(weight, QuantizedMatrix)]
+    for name in quantized:
+        matrix = weights.pop(name)
+        matrix.activations = matrix.activations.to(dtype)
+        replace_weight(model.get_submodule(name.removesuffix(".weight")), matrix)
     for name, weight in weights.items():
         weights[name] = weight.to(dtype)
     # That nothing is missing has been seen above; what is quantized is in its place, and a new head is yet to be drawn.

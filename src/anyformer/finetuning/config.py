@@ -163,8 +163,8 @@ class FinetuneConfig(RunConfig):
             for name in ("lora_alpha", "dora", "rslora", "lora_dropout", "targets", "quantize"):
                 if getattr(self, name) not in (None, False, 0.0, _ALL_LINEAR):
                     raise UserError(f"{flag(name)} is for adapters: add --lora 16.")
-        if self.quantize is not None and self.engine not in (None, "ddp"):
-            raise UserError(f"--quantize does not work with --engine {self.engine}: use ddp, or leave it out.")
+        if self.quantize is not None and self.engine == "deepspeed":
+            raise UserError("--quantize does not work with --engine deepspeed: use ddp or fsdp, or leave it out.")
         _ = self.adapter  # refuses what makes no adapter
 
     @property

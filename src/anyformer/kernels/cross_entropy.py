@@ -192,10 +192,13 @@ def quantized_linear_cross_entropy(
         if grad_bias is not None:
             _add_column_sums(logits, grad_bias)
         if grad_input is not None:
-            grad_input[rows] = quantized_input_grad(logits, weight, transposed)
+            grad_input[rows] = quantized_input_grad(logits, weight, lambda: matrix)
 
     most_rows = max(1, _QUANTIZED_BYTES // (weight.rows * input.dtype.itemsize))
     with torch.no_grad(), autocast_disabled(input):
+        # Processes that have it spread among them put it together once, however many rows each of them has.
+        matrix = transposed() if needs_grad[0] and products.supports_quantized(input) else None
+        weight, matrix = weight.whole(), None if matrix is None else matrix.whole()
         loss, scale = in_chunks(input, target, label_smoothing, forward, backward, most_rows, input.dtype)
         grads = [grad if grad is None or scale is None else grad * scale for grad in (grad_input, grad_bias)]
         grads = [grad if grad is None else grad.to(input.dtype) for grad in grads]

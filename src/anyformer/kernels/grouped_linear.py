@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
+from anyformer.dtensor import is_dtensor
 from anyformer.kernels.activation import recomputed_in_backward
 from anyformer.kernels.autocast import as_rows, matmul_dtype
 from anyformer.kernels.cpu import matmul as products
@@ -184,7 +186,24 @@ def quantized_grouped_linear(
     input: Float[Tensor, "rows inputs"], weight: PackedWeight, ends: Int[Tensor, " groups"]
 ) -> Float[Tensor, "rows outputs"]:
     """`grouped_linear` of a quantized weight, whose matrices are whole blocks of rows; the input gets a gradient."""
+    if is_dtensor(weight.integers):
+        return _SpreadQuantized.apply(input, weight, ends)  # pyright: ignore[reportReturnType]
     return _quantized(input, *weight, ends)
+
+
+class _SpreadQuantized(torch.autograd.Function):
+    """The product of a weight that is put together for it, and once more for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+        ctx.weight, ctx.ends, ctx.inputs = weight, ends, input.shape[1]
+        return _quantized(input, *weight.whole(), ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight: PackedWeight = ctx.weight.whole()
+        return _quantized_grad(grad_outputs[0], *weight, ctx.ends, ctx.inputs), None, None
 
 
 def _like_quantized(

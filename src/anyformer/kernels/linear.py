@@ -83,6 +83,7 @@ def quantized_product(
     input: Float[Tensor, "*batch inputs"], weight: PackedWeight, bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "*batch outputs"]:
     """`quantized_linear` of tensors that record no gradients."""
+    weight = weight.whole()
     agree = input.shape[-1] == weight.columns and (bias is None or bias.shape == (weight.rows,))
     if agree and products.supports_quantized(input):
         return products.quantized_matmul(input, weight, bias)
@@ -108,10 +109,10 @@ def quantized_input_grad(
     """The gradient of the input of a `quantized_linear`, from that of its output."""
     matrix = transposed() if products.supports_quantized(grad) else None
     if matrix is None:
-        return grad @ dequantize(unpack(weight), grad.dtype)
+        return grad @ dequantize(unpack(weight.whole()), grad.dtype)
     if weight.rows % GROUP:
         grad = F.pad(grad, (0, -weight.rows % GROUP))  # as the matrix is
-    return products.quantized_matmul(grad, matrix, None)
+    return products.quantized_matmul(grad, matrix.whole(), None)
 
 
 class _QuantizedLinear(torch.autograd.Function):

@@ -11,7 +11,7 @@ left out: 4.5 bits a weight in the place of 5.
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from jaxtyping import Float16, UInt8
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from anyformer.dtensor import full_tensor, is_dtensor
 from anyformer.kernels.cpu.library import is_intercepted
 from anyformer.kernels.quantization import GROUP, QuantizedWeight, dequantize, quantize_int8
 
@@ -66,6 +67,15 @@ class PackedWeight(NamedTuple):
         minima = None if self.minima is None else self.minima[start:end]
         rows = min(self.rows, end * BLOCK_ROWS) - start * BLOCK_ROWS
         return PackedWeight(self.integers[start:end], self.scales[start:end], minima, rows)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PackedWeight":
+        """The weight with each of its tensors as a function makes it."""
+        minima = None if self.minima is None else function(self.minima)
+        return PackedWeight(function(self.integers), function(self.scales), minima, self.rows)
+
+    def whole(self) -> "PackedWeight":
+        """The weight put together, where processes have its blocks spread among them: all of them must call it."""
+        return self.map(full_tensor) if is_dtensor(self.integers) else self
 
 
 def pack(weight: QuantizedWeight) -> PackedWeight:

@@ -25,6 +25,7 @@ from anyformer.data.batch import Batch
 from anyformer.dtensor import cut_rows, full_tensor, is_dtensor, local_tensor
 from anyformer.errors import UserError
 from anyformer.model import Transformer, skeleton
+from anyformer.quantization import quantized_weights
 from anyformer.training.losses import LossModule
 from anyformer.training.strategies.base import Plan, Sharded, rows
 from anyformer.training.strategies.group import Group
@@ -103,6 +104,8 @@ class FSDP(Sharded):
         dtype, module = self.plan.precision.dtype, self.plan.loss(self.model)
         if self._context_parallel > 1 and type(module) is not LossModule:
             raise UserError("--context-parallel trains the loss of single tokens, and not this task: leave it out.")
+        for _, weight in quantized_weights(self.model):
+            weight.spread(partial(cut_rows, mesh=self._flat_mesh()))
         pieces = _take_pieces(module, self._flat_mesh())
         mesh = self._mesh()
         policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
