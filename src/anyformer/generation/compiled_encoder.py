@@ -70,6 +70,7 @@ class CompiledEncoder(CompiledLayers):
         self.stack = stack
         super().__init__(model, stack)
         self.table = structs.Decoder(**self._stack)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
 
     @override
     def _matrix(self, module: nn.Module | None, bias: Tensor | None = None) -> Structure:
@@ -102,8 +103,10 @@ class CompiledEncoder(CompiledLayers):
         sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads}
         texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, **sizes)
         decoder = ctypes.addressof(self.table)
-        workspace = torch.empty(library.workspace_size(decoder, ctypes.addressof(texts)), dtype=torch.uint8)
-        texts.workspace = workspace.data_ptr()
+        size: int = library.workspace_size(decoder, ctypes.addressof(texts))
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8)
+        texts.workspace = self._workspace.data_ptr()
         library.encode_texts(decoder, ctypes.addressof(texts))
         return layout.scatter(hidden[None]) if layout.packed is not None else hidden.view(*tokens.shape, -1)
 

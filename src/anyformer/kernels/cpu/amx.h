@@ -58,10 +58,10 @@ class AmxTiles {
 #if defined(USE_AMX)
 
 // out [16, 16 VECTORS] = or += rows [16, depth] columns [depth / 2, 16 VECTORS, 2]. The stride of rows is in bfloat16
-// elements, those of columns and out in 32-bit ones.
+// elements, those of columns and out in 32-bit ones. Of the rows of `out` only the first `count` are needed.
 template <int VECTORS>
 inline void bf16_matmul(const BFloat16* rows, int64_t stride, const float* columns, int64_t column_stride,
-                        int64_t depth, bool accumulate, float* out, int64_t out_stride) {
+                        int64_t depth, bool accumulate, float* out, int64_t out_stride, int64_t = LANES) {
     static_assert(VECTORS >= 1 && VECTORS <= 4, "tile registers 0 to 3");
     const int64_t column_bytes = column_stride * sizeof(float), out_bytes = out_stride * sizeof(float);
     stride *= sizeof(BFloat16);
@@ -109,9 +109,9 @@ struct AmxTiles {
 // The same with dot products of pairs, for as many rows at a time as there are registers for accumulators.
 template <int VECTORS>
 inline void bf16_matmul(const BFloat16* rows, int64_t stride, const float* columns, int64_t column_stride,
-                        int64_t depth, bool accumulate, float* out, int64_t out_stride) {
+                        int64_t depth, bool accumulate, float* out, int64_t out_stride, int64_t count = LANES) {
     constexpr int ROWS = VECTORS == 1 ? 16 : VECTORS == 2 ? 8 : 4;
-    for (int first = 0; first < LANES; first += ROWS, rows += ROWS * stride, out += ROWS * out_stride) {
+    for (int64_t first = 0; first < count; first += ROWS, rows += ROWS * stride, out += ROWS * out_stride) {
         FloatVec sums[ROWS][VECTORS] = {};
         UNROLL
         for (int r = 0; r < ROWS; r++) {

@@ -22,7 +22,10 @@ class TextAttention {
    public:
     // Of so many tokens; `head_dim` is a multiple of TILE_DEPTH.
     TextAttention(int64_t length, int64_t head_dim, float scale, char* memory)
-        : length(length), keys(round_up(length, TILE_DEPTH)), head_dim(head_dim), scale(scale) {
+        : length(length),
+          keys(round_up(length, HAS_AMX ? TILE_DEPTH : int64_t(LANES))),
+          head_dim(head_dim),
+          scale(scale) {
         Arena arena{memory};
         keys_t = arena.allocate<BFloat16>(keys * head_dim);
         value_pairs = arena.allocate<float>(keys / 2 * head_dim);
@@ -57,10 +60,11 @@ class TextAttention {
     void run(BFloat16* queries, int64_t stride) const {
         for (int64_t first = 0; first < length; first += LANES) {
             BFloat16* rows = queries + first * stride;
-            multiply(rows, stride, reinterpret_cast<const float*>(keys_t), keys, head_dim, scores);
-            const FloatVec inverse = 1.0f / softmax();
-            multiply(weights, keys, value_pairs, head_dim, keys, outputs);
-            for (int64_t r = 0; r < min(LANES, length - first); r++)
+            const int64_t count = min(LANES, length - first);
+            multiply(rows, count, stride, reinterpret_cast<const float*>(keys_t), keys, head_dim, scores);
+            const FloatVec inverse = 1.0f / softmax(count);
+            multiply(weights, count, keys, value_pairs, head_dim, keys, outputs);
+            for (int64_t r = 0; r < count; r++)
                 for (int64_t i = 0; i < head_dim; i += LANES)
                     store(rows + r * stride + i, load(outputs + r * head_dim + i) * inverse[r]);
         }
@@ -73,20 +77,26 @@ class TextAttention {
     float *value_pairs, *scores, *outputs;
     char* memory_end;
 
-    // to [16, width] = rows [16, depth] columns [depth / 2, width, 2]
-    static void multiply(const BFloat16* rows, int64_t stride, const float* columns, int64_t width, int64_t depth,
-                         float* to) {
+    // to [count, width] = rows [count, depth] columns [depth / 2, width, 2], of up to 16 rows.
+    static void multiply(const BFloat16* rows, int64_t count, int64_t stride, const float* columns, int64_t width,
+                         int64_t depth, float* to) {
+        auto part = [&](auto vectors, int64_t i) {
+            bf16_matmul<decltype(vectors)::value>(rows, stride, columns + i, width, depth, false, to + i, width, count);
+        };
         int64_t i = 0;
-        for (; i + 4 * LANES <= width; i += 4 * LANES)
-            bf16_matmul<4>(rows, stride, columns + i, width, depth, false, to + i, width);
-        if (i < width) bf16_matmul<2>(rows, stride, columns + i, width, depth, false, to + i, width);
+        for (; i + 4 * LANES <= width; i += 4 * LANES) part(std::integral_constant<int, 4>{}, i);
+        switch ((width - i) / LANES) {
+            case 3: return part(std::integral_constant<int, 3>{}, i);
+            case 2: return part(std::integral_constant<int, 2>{}, i);
+            case 1: return part(std::integral_constant<int, 1>{}, i);
+        }
     }
 
-    // weights = exp(scale (scores - their maximum)) of sixteen queries. Returns the sums of each one's weights.
-    FloatVec softmax() const {
+    // weights = exp(scale (scores - their maximum)) of up to sixteen queries. Returns the sums of each one's weights.
+    FloatVec softmax(int64_t count) const {
         static const IntVec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        FloatVec rows[LANES];
-        for (int64_t r = 0; r < LANES; r++) {
+        FloatVec rows[LANES] = {};
+        for (int64_t r = 0; r < count; r++) {
             float* row = scores + r * keys;
             for (int64_t t = length / LANES * LANES; t < keys; t += LANES)
                 store(row + t, select(IntVec(LANE + int32_t(t) < int32_t(length)), load(row + t), broadcast(-INFINITY)));
@@ -94,7 +104,7 @@ class TextAttention {
             for (int64_t t = LANES; t < keys; t += LANES) rows[r] = max(rows[r], load(row + t));
         }
         const FloatVec maxima = scale * reduce_rows(rows, [](FloatVec a, FloatVec b) { return max(a, b); });
-        for (int64_t r = 0; r < LANES; r++) {
+        for (int64_t r = 0; r < count; r++) {
             const FloatVec maximum = broadcast(maxima[r]);
             rows[r] = FloatVec{};
             for (int64_t t = 0; t < keys; t += LANES) {
