@@ -135,7 +135,7 @@ def take_steps(workload: Workload, counted: range, simulation: Simulation) -> Nu
     with _processes(workload) as make_strategy, inputs, simulation.running():
         model = workload.simulate()
         if isinstance(model.head, LanguageModelHead | Classifier):
-            for name in ("loss", "forward"):
+            for name in ("loss", "forward", "token_losses"):
                 if hasattr(model.head, name):
                     setattr(model.head, name, simulation.within("logits", getattr(model.head, name)))
         trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
