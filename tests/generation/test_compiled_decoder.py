@@ -19,7 +19,8 @@ from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation import cached_decoder, compiled_decoder
 from anyformer.generation.cached_decoder import DecoderStep
-from anyformer.generation.compiled_decoder import CompiledDecoder, UnsupportedModelError
+from anyformer.generation.compiled_decoder import CompiledDecoder
+from anyformer.generation.compiled_layers import UnsupportedModelError
 from anyformer.kernels.cpu import structs
 from anyformer.model import Transformer
 from anyformer.quantization import quantize

@@ -14,13 +14,13 @@ from torch import Tensor
 import anyformer as af
 from anyformer.blocks.linear import Linear, dense
 from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, NormConfig, PositionConfig
-from anyformer.generation.compiled_decoder import UnsupportedModelError
 from anyformer.generation.compiled_encoder import (
     _BLOCK_ROWS,  # pyright: ignore[reportPrivateUsage]
     LIBRARY,
     CompiledEncoder,
     _blocks,  # pyright: ignore[reportPrivateUsage]
 )
+from anyformer.generation.compiled_layers import UnsupportedModelError
 from anyformer.model import Transformer
 from tests.generation.models import VOCAB, build, config
 
