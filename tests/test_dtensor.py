@@ -209,7 +209,7 @@ def test_no_process_holds_a_quantized_base(tmp_path: Path) -> None:
     peaks = _peaks(tmp_path, quantized=True)
     assert peaks["read the integers"] < 180, peaks
     assert peaks["two steps of LoRA"] < 300, peaks
-    assert peaks["save the adapter"] < 200, peaks
+    assert peaks["save the adapter"] < 300, peaks
 
 
 @pytest.mark.slow

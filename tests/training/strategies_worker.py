@@ -65,6 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stored-int4": {"task": "chat", "model": "llama-nano", "lora": 4, "stored": "int4"},
     "int8": {"task": "chat", "model": "llama-nano", "lora": 4, "dora": True, "quantize": "int8", "recompute": True},
     "int4-experts": {"task": "chat", "model": "mixtral-nano", "lora": 4, "quantize": "int4"},
+    "int4-preference": {"task": "preference", "model": "llama-nano", "lora": 4, "quantize": "int4"},
     "preference": {"task": "preference", "model": "decoder", "label_smoothing": 0.1},
     "embed": {"task": "embed", "model": "both"},
     "negatives": {"task": "embed", "model": "encoder", "rows": toys.positives},
@@ -110,7 +111,7 @@ def _drawn(name: str, number: int) -> dict[str, Any]:
 EXPERTS = {f"{name}-{number}": _drawn(name, number) for name in MIXTURES for number in range(DRAWN)}
 CASES |= EXPERTS
 CASES["muon-experts"] = EXPERTS["muon-experts"] = {**_drawn("mixtral", 0), "optimizer": "muon"}
-QUANTIZED = ("stored-int4", "int8", "int4-experts")
+QUANTIZED = ("stored-int4", "int8", "int4-experts", "int4-preference")
 FINETUNED = (*QUANTIZED, "classify", "chat", "dora", "preference", "embed", "negatives", "pair-class")
 
 
