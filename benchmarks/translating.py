@@ -7,7 +7,7 @@ Two models: the 2017 paper's base size as Marian has it (6 + 6 layers, width 512
 T5-small's. Sources of 32 tokens, targets of exactly 32 (there is no end-of-text token), one and sixteen at a time,
 greedy and with 4 beams. Candidates take turns, round by round, in one process; a ratio is the median over the rounds,
 tokens/s are of the fastest round. After a slash follows the ratio of processor time, which other programs on shared
-cores hardly affect. "same" is the fraction of generated tokens equal to those of Hugging Face in float32: weights are
+cores hardly affect. "int8_bfloat16" has weights in int8, and in bfloat16 all else, keys and values among it. "same" is the fraction of generated tokens equal to those of Hugging Face in float32: weights are
 random, so logits are close to one another and dtypes of lower precision diverge soon.
 
 Needs `pip install 'anyformer[bench]' ctranslate2`.
@@ -130,7 +130,9 @@ def ctranslate2(directory: Path, compute_type: str, threads: int) -> Translate:
 
 
 def ours(directory: Path, kind: str) -> Translate:
-    model, _ = af.load(directory, quantize=kind) if kind.startswith("int") else af.load(directory, kind)
+    """The weights in integers of this kind, and in the dtype after it what is no weight; or all in one dtype."""
+    integers, _, dtype = kind.partition("_") if kind.startswith("int") else (None, "", kind)
+    model, _ = af.load(directory, dtype or "float32", quantize=integers)
 
     def translate(sources: torch.Tensor, beams: int) -> list[list[int]]:
         return af.generate_ids(model, sources, max_new_tokens=LENGTH, beams=beams, stop_at_eos=False).tolist()
@@ -155,8 +157,8 @@ def candidates(directory: Path, threads: int, only: list[str]) -> dict[str, Tran
     return {name: make() for name, make in made.items() if not only or any(part in name for part in only)}
 
 
-CT2_KINDS = ("float32", "int8", "int16", "bfloat16")
-OUR_KINDS = ("float32", "bfloat16", "int8", "int4")
+CT2_KINDS = ("float32", "int8", "int8_bfloat16", "int16", "bfloat16")
+OUR_KINDS = ("float32", "bfloat16", "int8", "int8_bfloat16", "int4")
 
 
 def measure(translators: dict[str, Translate], batch: int, beams: int, rounds: int) -> None:
