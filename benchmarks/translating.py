@@ -7,8 +7,9 @@ Two models: the 2017 paper's base size as Marian has it (6 + 6 layers, width 512
 T5-small's. Sources of 32 tokens, targets of exactly 32 (there is no end-of-text token), one and sixteen at a time,
 greedy and with 4 beams. Candidates take turns, round by round, in one process; a ratio is the median over the rounds,
 tokens/s are of the fastest round. After a slash follows the ratio of processor time, which other programs on shared
-cores hardly affect. "int8_bfloat16" has weights in int8, and in bfloat16 all else, keys and values among it. "same" is the fraction of generated tokens equal to those of Hugging Face in float32: weights are
-random, so logits are close to one another and dtypes of lower precision diverge soon.
+cores hardly affect. "int8_bfloat16" has weights in int8, and in bfloat16 all else, keys and values among it. "same" is
+the fraction of generated tokens equal to those of Hugging Face in float32: weights are random, so logits are close to
+one another and dtypes of lower precision diverge soon.
 
 Needs `pip install 'anyformer[bench]' ctranslate2`.
 """
