@@ -133,9 +133,6 @@ ALLOWED = {
     # The C library of the system.
     "training/memory.py": {"ctypes.CDLL"},
     "native/levels.py": {"ctypes.CDLL"},
-    # Between processes of the same program.
-    "data/parallel_encoding.py": {"pickle.load"},
-    "data/encoding_worker.py": {"pickle.load"},
 }
 """What may start a program or run code, and where."""
 

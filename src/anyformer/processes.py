@@ -46,6 +46,11 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "PYTHONSAFEPATH": "1", **(changes or {})}
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find(name: str) -> str | None:
     """The absolute path of a program on the PATH; None where there is none, or one in the current folder alone.
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anyformer.data import pairs as module
-from anyformer.data import parallel_encoding
+from anyformer.data import token_files
 from anyformer.data.corpus import MIN_DOCUMENTS
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
 from anyformer.errors import UserError
@@ -109,7 +109,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathF
     labeled = [(part, Pair(a, b, Path("a"), i)) for i, (part, a, b) in enumerate(pairs, start=1)]
     folders = {name: tmp_path / name for name in ("training", "validation")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel_encoding, "CHUNK", at_once)
+        patch.setattr(token_files, "CHUNK", at_once)
         tokenize_pairs(labeled, tokenizer, folders)
     for name, folder in folders.items():
         own = [(a, b) for part, a, b in pairs if part == name]
@@ -123,7 +123,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathF
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel_encoding, "CHUNK", 20)
+    monkeypatch.setattr(token_files, "CHUNK", 20)
     tokenizer = Tokenizer.train(["one two three"], "bpe:270", special="seq2seq")
     pairs = [("a", Pair(f"one {'two ' * (i % 7)}", "three" * (i % 5 + 1), Path("a"), i)) for i in range(60)]
     for workers in (1, 2):

@@ -3,11 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyformer import processes
-from anyformer.data import encoding_worker, parallel_encoding
 from anyformer.data import token_files as module
 from anyformer.data.documents import Document, documents
 from anyformer.data.token_files import HEADER, TokenFile, join, tokenize, tokenize_splits
@@ -74,7 +67,7 @@ def test_ids_and_separators(tmp_path: Path, parts: list[tuple[str, bool]], separ
     given_documents = [Document(text, Path("a"), last=last) for text, last in parts]
     done: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel_encoding, "CHUNK", at_once)
+        patch.setattr(module, "CHUNK", at_once)
         file = tokenize(given_documents, Points(separator=separator), tmp_path / "t", progress=done.append)
     expected = joined(parts, separator)
     assert file.ids.dtype == np.uint32
@@ -91,7 +84,7 @@ def test_parts_are_files_of_their_own(tmp_path: Path, parts: list[tuple[str, lis
     given_texts = [(name, text, last) for name, group in parts for text, last in group]
     both = [(name, Document(text, Path("a"), last=last)) for name, text, last in given_texts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel_encoding, "CHUNK", at_once)
+        patch.setattr(module, "CHUNK", at_once)
         tokenize_splits(both, Points(), {name: tmp_path / name for name in "ab"})
     for name in "ab":
         own = [(text, last) for label, text, last in given_texts if label == name]
@@ -129,8 +122,7 @@ def test_few_of_many_files_that_are_joined_are_mapped_at_once(tmp_path: Path, mo
 def test_workers_change_nothing(tmp_path: Path, texts: list[str], at_once: int, workers: int, spec: str):
     parts = [Document(text, Path("a"), last=index % 3 != 0) for index, text in enumerate(texts) if text]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel_encoding, "CHUNK", at_once)
-        patch.setattr(parallel_encoding, "_INLINE", 0)
+        patch.setattr(module, "CHUNK", at_once)
         one = tokenize(parts, trained(spec), tmp_path / "one", workers=1)
         many = tokenize(parts, trained(spec), tmp_path / "many", workers=workers)
     assert one.path.read_bytes() == many.path.read_bytes()
@@ -138,7 +130,7 @@ def test_workers_change_nothing(tmp_path: Path, texts: list[str], at_once: int, 
 
 
 def test_no_more_is_read_ahead_than_the_workers_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel_encoding, "CHUNK", 10)
+    monkeypatch.setattr(module, "CHUNK", 10)
     read, written, ahead = 0, 0, 0
 
     def source() -> Iterator[tuple[str, Document]]:
@@ -147,65 +139,19 @@ def test_no_more_is_read_ahead_than_the_workers_need(tmp_path: Path, monkeypatch
             read += 1
             yield from labeled("one two three")
 
-    for _ in parallel_encoding.encode_chunks(source(), trained("bpe:300"), 2):
+    for _ in module.encode_chunks(source(), trained("bpe:300"), 2):
         written += 1
         ahead = max(ahead, read - written)
     assert written == 60
-    assert ahead <= max(2 * 2 + 1, parallel_encoding._INLINE + 1)
+    assert ahead <= 2
 
 
-def test_processes_end_with_the_work(monkeypatch: pytest.MonkeyPatch):
-    started: list[subprocess.Popen[bytes]] = []
-
-    class Kept(subprocess.Popen[bytes]):
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **options)
-            started.append(self)
-
-    monkeypatch.setattr(processes, "Process", Kept)
-    monkeypatch.setattr(parallel_encoding, "CHUNK", 1)
-    results = parallel_encoding.encode_chunks(labeled(*["one two"] * 20), trained("bpe:300"), 2)
-    next(results)
-    assert [process.poll() for process in started] == [None, None]
-    results.close()  # as an exception in the loop that uses them does
-    assert all(process.poll() is not None for process in started)
-
-
-def test_a_killed_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    started: list[int] = []
-    start = parallel_encoding._Worker.__init__
-
-    def kept(self: parallel_encoding._Worker, greeting: bytes) -> None:
-        start(self, greeting)
-        started.append(self._process.pid)
-
-    monkeypatch.setattr(parallel_encoding._Worker, "__init__", kept)
-    monkeypatch.setattr(parallel_encoding, "CHUNK", 1)
-    results = parallel_encoding.encode_chunks(labeled(*["one two"] * 2000), trained("bpe:300"), 2)
-    next(results)
-    os.kill(started[0], signal.SIGKILL)
-    with pytest.raises(UserError, match=r"ended with status -9\. If memory ran out, try fewer --workers"):
-        list(results)
-
-
-def test_what_a_process_can_not_encode(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel_encoding, "_INLINE", 0)
+def test_what_can_not_be_encoded():
     with pytest.raises(UserError, match="The text can't be encoded: "):
-        list(parallel_encoding.encode_chunks(labeled("\ud800"), trained("bpe:300"), 2))
+        list(module.encode_chunks(labeled("\ud800"), trained("bpe:300"), 2))
     characters = Tokenizer.train(["abc"], "char")
     with pytest.raises(UserError, match="The character 'd'"):
-        list(parallel_encoding.encode_chunks(labeled("abcd"), characters, 2))
-
-
-def test_a_derived_tokenizer_encodes_in_this_process(monkeypatch: pytest.MonkeyPatch):
-    class Marian(Tokenizer):
-        def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-            return [[7] for _ in texts]
-
-    monkeypatch.setattr(parallel_encoding, "_INLINE", 0)
-    plain = trained("bpe:300")
-    ((_, _, ids),) = parallel_encoding.encode_chunks(labeled("one two"), Marian(plain.backend, plain.config), 2)
-    assert ids.tolist() == [7]
+        list(module.encode_chunks(labeled("abcd"), characters, 2))
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
@@ -291,75 +237,6 @@ def test_missing_and_cut_off_files_are_refused(tmp_path: Path):
     (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-1])
     with pytest.raises(UserError, match="cut off"):
         TokenFile.open(tmp_path / "t")
-
-
-@pytest.mark.parametrize("cut", [0, 5])
-def test_a_process_whose_program_is_gone_says_nothing(cut: int):
-    """The program ends while an answer is under way, or in the middle of a request."""
-    greeting = pickle.dumps((sys.path, trained("bpe:300").backend.to_str(), "H"))
-    request = pickle.dumps(["one two " * 100_000])
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-P", str(encoding_worker.__file__)], **pipes)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    process.stdin.write(greeting + request[: len(request) - cut])
-    process.stdin.close()
-    with process.stderr:
-        assert process.stderr.read() == b""
-    assert process.wait() == 1
-
-
-_SLOW = """
-import sys
-from pathlib import Path
-from anyformer.data import parallel_encoding
-from anyformer.data.documents import Document
-from anyformer.data.token_files import tokenize
-from anyformer.tokenizer import Tokenizer
-
-parallel_encoding.CHUNK = 1000
-text = "one two three, two and one.\\n" * 50
-documents = (Document(text, Path("a")) for _ in range(10**9))
-print("begun", flush=True)
-tokenize(documents, Tokenizer.train([text], "bpe:300"), sys.argv[1], workers=2, progress=lambda n: print(n, flush=True))
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_the_workers_too(number: signal.Signals, tmp_path: Path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SLOW, str(tmp_path / "t")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        for _ in range(4):
-            assert process.stdout.readline()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        workers = [int(child) for child in children.read_text().split()] if children.exists() else []
-        process.send_signal(number)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "encoding_worker.py" not in err
-    deadline = time.monotonic() + 20
-    while any(_runs(worker) for worker in workers):
-        assert time.monotonic() < deadline, "a worker outlived the program"
-        time.sleep(0.05)
-    assert not (tmp_path / "t").exists()
-
-
-def _runs(number: int) -> bool:
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes as POSIX has them")

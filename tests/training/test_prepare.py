@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from anyformer.data import parallel_encoding
+from anyformer.data import token_files
 from anyformer.data.batch import IGNORED
 from anyformer.errors import UserError
 from anyformer.families import preset
@@ -172,7 +172,7 @@ def test_the_fingerprint_is_the_contents(prepares: Any, text: Path, tmp_path: Pa
 
 
 def test_workers_change_nothing(prepares: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parallel_encoding, "CHUNK", 500)
+    monkeypatch.setattr(token_files, "CHUNK", 500)
     monkeypatch.setattr("anyformer.data.documents.PIECE", 300)
     found = [
         prepares("gpt2-nano", data=(str(text),), workers=workers, cache=tmp_path / str(workers)) for workers in (1, 2)
@@ -222,12 +222,12 @@ _PREPARES = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from anyformer.data import documents, parallel_encoding
+from anyformer.data import documents, token_files
 from anyformer.families import preset
 from anyformer.training.config import TrainConfig
 from anyformer.training import prepare as module
 
-parallel_encoding.CHUNK, documents.PIECE, documents.SHARD = 20_000, 10_000, int(sys.argv[3])
+token_files.CHUNK, documents.PIECE, documents.SHARD = 20_000, 10_000, int(sys.argv[3])
 print("begun", flush=True)
 advance = module.Progress.advance
 module.Progress.advance = lambda self, task, n: (print(n, flush=True), advance(self, task, n))

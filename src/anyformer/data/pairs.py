@@ -24,9 +24,8 @@ from anyformer.data.corpus import VALIDATION_FRACTION, Sizes, Split, common_fold
 from anyformer.data.documents import Document
 from anyformer.data.formats import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, Paths, find_files, suffix_of
-from anyformer.data.parallel_encoding import Ids
 from anyformer.data.rows import records
-from anyformer.data.token_files import TokenFile, tokenize_splits
+from anyformer.data.token_files import Ids, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 

@@ -10,26 +10,36 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from anyformer import atomic, limits
+from anyformer import atomic, limits, processes
 from anyformer.data.documents import Document
 from anyformer.data.formats import utf8_length
-from anyformer.data.parallel_encoding import Ids, Lengths, encode_chunks, id_dtype
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
 FORMAT = "anyformer-tokens-2"
 HEADER = 4096
+CHUNK = 1 << 18
+"""Characters that are encoded at a time: a fraction of a second's work, and little memory."""
 _BLOCK = 1 << 20
 
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+Ids = npt.NDArray[np.uint16 | np.uint32]
+Lengths = npt.NDArray[np.uint32]
+Chunk = list[tuple[str, Document]]
+"""Documents, each with the name of the split it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +117,7 @@ def tokenize(
     Args:
         tokenizer: texts are encoded without the special tokens around them.
         path: the file to make; what was there stays until the new one is complete.
-        workers: processes, None for one per core. The file does not depend on it.
+        workers: threads, None for one per core. The file does not depend on it.
         progress: called with the number of characters done since its last call.
 
     Raises:
@@ -161,6 +171,54 @@ def tokenize_splits(
         return {name: writer.finish(more=more) for name, writer in writers.items()}
 
 
+def encode_chunks(
+    documents: Iterable[tuple[str, Document]], tokenizer: Tokenizer, workers: int | None = None
+) -> Iterator[tuple[Chunk, Lengths, Ids]]:
+    """Encode documents in chunks, in order, without the special tokens around a text.
+
+    Each of so many threads encodes a chunk, which the library does beside Python's lock; the documents are read one
+    chunk ahead of them, and no further.
+
+    Yields:
+        A chunk of the documents, the number of ids of each of them, and all their ids.
+
+    Raises:
+        UserError: a text can't be encoded.
+    """
+    workers, dtype = workers or processes.cores(), _dtype(tokenizer.vocab_size)
+
+    def encode(chunk: Chunk) -> tuple[Chunk, Lengths, Ids]:
+        ids = tokenizer.encode_batch([document.text for _, document in chunk], special=False)
+        lengths = np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids))
+        return chunk, lengths, np.fromiter(chain.from_iterable(ids), dtype=dtype, count=int(lengths.sum()))
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="tokenize") as threads:
+        pending = deque[Future[tuple[Chunk, Lengths, Ids]]]()
+        for chunk in _chunks(documents):
+            pending.append(threads.submit(encode, chunk))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()
+
+
+def _chunks(documents: Iterable[tuple[str, Document]]) -> Iterator[Chunk]:
+    chunk, characters = Chunk(), 0
+    for split, document in documents:
+        chunk.append((split, document))
+        characters += len(document.text)
+        if characters >= CHUNK:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _dtype(vocab_size: int) -> np.dtype[Any]:
+    """The dtype of stored ids: uint16 where it holds them all, else uint32."""
+    return _DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
+
+
 def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | None) -> None:
     """Write the ids of token files, of which each was made with `more`, one after the other to a new token file.
 
@@ -201,7 +259,7 @@ class _Writer:
         self._file = file
         self._vocab_size = vocab_size
         self._separator = separator
-        self._dtype = id_dtype(vocab_size)
+        self._dtype = _dtype(vocab_size)
         self._lengths = array("I")
         self._tokens = self.bytes = self.documents = 0
         self._between = False
@@ -229,8 +287,8 @@ class _Writer:
         """Write the header; returns the number of ids of each document."""
         if more and self._between and self._separator is not None:
             self.append(np.array([self._separator], self._dtype))
-        name, digest = self._dtype.newbyteorder("=").name, self._hash.hexdigest()
-        header = Header(name, self._tokens, self.bytes, self.documents, self._vocab_size, digest)
+        counts = self._tokens, self.bytes, self.documents, self._vocab_size
+        header = Header(self._dtype.name, *counts, self._hash.hexdigest())
         self._file.seek(0)
         self._file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")
         return np.array(self._lengths, dtype=np.uint32)

@@ -69,7 +69,7 @@ class RunConfig:
     label_smoothing: Annotated[float | None, OBJECTIVE] = None
     """Share of the target's probability that is spread over the vocabulary (default: 0.1 for seq2seq, else 0)."""
     workers: Annotated[int | None, DATA] = None
-    """Processes that tokenize (default: one for each core)."""
+    """Processes that tokenize, of less than 32 MB threads (default: one for each core)."""
     cache: Annotated[Path | None, "FOLDER", DATA] = None
     """Where token files are kept for a second run on the same data (default: the user's cache folder)."""
     context: Annotated[int | None, LENGTH] = None

@@ -25,12 +25,11 @@ from anyformer.data.input_files import find_files
 from anyformer.data.materialize import STANDARD_INPUT, materialize
 from anyformer.data.objectives import decoder_start
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
-from anyformer.data.parallel_encoding import cores
 from anyformer.data.shards import measure_shards, tokenize_shards
 from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.families import to_huggingface
-from anyformer.processes import ProcessExecutor, workers
+from anyformer.processes import ProcessExecutor, cores, workers
 from anyformer.runs.directory import model_directory
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.training import input_names, parse_spec
