@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,17 +21,22 @@ class Terminal(io.BytesIO):
         return True
 
 
-def test_standard_input_is_a_file_from_then_on(tmp_path: Path):
+def test_standard_input_is_a_file_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = Cache(tmp_path / "cache")
-    (path, other) = materialize(["-", "a.txt"], ("text",), cache, stdin=io.BytesIO("one\ntwo €".encode()))
+
+    def piped(stdin: io.BytesIO, *others: str) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+        return materialize(["-", *others], ("text",), cache)
+
+    (path, other) = piped(io.BytesIO("one\ntwo €".encode()), "a.txt")
     assert other == "a.txt"
     assert [d.text for d in documents(path)] == ["one\ntwo €"]
-    assert materialize(["-"], (), cache, stdin=io.BytesIO("one\ntwo €".encode())) == [path]
-    assert materialize(["-"], (), cache, stdin=io.BytesIO(b"other")) != [path]
+    assert piped(io.BytesIO("one\ntwo €".encode())) == [path]
+    assert piped(io.BytesIO(b"other")) != [path]
     with pytest.raises(UserError, match="standard input is empty"):
-        materialize(["-"], (), cache, stdin=io.BytesIO())
+        piped(io.BytesIO())
     with pytest.raises(UserError, match="that is a terminal"):
-        materialize(["-"], (), cache, stdin=Terminal(b"x"))
+        piped(Terminal(b"x"))
     assert len(list((tmp_path / "cache" / "sources").iterdir())) == 2
 
 

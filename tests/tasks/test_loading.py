@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,10 +159,11 @@ def test_there_must_be_something(tmp_path: Path):
     assert len(load_examples([blank])) == 1
 
 
-def test_standard_input(tmp_path: Path):
+def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stdin = io.BytesIO(b'{"source": "a", "target": "b"}\n{"source": "c", "target": ""}\n')
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
     with pytest.raises(UserError, match=r"^standard input, line 2, has an empty text in its column 'target'"):
-        load_examples(["-"], cache=Cache(tmp_path), stdin=stdin)
+        load_examples(["-"], cache=Cache(tmp_path))
 
 
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

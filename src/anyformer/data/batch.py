@@ -45,8 +45,8 @@ class Batch:
 
     @property
     def examples(self) -> int:
-        """The number of examples that the batch can be split into: here of rows."""
-        return len(self.tokens)
+        """The number of examples that the batch can be split into: of rows, or of the targets of several together."""
+        return len(self.targets)
 
     @property
     def predicted(self) -> int:
@@ -100,13 +100,3 @@ class EmbeddingBatch(Batch):
     """
 
     slots: Int64 | None = None
-
-    @property
-    @override
-    def examples(self) -> int:
-        return len(self.targets)
-
-    @property
-    @override
-    def predicted(self) -> int:
-        return self.examples

@@ -70,10 +70,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def _mix_number(x: int) -> int:
     """SplitMix64 of one number."""
-    x = (x + 1) * 0x9E3779B97F4A7C15 & _MASK
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
-    return x ^ (x >> 31)
+    return int(_mix(np.array([(x + 1) * 0x9E3779B97F4A7C15 & _MASK], np.uint64))[0])
 
 
 def mix_seed(*numbers: int) -> int:
@@ -243,7 +240,7 @@ class PairBatches:
         self._pairs = pairs
         self._longest = longest
         self._eos, self._pad, self._start = eos, pad, start
-        source, target = pairs.source_lengths + 1, pairs.target_lengths + 1
+        source, target = pairs.lengths.T + 1
         self.truncated = int(((source > longest) | (target > longest)).sum())
         source, target = np.minimum(source, longest), np.minimum(target, longest)
         self.tokens_per_epoch = int(target.sum())

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anyformer import limits
-from anyformer.data.batch import Int64
+from anyformer.data.batch import Bool, Int64
 from anyformer.data.documents import Document, Shard, documents, no_text, shards
 from anyformer.data.input_files import Paths, find_files, walk
 from anyformer.errors import UserError
@@ -34,7 +34,6 @@ VALIDATION_FRACTION = 0.1
 """Share of the characters that is held out for validation."""
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo", "__pycache__"})
 
-Bool = npt.NDArray[np.bool_]
 _Item = TypeVar("_Item", bound=Any)
 
 

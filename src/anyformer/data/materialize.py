@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache, key
@@ -32,17 +32,12 @@ _BLOCK = 1 << 20
 
 
 def materialize(
-    paths: Iterable[str],
-    fields: Sequence[str],
-    cache: Cache,
-    *,
-    stdin: BinaryIO | None = None,
-    progress: Callable[[str], None] | None = None,
+    paths: Iterable[str], fields: Sequence[str], cache: Cache, *, progress: Callable[[str], None] = lambda line: None
 ) -> list[str]:
     """Return the paths, with a file of the cache in place of `-` and of each `hf:` data set.
 
     A data set is read over the network once; from then on it is the file, with the text of these fields. Standard input
-    (or `stdin`) is read at each call. `progress` is called with a line on what is being read.
+    is read at each call. `progress` is called with a line on what is being read.
 
     Raises:
         UserError: there is nothing on standard input, or a data set can't be had or lacks a field.
@@ -50,19 +45,15 @@ def materialize(
 
     def file(path: str) -> str:
         if path == STANDARD_INPUT:
-            return str(_standard_input(cache, stdin))
+            progress("reading standard input")
+            return str(_standard_input(cache))
+        if not path.startswith(HUB):
+            return path
+        progress(f"reading {path}")
         name = f"{_name(path, tuple(fields))}.jsonl.zst"
         return str(cache.file("sources", name, lambda file: _pack(file, path, _texts(path, fields))))
 
-    return [file(path) if _announced(path, progress) else path for path in paths]
-
-
-def _announced(path: str, progress: Callable[[str], None] | None) -> bool:
-    """Whether a path is one to materialize, which is then announced."""
-    is_external = path == STANDARD_INPUT or path.startswith(HUB)
-    if is_external and progress is not None:
-        progress(f"reading {'standard input' if path == STANDARD_INPUT else path}")
-    return is_external
+    return [*map(file, paths)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,23 +110,15 @@ def read_rows(
         yield from file.rows(columns, max_record_bytes)
 
 
-def row_files(
-    paths: Sequence[str],
-    cache: Cache | None = None,
-    *,
-    stdin: BinaryIO | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> list[RowFile]:
-    """The files that paths name, each once; see `read_rows` and, for the arguments, `materialize`."""
+def row_files(paths: Sequence[str], cache: Cache | None = None) -> list[RowFile]:
+    """The files that paths name, each once; see `read_rows`."""
     files = list[RowFile]()
     for path in paths:
-        if _announced(path, progress):
-            is_stdin, cache = path == STANDARD_INPUT, cache or Cache()
-            file, classes = (
-                (_standard_input(cache, stdin, sniff=True), {}) if is_stdin else _whole_data_set(path, cache)
-            )
-            shown = Path("standard input" if is_stdin else path)
-            files.append(RowFile(file, shown, classes=classes, is_typed=not is_stdin))
+        if path == STANDARD_INPUT:
+            files.append(RowFile(_standard_input(cache or Cache(), sniff=True), Path("standard input")))
+        elif path.startswith(HUB):
+            file, classes = _whole_data_set(path, cache or Cache())
+            files.append(RowFile(file, Path(path), classes=classes, is_typed=True))
         elif sides := _parallel(path):
             files.append(RowFile(sides[0], sides[0], target=sides[1]))
         else:
@@ -156,9 +139,9 @@ def _exists(path: str) -> bool:
     return limits.can_be_path(path) and Path(path).exists()
 
 
-def _standard_input(cache: Cache, stdin: BinaryIO | None, sniff: bool = False) -> Path:
+def _standard_input(cache: Cache, sniff: bool = False) -> Path:
     """Keep standard input as a .txt file, or with `sniff` what begins as JSON as .json."""
-    source = sys.stdin.buffer if stdin is None else stdin
+    source = sys.stdin.buffer
     if source.isatty():
         raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
 

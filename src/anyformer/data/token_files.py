@@ -17,24 +17,27 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from anyformer import atomic, limits, processes
+from anyformer.config.parts import Size
 from anyformer.data.documents import Document
 from anyformer.data.formats import utf8_length
 from anyformer.errors import UserError
+from anyformer.schema import make
 from anyformer.tokenizer import Tokenizer
 
-FORMAT = "anyformer-tokens-2"
+FORMAT: Literal["anyformer-tokens-2"] = "anyformer-tokens-2"
 HEADER = 4096
 CHUNK = 1 << 18
 """Characters that are encoded at a time: a fraction of a second's work, and little memory."""
 _BLOCK = 1 << 20
 
-_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+Width = Literal["uint16", "uint32"]
+_DTYPES: Mapping[Width, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 Ids = npt.NDArray[np.uint16 | np.uint32]
 Lengths = npt.NDArray[np.uint32]
@@ -54,18 +57,13 @@ class Header:
         digest: SHA-256 of the ids, which names the content wherever the file is.
     """
 
-    dtype: str
-    tokens: int
-    bytes: int
-    documents: int
-    vocab_size: int
+    dtype: Width
+    tokens: Size
+    bytes: Size
+    documents: Size
+    vocab_size: Size
     digest: str
-    format: str = FORMAT
-
-    def is_valid(self) -> bool:
-        """Whether each field has a value of its type, and numbers are ones that can be."""
-        counts = (self.tokens, self.bytes, self.documents, self.vocab_size)
-        return type(self.digest) is str and all(type(count) is int and count >= 0 for count in counts)
+    format: Literal["anyformer-tokens-2"] = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +84,13 @@ class TokenFile:
         path = Path(path)
         try:
             with limits.open_file(path) as file:
-                header = Header(**limits.parse_object(file.read(HEADER), path))
+                header = make(Header, limits.parse_object(file.read(HEADER), path))
                 size = os.fstat(file.fileno()).st_size
-            if header.format != FORMAT or not header.is_valid():
-                raise ValueError("another format")
-            dtype = _DTYPES[header.dtype]
-        except (UserError, ValueError, TypeError, KeyError) as error:
+        except UserError as error:
             raise UserError(f"{path} is not a token file of this version: delete it to have it made anew.") from error
         except OSError as error:
             raise UserError(f"The token file {path} can't be read: {error.strerror or error}.") from error
+        dtype = _DTYPES[header.dtype]
         if size != HEADER + header.tokens * dtype.itemsize:
             raise UserError(f"The token file {path} is cut off or damaged: delete it to have it made anew.")
         if header.tokens == 0:
@@ -185,7 +181,7 @@ def encode_chunks(
     Raises:
         UserError: a text can't be encoded.
     """
-    workers, dtype = workers or processes.cores(), _dtype(tokenizer.vocab_size)
+    workers, dtype = workers or processes.cores(), _DTYPES[_width(tokenizer.vocab_size)]
 
     def encode(chunk: Chunk) -> tuple[Chunk, Lengths, Ids]:
         ids = tokenizer.encode_batch([document.text for _, document in chunk], special=False)
@@ -214,9 +210,9 @@ def _chunks(documents: Iterable[tuple[str, Document]]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _dtype(vocab_size: int) -> np.dtype[Any]:
+def _width(vocab_size: int) -> Width:
     """The dtype of stored ids: uint16 where it holds them all, else uint32."""
-    return _DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | None) -> None:
@@ -259,7 +255,7 @@ class _Writer:
         self._file = file
         self._vocab_size = vocab_size
         self._separator = separator
-        self._dtype = _dtype(vocab_size)
+        self._dtype = _DTYPES[_width(vocab_size)]
         self._lengths = array("I")
         self._tokens = self.bytes = self.documents = 0
         self._between = False
@@ -288,7 +284,7 @@ class _Writer:
         if more and self._between and self._separator is not None:
             self.append(np.array([self._separator], self._dtype))
         counts = self._tokens, self.bytes, self.documents, self._vocab_size
-        header = Header(self._dtype.name, *counts, self._hash.hexdigest())
+        header = Header(_width(self._vocab_size), *counts, self._hash.hexdigest())
         self._file.seek(0)
         self._file.write(json.dumps(asdict(header)).encode().ljust(HEADER - 1) + b"\n")
         return np.array(self._lengths, dtype=np.uint32)

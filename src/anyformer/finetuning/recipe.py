@@ -291,10 +291,8 @@ class Finetuning(BaseFinetuning):
 
     def _batcher(self) -> Batcher:
         config, training, held = self.config, self.training, self._held_out
-        batches = ExampleBatches(
-            training, training.lengths, config.batch_size, config.seed, by_length=not config.packing
-        )
-        validation = ExampleBatches(held, held.lengths, config.batch_size)
+        batches = ExampleBatches(training, config.batch_size, config.seed, by_length=not config.packing)
+        validation = ExampleBatches(held, config.batch_size)
         return Batcher(
             batches.batch,
             partial(validation.validation, config.batch_tokens),

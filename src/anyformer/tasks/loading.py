@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache
@@ -25,7 +24,7 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
 from anyformer.data.examples.tables import Table
-from anyformer.data.materialize import HUB, row_files
+from anyformer.data.materialize import HUB, read_rows, row_files
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
 from anyformer.tasks.detection import DetectedTask, detect_task
@@ -77,8 +76,6 @@ def load_examples(
     skip_faulty: bool = False,
     max_record_bytes: int = limits.RECORD_BYTES,
     cache: Cache | None = None,
-    stdin: BinaryIO | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> ExampleSet:
     """Read the examples of files, or of rows in memory, and find out what they are for.
 
@@ -94,12 +91,12 @@ def load_examples(
             no labels are given.
         skip_faulty: Leave faulty rows out instead of raising. Files that can't be read are still refused.
         max_record_bytes: The size that a row may have.
-        cache, stdin, progress: As for `row_files`.
+        cache: As for `read_rows`.
 
     Raises:
         UserError: A file can't be read, a row is faulty (with its place), or nothing can be learned from them.
     """
-    files = [paths] if isinstance(paths, Table) else row_files(paths, cache, stdin=stdin, progress=progress)
+    files = [paths] if isinstance(paths, Table) else row_files(paths, cache)
     skipped, classes = list[str](), dict[str, dict[str, None]]()
     first: DetectedTask | None = None
     gather: Callable[[Sequence[Parts]], tuple[Sequence[Example], str | None]] | None = None
@@ -163,11 +160,7 @@ def find_task(
 ) -> str | None:
     """The task that the examples of files suit, by the columns of the first one; None where there is none.
 
-    Raises:
-        UserError: as `load_examples`.
+    Raises UserError as `load_examples`.
     """
-    for file in row_files(paths, cache):
-        row = next(iter(file.rows(header, limits.RECORD_BYTES)), None)
-        if row is not None:
-            return detect_task(row.values, f"{row.location},", None, columns).task
-    return None
+    row = next(read_rows(paths, cache, columns=header), None)
+    return None if row is None else detect_task(row.values, f"{row.location},", None, columns).task

@@ -38,7 +38,7 @@ def numbers(lengths: Sequence[int], size: int, seed: int, by_length: bool) -> Ex
         return Batch(tokens, tokens)
 
     dataset = Dataset(np.array(lengths, np.int64), collate)
-    return ExampleBatches(dataset, dataset.lengths, size, seed, by_length=by_length)
+    return ExampleBatches(dataset, size, seed, by_length=by_length)
 
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=300)

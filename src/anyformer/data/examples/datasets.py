@@ -183,7 +183,6 @@ class ExampleBatches:
     """
 
     dataset: Dataset
-    lengths: Int64
     batch_size: int
     seed: int = 0
     by_length: bool = True
@@ -191,7 +190,7 @@ class ExampleBatches:
     @property
     def steps_per_epoch(self) -> int:
         """Batches after which each example was seen once."""
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.dataset.lengths) // self.batch_size)
 
     @property
     def pool_batches(self) -> int:
@@ -218,10 +217,10 @@ class ExampleBatches:
     def validation_members(self, batch_tokens: int) -> list[list[int]]:
         """The numbers of the examples of each batch of `validation`: rows times the longest are about so many tokens,
         and at least as many examples as in training."""
-        batches: list[list[int]] = [[]]
-        for index in np.argsort(self.lengths, kind="stable").tolist():
+        batches, lengths = list[list[int]]([[]]), self.dataset.lengths
+        for index in np.argsort(lengths, kind="stable").tolist():
             members = len(batches[-1])
-            if members >= self.batch_size and (members + 1) * self.lengths[index] > batch_tokens:
+            if members >= self.batch_size and (members + 1) * lengths[index] > batch_tokens:
                 batches.append([])
             batches[-1].append(index)
         return batches
@@ -230,12 +229,12 @@ class ExampleBatches:
 @lru_cache(maxsize=4)
 def _pool(batches: ExampleBatches, epoch: int, pool: int) -> list[list[int]]:
     """The batches of a pool, which is the same for many steps."""
-    count, size = len(batches.lengths), batches.batch_size
+    lengths, size = batches.dataset.lengths, batches.batch_size
     first = pool * batches.pool_batches * size
-    indices = np.arange(first, min(first + batches.pool_batches * size, count))
-    members = feistel_shuffle(indices, count, mix_seed(batches.seed, _ORDER, epoch))
+    indices = np.arange(first, min(first + batches.pool_batches * size, len(lengths)))
+    members = feistel_shuffle(indices, len(lengths), mix_seed(batches.seed, _ORDER, epoch))
     if batches.by_length:
-        members = members[np.argsort(batches.lengths[members], kind="stable")]
+        members = members[np.argsort(lengths[members], kind="stable")]
     edges = range(0, len(members), size)
     shuffled: list[list[int]] = [members[edge : edge + size].tolist() for edge in edges]
     order = feistel_shuffle(np.arange(len(shuffled)), len(shuffled), mix_seed(batches.seed, _POOL, epoch, pool))

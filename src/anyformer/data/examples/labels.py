@@ -213,11 +213,7 @@ def _check_pairs(examples: Sequence[ClassifyExample]) -> None:
 
 
 def _has_decimals(raw: Sequence[_Raw]) -> bool:
-    """Whether all labels are numbers, of which one is not whole.
-
-    Raises:
-        UserError: Most are, with decimals, and one is no number.
-    """
+    """Whether all labels are numbers, one with decimals. Raises UserError if most have some, and one is no number."""
     numbers = [number_of(label) for label, _ in raw]
     with_decimals = sum(number is not None and not float(number).is_integer() for number in numbers)
     if None not in numbers:

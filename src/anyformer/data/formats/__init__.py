@@ -69,8 +69,7 @@ def decoded(file: BinaryIO, encoding: str = "utf-8-sig") -> Iterator[str]:
 def text_lines(path: Path, max_record_bytes: int = limits.RECORD_BYTES) -> Iterator[str]:
     """Yield the lines of a text file without their ends, which are \\n or \\r\\n.
 
-    Raises:
-        UserError: the file is not text, or a line has more bytes than a record may have.
+    Raises UserError where it is not text, or a line has more bytes than a record may have.
     """
     with opened(path) as file:
         for number, line in enumerate(byte_lines(file, max_record_bytes), start=1):

@@ -20,10 +20,8 @@ def table_rows(file: BinaryIO, path: Path, limit: int, width: int | None = None)
     """Read the rows of a .csv or .tsv file, each with the line that it begins at; the first one may be a header.
 
     The delimiter of a .csv file is the first of comma, semicolon and tab that makes `width` columns of its first line,
-    or several where that is None. A row may have `limit` bytes; rows without fields are passed over.
-
-    Raises:
-        UserError: The file is faulty, or a row is too large.
+    or several where that is None. A row may have `limit` bytes; rows without fields are passed over. Raises UserError
+    where the file is faulty, or a row is too large.
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     begin, size = 1, 0
@@ -76,10 +74,8 @@ def sentences(file: BinaryIO, path: Path, limit: int) -> Iterator[tuple[int, lis
 
     There is a word and its tags on each line, and an empty line after each sentence. The word is the first column and
     the tag the last one; columns are separated by a tab, or else by spaces. `-DOCSTART-` and comments (`# ...`) are
-    passed over. A sentence may have `limit` bytes.
-
-    Raises:
-        UserError: A line has a word without a tag, or not as many columns as the others; a sentence is too large.
+    passed over. A sentence may have `limit` bytes. Raises UserError for a larger one, and where a line has a word
+    without a tag, or not as many columns as the others.
     """
     words, tags = list[str](), list[str]()
     begin = size = width = 0

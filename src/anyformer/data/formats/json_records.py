@@ -29,9 +29,7 @@ def json_records(
 
     In a file of the kind ".jsonl" each line is an object, one of the kind ".json" may also be one JSON value. A record
     may have `limit` bytes, and should have a `field`, which messages name. The number of the first line is `first`.
-
-    Raises:
-        UserError: When reading: it is not such JSON, or a record is too large.
+    Reading raises UserError for what is not such JSON, and for a record that is too large.
     """
     lines, start = byte_lines(file, limit), list[bytes]()
     if kind == ".json":

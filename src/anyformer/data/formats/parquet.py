@@ -21,8 +21,7 @@ _BUFFER = 1 << 20
 def open_parquet(file: BinaryIO, path: Path) -> Generator[Any, None, None]:
     """Open a file as a `pyarrow.parquet.ParquetFile`.
 
-    Raises:
-        UserError: It can't be read, now or later inside the `with`, or grows out of all proportion.
+    Raises UserError where it can't be read, now or later inside the `with`, or grows out of all proportion.
     """
     pa, parquet = (library(name, f"Reading {path}", "data", "pyarrow") for name in ("pyarrow", "pyarrow.parquet"))
     try:
