@@ -13,12 +13,9 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from anyformer.evaluation.label_metrics import (
     Piece,
     all_labels,
-    class_counts,
-    class_table,
     classification,
     confusion_matrix,
     entities,
-    entity_table,
     multilabel,
     span_pieces,
     tagging,
@@ -49,7 +46,7 @@ def _sklearn(references: list[str], predictions: list[str]) -> dict[str, float]:
 
 @given(labelled())
 def test_scores_are_scikit_learns(pair: tuple[list[str], list[str]]) -> None:
-    found = {name: metric.value for name, metric in classification(*pair).items()}
+    found = {name: metric.value for name, metric in classification(*pair)[0].items()}
     assert found == pytest.approx(_sklearn(*pair), abs=1e-9)
 
 
@@ -59,8 +56,8 @@ def test_scores_of_resamples_are_those_of_the_rows(pair: tuple[list[str], list[s
     references, predictions = (np.array(column) for column in pair)
     counts = np.random.default_rng(0).integers(3, size=len(references))
     counts[0] += 1
-    whole = classification(*pair)
-    drawn = classification([*references.repeat(counts)], [*predictions.repeat(counts)], all_labels(*pair))
+    whole, _ = classification(*pair)
+    drawn, _ = classification([*references.repeat(counts)], [*predictions.repeat(counts)], all_labels(*pair))
     for name, metric in drawn.items():
         assert whole[name].of_counts(counts[None].astype(float))[0] == pytest.approx(metric.value, abs=1e-9)
 
@@ -68,12 +65,11 @@ def test_scores_of_resamples_are_those_of_the_rows(pair: tuple[list[str], list[s
 @given(labelled())
 def test_the_table_and_the_matrix_are_scikit_learns(pair: tuple[list[str], list[str]]) -> None:
     labels = all_labels(*pair)
-    counts = class_counts([{name} for name in pair[0]], [{name} for name in pair[1]], labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a single class
         wanted: Any = theirs.classification_report(*pair, output_dict=True, zero_division=0)
         matrix = theirs.confusion_matrix(*pair, labels=labels)
-    for row in class_table(counts, labels):
+    for row in classification(*pair)[1]:
         ours = {"precision": row.precision, "recall": row.recall, "f1-score": row.f1, "support": row.support}
         assert ours == pytest.approx(wanted[row.label])
     assert (confusion_matrix(*pair, labels) == matrix).all()
@@ -88,7 +84,7 @@ def test_several_labels_are_scikit_learns(rows: list[tuple[set[str], set[str]]])
     references, predictions = [row[0] for row in rows], [row[1] for row in rows]
     binarizer = MultiLabelBinarizer().fit([*references, *predictions])
     x, y = binarizer.transform(references), binarizer.transform(predictions)
-    found = {name: metric.value for name, metric in multilabel(references, predictions).items()}
+    found = {name: metric.value for name, metric in multilabel(references, predictions)[0].items()}
     assert found == pytest.approx(
         {
             "f1": theirs.f1_score(x, y, average="micro", zero_division=0),
@@ -100,11 +96,11 @@ def test_several_labels_are_scikit_learns(rows: list[tuple[set[str], set[str]]])
 
 def test_the_second_label_is_the_positive_one() -> None:
     rows = ["yes", "no", "no"], ["yes", "yes", "no"]
-    assert classification(*rows, labels=["no", "yes"])["f1"].value == pytest.approx(2 / 3)
-    assert classification(*rows, labels=["yes", "no"])["f1"].value == pytest.approx(2 / 3)
+    assert classification(*rows, labels=["no", "yes"])[0]["f1"].value == pytest.approx(2 / 3)
+    assert classification(*rows, labels=["yes", "no"])[0]["f1"].value == pytest.approx(2 / 3)
     rows = ["yes", "no", "no", "no"], ["yes", "yes", "no", "no"]
-    assert classification(*rows, labels=["no", "yes"])["f1"].value == pytest.approx(2 / 3)
-    assert classification(*rows, labels=["yes", "no"])["f1"].value == pytest.approx(0.8)
+    assert classification(*rows, labels=["no", "yes"])[0]["f1"].value == pytest.approx(2 / 3)
+    assert classification(*rows, labels=["yes", "no"])[0]["f1"].value == pytest.approx(0.8)
 
 
 seqeval: Any = pytest.importorskip("seqeval.metrics", reason="seqeval is what entities are compared with")
@@ -128,7 +124,7 @@ def test_entities_are_seqevals(rows: list[list[tuple[str, str]]]) -> None:
 @given(ROWS)
 def test_scores_are_seqevals(rows: list[list[tuple[str, str]]]) -> None:
     references, predictions = _columns(rows)
-    found = {name: metric.value for name, metric in tagging(references, predictions).items()}
+    found = {name: metric.value for name, metric in tagging(references, predictions)[0].items()}
     wanted = {
         "entity_f1": seqeval.f1_score(references, predictions, zero_division=0),
         "precision": seqeval.precision_score(references, predictions, zero_division=0),
@@ -136,7 +132,7 @@ def test_scores_are_seqevals(rows: list[list[tuple[str, str]]]) -> None:
         "accuracy": seqeval.accuracy_score(references, predictions),
     }
     assert found == pytest.approx(wanted)
-    table = entity_table(references, predictions)
+    table = tagging(references, predictions)[1]
     if table:
         report = seqeval.classification_report(references, predictions, output_dict=True, zero_division=0)
         for row in table:
@@ -145,8 +141,9 @@ def test_scores_are_seqevals(rows: list[list[tuple[str, str]]]) -> None:
 
 
 def test_without_entities_nothing_is_found() -> None:
-    assert tagging([["O", "O"]], [["O", "O"]])["entity_f1"].value == 0
-    assert entity_table([["O"]], [["O"]]) == []
+    metrics, table = tagging([["O", "O"]], [["O", "O"]])
+    assert metrics["entity_f1"].value == 0
+    assert table == []
 
 
 TAGS = st.sampled_from(["O", "O", "B-person", "I-person", "B-place", "I-place", "S-place", "E-person"])

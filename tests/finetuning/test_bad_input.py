@@ -81,6 +81,11 @@ ROWS: dict[str, tuple[str, Change, str]] = {
     "unknown role": ("chat", message(3, role="asistant"), r"data.jsonl, line 4, .*'asistant': did you mean 'assi"),
     "unequal lists": ("tag", at(6, ner_tags=["O"]), r"data.jsonl, line 7, has \d+ words .* and 1 tags"),
     "one class": ("classify", everywhere(label=lambda k: "yes"), r"data.jsonl: all labels are 'yes'"),
+    "one class left": (
+        "classify",
+        both(at(0, label="yes"), at(1, label="no"), lambda rows: rows.__delitem__(slice(2, None))),
+        r"data.jsonl: all labels are '(yes|no)'",
+    ),
     "NaN score": ("embed", at(2, score=float("nan")), r"data.jsonl, line 3, has nan in its column 'score'"),
     "NaN in words": ("embed", at(2, score="nan"), r"data.jsonl, line 3, has nan in its column 'score'"),
     "score of no range": ("embed", at(2, score=7.0), r"data.jsonl, line 3, has a score of a range that isn't known"),

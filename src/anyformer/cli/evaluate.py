@@ -286,7 +286,7 @@ def _run_text(options: EvaluateOptions) -> None:
     from anyformer.console import progress_bar
     from anyformer.data.input_files import find_files
     from anyformer.evaluation.perplexity import divergence, measure, predictions, read_text, weight_dtype
-    from anyformer.evaluation.trained_on import trained_on
+    from anyformer.tasks.evaluate import trained_on
 
     batch_size = options.batch_size or 4
     text: Text | None = None

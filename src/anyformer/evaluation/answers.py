@@ -108,8 +108,7 @@ def choose(
 ) -> list[list[float]]:
     """The log-probability of each choice as the last answer, with its end, [examples, choices].
 
-    Raises:
-        UserError: an example with a choice as its answer has no room in the context.
+    Raises UserError where an example with a choice as its answer has no room in the context.
     """
     answered = [with_answer(example, choice) for example in examples for choice in choices]
     parts = [_parts(model, tokenizer, example, cut=False) for example in answered]

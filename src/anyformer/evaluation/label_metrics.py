@@ -29,14 +29,16 @@ class ClassScores:
     support: int
 
 
-def classification(
-    references: Sequence[str], predictions: Sequence[str], labels: Sequence[str] = ()
-) -> dict[str, Metric]:
+Measured = tuple[dict[str, Metric], list[ClassScores]]
+"""Metrics by name, and the scores of each class."""
+
+
+def classification(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str] = ()) -> Measured:
     """Accuracy, F1 and Matthews' correlation coefficient of one label for each row.
 
     With two labels F1 is that of the second one, as scikit-learn's of class 1; with more it is the mean of the classes
     (macro), and f1_weighted is weighted by their support. Classes that are neither in the references nor in the
-    predictions don't count.
+    predictions don't count, and are left out.
 
     Args:
         labels: All that there are, in their order; others are sorted behind them.
@@ -48,17 +50,19 @@ def classification(
         metrics["f1"] = Metric(rows[:, 1::2], micro_f1, UNIT)
     else:
         metrics |= {"f1": Metric(rows, macro_f1, UNIT), "f1_weighted": Metric(rows, weighted_f1, UNIT)}
-    return metrics | {"mcc": Metric(rows, _mcc, (-1.0, 1.0))}
+    metrics["mcc"] = Metric(rows, _mcc, (-1.0, 1.0))
+    return metrics, [row for row in class_table(rows, labels) if row.support or row.precision]
 
 
 def multilabel(
     references: Sequence[Collection[str]], predictions: Sequence[Collection[str]], labels: Sequence[str] = ()
-) -> dict[str, Metric]:
+) -> Measured:
     """Micro and macro F1 of several labels for each row, and the share of rows that have exactly their labels."""
     labels = all_labels([*chain(*references)], [*chain(*predictions)], labels)
     rows = class_counts(references, predictions, labels)
     exact = share([set(right) == set(names) for right, names in zip(references, predictions, strict=True)])
-    return {"f1": Metric(rows, micro_f1, UNIT), "f1_macro": Metric(rows, macro_f1, UNIT), "exact_match": exact}
+    metrics = {"f1": Metric(rows, micro_f1, UNIT), "f1_macro": Metric(rows, macro_f1, UNIT), "exact_match": exact}
+    return metrics, class_table(rows, labels)
 
 
 def all_labels(references: Collection[str], predictions: Collection[str], labels: Sequence[str] = ()) -> list[str]:
@@ -80,8 +84,8 @@ def class_counts(
 
 
 def class_table(counts: Array, labels: Sequence[str]) -> list[ClassScores]:
-    """Precision, recall, F1 and support of each class, from `class_counts` or their sum."""
-    right, predicted, actual = _split(counts.sum(axis=0) if counts.ndim > 1 else counts)
+    """Precision, recall, F1 and support of each class, from `class_counts`."""
+    right, predicted, actual = _split(counts.sum(axis=0))
     precision, recall = divide(right, predicted), divide(right, actual)
     columns = zip(labels, precision, recall, f1(right, predicted, actual), actual, strict=True)
     return [ClassScores(label, float(p), float(r), float(both), int(support)) for label, p, r, both, support in columns]
@@ -154,25 +158,20 @@ class EntitySpan(NamedTuple):
     """Behind its last word."""
 
 
-def tagging(references: Tags, predictions: Tags) -> dict[str, Metric]:
+def tagging(references: Tags, predictions: Tags) -> Measured:
     """F1, precision and recall of whole entities of the right kind, and the accuracy of single tags."""
-    _, counts = entity_counts(references, predictions)
+    kinds, counts = entity_counts(references, predictions)
     right = [
         sum(tag == predicted for tag, predicted in zip(*rows, strict=True))
         for rows in zip(references, predictions, strict=True)
     ]
-    return {
+    metrics = {
         "entity_f1": Metric(counts, micro_f1, UNIT),
         "precision": Metric(counts, _precision, UNIT),
         "recall": Metric(counts, _recall, UNIT),
         "accuracy": replace(ratio(right, [len(row) for row in references]), bounds=UNIT),
     }
-
-
-def entity_table(references: Tags, predictions: Tags) -> list[ClassScores]:
-    """Precision, recall, F1 and support of each kind of entity."""
-    kinds, counts = entity_counts(references, predictions)
-    return class_table(counts, kinds)
+    return metrics, class_table(counts, kinds)
 
 
 def entity_counts(references: Tags, predictions: Tags) -> tuple[list[str], Array]:

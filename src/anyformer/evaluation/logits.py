@@ -10,14 +10,7 @@ from torch import Tensor
 from anyformer.data.examples import Example
 from anyformer.data.examples.encoded import ClassifierInput, encode_texts, encode_words
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.label_metrics import (
-    ClassScores,
-    all_labels,
-    class_counts,
-    class_table,
-    classification,
-    confusion_matrix,
-)
+from anyformer.evaluation.label_metrics import classification, confusion_matrix
 from anyformer.evaluation.metrics import Array
 from anyformer.evaluation.result import Confusion, EvaluatedRow, Evaluation
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
@@ -165,19 +158,9 @@ def single_label(
         EvaluatedRow(example.location, text, reference, name, -float(row[index[reference]]), name == reference)
         for example, text, reference, name, row in zip(examples, shown, references, predictions, log_p, strict=True)
     ]
-    return Evaluation(
-        metrics=classification(references, predictions, names),
-        rows=rows,
-        classes=label_table(references, predictions, names),
-        confusion=Confusion(names, confusion_matrix(references, predictions, names)),
-    )
-
-
-def label_table(references: Sequence[str], predictions: Sequence[str], names: Sequence[str]) -> list[ClassScores]:
-    """The scores of each label that occurs, of one label an example."""
-    labels = all_labels(references, predictions, names)
-    counts = class_counts([{name} for name in references], [{name} for name in predictions], labels)
-    return [row for row in class_table(counts, labels) if row.support or row.precision]
+    metrics, classes = classification(references, predictions, names)
+    confusion = Confusion(names, confusion_matrix(references, predictions, names))
+    return Evaluation(metrics=metrics, rows=rows, classes=classes, confusion=confusion)
 
 
 def known_label(label: str, names: Sequence[str], example: Example) -> str:

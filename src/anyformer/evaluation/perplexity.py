@@ -87,8 +87,7 @@ def read_text(
 def join_texts(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]], limit: int | None = None) -> Text:
     """Join the tokens of texts in pieces, each with whether it is the last one of its text, at most `limit` of them.
 
-    Raises:
-        UserError: fewer than two tokens, or a text that can't be encoded.
+    Raises UserError for fewer than two tokens, and for a text that can't be encoded.
     """
     ids: list[int] = []
     size, waiting = 0, False

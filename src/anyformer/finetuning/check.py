@@ -147,11 +147,8 @@ class Check:
         """`facts` and `warnings`, for people."""
         return [f"{name:<11}{text}" for name, text in (*self.facts(), *self.warnings())]
 
-    def problems(self, *, training: bool = True) -> None:
-        """Raise UserError if training on these examples can't work: nothing is learned, or not what is used later.
-
-        Examples for validation may all have one label.
-        """
+    def problems(self) -> None:
+        """Raise UserError if training on these examples can't work: nothing is learned, or not what is used later."""
         if not self.examples:
             raise UserError("There is no example to train on.")
         if self._mismatch is not None:
@@ -163,9 +160,6 @@ class Check:
             )
         if self._with_learned and not self.learned:
             raise UserError(f"No token is to be learned, as in {self._unlearned_at}: there is no answer.")
-        sentence = self.task.nothing_to_learn(self.labels, self.examples) if training else None
-        if sentence is not None:
-            raise UserError(sentence)
 
     def _ends_warning(self) -> Lines:
         others = Counter({token: count for token, count in self._ends.items() if token not in self._stops})

@@ -23,6 +23,7 @@ from anyformer.data.disk_cache import Cache, key
 from anyformer.data.examples import Example, digest, duplicates, held_out, overlap
 from anyformer.data.examples.columns import as_columns
 from anyformer.data.examples.datasets import Dataset, ExampleBatches
+from anyformer.data.examples.labels import check_learnable
 from anyformer.data.token_files import TokenFile
 from anyformer.errors import UserError
 from anyformer.evaluation.perplexity import Text
@@ -192,6 +193,8 @@ class Finetuning(BaseFinetuning):
             else:
                 training, validation = held_out(training, seed=config.seed)
             labels, kind = self.example_set.labels or (), self.example_set.kind
+            if labels and (classes := self.task.classes) is not None:  # few may all have been held out
+                check_learnable([each for example in training for each in classes(example)], training[0].location)
             resolved: dict[str, Any] = {"labels": labels, "label_kind": kind}
             if self.task.choose_loss is not None:
                 resolved["loss"] = self.task.choose_loss(config.loss, training[0])
@@ -217,8 +220,8 @@ class Finetuning(BaseFinetuning):
             )
         self.checks["training"].duplicates = duplicates(training)
         self.checks["validation"].overlap = overlap(training, validation)
-        for name, check in self.checks.items():
-            check.problems(training=name == "training")
+        for check in self.checks.values():
+            check.problems()
         self._examples, self.validation = training, validation
         self.batches = self._batcher()
         self.config = self._in_steps(self.config)

@@ -10,7 +10,7 @@ from anyformer.data.examples.chat import added_system_prompt, encode_chat_rows, 
 from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
 from anyformer.data.examples.messages import conversation, read_messages, text_or_messages
 from anyformer.data.examples.parts import Parts, as_list, as_text, fault, from_json
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError
 from anyformer.evaluation.answers import evaluate_answers
 from anyformer.tasks.completion import causal_dataset
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only
@@ -20,17 +20,17 @@ TEMPLATES_CHECKED = 50
 
 
 def _chat(parts: Parts) -> ChatExample:
-    location = f"its column {quote(parts.column('messages'))}"
-    return conversation(parts, *read_messages(parts.value("messages"), parts.location, location))
+    messages = read_messages(parts.value("messages"), parts.location, parts.place("messages"))
+    return conversation(parts, *messages)
 
 
 def _alpaca(parts: Parts) -> ChatExample:
     turns = list[tuple[str, str]]()
     if parts.has("history"):
-        location = f"its column {quote(parts.column('history'))}"
-        history = from_json(parts.get("history"), parts.location, location)
-        for number, turn in enumerate(as_list(history, parts.location, location) if history != [] else [], start=1):
-            own = f"turn {number} of {location}"
+        place = parts.place("history")
+        history = from_json(parts.get("history"), parts.location, place)
+        for number, turn in enumerate(as_list(history, parts.location, place) if history != [] else [], start=1):
+            own = f"turn {number} of {place}"
             texts = as_list(turn, parts.location, own)
             if len(texts) != 2:
                 raise fault(parts.location, f"has {len(texts)} texts in {own}", "a turn is a question and its answer")
@@ -49,16 +49,13 @@ def _alpaca(parts: Parts) -> ChatExample:
 def _prompt_and_completion(parts: Parts) -> ChatExample:
     messages, loss_mask = list[Message](), list[bool]()
     for part, role in (("prompt", "user"), ("completion", "assistant")):
-        location, is_answer = f"its column {quote(parts.column(part))}", part == "completion"
-        value = text_or_messages(parts.value(part), parts.location, location)
+        value = text_or_messages(parts.value(part), parts.location, parts.place(part))
         if isinstance(value, str):
-            value = [{"role": role, "content": as_text(value, parts.location, location)}], [True]
+            value = [{"role": role, "content": parts.text(part)}], [True]
         messages += value[0]
-        loss_mask += [is_answer and learned for learned in value[1]]
+        loss_mask += [part == "completion" and learned for learned in value[1]]
     if messages[-1]["role"] != "assistant":
-        raise fault(
-            parts.location, f"has no answer of the assistant at the end of its column {quote(parts.column(part))}"
-        )
+        raise fault(parts.location, f"has no answer of the assistant at the end of {parts.place('completion')}")
     return conversation(parts, messages, loss_mask)
 
 

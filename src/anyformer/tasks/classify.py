@@ -1,6 +1,5 @@
 """One label, several labels or a number for a text, or a pair of texts."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from anyformer.data.examples.encoded import Truncation, encode_texts
 from anyformer.data.examples.labels import resolve_labels
 from anyformer.data.examples.parts import Parts, read_label
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.label_metrics import class_counts, class_table, multilabel
+from anyformer.evaluation.label_metrics import multilabel
 from anyformer.evaluation.logits import known_label, label_names, log_softmax, single_label, text_logits
 from anyformer.evaluation.metrics import Array, regression
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
@@ -93,8 +92,8 @@ def _multilabel(examples: Sequence[ClassifyExample], logits: Array, names: Seque
     for example, right, predicted, loss in zip(examples, references, predictions, losses, strict=True):
         answers, is_right = (", ".join(right), ", ".join(predicted)), set(right) == set(predicted)
         rows.append(EvaluatedRow(example.location, _shown(example), *answers, float(loss), is_right))
-    classes = class_table(class_counts(references, predictions, names), names)
-    return Evaluation(metrics=multilabel(references, predictions, names), rows=rows, classes=classes)
+    metrics, classes = multilabel(references, predictions, names)
+    return Evaluation(metrics=metrics, rows=rows, classes=classes)
 
 
 def _names(example: ClassifyExample) -> Sequence[str]:
@@ -116,12 +115,6 @@ def _regression(examples: Sequence[ClassifyExample], logits: Array) -> Evaluatio
 
 def _shown(example: ClassifyExample) -> str:
     return example.text if example.second is None else f"{example.text} | {example.second}"
-
-
-def _nothing_to_learn(labels: Counter[str], examples: int) -> str | None:
-    if list(labels.values()) != [examples]:
-        return None
-    return f"All {examples:,} examples have the label {quote(*labels)}: there is nothing to tell apart."
 
 
 def _commands(config: Any, example: ClassifyExample, evaluate: str) -> list[tuple[str, str]]:
@@ -159,7 +152,6 @@ TASK = Task(
     head="classification",
     encode=_encode,
     dataset=_dataset,
-    nothing_to_learn=_nothing_to_learn,
     loss_unit=lambda config: _LOSSES.get(str(config.get("label_kind")), "cross-entropy, nats"),
     settings=("labels", "label_kind"),
     evaluate=_evaluate,

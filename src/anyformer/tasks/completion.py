@@ -9,7 +9,6 @@ from anyformer.data.examples.columns import COMPLETION
 from anyformer.data.examples.datasets import Dataset, causal, pack
 from anyformer.data.examples.encoded import EncodedRow, encode_completion
 from anyformer.data.examples.parts import Parts, as_object, as_text, fault
-from anyformer.errors import quote
 from anyformer.evaluation.answers import evaluate_answers
 from anyformer.tasks import seq2seq
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, decoders_only
@@ -22,9 +21,9 @@ def _build(parts: Parts) -> CompletionExample:
 
 
 def _segments(parts: Parts) -> CompletionExample:
-    location, segments = f"its column {quote(parts.column('segments'))}", list[tuple[str, bool]]()
+    place, segments = parts.place("segments"), list[tuple[str, bool]]()
     for number, each in enumerate(parts.items("segments"), start=1):
-        own = f"segment {number} of {location}"
+        own = f"segment {number} of {place}"
         segment = as_object(each, parts.location, own)
         is_learned = segment.get("label")
         if not isinstance(is_learned, bool):
@@ -33,7 +32,7 @@ def _segments(parts: Parts) -> CompletionExample:
         if text := as_text(segment.get("text"), parts.location, own, empty=True):
             segments.append((text, is_learned))
     if not any(is_learned for _, is_learned in segments):
-        raise fault(parts.location, f"has no segment with the label true in {location}", "there is nothing to learn")
+        raise fault(parts.location, f"has no segment with the label true in {place}", "there is nothing to learn")
     return CompletionExample(location=parts.location, segments=tuple(segments))
 
 

@@ -49,9 +49,7 @@ def _build_pair(parts: Parts) -> EmbedExample:
         return EmbedExample(location=parts.location, texts=texts, score=parts.number("score"))
     label = read_label(parts)
     if isinstance(label, tuple):
-        raise fault(
-            parts.location, f"has a list in its column {quote(parts.column('label'))}", "there must be one label"
-        )
+        raise fault(parts.location, f"has a list in {parts.place('label')}", "there must be one label")
     return EmbedExample(location=parts.location, texts=texts, label=label)
 
 

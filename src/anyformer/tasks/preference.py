@@ -17,7 +17,7 @@ from anyformer.data.examples.encoded import EncodedRow
 from anyformer.data.examples.messages import conversation, text_or_messages
 from anyformer.data.examples.parts import Parts, fault
 from anyformer.data.rows import Row
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError
 from anyformer.evaluation import answers
 from anyformer.evaluation.metrics import share
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
@@ -44,8 +44,7 @@ _WORDS: Mapping[str, bool] = {"true": True, "1": True, "1.0": True, "false": Fal
 def _build(parts: Parts) -> PreferenceExample:
     """A pair of texts after a text; or of conversations, where any of its parts is one, or an instruction.
 
-    Raises:
-        UserError: A part is faulty, or the answers don't differ.
+    Raises UserError where a part is faulty, or the answers don't differ.
     """
     chosen, rejected = _messages(parts, "chosen"), _messages(parts, "rejected")
     if chosen == rejected:
@@ -71,7 +70,7 @@ def _text_preference(parts: Parts, prompt: str, chosen: str, rejected: str) -> P
 
 
 def _messages(parts: Parts, part: str) -> str | list[Message]:
-    value = text_or_messages(parts.value(part), parts.location, f"its column {quote(parts.column(part))}")
+    value = text_or_messages(parts.value(part), parts.location, parts.place(part))
     return value if isinstance(value, str) else value[0]
 
 
@@ -108,10 +107,10 @@ def _conversations(
 def _side(parts: Parts, prompt: Sequence[Message], answer: Sequence[Message], name: str) -> ChatExample:
     is_answer = [message["role"] == "assistant" for message in answer]
     if not any(is_answer):
-        raise fault(parts.location, f"has no answer of the assistant in its column {quote(parts.column(name))}")
+        raise fault(parts.location, f"has no answer of the assistant in {parts.place(name)}")
     for message in answer:
         if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
-            raise fault(parts.location, f"has an empty answer in its column {quote(parts.column(name))}")
+            raise fault(parts.location, f"has an empty answer in {parts.place(name)}")
     return conversation(parts, [*prompt, *answer], [False] * len(prompt) + is_answer)
 
 

@@ -26,12 +26,12 @@ def _build(parts: Parts) -> Seq2SeqExample:
 
 
 def _translation(parts: Parts) -> Seq2SeqExample:
-    location = f"its column {quote(parts.column('translation'))}"
-    texts = as_object(from_json(parts.value("translation"), parts.location, location), parts.location, location)
+    place = parts.place("translation")
+    texts = as_object(from_json(parts.value("translation"), parts.location, place), parts.location, place)
     if len(texts) != 2:
         advice = "with others than a source and its target, name those of the source and the target"
-        raise fault(parts.location, f"has {len(texts)} texts in {location}", advice)
-    source, target = (as_text(text, parts.location, f"{quote(name)} of {location}") for name, text in texts.items())
+        raise fault(parts.location, f"has {len(texts)} texts in {place}", advice)
+    source, target = (as_text(text, parts.location, f"{quote(name)} of {place}") for name, text in texts.items())
     return Seq2SeqExample(location=parts.location, source=source, target=target)
 
 

@@ -1,6 +1,5 @@
 """A tag for each word of a sentence."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,18 +12,17 @@ from anyformer.data.examples.datasets import Dataset, tagged
 from anyformer.data.examples.encoded import Truncation, encode_words
 from anyformer.data.examples.labels import resolve_tags
 from anyformer.data.examples.parts import Parts, as_text, fault, kind_of
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError
 from anyformer.evaluation.label_metrics import (
     TaggedSpans,
     classification,
     entities,
-    entity_table,
     is_entity_scheme,
     never_right,
     span_pieces,
     tagging,
 )
-from anyformer.evaluation.logits import known_label, label_names, label_table, word_logits
+from anyformer.evaluation.logits import known_label, label_names, word_logits
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options
 from anyformer.model import Transformer
 from anyformer.tasks.task import Encoded, EncodedText, Encoding, RowSchema, Task, random_ids
@@ -34,7 +32,7 @@ from anyformer.training.config import CompleteRunConfig
 
 def _build(parts: Parts) -> TagExample:
     words, tags = parts.items("tokens"), parts.items("tags")
-    tokens, own = (f"its column {quote(parts.column(part))}" for part in ("tokens", "tags"))
+    tokens, own = parts.place("tokens"), parts.place("tags")
     if len(words) != len(tags):
         counts = f"has {len(words)} words in {tokens} and {len(tags)} tags in {own}"
         raise fault(parts.location, counts, "there must be one for each word")
@@ -100,19 +98,13 @@ def _evaluate(
     truncated = sum(each is None for logits in outputs for each in logits)
     notes = [f"{truncated:,} words are beyond the model's context, and count as {outside}."] if truncated else []
     if grouped:
-        metrics, classes = tagging(references, predictions), entity_table(references, predictions)
+        metrics, classes = tagging(references, predictions)
     else:
         flat, other = ([tag for row in tags for tag in row] for tags in (references, predictions))
-        metrics, classes = classification(flat, other, names), label_table(flat, other, names)
+        metrics, classes = classification(flat, other, names)
     if (missed := never_right(classes)) is not None:
         notes.append(missed)
     return Evaluation(metrics=metrics, rows=rows, classes=classes, notes=notes)
-
-
-def _nothing_to_learn(labels: Counter[str], examples: int) -> str | None:
-    if len(labels) != 1:
-        return None
-    return f"All words have the tag {quote(*labels)}: there is nothing to find."
 
 
 def _random_batch(config: CompleteRunConfig, model: ModelConfig, rng: Rng) -> Batch:
@@ -133,7 +125,6 @@ TASK = Task(
     head="token_classification",
     encode=_encode,
     dataset=_dataset,
-    nothing_to_learn=_nothing_to_learn,
     loss_unit=lambda config: "cross-entropy of a tag, nats",
     settings=("labels",),
     # Most words are no entity, so that a rare label is in few batches, and is found only long after the frequent ones.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -172,8 +171,6 @@ class Task:
 
         encode: Encodes examples, in order. None: they are texts of one stream, as in training from text.
         dataset: Makes batches of encoded examples.
-        nothing_to_learn: A sentence on why training would be in vain, given how often each label is there and the
-            number of examples; None: it isn't.
         checks_ends: Whether an answer has to end with a token at which generation stops.
         prepare: Called with a strategy whose model has its first weights, all datasets and the config of the run.
         choose_loss: The loss that suits an example, given the one that was asked for, if any.
@@ -220,7 +217,6 @@ class Task:
 
     encode: Callable[[Encoding, Sequence[Any]], Sequence[Encoded]] | None = None
     dataset: Callable[[Encoding, Sequence[Encoded]], Dataset] | None = None
-    nothing_to_learn: Callable[[Counter[str], int], str | None] = lambda labels, examples: None
     checks_ends: bool = True
     prepare: Callable[[Strategy, Sequence[Dataset], Any], None] | None = None
     choose_loss: Callable[[str | None, Any], str] | None = None
