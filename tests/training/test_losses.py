@@ -213,8 +213,8 @@ def test_logits_are_computed_of_answers_only(monkeypatch: pytest.MonkeyPatch) ->
     model, batch = small(), preferences(40, 3, 3)
     rows: list[int] = []
     head: Any = model.head
-    scored = head._logits
-    monkeypatch.setattr(head, "_logits", lambda x, *rest: rows.append(x.numel() // 16) or scored(x, *rest))
+    scored = head.forward
+    monkeypatch.setattr(head, "forward", lambda x, **rest: rows.append(x.numel() // 16) or scored(x, **rest))
     monkeypatch.setattr(heads, "_MAX_LOGITS", 40 * 5)
     value(PreferenceLoss(model), batch)
     answers = int((batch.targets != IGNORED).sum())

@@ -1,5 +1,7 @@
 """From hidden states to logits."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
@@ -114,11 +116,12 @@ class LanguageModelHead(nn.Module):
         """The cross-entropy of each token in nats: ``-log p(target)`` without smoothing; 0 where it is ignored."""
 
         weight = self._weight(tied_weight)
-        if isinstance(weight, QuantizedMatrix):
-            weight = weight.whole()  # once: processes that share it may differ in the number of parts
+        score = partial(self, tied_weight=tied_weight)
+        if isinstance(weight, QuantizedMatrix):  # whole once: processes that share it may differ in the number of parts
+            score = partial(self._logits, weight=weight.whole())
 
         def losses(x: Tensor, targets: Tensor) -> Tensor:
-            logits = self._logits(x, weight).float()
+            logits = score(x).float()
             return F.cross_entropy(
                 logits, targets, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none"
             )
