@@ -426,6 +426,15 @@ def test_configs(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) 
     check(config, tmp_path_factory.mktemp("drawn"), room_of(config))
 
 
+def test_heads_of_two_sizes_share_a_function_of_angles(tmp_path: Path) -> None:
+    scaling = {"kind": "yarn", "factor": 4.0, "original_length": 16}
+    position = {"kind": "rotary", "rotary_fraction": 0.5, "scaling": scaling}
+    config = small(PRESETS["transformer-tiny"]).replace(position=position, attention={"head_dim": 8})
+    config = config.replace(decoder_attention=replace(config.attention, head_dim=12))
+    check(config, tmp_path)
+    assert (tmp_path / "alone.py").read_text().count("def angles(") == 1
+
+
 def test_infinities_are_numbers_in_the_file() -> None:
     # Two standard deviations are beyond the largest float.
     made = imported_text(eject("bert-mini:init.std=1e308,vocab_size=50"))

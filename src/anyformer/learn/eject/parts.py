@@ -235,7 +235,7 @@ def stack_part(
     position, both, mask = config.position, config.is_encoder_decoder, stack.has_mask
     cross, by_name = both and stack.is_decoder, attention["cross"]
     rotation = bool(attention["rotations"])
-    angles = {each["prefix"]: each["angles"] for each in attention["rotations"]}
+    angles = {each["prefix"]: each["call"] for each in attention["rotations"]}
     others = stack.others if stack.pattern else None
     other_rotation = "OTHER_" in angles or (others is not None and others.position is not None)
     slices = position.kind in ("learned", "sinusoidal") and not position.skip_padding
@@ -352,22 +352,37 @@ def positions_of(config: ModelConfig) -> list[PositionConfig]:
 
 
 def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
-    """The functions of angles that an attention needs."""
+    """The functions of angles that an attention calls, and the sizes that they compute with.
+
+    Attentions whose heads differ in size share the functions, which take the sizes as arguments.
+    """
     turned = f"{group.head_prefix}{'TURNED_DIM' if group.attention.latent else 'HEAD_DIM'}"
-    return [
-        {
-            "position": position,
-            "prefix": prefix,
-            "yarn_prefix": f"{group.head_prefix}{prefix}",
-            "angles": f"{group.head_prefix}{prefix}".lower() + "angles",
-            "head_dim": turned,
-            "rotary_dim": f"{group.head_prefix}{prefix}ROTARY_DIM" if is_partial(position) else turned,
-            "partial": is_partial(position),
-            "sharpness": sharpness(position, config.max_length),
-        }
-        for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False)
-        if position.kind == "rotary"
-    ]
+    rotations: list[dict[str, Any]] = []
+    for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False):
+        if position.kind != "rotary":
+            continue
+        own = f"{group.head_prefix}{prefix}"
+        sizes = {"rotary_dim": f"{own}ROTARY_DIM" if is_partial(position) else turned}
+        if is_partial(position):
+            sizes["head_dim"] = turned
+        if position.scaling is not None and position.scaling.kind == "yarn":
+            sizes |= {"low": f"{own}YARN_LOW", "high": f"{own}YARN_HIGH"}
+        takes_sizes = bool(group.head_prefix)
+        angles, other = f"{prefix.lower()}angles", f"{prefix.lower()}rotation = "
+        operands = ["time", "x.device", *(sizes.values() if takes_sizes else ())]
+        rotations.append(
+            {
+                "position": position,
+                "prefix": prefix,
+                "angles": angles,
+                "arguments": ["time", "device", *(sizes if takes_sizes else ())],
+                "call": call(angles, operands, indent=8, before=len(other)),
+                "sizes": {name: name for name in sizes} if takes_sizes else sizes,
+                "partial": is_partial(position),
+                "sharpness": sharpness(position, config.max_length),
+            }
+        )
+    return rotations
 
 
 def is_partial(position: PositionConfig) -> bool:
