@@ -116,7 +116,9 @@ def _cells(estimate: float, measured: float, unit: str) -> str:
 
 
 _SERVER = get_context("forkserver")
-_SERVER.set_forkserver_preload(["anyformer.cli.plan", "anyformer.plan.plan", "anyformer.plan.engines", "torch._dynamo"])
+_SERVER.set_forkserver_preload(
+    ["anyformer.cli.plan", "anyformer.plan.plan", "anyformer.training.strategies.fsdp", "torch._dynamo"]
+)
 
 
 def run(what: str, arguments: list[str], time: bool) -> dict[str, Any]:

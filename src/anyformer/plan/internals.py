@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from anyformer.errors import UserError
+from anyformer.kernels.operation import OPERATIONS
 
 try:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -51,6 +53,7 @@ __all__ = [
     "asks_for_shapes",
     "called_by_autograd",
     "has_cpu_kernel",
+    "kind_of",
     "layout",
     "no_modes",
     "results",
@@ -75,6 +78,31 @@ def asks_for_shapes() -> bool:
 def has_cpu_kernel(operator: str) -> bool:
     """Whether an operator is computed by code for CPUs, and not made of others."""
     return _kernel(operator, "CPU")
+
+
+_aten = torch.ops.aten
+_DRAWS = {"uniform_", "normal_", "random_", "bernoulli_"}
+_READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
+_INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten._index_put_impl_.default}
+
+
+@cache
+def kind_of(func: Any) -> str:
+    """The kind of a function that torch calls, each of which is simulated in its own way: one of these, or other."""
+    name, is_counted = func._schema.name.partition("::")[2], func._overloadpacket in flop_registry
+    has_kernel = is_counted or func.namespace == "prim" or has_cpu_kernel(func.name())
+    kinds = {
+        "draw": name in _DRAWS,
+        "read": func in _READS,
+        "indexing": func in _INDEXING,
+        "sum": func is _aten.add.Tensor,
+        "ours": func.namespace == "anyformer" and name in OPERATIONS,
+        "counted": is_counted,
+        "composite": not has_kernel and func._can_decompose(),
+        "view": returns_view(func) or func.namespace == "profiler",
+        "communication": func.namespace == "c10d",
+    }
+    return next((kind for kind, holds in kinds.items() if holds), "other")
 
 
 def called_by_autograd() -> bool:

@@ -8,11 +8,9 @@ What depends on the batch alone, such as which tokens are masked, is computed as
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import Enum, auto
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -34,11 +32,10 @@ from anyformer.plan.internals import (
     TorchDispatchMode,
     asks_for_shapes,
     called_by_autograd,
-    has_cpu_kernel,
+    kind_of,
     layout,
     no_modes,
     results,
-    returns_view,
     storage_without_memory,
     tensors_of,
     written,
@@ -55,10 +52,7 @@ linear: Any = import_module("anyformer.kernels.linear")
 grouped_linear: Any = import_module("anyformer.kernels.grouped_linear")
 _each_group = grouped_linear.each_group
 _quantized_product = linear.quantized_product
-_aten = torch.ops.aten
 _PLAIN = {Tensor, nn.Parameter}
-_READS = {_aten._local_scalar_dense.default, _aten.item.default, _aten.is_nonzero.default}
-_INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten._index_put_impl_.default}
 _ATTENTION_SIZES = ("batch", "heads", "queries", "keys", "head_dim")
 _KERNEL_SIZES = {
     "attention": _ATTENTION_SIZES,
@@ -68,7 +62,6 @@ _KERNEL_SIZES = {
     "quantized_matmul": ("rows", "out_features", "in_features"),
 }
 """Sizes of the matrix products of compiled kernels, by the names of their arguments."""
-_DRAWS = {"uniform_", "normal_", "random_", "bernoulli_"}
 
 
 @contextmanager
@@ -96,39 +89,6 @@ class Phase:
     name: str
     flops: int
     peak: Counter[str]
-
-
-class _Kind(Enum):
-    """Kinds of functions that torch calls, each of which is simulated in its own way."""
-
-    DRAW = auto()
-    READ = auto()
-    INDEXING = auto()
-    SUM = auto()
-    OURS = auto()
-    COUNTED = auto()
-    COMPOSITE = auto()
-    VIEW = auto()
-    COMMUNICATION = auto()
-    OTHER = auto()
-
-
-@cache
-def _kind_of(func: Any) -> _Kind:
-    name, is_counted = func._schema.name.partition("::")[2], func._overloadpacket in flop_registry
-    has_kernel = is_counted or func.namespace == "prim" or has_cpu_kernel(func.name())
-    kinds = {
-        _Kind.DRAW: name in _DRAWS,
-        _Kind.READ: func in _READS,
-        _Kind.INDEXING: func in _INDEXING,
-        _Kind.SUM: func is _aten.add.Tensor,
-        _Kind.OURS: func.namespace == "anyformer" and name in OPERATIONS,
-        _Kind.COUNTED: is_counted,
-        _Kind.COMPOSITE: not has_kernel and func._can_decompose(),
-        _Kind.VIEW: returns_view(func) or func.namespace == "profiler",
-        _Kind.COMMUNICATION: func.namespace == "c10d",
-    }
-    return next((kind for kind, holds in kinds.items() if holds), _Kind.OTHER)
 
 
 @dataclass(slots=True)
@@ -197,21 +157,12 @@ class Simulation(TorchDispatchMode):
 
     @contextmanager
     def part(self, name: str) -> Generator[None]:
-        """Count allocations in this context for a part."""
+        """Count allocations in this context, or in the function that it decorates, for a part."""
         before, self._part = self._part, name
         try:
             yield
         finally:
             self._part = before
-
-    def within(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, all of whose allocations are for a part."""
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return function(*args, **kwargs)
-
-        return counted
 
     def assign(self, name: str, tensors: Iterable[Tensor]) -> None:
         """These tensors turned out to be of a part."""
@@ -242,29 +193,29 @@ class Simulation(TorchDispatchMode):
             return func(*args, **kwargs)
         if not _PLAIN.issuperset(types):
             return NotImplemented  # a DTensor: the operations on what this process has of it come here as well
-        kind = _kind_of(func)
-        if kind is _Kind.DRAW or (kind is _Kind.SUM and _is_accumulation(args)):
+        kind = kind_of(func)
+        if kind == "draw" or (kind == "sum" and _is_accumulation(args)):
             return args[0]
-        if kind is _Kind.INDEXING:
+        if kind == "indexing":
             args = (args[0], [*self._replaced_indices(args[1])], *args[2:])
         tensors = tensors_of((args, kwargs))
         have_data = bool(tensors) and all(_data(part) is not None for part in tensors)
-        if kind is _Kind.READ:
+        if kind == "read":
             if not have_data:
                 return 1  # all is finite: training goes well
             with no_modes():
                 return _data(tensors[0]).item()  # pyright: ignore[reportOptionalMemberAccess]
         if have_data:
             out = self._computed(func, args, kwargs)
-        elif kind is _Kind.OURS:
+        elif kind == "ours":
             with self:
                 out = OPERATIONS[func._opname](*args, **kwargs)
-        elif kind is _Kind.COMPOSITE:
+        elif kind == "composite":
             with self:
                 return func.decompose(*args, **kwargs)
         else:
             out = self._outputs(func, args, kwargs, tensors)
-        if kind is _Kind.COUNTED:
+        if kind == "counted":
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         for part in tensors_of(out):
             self._allocate(part.untyped_storage())
@@ -313,10 +264,10 @@ class Simulation(TorchDispatchMode):
     def _outputs(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
         if any(each.is_meta for each in tensors):
             return func(*args, **kwargs)
-        kind = _kind_of(func)
-        if kind is _Kind.VIEW:
+        kind = kind_of(func)
+        if kind == "view":
             return func(*args, **kwargs)
-        if kind is _Kind.COMMUNICATION:  # with other processes, which aren't there
+        if kind == "communication":  # with other processes, which aren't there
             nothing = tree_map_only(Tensor, lambda tensor: tensor.new_empty(0), (args, kwargs))
             return args[0], *func(*nothing[0], **nothing[1])[1:]
         if func._schema.is_mutable:

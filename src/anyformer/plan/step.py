@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from typing_extensions import override
 
 from anyformer.blocks.head import Classifier, LanguageModelHead
 from anyformer.data.batch import Batch
 from anyformer.model import Transformer
 from anyformer.plan.dry_run import heap_size
+from anyformer.plan.internals import FakeStore
 from anyformer.plan.simulation import PARTS, Simulation, replaced
 from anyformer.plan.workload import STACKS, Workload
 from anyformer.quantization import parameter_count
@@ -33,6 +37,8 @@ _FEW_LAYERS = 2
 """Layers of a stack in the smaller of two models on whose line all numbers of more layers are."""
 _LAYERS_IN_HEAP = (2, 6)
 """Layers of the two models on whose line it is what the heap adds to larger ones. Six layers take a second or two."""
+_BUCKET = 25 << 20
+"""Bytes of gradients that DistributedDataParallel exchanges at a time (its bucket_cap_mb)."""
 Numbers = dict[str, Counter[str]]
 """All numbers of a step: parameters and FLOPs, bytes by part that stay, and by part at the peak of each phase."""
 
@@ -137,7 +143,7 @@ def take_steps(workload: Workload, counted: range, simulation: Simulation) -> Nu
         if isinstance(model.head, LanguageModelHead | Classifier):
             for name in ("loss", "forward", "token_losses"):
                 if hasattr(model.head, name):
-                    setattr(model.head, name, simulation.within("logits", getattr(model.head, name)))
+                    setattr(model.head, name, simulation.part("logits")(getattr(model.head, name)))
         trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
         sizes = Counter({"parameters": parameter_count(model), "trained": trained})
         strategy = make_strategy(model, plan)
@@ -147,7 +153,7 @@ def take_steps(workload: Workload, counted: range, simulation: Simulation) -> Nu
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(partial(_is_gradient, simulation))
-        update = simulation.within("optimizer", strategy.optimizer.step)
+        update = simulation.part("optimizer")(strategy.optimizer.step)
 
         made = Counter[str]()
 
@@ -229,15 +235,59 @@ def _begin_backward(simulation: Simulation, phase: str, module: nn.Module, args:
 
 @contextmanager
 def _processes(workload: Workload) -> Generator[Callable[..., Strategy]]:
-    """Have as many processes as a workload's config says, and a function that makes the strategy of its engine."""
-    config = workload.config
-    if config.engine is None or config.processes == 1:
-        yield partial(Strategy, group=Group())
-        return
-    from anyformer.plan.engines import fake_group, make_strategy
+    """Be the first of as many processes as a workload's config says, the others of which aren't there.
 
-    with fake_group(config.processes, workload.precision.device.type) as (group, mesh):
-        yield partial(make_strategy, config.engine, group=group, mesh=mesh)
+    Yields a function that makes the strategy of its engine.
+    """
+    group, processes, device = Group(), workload.config.processes, workload.precision.device.type
+    if workload.config.engine is None or processes == 1:
+        yield partial(Strategy, group=group)
+        return
+    group.world_size, group.backend = processes, "fake"
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    try:
+        if workload.config.engine == "ddp":
+            yield partial(_Replicated, group=group)
+            return
+        from anyformer.training.strategies.fsdp import FSDP  # it takes most of a second
+
+        mesh = init_device_mesh(device, (processes,))  # while tensors have memory
+
+        def made(strategy: Strategy) -> DeviceMesh:
+            del strategy
+            return mesh
+
+        with replaced(FSDP, _flat_mesh=made):
+            yield partial(FSDP, group=group)
+    finally:
+        dist.destroy_process_group()
+
+
+class _Replicated(Strategy):
+    """DistributedDataParallel without reading its tensors' memory: all gradients are views of its buckets."""
+
+    @override
+    def _wrap(self) -> nn.Module:
+        groups: list[list[nn.Parameter]] = [[]]
+        for parameter in reversed([*self.model.parameters()]):
+            if parameter.requires_grad:
+                if sum(each.nbytes for each in groups[-1]) >= _BUCKET:
+                    groups.append([])
+                groups[-1].append(parameter)
+        for group in groups:
+            bucket = torch.empty(sum(parameter.numel() for parameter in group))
+            for parameter, part in zip(group, bucket.split([each.numel() for each in group]), strict=True):
+                is_last = parameter is group[-1]
+                move = partial(_move, part.view_as(parameter), bucket if is_last else None)
+                parameter.register_post_accumulate_grad_hook(move)
+        return super()._wrap()
+
+
+def _move(grad: Tensor, full: Tensor | None, parameter: Tensor) -> None:
+    """Give a parameter its part of a bucket, which is exchanged when it is full."""
+    parameter.grad = grad
+    if full is not None:
+        dist.all_reduce(full)
 
 
 def _is_gradient(simulation: Simulation, parameter: Tensor) -> None:
