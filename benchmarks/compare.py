@@ -44,10 +44,9 @@ from typing_extensions import override
 
 import anyformer as af
 from anyformer.compare.compare import compare
-from anyformer.compare.corpus import SharedText, prepare
+from anyformer.compare.corpus import FromStart, SharedText, cut, prepare, window_objective
 from anyformer.compare.matching import matched, parameters_outside_embeddings, read_models
 from anyformer.compare.result import Comparison, Panel, Verdict
-from anyformer.compare.windows import FromStart, cut, window_objective
 from anyformer.console import Console
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.generation.inference import evaluating

@@ -127,7 +127,7 @@ import torch
 from anyformer.cli.main import COMMANDS, script
 for name in COMMANDS:
     importlib.import_module("anyformer.cli." + name)
-import anyformer.cli.chat, anyformer.verify.verify, anyformer.evaluation.perplexity, anyformer.training.run
+import anyformer.cli.chat, anyformer.verify, anyformer.evaluation.perplexity, anyformer.training.run
 torch.set_num_threads(1)
 gc.freeze()  # else each child looks through the objects of what was imported, and copies them by that
 

@@ -16,7 +16,7 @@ import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.cli.main import COMMANDS, main
 from anyformer.errors import UserError
-from anyformer.verify.verify import _model_class
+from anyformer.verify import _model_class
 
 TEXT = ["the cat sat on the mat", "a dog and a cat", "Paris is the capital of France."]
 
@@ -370,7 +370,7 @@ def test_verify_notices_a_difference(
         return model, tokenizer
 
     original = af.load
-    monkeypatch.setattr("anyformer.verify.verify.load", bent)
+    monkeypatch.setattr("anyformer.verify.load", bent)
     assert main(["verify", str(gpt)]) == 1
     assert "different logits" in capsys.readouterr().out
 

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
 from anyformer.analysis import step_flops, training_flops
+from anyformer.compare.corpus import window_objective
 from anyformer.compare.matching import depth, matched, parameters_outside_embeddings, read_models
 from anyformer.compare.training import flops_per_token
-from anyformer.compare.windows import window_objective
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED
 from anyformer.errors import UserError

@@ -26,8 +26,8 @@ from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import save_adapter
 from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
+from anyformer.verify import Check, verify_gguf
 from anyformer.verify.llama_cpp import LlamaCpp
-from anyformer.verify.verify import Check, verify_gguf
 from tests.examples import IN_GATE, examples
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of

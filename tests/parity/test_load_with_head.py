@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import anyformer as af
 from anyformer.families import to_huggingface
 from anyformer.quantization import bits_of
-from anyformer.verify.verify import verify
+from anyformer.verify import verify
 from tests.oracle import needs_newer_transformers
 from tests.parity import hf_models
 

@@ -13,8 +13,8 @@ import transformers
 
 import anyformer as af
 from anyformer.generation import Conversation
+from anyformer.verify import verify
 from anyformer.verify.llama_cpp import LlamaCpp
-from anyformer.verify.verify import verify
 from tests.parity.conversion import assert_close
 
 TEXTS = [

@@ -13,7 +13,7 @@ from anyformer.errors import UserError
 from anyformer.terminal import write
 
 if TYPE_CHECKING:
-    from anyformer.verify.verify import Check
+    from anyformer.verify import Check
 
 _DTYPES = {None: None, "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -113,7 +113,7 @@ def _to_gguf(options: ConvertOptions) -> Sequence[Check]:
     write(f"{path}: {written.architecture}, tensors {formats}, {written.size / 1e6:,.1f} MB")
     if not options.verify:
         return ()
-    from anyformer.verify.verify import verify_gguf
+    from anyformer.verify import verify_gguf
 
     return verify_gguf(path, model.float(), tokenizer)
 
@@ -141,6 +141,6 @@ def _to_directory(options: ConvertOptions) -> Sequence[Check]:
     write(f"{options.target}: {model_type}{'' if tokenizer else ', without a tokenizer'}")
     if not options.verify:
         return ()
-    from anyformer.verify.verify import verify
+    from anyformer.verify import verify
 
     return verify(options.target)

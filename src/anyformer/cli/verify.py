@@ -10,7 +10,7 @@ from anyformer.cli.options import ModelOptions, parse
 from anyformer.errors import UserError
 
 if TYPE_CHECKING:
-    from anyformer.verify.verify import Check
+    from anyformer.verify import Check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
             "--adapter ADAPTER`, and verify that."
         )
 
-    from anyformer.verify.verify import verify
+    from anyformer.verify import verify
 
     return show(verify(options.pop("model"), **options))
 

@@ -7,11 +7,10 @@ from itertools import islice
 
 import numpy as np
 
-from anyformer.compare.corpus import SharedText
+from anyformer.compare.corpus import Filling, FromStart, SharedText, cut, window_objective
 from anyformer.compare.result import Blank, Guess, Panel, Sample
 from anyformer.compare.tasks import TaskResult
 from anyformer.compare.verdicts import Float64
-from anyformer.compare.windows import Filling, FromStart, cut, window_objective
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch, Int64, Rng
 from anyformer.data.masked import WordBoundaries

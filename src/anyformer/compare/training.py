@@ -15,9 +15,8 @@ from typing_extensions import override
 
 from anyformer.analysis import step_flops
 from anyformer.checkpoint import save
-from anyformer.compare.corpus import SharedText, tokenizer_for
+from anyformer.compare.corpus import FromStart, SharedText, Windows, cut, tokenizer_for, window_objective
 from anyformer.compare.request import Budget, Request
-from anyformer.compare.windows import FromStart, Windows, cut, window_objective
 from anyformer.config import ModelConfig
 from anyformer.console import Console
 from anyformer.data.batch import Batch, Int64

@@ -7,7 +7,7 @@ import pytest
 
 from anyformer.compare.compare import compare
 from anyformer.compare.tasks.classifier import by_document, by_order, read_labeled_texts
-from anyformer.compare.tasks.words import words
+from anyformer.compare.tasks.items import words
 from anyformer.errors import UserError
 from tests.compare.tasks.corpora import HELD_OUT, TRAIN, tokenizer
 

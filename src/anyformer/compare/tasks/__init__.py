@@ -17,8 +17,7 @@ from anyformer.compare.tasks.classifier import (
     by_order,
     read_labeled_texts,
 )
-from anyformer.compare.tasks.items import make_cloze, make_minimal_pairs
-from anyformer.compare.tasks.words import WordStatistics, passages
+from anyformer.compare.tasks.items import WordStatistics, make_cloze, make_minimal_pairs, passages
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from anyformer.blocks.pooling import pool_mean
 from anyformer.compare.tasks.choices import Ids, TaskResult
-from anyformer.compare.tasks.words import passages, words
+from anyformer.compare.tasks.items import passages, words
 from anyformer.data.examples import ClassifyExample, held_out
 from anyformer.errors import UserError
 from anyformer.generation.inference import check_ids, check_nan, evaluating

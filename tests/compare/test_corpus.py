@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyformer.compare.matching import read_models
-from anyformer.compare.windows import (
+from anyformer.compare.corpus import (
     AROUND,
     Continuation,
     Filling,
@@ -17,6 +16,7 @@ from anyformer.compare.windows import (
     Windows,
     window_objective,
 )
+from anyformer.compare.matching import read_models
 from anyformer.data.batch import IGNORED, Batch, Int64
 from anyformer.training.prepare import fit_model
 from tests.compare.texts import tokenizer
