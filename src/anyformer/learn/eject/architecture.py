@@ -13,22 +13,25 @@ from anyformer.learn.eject.parts import (
     ACTIVATIONS,
     NORMS,
     WIDTH,
+    attention_part,
+    module_dict,
+    qk_norm_class,
+    stack_part,
+)
+from anyformer.learn.eject.stacks import (
     Group,
     Stack,
     alike,
     attention_groups,
-    attention_part,
     distinct_layers,
     head_dim,
     is_partial,
     layers_name,
-    module_dict,
     positions_of,
-    qk_norm_class,
     reads_tokens,
     rotary_dim,
+    rotates,
     sharpness,
-    stack_part,
     stacks_of,
     turned_dim,
 )
@@ -70,7 +73,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "qk_norm": any(stack.attention.qk_norm != "none" for stack in stacks) and qk_norm_class(config) == "RMSNorm",
         "latent": any(stack.attention.latent is not None for stack in stacks),
         "position_table": _position_table(config),
-        "rotates": any(position.kind == "rotary" for position in positions_of(config)),
+        "rotates": rotates(config),
         "embedded": _embedded(config),
         "attentions": list(attentions.values()),
         "rotations": {each["angles"]: each for part in attentions.values() for each in part["rotations"]}.values(),
@@ -133,7 +136,7 @@ def constants(
     kind, pattern = position.kind, stacks[0].pattern
     rotary = [
         _angles(config, each, prefix, attentions)
-        for prefix, each in zip(("", "OTHER_"), positions_of(config), strict=False)
+        for prefix, each in positions_of(config).items()
         if each.kind == "rotary"
     ]
     has_ngrams, has_labels = embedding.ngrams > 1, "classification" in head.kind
@@ -194,7 +197,7 @@ def _heads(config: ModelConfig, group: Group) -> _Values:
     attention, latent, turned = group.attention, group.attention.latent, turned_dim(config, group)
     widths = {
         f"{group.head_prefix}{prefix}ROTARY_DIM": rotary_dim(position, turned) if is_partial(position) else None
-        for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False)
+        for prefix, position in positions_of(config).items()
     }
     return {
         f"{group.prefix}HEADS": attention.heads,

@@ -1,16 +1,19 @@
-"""The stacks of a model, and their attention, feed-forward and blocks as the template writes them.
+"""The attention, the blocks and the stacks of a model as the template writes them."""
 
-Stacks share a part where it is the same in both: its class, and its constants.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from anyformer.blocks.position import frequencies
-from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig, OtherLayers, PositionConfig
+from anyformer.config import ModelConfig
+from anyformer.learn.eject.stacks import (
+    Group,
+    Stack,
+    distinct_layers,
+    is_partial,
+    layers_name,
+    positions_of,
+    reads_tokens,
+    sharpness,
+)
 
 WIDTH = 120
 """Characters in a line."""
@@ -32,121 +35,6 @@ NORMS = {
     "rms_offset": "OffsetRMSNorm",
     "rms_plain": "PlainRMSNorm",
 }
-
-
-@dataclass(frozen=True)
-class Stack:
-    """One stack, and what its blocks are made of."""
-
-    name: str
-    attention: AttentionConfig
-    feed_forward: FeedForwardConfig
-    layers: int
-    is_decoder: bool
-    has_relative_positions: bool
-    others: OtherLayers | None
-
-    @property
-    def has_other_mask(self) -> bool:
-        """Whether some layers have another window."""
-        return self.others is not None and self.others.window != self.attention.window
-
-    @property
-    def has_other_network(self) -> bool:
-        """Whether some layers have another feed-forward."""
-        return self.others is not None and self.others.feed_forward not in (None, self.feed_forward)
-
-    @property
-    def pattern(self) -> str:
-        """The layers that differ, an ``o`` for each, repeated; "": none."""
-        others = self.others
-        if others is None or not (self.has_other_mask or others.position or self.has_other_network):
-            return ""
-        return "".join(".o"[layer in others] for layer in range(self.layers)) if others.first else others.then
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether its attention is told by a mask what a token sees."""
-        is_narrow = self.attention.window is not None or self.has_other_mask
-        is_explicit = self.attention.softcap is not None or self.attention.sinks
-        return self.has_relative_positions or is_narrow or is_explicit
-
-
-@dataclass(frozen=True)
-class Group:
-    """Stacks that share a part.
-
-    Attributes:
-        stacks: One or both.
-        name: What the class begins with: that of the stack, or nothing where there is no other class.
-        shares_head_dim: Another group has heads of the same size, though its attention is another.
-    """
-
-    stacks: tuple[Stack, ...]
-    name: str
-    shares_head_dim: bool = False
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of constants."""
-        return f"{self.name.upper()}_" if self.name else ""
-
-    @property
-    def head_prefix(self) -> str:
-        """Prefix of the constants of the size of heads, and of their rotation."""
-        return "" if self.shares_head_dim else self.prefix
-
-    @property
-    def attention(self) -> AttentionConfig:
-        """The attention of the first stack, which is that of all where they are grouped by it."""
-        return self.stacks[0].attention
-
-    @property
-    def feed_forward(self) -> FeedForwardConfig:
-        """The feed-forward of the first stack, which is that of all where they are grouped by it."""
-        return self.stacks[0].feed_forward
-
-
-def stacks_of(config: ModelConfig) -> list[Stack]:
-    """The encoder and the decoder, as far as a model has them."""
-    attention, feed_forward = config.attention, config.feed_forward
-    relative = config.position.has_buckets
-    encoder = Stack("Encoder", attention, feed_forward, config.encoder_layers, False, relative, config.other_layers)
-    if config.encoder_layers:
-        attention = config.decoder_attention or attention
-        feed_forward = config.decoder_feed_forward or feed_forward
-    decoder = Stack("Decoder", attention, feed_forward, config.decoder_layers, True, relative, config.other_layers)
-    return [stack for stack in (encoder, decoder) if stack.layers]
-
-
-def alike(stacks: Sequence[Stack], part: Callable[[Stack], object]) -> list[Group]:
-    """Both stacks together where the part is the same in them, else each by itself."""
-    if len({part(stack) for stack in stacks}) == 1:
-        return [Group(tuple(stacks), "")]
-    return [Group((stack,), stack.name) for stack in stacks]
-
-
-def attention_groups(config: ModelConfig, stacks: Sequence[Stack]) -> list[Group]:
-    """The attentions of the stacks."""
-    groups = alike(stacks, lambda stack: stack.attention)
-    sizes = {(group.attention.latent is None, head_dim(config, group), turned_dim(config, group)) for group in groups}
-    return [replace(group, shares_head_dim=True) for group in groups] if len(sizes) == 1 else groups
-
-
-def head_dim(config: ModelConfig, group: Group) -> int:
-    """Numbers of a head."""
-    return group.attention.head_dim or config.d_model // group.attention.heads
-
-
-def turned_dim(config: ModelConfig, group: Group) -> int:
-    """Numbers of a head that positions are for."""
-    latent = group.attention.latent
-    return head_dim(config, group) if latent is None else latent.rotary_dim
-
-
-def layers_name(stack: Stack, both: bool) -> str:
-    """The constant of a stack's number of layers, alone or where there are both."""
-    return f"{stack.name.upper()}_LAYERS" if both else "LAYERS"
 
 
 def qk_norm_class(config: ModelConfig) -> str:
@@ -199,7 +87,7 @@ def attention_part(config: ModelConfig, group: Group) -> dict[str, Any]:
         "docstring": docstring,
         "prefix": prefix,
         "rotations": rotations,
-        "can_be_unrotated": "none" in (position.kind for position in positions_of(config)),
+        "can_be_unrotated": "none" in (position.kind for position in positions_of(config).values()),
         "heads": f"{prefix}HEADS",
         "kv_heads": f"{prefix}KV_HEADS" if is_grouped else f"{prefix}HEADS",
         "head_dim": f"{group.head_prefix}HEAD_DIM",
@@ -318,17 +206,6 @@ def _block_modules(
     return modules
 
 
-def distinct_layers(config: ModelConfig) -> int | None:
-    """The number of blocks that more layers share; None: each layer has one."""
-    distinct = config.distinct_layers
-    return distinct if distinct is not None and distinct < config.encoder_layers else None
-
-
-def reads_tokens(config: ModelConfig) -> bool:
-    """Whether a stack needs the ids of its tokens, and not only their vectors."""
-    return config.position.skip_padding or config.embedding.ngrams > 1
-
-
 def _present(*items: str | bool) -> list[str]:
     """The texts, without those whose condition does not hold."""
     return [item for item in items if isinstance(item, str)]
@@ -345,12 +222,6 @@ def call(function: str, operands: Sequence[str], *, indent: int, before: int) ->
     return f"{function}(\n" + "".join(f"{inner}{operand},\n" for operand in operands) + f"{outer})"
 
 
-def positions_of(config: ModelConfig) -> list[PositionConfig]:
-    """The positions of a model: those of most layers, and those of others that have their own."""
-    others = config.other_layers
-    return [config.position, *([others.position] if others is not None and others.position is not None else [])]
-
-
 def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
     """The functions of angles that an attention calls, and the sizes that they compute with.
 
@@ -358,7 +229,7 @@ def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
     """
     turned = f"{group.head_prefix}{'TURNED_DIM' if group.attention.latent else 'HEAD_DIM'}"
     rotations: list[dict[str, Any]] = []
-    for prefix, position in zip(("", "OTHER_"), positions_of(config), strict=False):
+    for prefix, position in positions_of(config).items():
         if position.kind != "rotary":
             continue
         own = f"{group.head_prefix}{prefix}"
@@ -385,28 +256,9 @@ def rotations_of(config: ModelConfig, group: Group) -> list[dict[str, Any]]:
     return rotations
 
 
-def is_partial(position: PositionConfig) -> bool:
-    """Whether only a part of each head is rotated."""
-    return position.kind == "rotary" and position.rotary_fraction != 1.0
-
-
-def rotary_dim(position: PositionConfig, head_dim: int) -> int:
-    """Numbers of a head that are rotated."""
-    return int(head_dim * position.rotary_fraction)
-
-
 def module_dict(modules: Sequence[str], *, before: int) -> str:
     """An `nn.ModuleDict` of these entries in a constructor, as formatters break it."""
     entries = f"{{{', '.join(modules)}}}"
     if 12 + len(entries) > WIDTH:
         entries = "{\n" + "".join(f"{' ' * 16}{module},\n" for module in modules) + f"{' ' * 12}}}"
     return call("nn.ModuleDict", [entries], indent=8, before=before)
-
-
-def sharpness(position: PositionConfig, max_length: int) -> float:
-    """YaRN's and LongRoPE's factor on cosines and sines."""
-    scaling = position.scaling
-    if position.kind != "rotary" or scaling is None or scaling.kind not in ("yarn", "longrope"):
-        return 1.0
-    length, pairs = torch.zeros(1, 1, dtype=torch.long), len(scaling.short_factor) or 32
-    return frequencies(position, 2 * pairs, max_length, length)[1]
