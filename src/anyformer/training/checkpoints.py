@@ -140,48 +140,35 @@ class Checkpoints:
         if group.broadcast(path.exists()):
             return
         with ExitStack() as stack, _explained(path):
-            temporary = stack.enter_context(atomic.temporary_folder(path)) if group.is_main else None
-            folder = group.broadcast(temporary) or path
+            made = stack.enter_context(atomic.temporary_folder(path)) if group.is_main else None
+            folder = group.broadcast(made) or path
             snapshot = Snapshot(strategy.state())
             strategy.before_change = snapshot.keep
             text = json.dumps({"step": step, **facts})
-            write = partial(self._write, strategy, snapshot, folder, path, text, group.background, stack.pop_all())
-            self._writing = _in_thread(write)
+            all_have_written = group.background
+            temporary = stack.pop_all()  # removes the folder where it stays
+
+        def write() -> None:
+            """Write this process's share, and in process 0 put the folder into its place and remove older ones."""
+            with temporary, _explained(path):
+                for file in snapshot.write(partial(strategy.write, folder)):
+                    if file is not None:
+                        atomic.sync(file)
+                all_have_written()
+                if group.is_main:
+                    (folder / FACTS).write_text(text, encoding="utf-8")
+                    atomic.move(folder, path)
+                    atomic.remove_abandoned(self.folder, age=0)
+                    for old in sorted(self._complete())[: -self.keep]:
+                        shutil.rmtree(old, ignore_errors=True)
+
+        self._writing = _in_thread(write)
 
     def wait(self) -> None:
         """Wait until a checkpoint that is being written is there. Raises UserError where the disk refuses."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-
-    def _write(
-        self,
-        strategy: Strategy,
-        snapshot: Snapshot,
-        folder: Path,
-        path: Path,
-        text: str,
-        arrived: Callable[[], object],
-        temporary: ExitStack,
-    ) -> None:
-        """Write this process's share, and in process 0 put the folder into its place and remove older ones.
-
-        Args:
-            text: of run.json.
-            arrived: waits until all processes have written theirs.
-            temporary: removes the folder where it stays.
-        """
-        with temporary, _explained(path):
-            for file in snapshot.write(partial(strategy.write, folder)):
-                if file is not None:
-                    atomic.sync(file)
-            arrived()
-            if strategy.group.is_main:
-                (folder / FACTS).write_text(text, encoding="utf-8")
-                atomic.move(folder, path)
-                atomic.remove_abandoned(self.folder, age=0)
-                for old in sorted(self._complete())[: -self.keep]:
-                    shutil.rmtree(old, ignore_errors=True)
 
     def finish(self, group: Group) -> None:
         """Leave only the facts of the newest checkpoint. Raises UserError where the disk refuses."""
