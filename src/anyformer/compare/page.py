@@ -18,6 +18,7 @@ from anyformer.learn.attention_maps.page import stacks
 from anyformer.pages.formatting import byte_size, clock, count, finite, fixed, setting, si, whole
 from anyformer.pages.render import render, require_page
 from anyformer.runs.listing import differences
+from anyformer.runs.report.charts import chart, series
 from anyformer.schema import to_plain
 
 PAGE = "compare.html"
@@ -108,18 +109,13 @@ def curves(comparison: Comparison) -> dict[str, Any]:
         points = [point for _, each in members for curve in each.curves for point in curve.points]
         in_bits = bool(points) and all(point.bits_per_byte is not None for point in points)
         field, unit = ("bits_per_byte", "bits per byte") if in_bits else ("validation_loss", "nats")
-        series: list[dict[str, Any]] = []
+        drawn: list[dict[str, Any]] = []
         for color, each in members:
             for style, line in _lines(each):
-                values = [finite(getattr(point, field), 6) for point in line]
-                if any(value is not None for value in values):
-                    series.append({"name": each.name, "axis": len(axes), "color": color, "style": style, "y": values})
-                    axes.append({x: [finite(getattr(point, of), 6) for point in line] for x, of in _COLUMNS.items()})
-        if series:
-            title = f"{objective[:1].upper()}{objective[1:]}"
-            chart = {"title": title, "note": unit, "format": "loss", "zero": False, "scaled": True}
-            charts.append({**chart, "series": series, "marks": []})
-    return {"axes": axes, "charts": charts}
+                drawn.append(series(each.name, len(axes), color, [getattr(point, field) for point in line], style))
+                axes.append({x: [finite(getattr(point, of), 6) for point in line] for x, of in _COLUMNS.items()})
+        charts.append(chart(f"{objective[:1].upper()}{objective[1:]}", "loss", drawn, note=unit, scaled=True))
+    return {"axes": axes, "charts": [each for each in charts if each["series"]]}
 
 
 def _lines(model: ComparedModel) -> list[tuple[str, Sequence[Point]]]:

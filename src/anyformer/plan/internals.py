@@ -23,11 +23,9 @@ from anyformer.kernels.operation import OPERATIONS
 
 try:
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-    from torch.utils._python_dispatch import (
-        TorchDispatchMode,
-        _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
-    )
+    from torch.testing._internal.distributed.fake_pg import FakeStore as FakeStore
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+    from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
     no_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
     _c: Any = torch._C  # pyright: ignore[reportPrivateUsage]
@@ -44,24 +42,6 @@ except (ImportError, AttributeError) as error:
 _CPU = torch.device("cpu")
 _ADDRESSES = count(1 << 56, 64)
 """Addresses that no processor takes, each for one storage: FSDP tells storages by them."""
-
-__all__ = [
-    "FakeStore",
-    "FakeTensorMode",
-    "Layout",
-    "TorchDispatchMode",
-    "asks_for_shapes",
-    "called_by_autograd",
-    "has_cpu_kernel",
-    "kind_of",
-    "layout",
-    "no_modes",
-    "results",
-    "returns_view",
-    "storage_without_memory",
-    "tensors_of",
-    "written",
-]
 
 
 def storage_without_memory(size: int) -> torch.UntypedStorage:

@@ -59,11 +59,6 @@ class TimeBudget:
         self._latest: float | None = None
         self._took = deque[float](maxlen=_RECENT)
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds that the run has taken until now: what a checkpoint keeps."""
-        return self._before if self._start is None else self._before + self._now() - self._start
-
     def progress(self, step: int) -> float:
         """As that of a `StepBudget`, the same in all processes."""
         now = self._now()

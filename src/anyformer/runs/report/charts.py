@@ -29,17 +29,17 @@ def report_data(run: Run) -> dict[str, Any]:
     reached = [flops_per_second(run.header, line) for line in run.steps]
     kept = thin([loss, speed, norm])
     axes = [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
-    validation = _series("validation", 1, 1, _column(run.evaluations, "validation_loss"), "points")
+    validation = series("validation", 1, 1, _column(run.evaluations, "validation_loss"), "points")
     peak = finite(number(run.header, "peak_flops_per_second"), 6)
     marks = [] if peak is None else [{"y": peak, "label": "measured peak"}]
     charts = [
-        _chart("Loss", "loss", [*_curve("training", loss, kept), validation], note=run.terms.loss, scaled=True),
-        _chart("Learning rate", "rate", [_series("rate", 0, 0, _at(rate, kept))], zero=True),
-        _chart("Speed", "count", _curve("tokens/s", speed, kept), note="tokens per second", zero=True),
-        _chart("Gradient norm", "number", _curve("norm", norm, kept), note="before clipping", scaled=True),
-        _chart("Arithmetic", "flops", _curve("reached", reached, kept), note="FLOP/s", zero=True, marks=marks),
+        chart("Loss", "loss", [*_curve("training", loss, kept), validation], note=run.terms.loss, scaled=True),
+        chart("Learning rate", "rate", [series("rate", 0, 0, _at(rate, kept))], zero=True),
+        chart("Speed", "count", _curve("tokens/s", speed, kept), note="tokens per second", zero=True),
+        chart("Gradient norm", "number", _curve("norm", norm, kept), note="before clipping", scaled=True),
+        chart("Arithmetic", "flops", _curve("reached", reached, kept), note="FLOP/s", zero=True, marks=marks),
     ]
-    return {"axes": axes, "charts": [chart for chart in charts if chart["series"]]}
+    return {"axes": axes, "charts": [each for each in charts if each["series"]]}
 
 
 def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
@@ -51,18 +51,18 @@ def comparison_data(runs: Sequence[Run]) -> dict[str, Any]:
         index = len(axes)
         axes += [_axis(run, [run.steps[index] for index in kept]), _axis(run, run.evaluations)]
         scores = _column(run.evaluations, "validation_loss")
-        validation.append(_series(run.name, index + 1, color, scores, "points"))
-        for series, name in ((training, "loss"), (speed, "tokens_per_second")):
+        validation.append(series(run.name, index + 1, color, scores, "points"))
+        for drawn, name in ((training, "loss"), (speed, "tokens_per_second")):
             smooth = smoothed(_column(run.steps, name)) if len(run.steps) >= _FEW else _column(run.steps, name)
-            series.append(_series(run.name, index, color, _at(smooth, kept)))
+            drawn.append(series(run.name, index, color, _at(smooth, kept)))
     units = {run.terms.loss for run in runs}
     unit = units.pop() if len(units) == 1 else ""
     charts = [
-        _chart("Validation loss", "loss", validation, note=unit, scaled=True),
-        _chart("Training loss", "loss", training, note="smoothed", scaled=True),
-        _chart("Speed", "count", speed, note="tokens per second", zero=True),
+        chart("Validation loss", "loss", validation, note=unit, scaled=True),
+        chart("Training loss", "loss", training, note="smoothed", scaled=True),
+        chart("Speed", "count", speed, note="tokens per second", zero=True),
     ]
-    return {"axes": axes, "charts": [chart for chart in charts if chart["series"]]}
+    return {"axes": axes, "charts": [each for each in charts if each["series"]]}
 
 
 def thin(columns: Sequence[Values], buckets: int = _BUCKETS) -> list[int]:
@@ -107,19 +107,20 @@ def _means(values: Values, reach: int) -> Values:
 def _curve(name: str, values: Values, kept: Sequence[int]) -> list[dict[str, Any]]:
     """A raw series, and over it the smoothed one where there is something to smooth."""
     if len(values) < _FEW:
-        return [_series(name, 0, 0, values)]
-    return [_series(name, 0, 0, _at(values, kept), "faint"), _series(name, 0, 0, _at(smoothed(values), kept))]
+        return [series(name, 0, 0, values)]
+    return [series(name, 0, 0, _at(values, kept), "faint"), series(name, 0, 0, _at(smoothed(values), kept))]
 
 
-def _series(name: str, axis: int, color: int, values: Values, style: str = "line") -> dict[str, Any]:
+def series(name: str, axis: int, color: int, values: Values, style: str = "line") -> dict[str, Any]:
+    """A curve of a chart: line, points, faint, or that of one seed of several."""
     return {"name": name, "axis": axis, "color": color, "style": style, "y": [finite(value, 6) for value in values]}
 
 
-def _chart(title: str, form: str, series: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+def chart(title: str, form: str, curves: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
     """A chart; `zero`: its axis begins there; `scaled`: it follows the choice of scale."""
-    drawn = [each for each in series if any(value is not None for value in each["y"])]
-    chart = {"title": title, "note": "", "format": form, "zero": False, "scaled": False, "series": drawn, "marks": []}
-    return chart | options
+    drawn = [each for each in curves if any(value is not None for value in each["y"])]
+    fields = {"title": title, "note": "", "format": form, "zero": False, "scaled": False, "series": drawn, "marks": []}
+    return fields | options
 
 
 def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:
