@@ -34,7 +34,6 @@ class Device:
         name: as `--device` takes it.
         memory: in bytes.
         peak: FLOPs a second of dense products, by dtype. TF32 is not counted, as torch does not use it unasked.
-        bandwidth: of its memory, in bytes a second.
         price: of an hour, in US dollars; None: unknown.
         source: where the peaks come from.
     """
@@ -42,34 +41,34 @@ class Device:
     name: str
     memory: float
     peak: dict[str, float] = field(default_factory=dict[str, float])
-    bandwidth: float = 0.0
     price: float | None = None
     source: str = ""
 
 
-def _gpu(name: str, memory: float, bf16: float, fp32: float, bandwidth: float, source: str, price: float | None = None,
-         *, fp16_only: bool = False) -> Device:  # fmt: skip
-    """Gigabytes, teraflops and gigabytes a second."""
-    narrow = {"float16": bf16 * 1e12} if fp16_only else {"bfloat16": bf16 * 1e12, "float16": bf16 * 1e12}
-    return Device(name, memory * 1e9, {"float32": fp32 * 1e12, **narrow}, bandwidth * 1e9, price, source)
+def _gpu(
+    name: str, memory: float, narrow: float, fp32: float, source: str, price: float | None = None, *, bf16: bool = True
+) -> Device:
+    """Gigabytes, and teraflops in 16 bits and in float32."""
+    peak = {"float32": fp32, **({"bfloat16": narrow} if bf16 else {}), "float16": narrow}
+    return Device(name, memory * 1e9, {dtype: teraflops * 1e12 for dtype, teraflops in peak.items()}, price, source)
 
 
 DEVICES = {
     device.name: device
     for device in (
-        _gpu("h200", 141, 989.4, 66.9, 4800, "NVIDIA H200 datasheet (2024), SXM, without sparsity", 5.408),
-        _gpu("h100", 80, 989.4, 66.9, 3350, "NVIDIA H100 datasheet (2023), SXM, without sparsity", 4.916),
-        _gpu("a100", 80, 312, 19.5, 2039, "NVIDIA A100 datasheet (2021), 80 GB SXM, without sparsity"),
-        _gpu("a100-40gb", 40, 312, 19.5, 1555, "NVIDIA A100 datasheet (2021), 40 GB, without sparsity", 1.844),
-        _gpu("l40s", 48, 362, 91.6, 864, "NVIDIA L40S datasheet (2023), without sparsity", 1.861),
-        _gpu("l4", 24, 121, 30.3, 300, "NVIDIA L4 datasheet (2023), without sparsity", 0.805),
-        _gpu("a10g", 24, 70, 35, 600, "AWS EC2 G5, NVIDIA A10G (2021), without sparsity", 1.006),
-        _gpu("v100", 16, 125, 15.7, 900, "NVIDIA V100 datasheet (2018), SXM2 16 GB", 3.06, fp16_only=True),
-        _gpu("t4", 16, 65, 8.1, 320, "NVIDIA T4 datasheet (2018)", 0.526, fp16_only=True),
-        _gpu("rtx-4090", 24, 165.2, 82.6, 1008, "NVIDIA Ada GPU architecture (2023), sums in float32"),
-        _gpu("rtx-3090", 24, 71, 35.6, 936, "NVIDIA Ampere GA102 architecture (2021), sums in float32"),
-        _gpu("mi300x", 192, 1307.4, 163.4, 5300, "AMD Instinct MI300X data sheet (2023), without sparsity"),
-        Device("tpu-v5p", 95e9, {"bfloat16": 459e12, "float32": 76.5e12}, 2765e9,
+        _gpu("h200", 141, 989.4, 66.9, "NVIDIA H200 datasheet (2024), SXM, without sparsity", 5.408),
+        _gpu("h100", 80, 989.4, 66.9, "NVIDIA H100 datasheet (2023), SXM, without sparsity", 4.916),
+        _gpu("a100", 80, 312, 19.5, "NVIDIA A100 datasheet (2021), 80 GB SXM, without sparsity"),
+        _gpu("a100-40gb", 40, 312, 19.5, "NVIDIA A100 datasheet (2021), 40 GB, without sparsity", 1.844),
+        _gpu("l40s", 48, 362, 91.6, "NVIDIA L40S datasheet (2023), without sparsity", 1.861),
+        _gpu("l4", 24, 121, 30.3, "NVIDIA L4 datasheet (2023), without sparsity", 0.805),
+        _gpu("a10g", 24, 70, 35, "AWS EC2 G5, NVIDIA A10G (2021), without sparsity", 1.006),
+        _gpu("v100", 16, 125, 15.7, "NVIDIA V100 datasheet (2018), SXM2 16 GB", 3.06, bf16=False),
+        _gpu("t4", 16, 65, 8.1, "NVIDIA T4 datasheet (2018)", 0.526, bf16=False),
+        _gpu("rtx-4090", 24, 165.2, 82.6, "NVIDIA Ada GPU architecture (2023), sums in float32"),
+        _gpu("rtx-3090", 24, 71, 35.6, "NVIDIA Ampere GA102 architecture (2021), sums in float32"),
+        _gpu("mi300x", 192, 1307.4, 163.4, "AMD Instinct MI300X data sheet (2023), without sparsity"),
+        Device("tpu-v5p", 95e9, {"bfloat16": 459e12, "float32": 76.5e12},
                source="Google's page of TPU v5p (2024); float32 in six passes of bfloat16"),
     )
 }  # fmt: skip
