@@ -1,5 +1,7 @@
 """A document packed into a row with others has the logits that it has alone, with us and with Hugging Face."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -7,12 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from anyformer.blocks.mask import Mask, attention_mask
 from anyformer.blocks.position import lengths_of_documents, positions_in_documents
 from anyformer.model import Transformer
 from tests.parity import hf_models
-from tests.parity.conversion import assert_close, ours_of
+from tests.parity.conversion import TOLERANCE, assert_close, ours_of
+from tests.parity.float64 import EQUAL, Float64, build_wide
 from tests.parity.model_spec import KINDS, Inputs, ModelSpec
 
 SINGLE = [name for name, family in hf_models.ARCHITECTURES.items() if KINDS[family] != "seq2seq" and "Seq" not in name]
@@ -54,6 +59,25 @@ def assert_packed(data: st.DataObject, architecture: str) -> None:
         mask[-1, begin + data.draw(st.integers(1, end - begin)) :] = False
         if drawn.family.endswith("roberta"):
             tokens = tokens.masked_fill(~mask, drawn.options["pad_token_id"])
+    batch = tokens, documents, mask
+    try:
+        _assert_equal(drawn, ours, lambda: drawn.build() if drawn.is_dynamic else theirs, edges, batch)
+    except AssertionError:
+        # A few draws are so badly conditioned that rounding is more than 1e-5: there is none in float64.
+        with Float64():
+            _assert_equal(drawn, ours.double(), lambda: build_wide(drawn), edges, batch, EQUAL)
+
+
+def _assert_equal(
+    drawn: ModelSpec,
+    ours: Transformer,
+    build: Callable[[], PreTrainedModel],
+    edges: list[list[int]],
+    batch: tuple[Tensor, Tensor, Tensor | None],
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Raise unless each document of a batch is that document alone, and that text in Hugging Face's model."""
+    close, (tokens, documents, mask) = partial(assert_close, tolerance=tolerance), batch
     with torch.no_grad():
         packed = ours(tokens, documents=documents, mask=mask, return_hidden=True)
         for row, own in enumerate(edges):
@@ -63,14 +87,13 @@ def assert_packed(data: st.DataObject, architecture: str) -> None:
                 here = slice(begin, begin + size)
                 alone = ours(text, return_hidden=True)
                 for layer, (a, b) in enumerate(zip(packed.hidden_states, alone.hidden_states, strict=True)):
-                    assert_close(a[row, here], b[0], f"row {row}, document {begin}:{end}, hidden state {layer}")
-                fresh = drawn.build() if drawn.is_dynamic else theirs
-                expected: Any = fresh(**Inputs(text).theirs)
+                    close(a[row, here], b[0], f"row {row}, document {begin}:{end}, hidden state {layer}")
+                expected: Any = build()(**Inputs(text).theirs)
                 if drawn.has_head:
-                    assert_close(packed.logits[row, here], alone.logits[0], "logits", floor=0.2)
-                    assert_close(packed.logits[row, here], expected.logits[0], "logits, theirs", floor=0.2)
+                    close(packed.logits[row, here], alone.logits[0], "logits", floor=0.2)
+                    close(packed.logits[row, here], expected.logits[0], "logits, theirs", floor=0.2)
                 else:
-                    assert_close(packed.hidden[row, here], expected.last_hidden_state[0], "hidden, theirs")
+                    close(packed.hidden[row, here], expected.last_hidden_state[0], "hidden, theirs")
 
 
 def _edges(data: st.DataObject, time: int) -> list[int]:
