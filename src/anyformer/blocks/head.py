@@ -67,7 +67,7 @@ class LanguageModelHead(nn.Module):
     def _logits(self, x: Tensor, weight: Tensor | QuantizedMatrix) -> Tensor:
         x = self._transform(x)
         out = linear(x, weight, self.bias)
-        out = out if self.projection is None else self.projection.adapted(x, out, self.bias)
+        out = out if self.projection is None else self.projection.adapted(x, out, weight, self.bias)
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def loss(

@@ -217,17 +217,21 @@ class Linear(nn.Linear):
         else:
             out = linear(x, self.weight, self.bias, matmul=self.matmul if self.training else "float")
         # `self.adapters` would search all parameters and buffers first, for each layer and token.
-        return out if self._modules["adapters"] is None else self.adapted(x, out, self.bias)
+        return out if self._modules["adapters"] is None else self.adapted(x, out, self.weight, self.bias)
 
     def adapted(
-        self, x: Float[Tensor, "*batch inputs"], out: Float[Tensor, "*batch outputs"], bias: Tensor | None
+        self,
+        x: Float[Tensor, "*batch inputs"],
+        out: Float[Tensor, "*batch outputs"],
+        weight: Weight,
+        bias: Tensor | None,
     ) -> Float[Tensor, "*batch outputs"]:
-        """The output with the adapters, from the input, the output without them, and the bias that is in it."""
+        """The output with the adapters, from the input, the output without them, the weight, and the bias in it."""
         for adapter, rows in _adapters(self):
             if rows is None:
-                out = adapter(x, out, self.weight, bias)
+                out = adapter(x, out, weight, bias)
             else:
-                out = out.index_copy(0, rows, adapter(x[rows], out[rows], self.weight, bias))
+                out = out.index_copy(0, rows, adapter(x[rows], out[rows], weight, bias))
         return out
 
     @override
