@@ -46,7 +46,7 @@ def _written(config: ModelConfig) -> dict[str, Any]:
     balance = config.feed_forward.experts and config.feed_forward.experts.balance
     return {
         **write_rope(config),
-        "sliding_window": window_of(config),
+        "sliding_window": window_of(config) or config.max_length,
         "layer_types": write_layer_types(config),
         "hidden_act": "silu",
         "output_router_logits": bool(balance),

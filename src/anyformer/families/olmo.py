@@ -19,7 +19,7 @@ def _derived3(raw: Raw, values: Values, head: HeadKind) -> Values:
 
 
 def _written3(config: ModelConfig) -> dict[str, Any]:
-    layers = {"sliding_window": window_of(config), "layer_types": write_layer_types(config)}
+    layers = {"sliding_window": window_of(config) or config.max_length, "layer_types": write_layer_types(config)}
     return {**write_ropes(config), **layers}
 
 
