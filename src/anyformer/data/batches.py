@@ -240,7 +240,7 @@ class PairBatches:
         self._pairs = pairs
         self._longest = longest
         self._eos, self._pad, self._start = eos, pad, start
-        source, target = pairs.lengths.T + 1
+        source, target = pairs.source_lengths + 1, pairs.target_lengths + 1
         self.truncated = int(((source > longest) | (target > longest)).sum())
         source, target = np.minimum(source, longest), np.minimum(target, longest)
         self.tokens_per_epoch = int(target.sum())

@@ -2,8 +2,8 @@
 
 A pair file is a folder::
 
-    tokens.bin     token file: the ids of all texts, a source, its target, the next source ...
-    offsets.npy    [2 * pairs + 1] int64: text i has the ids from offset i up to offset i + 1
+    source.bin, target.bin   token files: the ids of all sources, of all targets, one after the other
+    source.npy, target.npy   [pairs + 1] int64: pair i has the ids from offset i up to offset i + 1
 
 The ids are those of the text alone, without beginning, end or padding: batches put those around them.
 """
@@ -29,7 +29,7 @@ from anyformer.data.token_files import Ids, TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
 
-_TOKENS, _OFFSETS = "tokens.bin", "offsets.npy"
+_SIDES = ("source", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,46 +159,63 @@ class PairFile:
     """Open pairs, read from disk as they are used.
 
     Attributes:
-        offsets: [2 * pairs + 1] where each source and each target begins and ends.
+        source_offsets, target_offsets: [pairs + 1] where each begins and ends.
     """
 
-    tokens: TokenFile
-    offsets: Int64
+    sources: TokenFile
+    targets: TokenFile
+    source_offsets: Int64
+    target_offsets: Int64
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Self:
         """Open a pair file; raises UserError when it is missing or damaged."""
         folder = Path(folder)
-        tokens, path = TokenFile.open(folder / _TOKENS), folder / _OFFSETS
-        try:
-            offsets: Int64 = np.load(path, allow_pickle=False)
-        except Exception as error:  # numpy raises many kinds for a file of somebody else's, MemoryError among them
-            raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
-        is_list = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) % 2 == 1
-        if not is_list or offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 0).any():
-            raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
-        return cls(tokens, offsets)
+        sources, targets = (TokenFile.open(folder / f"{side}.bin") for side in _SIDES)
+        offsets = _offsets(folder / "source.npy", len(sources)), _offsets(folder / "target.npy", len(targets))
+        if len(offsets[0]) != len(offsets[1]):
+            raise UserError(f"The pairs in {folder} are damaged: delete the folder to have it made anew.")
+        return cls(sources, targets, *offsets)
 
     def __len__(self) -> int:
-        return len(self.offsets) // 2
+        return len(self.source_offsets) - 1
 
     def source(self, index: int) -> Ids:
         """Return the ids of a source, [length], read-only."""
-        return self.tokens.ids[self.offsets[2 * index] : self.offsets[2 * index + 1]]
+        return self.sources.ids[self.source_offsets[index] : self.source_offsets[index + 1]]
 
     def target(self, index: int) -> Ids:
         """Return the ids of a target, [length], read-only."""
-        return self.tokens.ids[self.offsets[2 * index + 1] : self.offsets[2 * index + 2]]
+        return self.targets.ids[self.target_offsets[index] : self.target_offsets[index + 1]]
 
     @property
-    def lengths(self) -> Int64:
-        """[pairs, 2] number of ids of each source and target."""
-        return np.diff(self.offsets).reshape(-1, 2)
+    def source_lengths(self) -> Int64:
+        """[pairs] number of ids of each source."""
+        return np.diff(self.source_offsets)
+
+    @property
+    def target_lengths(self) -> Int64:
+        """[pairs] number of ids of each target."""
+        return np.diff(self.target_offsets)
 
     @property
     def digest(self) -> str:
         """A hash of all ids and offsets."""
-        return hashlib.sha256(self.tokens.header.digest.encode() + self.offsets.tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{self.sources.header.digest} {self.targets.header.digest}".encode())
+        digest.update(self.source_offsets.tobytes())
+        digest.update(self.target_offsets.tobytes())
+        return digest.hexdigest()
+
+
+def _offsets(path: Path, total: int) -> Int64:
+    try:
+        offsets: Int64 = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds for a file of somebody else's, MemoryError among them
+        raise UserError(f"{path} can't be read ({error}): delete its folder to have it made anew.") from error
+    is_list = offsets.dtype == np.int64 and offsets.ndim == 1 and len(offsets) > 0
+    if not is_list or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
+        raise UserError(f"{path} is damaged: delete its folder to have it made anew.")
+    return offsets
 
 
 def tokenize_pairs(
@@ -215,10 +232,12 @@ def tokenize_pairs(
     """
     for folder in folders.values():
         folder.mkdir()
-    texts = (
-        (split, Document(text, pair.path, pair.line)) for split, pair in pairs for text in (pair.source, pair.target)
+    sides = (
+        (f"{split}/{side}", Document(text, pair.path, pair.line))
+        for split, pair in pairs
+        for side, text in zip(_SIDES, (pair.source, pair.target), strict=True)
     )
-    paths = {split: folder / _TOKENS for split, folder in folders.items()}
-    lengths = tokenize_splits(texts, tokenizer, paths, separate=False, workers=workers, progress=progress)
-    for split, folder in folders.items():
-        np.save(folder / _OFFSETS, np.append(0, np.cumsum(lengths[split], dtype=np.int64)))
+    paths = {f"{split}/{side}": folder / f"{side}.bin" for split, folder in folders.items() for side in _SIDES}
+    lengths = tokenize_splits(sides, tokenizer, paths, separate=False, workers=workers, progress=progress)
+    for name, path in paths.items():
+        np.save(path.with_suffix(".npy"), np.append(0, np.cumsum(lengths[name], dtype=np.int64)))
