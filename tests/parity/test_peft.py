@@ -22,7 +22,7 @@ from anyformer.checkpoint import load_adapter, save_adapter
 from anyformer.errors import UserError
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
-from tests.parity.float64 import Float64, build_wide
+from tests.parity.float64 import EQUAL, Float64, build_wide
 from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
 
 ARCHITECTURES = [name for name in hf_models.ARCHITECTURES if not name.endswith("Model")]
@@ -93,8 +93,8 @@ def scores(model: Any, inputs: Inputs) -> Tensor:
     return found if inputs.mask is None or found.dim() == 2 else found * inputs.mask[..., None]
 
 
-def assert_near(ours: Tensor, theirs: Tensor) -> None:
-    assert float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
+def assert_near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    assert float((ours - theirs).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -117,7 +117,13 @@ def test_adapters_of_peft_and_ours_are_the_same(architecture: str, data: st.Data
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         load_adapter(model, folder)
-        assert_near(scores(model, inputs), expected)
+        try:
+            assert_near(scores(model, inputs), expected)
+        except AssertionError:
+            # A few draws are so badly conditioned that rounding is more than 1e-5: there is none in float64.
+            with Float64():
+                wide = peft.PeftModel.from_pretrained(build_wide(spec), folder).eval().double()
+                assert_near(scores(copy.deepcopy(model).double(), inputs), scores(wide, inputs), EQUAL)
         with tempfile.TemporaryDirectory() as back:
             save_adapter(model, back)
             again = peft.PeftModel.from_pretrained(spec.build(), back).eval()
