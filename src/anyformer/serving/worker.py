@@ -138,6 +138,8 @@ class Worker:
             )
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: set[Stream] = set()
+        self._preparing = 0
+        """Texts whose prompts are prepared, before they wait in the engine."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="anyformer-worker", daemon=True)
 
@@ -174,10 +176,12 @@ class Worker:
         """
         engine = self.engine
         assert engine is not None
-        if engine.waiting + len(configs) > self._most_waiting + max(0, engine.slots - engine.running):
+        ahead = engine.waiting + self._preparing
+        if ahead + len(configs) > self._most_waiting + max(0, engine.slots - engine.running):
             raise ApiError(
                 429, "The server is busy: too many texts wait already.", headers={"Retry-After": RETRY_AFTER}
             )
+        self._preparing += len(configs)
         submitting = asyncio.ensure_future(
             asyncio.to_thread(
                 lambda: [
@@ -194,6 +198,7 @@ class Worker:
                 ]
             )
         )
+        submitting.add_done_callback(lambda _: self._prepared(len(configs)))
         try:
             requests = await asyncio.shield(submitting)
         except asyncio.CancelledError:  # the client left while its prompt was prepared
@@ -203,6 +208,9 @@ class Worker:
         self._streams.update(streams)
         self._jobs.put(lambda: None)  # wakes the thread
         return streams
+
+    def _prepared(self, texts: int) -> None:
+        self._preparing -= texts
 
     def _abandon(self, submitting: asyncio.Future[list[Request]]) -> None:
         if not submitting.cancelled() and submitting.exception() is None:
