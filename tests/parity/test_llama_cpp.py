@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import save_adapter
 from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
+from anyformer.cli.verify import show
 from anyformer.verify import Check, verify_gguf
 from anyformer.verify.llama_cpp import LlamaCpp
 from tests.examples import IN_GATE, examples
@@ -189,6 +191,18 @@ def test_a_difference_is_found(llama: af.Transformer, tmp_path: Path) -> None:
     other = af.build(llama.config).eval()
     found = {check.name: check.equal for check in verify_gguf(tmp_path / "model.gguf", other, None)}
     assert found == {"logits": True, "greedy continuation": True, "the model itself": False}
+
+
+def test_what_rounding_costs_is_not_called_equal(llama: af.Transformer, tmp_path: Path) -> None:
+    af.save_gguf(llama, tmp_path / "model.gguf", kind="q8_0")
+    *rest, cost = verify_gguf(tmp_path / "model.gguf", llama, None)
+    assert cost.is_rounded
+    assert not any(check.is_rounded for check in rest)
+    assert 0.0 < float(cost.detail.split()[2]) < 0.1
+    output = io.StringIO()
+    with redirect_stdout(output):
+        assert show([*rest, cost]) == 0
+    assert [line.split()[0] for line in output.getvalue().splitlines()] == ["equal", "equal", "rounded"]
 
 
 CORPUS = [

@@ -213,7 +213,7 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_gemma3_out_of_its_gguf_file_as_in_llama_cpp(gemma3: Path) -> None:
+def test_gemma3_out_of_its_gguf_file_as_in_llama_cpp(gemma3: Path, tmp_path: Path) -> None:
     """llama.cpp rounds what it multiplies K-quants with, so perplexities differ in the third digit."""
     model, tokenizer = af.load(gemma3)
     assert tokenizer is not None
@@ -232,6 +232,10 @@ def test_gemma3_out_of_its_gguf_file_as_in_llama_cpp(gemma3: Path) -> None:
         )
     assert ours == pytest.approx(reference, rel=0.02)
     assert ours < 25
+    af.save_gguf(model, tmp_path / "again.gguf", tokenizer=tokenizer, kind="q8_0")
+    with LlamaCpp(tmp_path / "again.gguf") as theirs:
+        for each in (*TEXTS, text, "\n" * 40 + "\t\t  x"):
+            assert theirs.tokens(each) == tokenizer.encode(each)
 
 
 _PROSE = """

@@ -51,6 +51,7 @@ def show(checks: Sequence[Check]) -> int:
 
     console = Console()
     for check in checks:
-        verdict = Text("equal    ", "green") if check.equal else Text("different", "red")
-        console.print(verdict, f"{check.name}: {check.detail}")
+        word, color = ("rounded", "yellow") if check.is_rounded else ("equal", "green")
+        word, color = (word, color) if check.equal else ("different", "red")
+        console.print(Text(f"{word:<9}", color), f"{check.name}: {check.detail}")
     return 0 if all(check.equal for check in checks) else 1

@@ -18,7 +18,9 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from anyformer.checkpoint.gguf import tokenizer_reader
 from anyformer.checkpoint.gguf.tokenizer_reader import PRETOKENIZERS
+from anyformer.checkpoint.gguf.tokenizer_writer import tokenizer_metadata
 from anyformer.errors import UserError
+from anyformer.families import preset
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.sentencepiece import check_charsmap
 
@@ -125,6 +127,33 @@ def sentence_pieces(kind: str) -> tuple[Tokenizer, sentencepiece.SentencePiecePr
 
 
 plain = texts.filter(lambda text: not any(mark in text for mark in ("<s>", "</s>", "<unk>", "▁", "\0")))
+
+
+@cache
+def with_defined_runs() -> tuple[Tokenizer, Tokenizer]:
+    """A vocabulary where users defined runs of line ends, as good as a token of two pairs; and the same read again."""
+    special, pieces, runs = ["<unk>", "<s>", "</s>"], [*"▁abc\n", "ab", "bc", "▁a", "abc"], ["\n\n", "\n\n\n"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *runs]
+    fields = metadata(
+        "llama",
+        tokens,
+        scores=[*[0.0] * 259, *[-9.0] * 5, -1.0, -2.0, -3.0, -4.0, *[-4.0] * len(runs)],
+        token_type=[2, 3, 3, *[6] * 256, *[1] * len(pieces), *[4] * len(runs)],
+        bos_token_id=1,
+        eos_token_id=2,
+        unknown_token_id=0,
+        add_space_prefix=False,
+    )
+    first = read(fields)
+    return first, read(tokenizer_metadata(first, preset("llama-nano", vocab_size=len(tokens)), []))
+
+
+@given(text=st.text("abc \n", max_size=12))
+@example("abc\n\n\n\nbc")
+def test_runs_that_users_defined_are_written_as_they_were_read(text: str) -> None:
+    first, again = with_defined_runs()
+    assert first.encode(text) == again.encode(text)
+    assert first.decode(first.encode(text)) == text
 
 
 @settings(max_examples=100)

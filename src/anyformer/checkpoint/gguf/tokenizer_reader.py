@@ -216,13 +216,14 @@ def _merges(source: _Source) -> list[tuple[str, str]]:
     """All pairs of tokens whose union is a token, the best first.
 
     Of pairs as good llama.cpp joins the leftmost, so that runs of one character (Gemma's) grow from their left end: by
-    pairs, those with the longest left part.
+    pairs, those with the longest left part. What users defined is found in a text before anything is joined, unless
+    it has the mark of a space, which the text has not yet.
     """
     ids = source.ids
     halves = (
         (-score, token[:at], token[at:])
         for token, score, kind in zip(source.tokens, source.scores(), source.types, strict=True)
-        if kind not in (UNKNOWN, CONTROL, BYTE)
+        if kind not in (UNKNOWN, CONTROL, BYTE) and (kind != USER or SPACE in token)
         for at in range(1, len(token))
     )
     scored = [(score, -len(a), ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
