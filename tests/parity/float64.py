@@ -10,6 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from anyformer.model import Transformer
 from tests.parity.model_spec import ModelSpec
 
 EQUAL = 1e-12
@@ -39,6 +40,13 @@ def build_wide(drawn: ModelSpec) -> PreTrainedModel:
         if hasattr(module, "scalar_embed_scale"):
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     return model
+
+
+def widened(model: Transformer) -> Transformer:
+    """Our model in float64, which makes its tables of positions anew."""
+    for module in model.modules():
+        vars(module).pop("_table", None)
+    return model.double()
 
 
 def _wider(value: Any) -> Any:

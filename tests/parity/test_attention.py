@@ -15,7 +15,7 @@ from anyformer.learn.attention_maps.weights import recording
 from anyformer.model import Transformer
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
-from tests.parity.float64 import EQUAL, Float64, build_wide
+from tests.parity.float64 import EQUAL, Float64, build_wide, widened
 from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
 
 TOLERANCE = 1e-6
@@ -69,7 +69,7 @@ def assert_same(data: st.DataObject, architecture: str) -> None:
     # Scores that are far apart magnify the rounding of float32, theirs as well as ours.
     with Float64():
         exact = [_of_theirs(build_wide(each), inputs) for each in drawn.neighbors()]
-        same = _of_ours(ours.double(), drawn, inputs)
+        same = _of_ours(widened(ours), drawn, inputs)
     assert max(_differences(same, exact[0], inputs).values()) <= EQUAL
     roundings = [
         _differences(_of_theirs(each.build(), inputs), truth, inputs)

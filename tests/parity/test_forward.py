@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from anyformer.model import Transformer
 from tests.parity import hf_models, trace
 from tests.parity.conversion import ours_of
-from tests.parity.float64 import EQUAL, Float64, build_wide
+from tests.parity.float64 import EQUAL, Float64, build_wide, widened
 from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs, labels
 
 
@@ -36,7 +36,7 @@ def _roundings(ours: Transformer, drawn: ModelSpec, inputs: Inputs) -> trace.Rou
         (trace.of_theirs(each.build(), each, inputs), _in_float64(build_wide(each), each, inputs))
         for each in drawn.neighbors()
     ]
-    trace.assert_close(_in_float64(ours.double(), drawn, inputs), made[0][1], EQUAL)
+    trace.assert_close(_in_float64(widened(ours), drawn, inputs), made[0][1], EQUAL)
     return made
 
 
@@ -62,7 +62,7 @@ def test_everything_equals(architecture: str, data: st.DataObject) -> None:
 def test_everything_equals_in_float64(architecture: str, data: st.DataObject) -> None:
     drawn = data.draw(hf_models.models(architecture))
     inputs, theirs = data.draw(draw_inputs(drawn)), build_wide(drawn)
-    ours = ours_of(drawn.build()).double()
+    ours = widened(ours_of(drawn.build()))
     trace.assert_close(_in_float64(ours, drawn, inputs), _in_float64(theirs, drawn, inputs), EQUAL)
 
 

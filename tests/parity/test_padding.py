@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from anyformer.model import Transformer
 from tests.parity import hf_models
 from tests.parity.conversion import TOLERANCE, assert_close, ours_of
-from tests.parity.float64 import EQUAL, Float64, build_wide
+from tests.parity.float64 import EQUAL, Float64, build_wide, widened
 from tests.parity.model_spec import Inputs, ModelSpec, ragged
 from tests.parity.padding import draw_filler, draw_rows, pad
 
@@ -54,7 +54,7 @@ def assert_padding(data: st.DataObject, architecture: str, side: str) -> None:
     except AssertionError:
         # A few draws are so badly conditioned that rounding is more than 1e-5: there is none in float64.
         with Float64():
-            _assert_equal(drawn, ours.double(), lambda: build_wide(drawn), rows, sources, given_, EQUAL)
+            _assert_equal(drawn, widened(ours), lambda: build_wide(drawn), rows, sources, given_, EQUAL)
 
 
 def _assert_equal(

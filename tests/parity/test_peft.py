@@ -22,7 +22,7 @@ from anyformer.checkpoint import load_adapter, save_adapter
 from anyformer.errors import UserError
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of
-from tests.parity.float64 import EQUAL, Float64, build_wide
+from tests.parity.float64 import EQUAL, Float64, build_wide, widened
 from tests.parity.model_spec import Inputs, ModelSpec, draw_inputs
 
 ARCHITECTURES = [name for name in hf_models.ARCHITECTURES if not name.endswith("Model")]
@@ -123,7 +123,7 @@ def test_adapters_of_peft_and_ours_are_the_same(architecture: str, data: st.Data
             # A few draws are so badly conditioned that rounding is more than 1e-5: there is none in float64.
             with Float64():
                 wide = peft.PeftModel.from_pretrained(build_wide(spec), folder).eval().double()
-                assert_near(scores(copy.deepcopy(model).double(), inputs), scores(wide, inputs), EQUAL)
+                assert_near(scores(widened(copy.deepcopy(model)), inputs), scores(wide, inputs), EQUAL)
         with tempfile.TemporaryDirectory() as back:
             save_adapter(model, back)
             again = peft.PeftModel.from_pretrained(spec.build(), back).eval()
