@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -21,6 +22,8 @@ from anyformer.kernels.packed_weight import BLOCK_ROWS, PackedWeight
 _grouped_mm: Any = torch.ops.aten._grouped_mm
 _ALIGNMENT = 16
 """Bytes of which rows of torch's grouped product are multiples."""
+_BLOCK = 64
+"""Rows of which oneDNN's products are multiples here: it prepares itself for each size anew, which takes 0.5 ms."""
 
 
 class Groups(NamedTuple):
@@ -105,8 +108,9 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
     if _torch_groups(x, matrices):
         return _grouped_mm(x, matrices.to(x.dtype).mT, ends)
     out = x.new_empty(len(x), matrices.shape[1])
+    matrices = matrices.to(x.dtype) if _by_onednn(x, int8) else matrices
     for group, rows in each_group(ends, len(x)):
-        _multiply(x[rows], matrices[group], out[rows], int8)
+        _multiply_rows(x[rows], matrices[group], out[rows], int8)
     return out
 
 
@@ -132,11 +136,12 @@ def _grouped_grad(
         return grad_x, _grouped_mm(grad.mT, x, ends).to(weight.dtype).flatten(0, 1)
     grad_x, grad_weight = _like_gradients(grad, x, weight, ends, int8, needed)
     grads = grad_weight.unflatten(0, (len(ends), -1))
+    matrices = matrices.to(x.dtype) if needed[0] and _by_onednn(x, int8) else matrices
     for group, rows in each_group(ends, len(x)):
         if needed[0]:
-            _multiply(grad[rows], matrices[group].t(), grad_x[rows], int8)
+            _multiply_rows(grad[rows], matrices[group].t(), grad_x[rows], int8)
         if needed[1]:
-            _multiply(grad[rows].t(), x[rows].t(), grads[group], int8)
+            _sum_products(grad[rows], x[rows], grads[group], int8)
     return grad_x, grad_weight
 
 
@@ -161,6 +166,28 @@ def _slices(ends: Tensor, count: int) -> list[slice]:
     else:
         last = ends.tolist()
     return [slice(start, end) for start, end in zip([0, *last], last, strict=False)]
+
+
+def _by_onednn(x: Tensor, int8: bool) -> bool:
+    """Whether the products of x are those of a library that prepares itself for each size."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not int8 and not products.supports_bf16(x, x.dtype)
+
+
+def _multiply_rows(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
+    """Write ``left @ right.T``; rows beyond the last whole block are computed with some before them."""
+    whole = len(left) // _BLOCK * _BLOCK
+    is_whole = whole in (0, len(left)) or not _by_onednn(left, int8)
+    for rows in (slice(None),) if is_whole else (slice(whole), slice(-_BLOCK, None)):
+        _multiply(left[rows], right, out[rows], int8)
+
+
+def _sum_products(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
+    """Write ``left.T @ right``; rows beyond the last whole block make one with zeros."""
+    whole = len(left) // _BLOCK * _BLOCK if _by_onednn(left, int8) else len(left)
+    _multiply(left[:whole].t(), right[:whole].t(), out, int8)
+    if rest := len(left) - whole:
+        left, right = (F.pad(rows[whole:], (0, 0, 0, _BLOCK - rest)) for rows in (left, right))
+        out += left.t() @ right
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
