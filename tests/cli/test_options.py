@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import anyformer
 from anyformer.cli.embed import EmbedOptions
-from anyformer.cli.main import COMMANDS
+from anyformer.cli.main import COMMANDS, main
 from anyformer.cli.options import Parser, Positional, parse, without_vs
 from anyformer.errors import UserError
 
@@ -81,6 +81,7 @@ def test_values() -> None:
         ("apple --egs 3", "anyformer bake has no option --egs (did you mean '--eggs'?)."),
         ("apple --zzz=3", "anyformer bake has no option --zzz (anyformer bake --help lists them)."),
         ("apple --egg 3", "anyformer bake has no option --egg (did you mean '--eggs'?)."),
+        ("--kind apple", "anyformer bake takes KIND without --kind: anyformer bake KIND [GUEST ...]"),
         ("apple --eggs many", "--eggs wants a whole number, not 'many'."),
         ("apple --eggs 1e999", "--eggs wants a whole number, not '1e999'."),
         ("apple --sugar-share lots", "--sugar-share wants a number, not 'lots'."),
@@ -92,6 +93,24 @@ def test_mistakes_are_one_sentence(line: str, sentence: str) -> None:
     with pytest.raises(UserError) as error:
         parse(Options, line.split(), "bake")
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("generate --model m x", "MODEL without --model"),
+        ("generate -m m --prompt x", "MODEL without -m"),
+        ("generate m -p x", "PROMPT without -p"),
+        ("embed m --text x", "TEXT without --text"),
+        ("finetune --model-name-or-path m", "MODEL without --model-name-or-path"),
+        ("train --model gpt2-nano", "PRESET without --model"),
+    ],
+)
+def test_arguments_that_other_programs_have_as_options(
+    line: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    assert f"takes {named}: anyformer " in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from anyformer import kernels
 from anyformer.kernels.packed_weight import pack
 from anyformer.kernels.quantization import QUANTIZERS, Quantization
 
-
 SIZES = st.integers(0, 5) | st.sampled_from([63, 64, 65, 128, 150])
 """Rows of a group; oneDNN multiplies blocks of 64."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, ca
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
-from anyformer.errors import UserError, nearest
+from anyformer.errors import UserError, nearest, usual_name
 from anyformer.schema import Rule, Section, as_type, flag, hints
 from anyformer.terminal import write
 
@@ -184,12 +184,21 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{unknown[0]!r} is one argument too many; usage: {self.usage}")
         if unknown:
             option = unknown[0].partition("=")[0]
+            if position := self._position(option):
+                raise UserError(f"{self.prog} takes {position} without {option}: {self.usage}.")
             hint = nearest(option, [name for action in self._actions for name in action.option_strings])
             if not hint.startswith(("did you mean", "that is")):
                 hint = f"{self.prog} --help lists them"
             raise UserError(f"{self.prog} has no option {option} ({hint}).")
         values = vars(space)
         return {name: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for name, v in values.items()}
+
+    def _position(self, option: str) -> str | None:
+        """The positional argument that an unknown option is meant for."""
+        actions = [action for action in self._actions if not action.option_strings]
+        places = {name: str(each.metavar) for each in actions for name in (each.dest, str(each.metavar).lower())}
+        name = option.lstrip("-").lower()
+        return next((places[each] for each in (name, *usual_name(option, [*places])) if each in places), None)
 
     @override
     def format_help(self) -> str:
