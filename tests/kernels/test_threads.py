@@ -78,6 +78,14 @@ def test_threads_that_gain_nothing_by_it_stay(monkeypatch: pytest.MonkeyPatch) -
     assert machine.applied[-1] == 2
 
 
+def test_fewer_threads_that_are_as_fast_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(2)
+    machine.others = 2
+    monkeypatch.setattr(machine, "speed", lambda threads: 50.0 + threads / 2)
+    machine.run(10)
+    assert machine.threads.count == 1
+
+
 def test_a_number_that_somebody_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     machine = Machine(2)

@@ -23,7 +23,7 @@ from anyformer.kernels.cpu.library import Library
 from anyformer.kernels.cpu.structs import address
 from anyformer.kernels.threads import AdaptiveThreads
 from anyformer.model import Transformer
-from anyformer.quantization import bits_of
+from anyformer.quantization import quantized_weights
 
 LIBRARY = Library(
     "decode_step",
@@ -80,7 +80,8 @@ class CompiledDecoder(CompiledLayers):
         )
         self._tables = _PositionTables()
         self._addresses: WeakKeyDictionary[KeyValueCache, tuple[list[Tensor], Any]] = WeakKeyDictionary()
-        self._quantized, self._max_length = bits_of(model) is not None, cache_limit(model)
+        self._quantized = next(quantized_weights(model), None) is not None
+        self._max_length = cache_limit(model)
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def _embedding(self, tokens: TokenEmbedding, decoder: Stack) -> Structure:

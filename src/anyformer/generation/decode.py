@@ -13,7 +13,7 @@ from anyformer.errors import UserError
 from anyformer.generation.beam_search import beam_search_ids
 from anyformer.generation.cached_decoder import CachedDecoder
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import check_nan, evaluating, require_generative
+from anyformer.generation.inference import argmax, check_nan, evaluating, require_generative
 from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors, process
 from anyformer.generation.prompt import Prompt, eos_ids, make_prompt, pad_id
 from anyformer.generation.sampling import Sampler, make_sampler
@@ -133,7 +133,7 @@ def decode(
                     scores = check_nan(logits[:, accepted])
                     scores = process(scores, processors, History(texts[:, :length], padding, length - start))
                     if sampler.greedy:
-                        token = scores.argmax(dim=-1)
+                        token = argmax(scores)
                     elif guess is None:
                         token = sampler(scores)
                     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anyformer.errors import UserError
 from anyformer.generation.cached_decoder import PrefixCache
-from anyformer.generation.inference import cache_is_stale, check_nan, evaluating
+from anyformer.generation.inference import argmax, cache_is_stale, check_nan, evaluating
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.sampling import Sampler, draw
 from anyformer.model import Transformer
@@ -80,7 +80,7 @@ class Speculator:
             while len(ids) < end and not cache_is_stale(draft.model, len(ids)):
                 logits = check_nan(draft.read(ids))
                 if self._sampler.greedy:
-                    ids.append(int(logits.argmax()))
+                    ids.append(int(argmax(logits)))
                 else:
                     logits = self._sampler.filter(logits)
                     probabilities.append(logits.softmax(dim=-1))

@@ -16,7 +16,7 @@ _UNITS = 3
 _BUSY = 0.25
 """Share of the time without a core from which fewer threads are tried; more are tried below it."""
 _GAIN = 1.05
-"""Ratio of two speeds from which another number of threads is kept."""
+"""Ratio of two speeds from which more threads are kept; fewer are, unless they are slower by it."""
 _PATIENCE, _MOST_PATIENCE = 4, 32
 """Windows until another number is tried: after one was kept, and at most; each failure doubles them."""
 
@@ -73,7 +73,7 @@ class AdaptiveThreads:
         self._wait -= 1
         if self._before is not None:
             (threads, before), self._before = self._before, None
-            if speed > _GAIN * before:
+            if speed > (before / _GAIN if self.count < threads else _GAIN * before):
                 self._patience = _PATIENCE
             else:
                 self._patience = min(2 * self._patience, _MOST_PATIENCE)
