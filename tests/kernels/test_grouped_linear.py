@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given
@@ -63,11 +65,12 @@ def test_only_the_gradient_that_is_needed(is_frozen: bool) -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_autocast_multiplies_in_its_dtype_and_weights_keep_theirs() -> None:
-    ends = torch.tensor([300, 300, 900]).int()
-    x, weight = torch.randn(900, 640, requires_grad=True), torch.randn(3 * 512, 640, requires_grad=True)
+@pytest.mark.parametrize("matmul", ["float", "int8"])
+def test_autocast_multiplies_in_its_dtype_and_weights_keep_theirs(matmul: Literal["float", "int8"]) -> None:
+    ends = torch.tensor([300, 300, 323, 900]).int()  # 23 rows are too few to gain by int8
+    x, weight = torch.randn(900, 640, requires_grad=True), torch.randn(4 * 512, 640, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out = kernels.grouped_linear(x, weight, ends)
+        out = kernels.grouped_linear(x, weight, ends, matmul=matmul)
     assert out.dtype == torch.bfloat16
     got = torch.autograd.grad(out.float().square().mean(), (x, weight))
     wanted = torch.autograd.grad(_by_hand(x, weight, ends).square().mean(), (x, weight))

@@ -108,7 +108,7 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
     if _torch_groups(x, matrices):
         return _grouped_mm(x, matrices.to(x.dtype).mT, ends)
     out = x.new_empty(len(x), matrices.shape[1])
-    matrices = matrices.to(x.dtype) if _by_onednn(x, int8) else matrices
+    matrices = matrices if int8 else _for_onednn(matrices, x)
     for group, rows in each_group(ends, len(x)):
         _multiply_rows(x[rows], matrices[group], out[rows], int8)
     return out
@@ -136,7 +136,7 @@ def _grouped_grad(
         return grad_x, _grouped_mm(grad.mT, x, ends).to(weight.dtype).flatten(0, 1)
     grad_x, grad_weight = _like_gradients(grad, x, weight, ends, int8, needed)
     grads = grad_weight.unflatten(0, (len(ends), -1))
-    matrices = matrices.to(x.dtype) if needed[0] and _by_onednn(x, int8) else matrices
+    matrices = _for_onednn(matrices, x) if needed[0] and not int8 else matrices
     for group, rows in each_group(ends, len(x)):
         if needed[0]:
             _multiply_rows(grad[rows], matrices[group].t(), grad_x[rows], int8)
@@ -168,22 +168,29 @@ def _slices(ends: Tensor, count: int) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *last], last, strict=False)]
 
 
-def _by_onednn(x: Tensor, int8: bool) -> bool:
-    """Whether the products of x are those of a library that prepares itself for each size."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not int8 and not products.supports_bf16(x, x.dtype)
+def _supports_onednn(x: Tensor) -> bool:
+    """Whether products in the dtype of x are left to a library that prepares itself for each size."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not products.supports_bf16(x, x.dtype)
+
+
+def _for_onednn(matrices: Tensor, x: Tensor) -> Tensor:
+    """The matrices in the dtype of x, where each would be converted by itself."""
+    return matrices.to(x.dtype) if _supports_onednn(x) else matrices
 
 
 def _multiply_rows(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
     """Write ``left @ right.T``; rows beyond the last whole block are computed with some before them."""
     whole = len(left) // _BLOCK * _BLOCK
-    is_whole = whole in (0, len(left)) or not _by_onednn(left, int8)
+    is_whole = whole in (0, len(left)) or _is_int8(left, right, int8) or not _supports_onednn(left)
     for rows in (slice(None),) if is_whole else (slice(whole), slice(-_BLOCK, None)):
         _multiply(left[rows], right, out[rows], int8)
 
 
 def _sum_products(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
     """Write ``left.T @ right``; rows beyond the last whole block make one with zeros."""
-    whole = len(left) // _BLOCK * _BLOCK if _by_onednn(left, int8) else len(left)
+    whole = len(left)
+    if _supports_onednn(left) and not _is_int8(left.t(), right.t(), int8):
+        whole -= whole % _BLOCK
     _multiply(left[:whole].t(), right[:whole].t(), out, int8)
     if rest := len(left) - whole:
         left, right = (F.pad(rows[whole:], (0, 0, 0, _BLOCK - rest)) for rows in (left, right))
@@ -194,7 +201,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
     """Write ``left @ right.T`` to out, 0 where there is nothing to sum."""
     if not left.numel():
         out.zero_()
-    elif int8 and left.device.type == "cpu" and products.supports_int8() and _int8_is_faster(left, right):
+    elif _is_int8(left, right, int8):
         products.int8_matmul(left, right, out=out)
     elif products.supports_bf16(left, left.dtype):
         # Groups have other sizes in every step, and torch's library prepares itself for each size anew.
@@ -205,8 +212,10 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
         out.copy_(torch.mm(left, right.to(left.dtype).t()))
 
 
-def _int8_is_faster(left: Tensor, right: Tensor) -> bool:
-    return products.int8_is_faster(len(left), *right.shape)
+def _is_int8(left: Tensor, right: Tensor, int8: bool) -> bool:
+    """Whether ``left @ right.T`` is computed in int8, where that was asked for."""
+    is_supported = int8 and left.device.type == "cpu" and products.supports_int8()
+    return is_supported and products.int8_is_faster(len(left), *right.shape)
 
 
 def quantized_grouped_linear(
