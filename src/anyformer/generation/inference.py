@@ -105,7 +105,7 @@ def argmax(logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
     """
     if logits.device.type != "cpu" or logits.dtype == torch.bfloat16:
         return logits.argmax(-1)
-    return torch.as_tensor(logits.numpy().argmax(-1))
+    return torch.as_tensor(logits.detach().numpy().argmax(-1))
 
 
 def check_ids(ids: Tensor, vocab_size: int) -> None:
