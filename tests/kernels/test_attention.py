@@ -46,7 +46,7 @@ def assert_near(found: list[Tensor], exact: list[Tensor], bound: float) -> None:
     queries=st.integers(1, 150),
     keys=st.integers(1, 150),
     head_dim=st.sampled_from([1, 8, 24, 32, 40, 64, 96]),
-    kind=st.sampled_from(["all", "causal", "hidden", "hidden from each", "biased", "biased each"]),
+    kind=st.sampled_from(["all", "causal", "hidden", "hidden from each", "padding", "biased", "biased each"]),
     dropout_p=st.sampled_from([0.0, 0.1, 0.5]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
@@ -69,12 +69,16 @@ def test_equals_the_equation(
     sizes = (queries, heads), (keys, kv_heads), (keys, kv_heads)
     operands = [torch.randn(batch, time, count, head_dim).to(dtype).transpose(1, 2) for time, count in sizes]
     mask = None
-    if "hidden" in kind:
+    grad = torch.randn(batch, heads, queries, head_dim)
+    if kind == "padding":
+        mask = (torch.arange(keys) < torch.randint(1, keys + 1, (batch, 1)))[:, None, None]
+        grad *= (torch.arange(queries) < torch.randint(queries + 1, (batch, 1)))[:, None, :, None]
+    elif "hidden" in kind:
         mask = torch.rand(batch, 1, queries if "each" in kind else 1, keys) < 0.7
         mask[..., 0] = True
     elif "biased" in kind:
         operands.append(torch.randn(batch if "each" in kind else 1, heads, queries, keys))
-    grad, scale = torch.randn(batch, heads, queries, head_dim), 1.3 / math.sqrt(head_dim)
+    scale = 1.3 / math.sqrt(head_dim)
     kept = _kept(batch, heads, queries, keys, dropout_p)
 
     def ours(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -92,6 +96,7 @@ def test_equals_the_equation(
     assert found[0].dtype == alone.dtype == dtype
     wanted = with_gradients(exact, [part.double() for part in operands], grad.to(dtype))
     assert_near([*found, alone], [*wanted, wanted[0]], BOUNDS[dtype])
+    assert not found[1][~grad.any(dim=3)].any()  # not even rounding's
 
 
 @pytest.mark.parametrize("keys", [2, 20, 150])

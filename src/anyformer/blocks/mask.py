@@ -28,7 +28,7 @@ def attention_mask(
         bias: A relative position bias to be added to the scores.
         documents: The document that each key belongs to, whose tokens see no others. Queries and keys are the same.
 
-    Every query sees its own key, even if that is padding: the softmax of nothing would be NaN.
+    A query that would see nothing sees its own key, even if that is padding: the softmax of nothing would be NaN.
     """
     if window is not None and keys.shape[1] <= window:
         window = None
@@ -47,6 +47,7 @@ def attention_mask(
     if documents is not None:
         visible = visible & (documents[:, :, None] == documents[:, None, :])
     if padding_mask is not None:
-        visible = visible & padding_mask[:, None, :] | (distance == 0)
+        visible = visible & padding_mask[:, None, :]
+        visible = visible | (distance == 0) & ~visible.any(dim=-1, keepdim=True)
     visible = visible[:, None]
     return Mask(visible if bias is None else bias.masked_fill(~visible, -torch.inf))

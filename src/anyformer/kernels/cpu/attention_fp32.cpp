@@ -221,7 +221,35 @@ class AttentionKernel {
         return select(score == -INFINITY, FloatVec{}, exp(score - offset));
     }
 
-    void forward_block(const Block& block) const {
+    // Keys up to the last one that the bias leaves to a query of the block: those behind it are padding.
+    int64_t num_seen(const Block& block) const {
+        int64_t seen = block.visible;
+        for (; args.bias.data && seen; seen--) {
+            const float* row = bias_row(args.bias, block, seen - 1);
+            FloatVec largest = broadcast(-INFINITY);
+            for (int64_t q = 0; q < block.count; q += LANES) {
+                const auto is_query = bit_cast<IntVec>(indices) < int32_t(block.count - q);
+                largest = max(largest, select(is_query, load(row + q), broadcast(-INFINITY)));
+            }
+            if (reduce_max(largest) > -INFINITY) break;
+        }
+        return seen;
+    }
+
+    // Queries up to the last one of a block whose output has a gradient: those behind it are padding.
+    int64_t num_used(const Block& block) const {
+        int64_t used = block.count;
+        for (; used; used--) {
+            FloatVec largest{};
+            for (int64_t i = 0; i < depth; i += LANES)
+                largest = max(largest, abs(load(grad_rows + (used - 1) * depth + i)));
+            if (!(reduce_max(largest) == 0.0f)) break;  // NaN, too, is a gradient
+        }
+        return used;
+    }
+
+    void forward_block(Block block) const {
+        block.visible = num_seen(block);
         FloatVec maxima[QUERY_BLOCK / LANES], sums[QUERY_BLOCK / LANES] = {}, factors[QUERY_BLOCK / LANES];
         for (auto& maximum : maxima) maximum = broadcast(-INFINITY);
         for_each_score(block, [&](int64_t t, int64_t v, FloatVec score) {
@@ -246,9 +274,15 @@ class AttentionKernel {
             logsumexp[q] = maxima[q / LANES][q % LANES] + std::log(sums[q / LANES][q % LANES]);
     }
 
-    void backward_block(const Block& block) const {
+    void backward_block(Block block) const {
         load_rows(args.grad_out, block.batch, block.head, block.first, block.count, block.vectors * LANES, 1.0f,
                   grad_rows);
+        const int64_t used = num_used(block);
+        for (int64_t q = used; q < block.count; q++)
+            memset(at<T>(args.grad_query, block.batch, block.head, block.first + q), 0, args.head_dim * sizeof(T));
+        block.count = used;
+        block.vectors = (used + LANES - 1) / LANES;
+        block.visible = num_seen(block);
         transpose_rows(grad_rows, block.vectors, grad_t);
         alignas(64) float logsumexp[QUERY_BLOCK] = {};
         memcpy(logsumexp, args.logsumexp + (block.batch * args.heads + block.head) * args.queries + block.first,
