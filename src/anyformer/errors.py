@@ -113,6 +113,8 @@ def usual_name(name: str, valid: Sequence[str]) -> list[str]:
         return usual or (ours if dot and part in spelling else None)
 
     plain = _plain(name).rpartition(".")[2]
+    if plain in spelling:  # it differs by its capitals alone
+        return []
     listed = next((ours for ours, theirs in names_elsewhere().items() if plain in theirs.split()), "")
     for choice in listed.split(" / "):
         if ours := [each for each in map(spelled, choice.split()) if each is not None]:
