@@ -108,7 +108,7 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor, int8: bool) -> Tensor:
     if _torch_groups(x, matrices):
         return _grouped_mm(x, matrices.to(x.dtype).mT, ends)
     out = x.new_empty(len(x), matrices.shape[1])
-    matrices = matrices if int8 else _for_onednn(matrices, x)
+    matrices = matrices if int8 else _cast_for_onednn(matrices, x)
     for group, rows in each_group(ends, len(x)):
         _multiply_rows(x[rows], matrices[group], out[rows], int8)
     return out
@@ -136,7 +136,7 @@ def _grouped_grad(
         return grad_x, _grouped_mm(grad.mT, x, ends).to(weight.dtype).flatten(0, 1)
     grad_x, grad_weight = _like_gradients(grad, x, weight, ends, int8, needed)
     grads = grad_weight.unflatten(0, (len(ends), -1))
-    matrices = _for_onednn(matrices, x) if needed[0] and not int8 else matrices
+    matrices = _cast_for_onednn(matrices, x) if needed[0] and not int8 else matrices
     for group, rows in each_group(ends, len(x)):
         if needed[0]:
             _multiply_rows(grad[rows], matrices[group].t(), grad_x[rows], int8)
@@ -168,20 +168,20 @@ def _slices(ends: Tensor, count: int) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *last], last, strict=False)]
 
 
-def _supports_onednn(x: Tensor) -> bool:
-    """Whether products in the dtype of x are left to a library that prepares itself for each size."""
+def _uses_onednn(x: Tensor) -> bool:
+    """Whether products in the dtype of x are oneDNN's, and no kernel of this package."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not products.supports_bf16(x, x.dtype)
 
 
-def _for_onednn(matrices: Tensor, x: Tensor) -> Tensor:
-    """The matrices in the dtype of x, where each would be converted by itself."""
-    return matrices.to(x.dtype) if _supports_onednn(x) else matrices
+def _cast_for_onednn(matrices: Tensor, x: Tensor) -> Tensor:
+    """All matrices in the dtype of x at once, for each product would convert its own."""
+    return matrices.to(x.dtype) if _uses_onednn(x) else matrices
 
 
 def _multiply_rows(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
     """Write ``left @ right.T``; rows beyond the last whole block are computed with some before them."""
     whole = len(left) // _BLOCK * _BLOCK
-    is_whole = whole in (0, len(left)) or _is_int8(left, right, int8) or not _supports_onednn(left)
+    is_whole = whole in (0, len(left)) or _is_int8(left, right, int8) or not _uses_onednn(left)
     for rows in (slice(None),) if is_whole else (slice(whole), slice(-_BLOCK, None)):
         _multiply(left[rows], right, out[rows], int8)
 
@@ -189,7 +189,7 @@ def _multiply_rows(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None
 def _sum_products(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
     """Write ``left.T @ right``; rows beyond the last whole block make one with zeros."""
     whole = len(left)
-    if _supports_onednn(left) and not _is_int8(left.t(), right.t(), int8):
+    if _uses_onednn(left) and not _is_int8(left.t(), right.t(), int8):
         whole -= whole % _BLOCK
     _multiply(left[:whole].t(), right[:whole].t(), out, int8)
     if rest := len(left) - whole:
