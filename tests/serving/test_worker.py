@@ -1,5 +1,6 @@
 """Whatever else a server does, a text is the same; and clients may leave at any moment."""
 
+import json
 import re
 import time
 from collections.abc import Generator
@@ -80,3 +81,18 @@ def test_a_client_that_leaves_while_its_prompt_is_read_frees_its_slot(stream: bo
             time.sleep(0.001)
         assert len(read) < left + 5
         assert sum(read) < len(ids)
+
+
+def test_tokens_that_come_fast_share_events_but_the_first_and_the_last_wait_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {"model": "gpt", "prompt": "the cat", "max_tokens": 60, "logprobs": 0, "ignore_eos": True, "temperature": 0}
+    monkeypatch.setattr("anyformer.serving.worker.EVENTS_PER_SECOND", 1e-3)
+    with running(small_models(), slots=2) as (client, _):
+        whole = client.post("/v1/completions", json=body).json()["choices"][0]
+        lines = client.post("/v1/completions", json={**body, "stream": True}).text.split("data: ")[1:-1]
+    events = [json.loads(line)["choices"][0] for line in lines]
+    assert len(events) == 2
+    assert sum(len(event["logprobs"]["tokens"]) for event in events) == 60
+    assert "".join(event["text"] for event in events) == whole["text"]
+    assert events[1]["finish_reason"] == "length"

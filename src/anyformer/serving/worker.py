@@ -4,6 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,9 @@ log = logging.getLogger("anyformer.serving")
 
 RETRY_AFTER = "1"
 """Seconds after which a client that found the queue full may ask again."""
+EVENTS_PER_SECOND = 1000
+"""Events of all texts together: where more tokens come, several share one, as with vLLM's `--stream-interval`. To write
+an event takes a core that the next step waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,11 @@ class Stream:
 
     request: Request
     _waiting: asyncio.Future[None] | None = None
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether its latest token is the first or the last, which no client should wait for."""
+        return len(self.request.tokens) == 1 or self.request.finished
 
     def wake(self) -> None:
         """Let whoever waits for the text look at it."""
@@ -140,6 +149,8 @@ class Worker:
         self._streams: set[Stream] = set()
         self._preparing = 0
         """Texts whose prompts are prepared, before they wait in the engine."""
+        self._notified = 0.0
+        """Seconds, as by `time.monotonic`, when the streams were woken last."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="anyformer-worker", daemon=True)
 
@@ -266,9 +277,17 @@ class Worker:
         except Exception:
             log.exception("a step failed")
             busy = bool(self.engine.running or self.engine.waiting)
-        if self._streams and self._loop is not None:
+        if self._loop is not None and self._is_due(self.engine.waiting):
+            self._notified = time.monotonic()
             self._loop.call_soon_threadsafe(self._notify)
         return busy
+
+    def _is_due(self, waiting: int) -> bool:
+        """Whether the streams are woken; while prompts wait always, since the steps that read them are long."""
+        streams = tuple(self._streams)
+        interval = len(streams) / EVENTS_PER_SECOND
+        is_late = waiting > 0 or time.monotonic() - self._notified >= interval
+        return bool(streams) and (is_late or any(stream.is_urgent for stream in streams))
 
     def _notify(self) -> None:
         for stream in self._streams:
