@@ -21,6 +21,7 @@ from anyformer.generation import cached_decoder, compiled_decoder
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.compiled_decoder import CompiledDecoder
 from anyformer.generation.compiled_layers import UnsupportedModelError
+from anyformer.generation.inference import found_likeliest, likeliest
 from anyformer.kernels.cpu import structs
 from anyformer.model import Transformer
 from anyformer.quantization import quantize
@@ -62,6 +63,7 @@ def compare(model: Transformer, texts: list[list[int]], side: str, tolerance: fl
             ours, theirs = compiled(tokens, caches[0]), eager(tokens, caches[1])
             scale = theirs.abs().max()
             torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
+            assert torch.equal(likeliest(ours), ours.argmax(-1))
             if select and place == 1:
                 kept = torch.randint(len(texts), (len(texts) + 1,), generator=generator)
                 for cache in caches:
@@ -211,6 +213,22 @@ def test_ids_may_have_32_bits() -> None:
     with torch.inference_mode():
         long, short = (step(each, step.model.make_cache(1, 8)) for each in (ids, ids.int()))
     assert torch.equal(long, short)
+
+
+@given(st.sampled_from((1, 3, 9, 16)), st.integers(1, 700), st.integers(0, 2**16))
+@settings(max_examples=15)
+def test_the_first_of_the_largest_logits_is_found_on_the_way(new: int, distinct: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = build(replace(WRITERS["rotary"], vocab_size=700))
+    weight = (model.head.projection or model.token_embedding.table).weight
+    weight.data = weight.data[torch.randint(distinct, (700,))]
+    tokens = torch.randint(700, (2, new))
+    with torch.inference_mode():
+        logits = DecoderStep(model)(tokens, model.make_cache(2, new))
+        assert torch.equal(found_likeliest[logits], logits.argmax(-1))
+        weight.data[(seed := int(torch.randint(1, 700, ()))) :] = torch.nan
+        logits = DecoderStep(model)(tokens.remainder(seed), model.make_cache(2, new))
+        assert (found_likeliest[logits] == -1).all()
 
 
 def test_a_source_is_asked_for() -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from anyformer.generation.inference import evaluating
+from anyformer.generation.inference import evaluating, likeliest
 from tests.generation.models import WRITERS, build
 
 
@@ -28,6 +28,12 @@ def test_the_last_user_puts_a_model_back() -> None:
     assert _modes(model) == {False}
     second.__exit__(None, None, None)
     assert [module.training for module in model.modules()] == before
+
+
+def test_the_likeliest_of_logits_with_nan_is_none() -> None:
+    logits = torch.tensor([[0.0, 2.0, 2.0], [1.0, torch.nan, 3.0], [-torch.inf] * 3])
+    assert likeliest(logits).tolist() == [1, -1, 0]
+    assert likeliest(logits[None].bfloat16()).tolist() == [[1, -1, 0]]
 
 
 def test_a_generator_that_was_left_half_read_does_not_keep_a_model_from_training() -> None:

@@ -275,10 +275,10 @@ class BatchingEngine:
         chunk = prompt.ids[:, cache.length : cache.length + budget]
         source = prompt.source if cache.length == 0 else None
         with self.using([request.adapter]):
-            logits = self._step(chunk, cache, source=source, last_only=True)[:, -1]
+            logits = self._step(chunk, cache, source=source, last_only=True)
         if cache.length == prompt.ids.shape[1]:
             self._waiting.popleft().cache = None
-            error = append_tokens(request, logits, likeliest_tokens(logits))
+            error = append_tokens(request, logits[0], likeliest_tokens(logits)[0])
             if not request.finished:
                 self._cache.put(len(self._running), cache)
                 self._running.append(request)

@@ -17,7 +17,7 @@ from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
 from anyformer.generation.compiled_layers import CompiledLayers, UnsupportedModelError, check_modules
-from anyformer.generation.inference import cache_limit
+from anyformer.generation.inference import cache_limit, found_likeliest
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Library
 from anyformer.kernels.cpu.structs import address
@@ -95,14 +95,14 @@ class CompiledDecoder(CompiledLayers):
 
     def supports(self, tokens: Tensor, cache: KeyValueCache) -> bool:
         """Whether the compiled code can take this step, and is faster."""
-        library: Any = LIBRARY.get()
         if torch.is_grad_enabled() or self.model.training or torch.is_autocast_enabled("cpu"):
             return False
         if not tokens.numel() or not self.adapters.supports(len(tokens)):
             return False
-        is_long = tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized
-        if is_long and not (self.dtype == torch.bfloat16 and library.has_amx()):
-            return False
+        if tokens.numel() > _MAX_FLOAT_ROWS and not self._quantized:
+            library: Any = LIBRARY.get()
+            if self.dtype != torch.bfloat16 or not library.has_amx():
+                return False
         if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
             return False
         layer = cache.layers[0]
@@ -130,6 +130,7 @@ class CompiledDecoder(CompiledLayers):
             source_mask = source_mask.to(torch.uint8).contiguous()
         tokens = tokens.long().contiguous()
         logits = torch.empty(batch, num_logits, self.vocab_size)
+        found_likeliest[logits] = tokens_after = torch.empty(batch, num_logits, dtype=torch.long)
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), threads.count
         library: Any = LIBRARY.get()
@@ -156,6 +157,7 @@ class CompiledDecoder(CompiledLayers):
             logit_rows=address(logit_rows),
             num_logit_rows=batch * num_logits,
             logits=address(logits),
+            likeliest=address(tokens_after),
             workspace=address(self._workspace),
             num_threads=num_threads,
         )

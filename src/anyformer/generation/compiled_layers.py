@@ -105,11 +105,15 @@ class CompiledAdapters:
 
     def supports(self, batch: int) -> bool:
         """Whether compiled code computes all adapters that act on so many sequences."""
+        if not self._layers:
+            return True
         acting = {name for names in acting_adapters(self._names, batch) for name in names}
         return not acting or (acting.isdisjoint(self._foreign) and all(each.enabled for each in self._all))
 
     def of(self, batch: int, new: int) -> tuple[Any, int]:
         """Pointers to the terms of each row, `new` rows a sequence, and the highest rank; None and 0: none acts."""
+        if not self._layers:
+            return None, 0
         terms = [self._together(names) if names else None for names in acting_adapters(self._names, batch)]
         if not any(terms):
             return None, 0
@@ -235,8 +239,8 @@ class CompiledLayers:
         weight = cast("Linear", module).weight
         outputs, inputs = weight.shape
         if isinstance(weight, QuantizedMatrix):
-            self._kept.append(weight.packed_weight)
-            matrix = described(weight.packed_weight)
+            self._kept.append(packed := weight.packed_weight)
+            matrix = described(packed)
         else:
             if weight.dtype not in structs.DTYPES or not weight.is_contiguous():
                 raise UnsupportedModelError("weights of another dtype")

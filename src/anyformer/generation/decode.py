@@ -13,7 +13,7 @@ from anyformer.errors import UserError
 from anyformer.generation.beam_search import beam_search_ids
 from anyformer.generation.cached_decoder import CachedDecoder
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import argmax, check_nan, evaluating, require_generative
+from anyformer.generation.inference import DamagedError, argmax, evaluating, likeliest, require_generative
 from anyformer.generation.logits_processors import History, LogitsProcessor, make_processors, process
 from anyformer.generation.prompt import Prompt, eos_ids, make_prompt, pad_id
 from anyformer.generation.sampling import Sampler, make_sampler
@@ -127,13 +127,18 @@ def decode(
             speculator = None if draft is None else Speculator(model, draft, prompt, sampler)
         guesses, accepted = NO_GUESSES, 0
         while True:
+            best = likeliest(logits)
             for accepted in range(logits.shape[1]):
                 guess = guesses.tokens[accepted] if accepted < len(guesses.tokens) else None
                 with torch.inference_mode():
-                    scores = check_nan(logits[:, accepted])
-                    scores = process(scores, processors, History(texts[:, :length], padding, length - start))
+                    token = best[:, accepted]
+                    if bool((token < 0).any()):
+                        raise DamagedError
+                    scores = process(
+                        logits[:, accepted], processors, History(texts[:, :length], padding, length - start)
+                    )
                     if sampler.greedy:
-                        token = argmax(scores)
+                        token = argmax(scores) if processors else token
                     elif guess is None:
                         token = sampler(scores)
                     else:

@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.errors import UserError, quote
@@ -36,6 +37,8 @@ class _Users:
     count: int = 0
 
 
+found_likeliest: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+"""The `likeliest` tokens of logits whose compiled code has found them on the way."""
 _users: WeakKeyDictionary[Transformer, _Users] = WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -96,6 +99,15 @@ def check_nan(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"
         if math.isnan(float(flat[argmax(flat)])):
             raise DamagedError
     return logits
+
+
+def likeliest(logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
+    """The token with the largest logit of each row; -1 where one is NaN."""
+    found = found_likeliest.get(logits)
+    if found is None:
+        found = argmax(logits)
+        found = found.masked_fill(logits.gather(-1, found[..., None])[..., 0].isnan(), -1)
+    return found
 
 
 def argmax(logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.config import GenerationConfig
-from anyformer.generation.inference import DamagedError, argmax
+from anyformer.generation.inference import DamagedError, argmax, likeliest
 from anyformer.generation.logits_processors import History, LogitsProcessor, process
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.sampling import Sampler, make_sampler
@@ -101,9 +101,9 @@ class Request:
             yield piece
         self._pieces.put(None)  # whoever iterates again, or beside, ends as well
 
-    def append(self, logits: Tensor, likeliest: int) -> None:
-        """Choose the next token by its logits, [1, vocab]."""
-        token, scores = likeliest, logits
+    def append(self, logits: Tensor, largest: int) -> None:
+        """Choose the next token by its logits, [1, vocab], of which that token has the largest."""
+        token, scores = largest, logits
         if self._processors:
             new = torch.tensor([self.tokens], dtype=torch.long, device=logits.device)
             ids = torch.cat((self.prompt.ids, new), dim=1)
@@ -154,24 +154,23 @@ class Request:
 
 
 def likeliest_tokens(logits: Float[Tensor, "*rows vocab"]) -> Any:
-    """The likeliest token of each row, as nested lists; -1 where the model answers with NaN."""
-    best = argmax(logits)
-    values = logits.gather(-1, best[..., None])[..., 0]
-    return cast("Any", best.masked_fill(values.isnan(), -1)).tolist()
+    """The `likeliest` token of each row, as nested lists."""
+    return cast("Any", likeliest(logits)).tolist()
 
 
 def append_tokens(
-    request: Request, logits: Tensor, likeliest: Sequence[int], guesses: Sequence[int] = ()
+    request: Request, logits: Tensor, tokens: Sequence[int], guesses: Sequence[int] = ()
 ) -> Exception | None:
     """Choose the next token of a text, and one more behind each guess that was right.
 
-    `logits` are those behind the latest token and behind each guess, [1 + guesses or more, vocab].
+    `logits` are those behind the latest token and behind each guess, [1 + guesses or more, vocab], `tokens` the
+    likeliest by them.
 
     A text ends if that fails; returns the reason.
     """
     before = len(request.tokens)
     try:
-        for row, best, guess in zip(logits.split(1), likeliest, (*guesses, None), strict=False):
+        for row, best, guess in zip(logits.split(1), tokens, (*guesses, None), strict=False):
             if best < 0:
                 raise DamagedError
             request.append(row, best)

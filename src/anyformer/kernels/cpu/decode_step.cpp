@@ -1,4 +1,5 @@
 // A decoding step: the new tokens of every sequence pass through the whole decoder in one call.
+#include <cmath>
 #include <initializer_list>
 #include <type_traits>
 
@@ -49,9 +50,28 @@ struct Widths {
     }
 };
 
+// The largest of a row's logits.
+struct Largest {
+    float value = -INFINITY;
+    int64_t index = 0;  // of equal ones the first; -1: a logit is NaN
+
+    void add(FloatVec logits, int64_t first, int64_t count) {
+        const IntVec is_less = logits < broadcast(value);  // than NaN none is
+        if (reduce_max(bit_cast<IntVec>(is_less)) < 0) return;
+        float each[LANES];
+        store(each, logits);
+        for (int64_t i = 0; i < count; i++) add({each[i], each[i] == each[i] ? first + i : -1});
+    }
+
+    void add(const Largest& other) {
+        const bool is_larger = other.value > value || (other.value == value && other.index < index);
+        if (index >= 0 && (is_larger || other.index < 0)) *this = other;
+    }
+};
+
 // The layout of the workspace.
 struct Workspace {
-    int64_t inner_size, inputs_size, thread_size, terms_size, rows_size, attention_size;
+    int64_t inner_size, inputs_size, thread_size, terms_size, rows_size, attention_size, largest_size;
     bool single_row, has_integers;
 
     Workspace(const Decoder& decoder, int64_t rows, int64_t max_rank, int64_t max_keys) : single_row(rows == 1) {
@@ -65,11 +85,13 @@ struct Workspace {
                 prefill_size = single_row ? 0 : PrefillAttention<AMX, 1>::size(widths.head);
         attention_size = padded(scores_size > prefill_size ? scores_size : prefill_size);
         terms_size = LowRankTerms::thread_size(rows, max_rank);
+        largest_size = round_up(rows, 4) * int64_t(sizeof(Largest));
     }
     // A x of adapters and the inputs of matrix products (of each thread, if there is a single row); each thread's memory
-    // for unpacked weights, and for adapters; queries, keys and values; each thread's memory for attention.
+    // for unpacked weights, for adapters, and for the largest logits; queries, keys and values; each thread's memory for
+    // attention.
     int64_t workspace_size(int64_t num_threads) const {
-        return inputs_size * (single_row ? num_threads : 1) + num_threads * (thread_size + terms_size) +
+        return inputs_size * (single_row ? num_threads : 1) + num_threads * (thread_size + terms_size + largest_size) +
                (3 * rows_size + num_threads * attention_size) * 4 + 4096;
     }
 };
@@ -89,6 +111,9 @@ class DecodeStep {
         memory += workspace.thread_size * threads.size;
         terms = LowRankTerms(batch, inner, memory + workspace.terms_size * threads.index);
         memory += workspace.terms_size * threads.size;
+        all_largest = reinterpret_cast<Largest*>(memory);
+        largest = all_largest + threads.index * round_up(rows, 4);
+        memory += workspace.largest_size * threads.size;
         auto floats = reinterpret_cast<float*>(memory);
         queries = floats;
         keys = queries + workspace.rows_size;
@@ -113,6 +138,7 @@ class DecodeStep {
     bool single_row, has_integers;
     void *inputs_memory, *thread_memory;
     LowRankTerms terms;
+    Largest *all_largest, *largest;  // of the logits that each thread computes, [threads, rows]; this thread's
     float *queries, *keys, *values, *scratch;
 
     float* residual(int64_t row) const { return batch.hidden_states + row * decoder.d_model; }
@@ -620,6 +646,7 @@ class DecodeStep {
             return static_cast<const float*>(to);
         };
         Inputs x = prepare_inputs(rows, d_model, {&decoder.head}, last);
+        for (int64_t row = 0; row < rows; row++) largest[row] = {};
         parallel_panels(threads, num_panels(decoder.head), rows, [&](int64_t panel, int64_t panels) {
             multiply(decoder.head, panel, panels, x, rows, [&](int64_t row, int64_t first, FloatVec y, int64_t count) {
                 float* to = batch.logits + row * decoder.head.out_features + first;
@@ -628,8 +655,15 @@ class DecodeStep {
                     store(to, y);
                 else
                     store(to, y, count);
+                largest[row].add(y, first, count);
             });
         });
+        if (threads.index > 0) return;
+        for (int64_t row = 0; row < rows; row++) {
+            for (int thread = 1; thread < threads.size; thread++)
+                largest[row].add(all_largest[thread * round_up(batch.rows, 4) + row]);
+            batch.likeliest[row] = largest[row].index;
+        }
     }
 };
 

@@ -127,10 +127,12 @@ def quantized_matmul(
 
 def described(weight: PackedWeight, bias: Float[Tensor, " outputs"] | None = None) -> ctypes.Structure:
     """A matrix for compiled code; whoever uses it keeps the tensors."""
-    sizes = {
-        "out_features": weight.rows,
-        "in_features": weight.columns,
-        "dtype": _DTYPES[weight.bits, weight.minima is None],
-    }
-    tensors = {"weights": weight.integers, "scales": weight.scales, "minima": weight.minima, "bias": bias}
-    return structs.make(structs.Matrix, **tensors, **sizes)
+    return structs.Matrix(
+        weights=structs.address(weight.integers),
+        scales=structs.address(weight.scales),
+        minima=structs.address(weight.minima),
+        bias=structs.address(bias),
+        out_features=weight.rows,
+        in_features=weight.columns,
+        dtype=_DTYPES[weight.bits, weight.minima is None],
+    )

@@ -119,7 +119,8 @@ struct Batch {
     const int64_t* logit_rows;    // [num_logit_rows]: rows to compute logits for, as many of each sequence, ascending;
                                   // not read if these are all rows
     int64_t num_logit_rows;
-    float* logits;  // [num_logit_rows, vocab_size]
+    float* logits;       // [num_logit_rows, vocab_size]
+    int64_t* likeliest;  // [num_logit_rows]: the first token with the largest logit; -1: one is NaN
     void* workspace;
     int64_t num_threads;
 };

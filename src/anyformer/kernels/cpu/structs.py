@@ -32,14 +32,12 @@ def _declared(header: str) -> dict[str, Any]:
 
 
 _DECLARED = _declared((Path(__file__).parent / "structs.h").read_text())
+globals().update(_DECLARED)
 DTYPES: dict[torch.dtype, int] = {torch.float32: _DECLARED["FLOAT32"], torch.bfloat16: _DECLARED["BFLOAT16"]}
 
 
 def __getattr__(name: str) -> Any:
-    try:
-        return _DECLARED[name]
-    except KeyError:
-        raise AttributeError(f"structs.h declares no {name}") from None
+    raise AttributeError(f"structs.h declares no {name}")
 
 
 def make(structure: Any, **fields: Any) -> Structure:
