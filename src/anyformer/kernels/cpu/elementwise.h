@@ -49,6 +49,7 @@ inline FloatVec apply_activation(Activation activation, FloatVec x) {
 
 // The product of a gated feed-forward.
 inline FloatVec apply_gate(const FeedForward& f, FloatVec gate, FloatVec up) {
+    if (f.limit == 0.0 && f.up_offset == 0.0) return up * apply_activation(f.activation, gate);
     if (f.limit > 0.0) {
         const FloatVec limit = broadcast(float(f.limit));  // the first argument, so that NaN propagates
         gate = min(limit, gate), up = max(-limit, min(limit, up));
