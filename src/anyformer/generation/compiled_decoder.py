@@ -130,7 +130,7 @@ class CompiledDecoder(CompiledLayers):
             source_mask = source_mask.to(torch.uint8).contiguous()
         tokens = tokens.long().contiguous()
         logits = torch.empty(batch, num_logits, self.vocab_size)
-        found_likeliest[logits] = tokens_after = torch.empty(batch, num_logits, dtype=torch.long)
+        found_likeliest[logits] = best = torch.empty(batch, num_logits, dtype=torch.long)
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), threads.count
         library: Any = LIBRARY.get()
@@ -157,7 +157,7 @@ class CompiledDecoder(CompiledLayers):
             logit_rows=address(logit_rows),
             num_logit_rows=batch * num_logits,
             logits=address(logits),
-            likeliest=address(tokens_after),
+            likeliest=address(best),
             workspace=address(self._workspace),
             num_threads=num_threads,
         )
