@@ -564,29 +564,33 @@ class DecodeStep {
         }
         const int64_t panels_of_one = num_panels(up[0]), width = padded(up[0].out_features);
         parallel_panels(threads, f.used * panels_of_one, 1, [&](int64_t first, int64_t count) {
-            for (int64_t item = first; item < first + count; item++) {
+            // One matrix after the other: hardware prefetchers follow long streams of weights.
+            for (int64_t item = first, panels; item < first + count; item += panels) {
                 const int64_t i = item / panels_of_one, panel = item % panels_of_one;
-                FloatVec y, gated;
-                multiply_panel(up[i], panel, x, 0, 1, &y);
-                if (f.gate.weights) multiply_panel(gate[i], panel, x, 0, 1, &gated);
-                if (f.up.bias) y += OutputPanel(up[i], panel).bias;
-                if (f.gate.bias) gated += OutputPanel(gate[i], panel).bias;
-                y = f.gate.weights ? apply_gate(f, gated, y) : apply_activation(f.activation, y);
-                store(queries + i * width + panel * LANES, y);
+                panels = min(panels_of_one - panel, first + count - item);
+                float* to = queries + i * width;
+                ::multiply(up[i], panel, panels, x, 1, [&](int64_t, int64_t o, FloatVec y, int64_t) {
+                    store(to + o, f.gate.weights ? y : apply_activation(f.activation, y));
+                });
+                if (f.gate.weights)
+                    ::multiply(gate[i], panel, panels, x, 1, [&](int64_t, int64_t o, FloatVec y, int64_t) {
+                        store(to + o, apply_gate(f, y, load(to + o)));
+                    });
             }
         });
         Inputs inner = prepare_inputs(f.used, f.down.in_features, {&f.down},
                                       [&](int64_t i, float*) { return queries + i * width; });
         parallel_panels(threads, num_panels(down[0]), 1, [&](int64_t first, int64_t count) {
-            for (int64_t panel = first; panel < first + count; panel++) {
-                const OutputPanel part(down[0], panel);
-                FloatVec sum{};
-                for (int64_t i = 0; i < f.used; i++) {
+            FloatVec sums[MAX_PANELS_PER_ITEM] = {};
+            for (int64_t i = 0; i < f.used; i++)
+                for (int64_t panel = 0; panel < count; panel++) {
                     FloatVec y;
-                    multiply_panel(down[i], panel, inner, i, 1, &y);
-                    sum += chosen[i].weight * (y + OutputPanel(down[i], panel).bias);
+                    multiply_panel(down[i], first + panel, inner, i, 1, &y);
+                    sums[panel] += chosen[i].weight * (y + OutputPanel(down[i], first + panel).bias);
                 }
-                add_vector(f.norms, 0, part.first, sum, part.count);
+            for (int64_t panel = 0; panel < count; panel++) {
+                const OutputPanel part(down[0], first + panel);
+                add_vector(f.norms, 0, part.first, sums[panel], part.count);
             }
         });
         finish(f.norms, f.norms.inner.kind != NO_NORM);

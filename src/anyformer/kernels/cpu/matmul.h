@@ -236,13 +236,15 @@ inline void parallel_row_blocks(Threads& threads, int64_t rows, const Body& body
     });
 }
 
+constexpr int64_t MAX_PANELS_PER_ITEM = 16;
+
 // Panels that a thread takes at a time: neighbors, which are contiguous in memory, but few enough that all threads have
 // work. With many rows a single panel takes long, and threads should not wait for the last one.
 inline int64_t panels_per_item(int64_t panels, int64_t rows, int num_threads) {
     if (uses_unpacked_int8(rows) || uses_code_tiles(rows)) return 1;
     if (uses_amx(rows)) return AMX_PANELS;
     int64_t length = panels / (num_threads * 8);
-    length = length < AMX_PANELS ? AMX_PANELS : length > 16 ? 16 : length;
+    length = max(AMX_PANELS, min(length, MAX_PANELS_PER_ITEM));
     return length / AMX_PANELS * AMX_PANELS;
 }
 
