@@ -225,10 +225,13 @@ def test_the_first_of_the_largest_logits_is_found_on_the_way(new: int, distinct:
     tokens = torch.randint(700, (2, new))
     with torch.inference_mode():
         logits = DecoderStep(model)(tokens, model.make_cache(2, new))
-        assert torch.equal(found_likeliest[logits], logits.argmax(-1))
+        assert torch.equal(found_likeliest[logits][0], logits.argmax(-1))
+        assert likeliest(logits) is found_likeliest[logits][0]
+        logits[0, -1, 5] += 1000
+        assert likeliest(logits)[0, -1] == 5
         weight.data[(seed := int(torch.randint(1, 700, ()))) :] = torch.nan
         logits = DecoderStep(model)(tokens.remainder(seed), model.make_cache(2, new))
-        assert (found_likeliest[logits] == -1).all()
+        assert (found_likeliest[logits][0] == -1).all()
 
 
 def test_a_source_is_asked_for() -> None:

@@ -129,8 +129,10 @@ class CompiledDecoder(CompiledLayers):
         if source_mask is not None:
             source_mask = source_mask.to(torch.uint8).contiguous()
         tokens = tokens.long().contiguous()
-        logits = torch.empty(batch, num_logits, self.vocab_size)
-        found_likeliest[logits] = best = torch.empty(batch, num_logits, dtype=torch.long)
+        with torch.inference_mode(False):  # those of inference mode count no changes
+            logits = torch.empty(batch, num_logits, self.vocab_size)
+        best = torch.empty(batch, num_logits, dtype=torch.long)
+        found_likeliest[logits] = best, logits._version
         source_length = 0 if layer.cross is None else layer.cross.keys.shape[2]
         max_keys, num_threads = max(cache.length, source_length), threads.count
         library: Any = LIBRARY.get()

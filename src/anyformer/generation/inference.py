@@ -37,8 +37,8 @@ class _Users:
     count: int = 0
 
 
-found_likeliest: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-"""The `likeliest` tokens of logits whose compiled code has found them on the way."""
+found_likeliest: MutableMapping[Tensor, tuple[Tensor, int]] = WeakIdKeyDictionary()
+"""The `likeliest` tokens of logits whose compiled code has found them on the way, and the version of these logits."""
 _users: WeakKeyDictionary[Transformer, _Users] = WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -104,10 +104,10 @@ def check_nan(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"
 def likeliest(logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
     """The token with the largest logit of each row; -1 where one is NaN."""
     found = found_likeliest.get(logits)
-    if found is None:
-        found = argmax(logits)
-        found = found.masked_fill(logits.gather(-1, found[..., None])[..., 0].isnan(), -1)
-    return found
+    if found is not None and found[1] == logits._version:  # nobody has changed them
+        return found[0]
+    best = argmax(logits)
+    return best.masked_fill(logits.gather(-1, best[..., None])[..., 0].isnan(), -1)
 
 
 def argmax(logits: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
