@@ -32,7 +32,7 @@ def _declared(header: str) -> dict[str, Any]:
 
 
 _DECLARED = _declared((Path(__file__).parent / "structs.h").read_text())
-globals().update(_DECLARED)
+globals().update(_DECLARED)  # hundreds of them are made for a model, and `__getattr__` would be called for each
 DTYPES: dict[torch.dtype, int] = {torch.float32: _DECLARED["FLOAT32"], torch.bfloat16: _DECLARED["BFLOAT16"]}
 
 
