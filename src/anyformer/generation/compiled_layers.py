@@ -35,6 +35,7 @@ from anyformer.blocks.position import (
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
 from anyformer.config import ModelConfig
+from anyformer.generation.inference import modules_of
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.matmul import described
@@ -156,7 +157,7 @@ class CompiledLayers:
     def __init__(self, model: Transformer, stack: Stack) -> None:
         if type(model) is not Transformer or type(stack) is not Stack or type(stack.position) not in _POSITIONS:
             raise UnsupportedModelError("a custom class")
-        check_modules([model, model.token_embedding, *stack.modules()])
+        check_modules([model, model.token_embedding, *modules_of(stack)])
         _check_fields(model.config)
         self._kept: list[Any] = []
         self.adapters = CompiledAdapters()

@@ -24,6 +24,8 @@ def rms_norm(
         x = input if input.dtype in structs.DTYPES else input.float()
         out, _ = forward(x.contiguous(), weight.float(), eps)
         return out.to(input.dtype)
+    if input.dtype == weight.dtype:
+        return F.rms_norm(input, weight.shape, weight, eps)
     # Heads of queries and keys can have a lower precision than the weight; torch is slow at such a mixture, and warns.
     dtype = torch.promote_types(input.dtype, weight.dtype)
     return F.rms_norm(input.to(dtype), weight.shape, weight.to(dtype), eps).to(input.dtype)

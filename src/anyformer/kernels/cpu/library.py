@@ -162,7 +162,7 @@ class Kernel(Library):
 
         Without a dtype to compute in, it is autocast's, or that of x.
         """
-        is_bf16 = x.device.type == "cpu" and (dtype or matmul_dtype(x)) == torch.bfloat16
+        is_bf16 = x.is_cpu and (dtype or matmul_dtype(x)) == torch.bfloat16
         return is_bf16 and _has_avx512_bf16() and self.supported()
 
     def run(self, **arguments: Tensor | float | None) -> None:
