@@ -134,7 +134,7 @@ class Server:
             self.metrics.finished(served.name, streams, time.perf_counter() - began)
 
 
-def _server_of(request: Request) -> Server:
+async def _server_of(request: Request) -> Server:  # any other function would wait for a thread
     return request.app.state.server
 
 
