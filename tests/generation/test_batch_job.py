@@ -285,7 +285,8 @@ def test_bad_prompts_are_named(
 def test_flags_that_do_not_go_together(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = str(_write(tmp_path / "p.txt", PROMPTS)), str(tmp_path / "a.jsonl")
     assert "belong together" in _refused(capsys, str(gpt), "--file", file)
-    assert "belong together" in _refused(capsys, str(gpt), "x", "--out", out)
+    for flag in ("--out", "-o", "--output"):  # the latter are what other commands call it
+        assert "belong together" in _refused(capsys, str(gpt), "x", flag, out)
     assert "not both" in _refused(capsys, str(gpt), "x", "--file", file, "--out", out)
     assert "single prompt" in _refused(capsys, str(gpt), "--file", file, "--out", out, "--n-best", "2", "--beams", "2")
     assert "--batch-size" in _refused(capsys, str(gpt), "--file", file, "--out", out, "--batch-size", "0")

@@ -39,7 +39,7 @@ class CompareOptions(Request):
     """Processes that share the work."""
     scheduler: Annotated[str | None, "ADDRESS"] = None
     """Give the work to the workers of a dask scheduler, such as tcp://node0:8786, in the place of processes here."""
-    out: Annotated[Path | None, "FOLDER"] = None
+    out: Annotated[Path | None, "FOLDER", "-o", "--output"] = None
     """Where to keep it (default: a folder in comparisons/, the same for the same command)."""
 
 

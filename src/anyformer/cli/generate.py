@@ -68,7 +68,7 @@ class _FileOptions:
 
     file: Path | None = None
     """Answer all prompts of this file instead: one a line, or a field of a .jsonl, .csv, .tsv or .parquet."""
-    out: Path | None = None
+    out: Annotated[Path | None, "-o", "--output"] = None
     """Where the answers to --file go, one JSON object a line. Started again, the command goes on with what is there."""
     field: str = "prompt"
     """The field of --file's records that holds the prompt."""
