@@ -41,6 +41,7 @@ def weights(runs: Path) -> dict[str, torch.Tensor]:
 def test_killed_twenty_times(tmp_path: Path, flags: list[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question\n" * 200)
+    flags = [*flags, "--steps", "1500", "--save-every", "20"]  # more than twenty kills leave time for
     subprocess.run(command(text, tmp_path / "calm", *flags), check=True, capture_output=True)
     chance, kills = random.Random(0), 0
     with subprocess.Popen(command(text, tmp_path / "killed", *flags, "--restarts", "20", "--name", "run")) as process:
@@ -52,7 +53,7 @@ def test_killed_twenty_times(tmp_path: Path, flags: list[str]) -> None:
                 chance.choice(children).kill()
                 kills += 1
         assert process.wait() == 0
-    assert kills > 2
+    assert kills == 20
     calm, killed = weights(tmp_path / "calm"), weights(tmp_path / "killed")
     assert calm.keys() == killed.keys()
     assert all(torch.equal(calm[name], killed[name]) for name in calm)
