@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +31,7 @@ def _flops(config: ModelConfig) -> float:
 
 @pytest.mark.parametrize("measure", ["parameters", "flops"])
 @given(names=st.lists(st.sampled_from(FAMILIES), min_size=2, max_size=6, unique=True))
+@example(names=["falcon", "deepseek_v3"])  # whose narrowest is larger than a falcon of this depth
 @settings(max_examples=10)
 def test_families_are_matched(measure: str, names: list[str]) -> None:
     size = parameters_outside_embeddings if measure == "parameters" else _flops

@@ -128,19 +128,31 @@ def _attention(attention: AttentionConfig, heads: int, d_model: int) -> Attentio
 
 
 def matched(models: Sequence[ComparedModel], size: Size, what: str) -> list[ComparedModel]:
-    """Models of the same size, within 5%: that of the first one that is compared as it is, or else of the first one
-    whose layers share no weights.
+    """Models of the same size: that of the first one that is compared as it is, within 5%, or else of the first one
+    that all others can have within 1%, preferably one whose layers share no weights.
 
     Raises:
         UserError: one can't be matched; `what` is the size's name, for people.
     """
-    like = min(models, key=lambda model: (not _is_fixed(model), model.config.distinct_layers is not None))
-    target = size(like.config)
-    return [model if model is like else _matched(model, like, target, size, what) for model in models]
+    first, *others = sorted(models, key=lambda model: (not _is_fixed(model), model.config.distinct_layers is not None))
+    likes = [first] if _is_fixed(first) else [first, *others]
+    made, refused = list[list[ComparedModel]](), list[UserError]()
+    for like in likes:
+        try:
+            made.append([model if model is like else _matched(model, like, size, what) for model in models])
+        except UserError as error:
+            refused.append(error)
+            continue
+        sizes = [size(model.config) for model in made[-1]]
+        if max(sizes) < 1.01 * min(sizes):
+            return made[-1]
+    if not made:
+        raise refused[0]
+    return made[0]
 
 
-def _matched(model: ComparedModel, like: ComparedModel, target: float, size: Size, what: str) -> ComparedModel:
-    own = size(model.config)
+def _matched(model: ComparedModel, like: ComparedModel, size: Size, what: str) -> ComparedModel:
+    own, target = size(model.config), size(like.config)
     if abs(own / target - 1) <= (TOLERANCE if _is_fixed(model) else 0.001):
         return model
     if _is_fixed(model):
