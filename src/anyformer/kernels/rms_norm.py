@@ -24,11 +24,12 @@ def rms_norm(
         x = input if input.dtype in structs.DTYPES else input.float()
         out, _ = forward(x.contiguous(), weight.float(), eps)
         return out.to(input.dtype)
-    if input.dtype == weight.dtype:
-        return F.rms_norm(input, weight.shape, weight, eps)
-    # Heads of queries and keys can have a lower precision than the weight; torch is slow at such a mixture, and warns.
-    dtype = torch.promote_types(input.dtype, weight.dtype)
-    return F.rms_norm(input.to(dtype), weight.shape, weight.to(dtype), eps).to(input.dtype)
+    x = input
+    if x.dtype != weight.dtype:
+        # Heads of queries and keys can have a lower precision than the weight; torch is slow at a mixture, and warns.
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        x, weight = x.to(dtype), weight.to(dtype)
+    return F.rms_norm(x, weight.shape, weight, eps).to(input.dtype)
 
 
 @operation("rms_norm")

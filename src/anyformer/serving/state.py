@@ -134,7 +134,7 @@ class Server:
             self.metrics.finished(served.name, streams, time.perf_counter() - began)
 
 
-async def _server_of(request: Request) -> Server:  # any other function would wait for a thread
+async def _server_of(request: Request) -> Server:  # FastAPI takes a thread for others
     return request.app.state.server
 
 
