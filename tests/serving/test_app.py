@@ -256,14 +256,48 @@ def test_a_full_queue_is_429(served: Running) -> None:
     ]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(answers) == 4)
-    goes_on.set()
-    for thread in threads:
-        thread.join(60)
+    try:
+        wait_until(lambda: len(answers) >= 4)
+    finally:
+        goes_on.set()
+        for thread in threads:
+            thread.join(60)
     # Four texts have slots, and four may wait.
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
     assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
     wait_until(lambda: worker.streams == 0)
+
+
+def test_a_text_counts_once_while_it_is_prepared(served: Running) -> None:
+    client, server = served
+    worker = server.models["gpt"].worker
+    engine = worker.engine
+    assert engine is not None
+    submit, goes_on = engine.submit, threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        request = submit(*arguments, **options)
+        if engine.waiting % 4 == 0:
+            goes_on.wait(60)  # it is in the engine, and the event loop doesn't know yet
+        return request
+
+    body = {"model": "gpt", "prompt": "the", "max_tokens": 2, "n": 4}
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(client.post("/v1/completions", json=body))) for _ in range(2)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "submit", slow)
+        worker._jobs.put(lambda: goes_on.wait(60) and None)  # no text gets a slot before both have come
+        try:
+            for number, thread in enumerate(threads, start=1):
+                thread.start()
+                wait_until(lambda number=number: answers or engine.waiting == 4 * number)
+        finally:
+            goes_on.set()
+            for thread in threads:
+                thread.join(60)
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 def test_strangers_stay_out() -> None:

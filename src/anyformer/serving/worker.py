@@ -187,45 +187,48 @@ class Worker:
         """
         engine = self.engine
         assert engine is not None
-        ahead = engine.waiting + self._preparing
-        if ahead + len(configs) > self._most_waiting + max(0, engine.slots - engine.running):
+        texts = self._preparing + sum(not stream.request.finished for stream in self._streams)
+        if texts + len(configs) > engine.slots + self._most_waiting:
             raise ApiError(
                 429, "The server is busy: too many texts wait already.", headers={"Retry-After": RETRY_AFTER}
             )
+
+        def prepare() -> list[Request]:
+            return [
+                engine.submit(
+                    prompt,
+                    each,
+                    logprobs=logprobs,
+                    also_eos=also_eos,
+                    constraint=None if constrain is None else constrain(),
+                    skip_special=skip_special,
+                    adapter=adapter,
+                )
+                for each in configs
+            ]
+
         self._preparing += len(configs)
-        submitting = asyncio.ensure_future(
-            asyncio.to_thread(
-                lambda: [
-                    engine.submit(
-                        prompt,
-                        each,
-                        logprobs=logprobs,
-                        also_eos=also_eos,
-                        constraint=None if constrain is None else constrain(),
-                        skip_special=skip_special,
-                        adapter=adapter,
-                    )
-                    for each in configs
-                ]
-            )
-        )
-        submitting.add_done_callback(lambda _: self._prepared(len(configs)))
+        submitting = asyncio.ensure_future(self._admit(prepare, len(configs)))
         try:
-            requests = await asyncio.shield(submitting)
+            return await asyncio.shield(submitting)
         except asyncio.CancelledError:  # the client left while its prompt was prepared
             submitting.add_done_callback(self._abandon)
             raise
+
+    async def _admit(self, prepare: Callable[[], list[Request]], texts: int) -> list[Stream]:
+        """Prepare the prompts of texts in another thread; at every moment, each text is counted once."""
+        try:
+            requests = await asyncio.to_thread(prepare)
+        finally:
+            self._preparing -= texts
         streams = [Stream(request) for request in requests]
         self._streams.update(streams)
         self._jobs.put(lambda: None)  # wakes the thread
         return streams
 
-    def _prepared(self, texts: int) -> None:
-        self._preparing -= texts
-
-    def _abandon(self, submitting: asyncio.Future[list[Request]]) -> None:
+    def _abandon(self, submitting: asyncio.Future[list[Stream]]) -> None:
         if not submitting.cancelled() and submitting.exception() is None:
-            self.release([Stream(request) for request in submitting.result()])
+            self.release(submitting.result())
 
     def release(self, streams: Sequence[Stream]) -> None:
         """Forget texts; those that are not over are cancelled before the next step, and their slots are free."""
