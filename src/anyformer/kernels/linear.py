@@ -173,20 +173,17 @@ def int8_linear(
 @operation("int8_linear")
 def int8_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` in the dtype of x."""
-    # torch.compile asks what it is given for its gradient, and x, which is no leaf, would warn of that.
-    return _int8_matmul(x.detach(), weight.detach(), None if bias is None else bias.detach(), x.dtype)
+    return _int8_matmul(x, weight, bias, x.dtype)
 
 
 @operation("int8_linear_grad")
 def int8_gradients(grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias; those that aren't needed are empty."""
-    grad, x, weight = grad.contiguous(), x.detach(), weight.detach()
-    grad_x, grad_weight = grad.new_empty(0), grad.new_empty(0)
+    grad = grad.contiguous()
+    grad_x = _int8_matmul(grad, weight.t(), None, grad.dtype) if needed[0] else grad.new_empty(0)
     row_sums = grad.new_empty(grad.shape[1], dtype=torch.float32) if needed[2] else None
-    if needed[0]:
-        grad_x = _int8_matmul(grad, weight.t(), None, grad.dtype)
-    if needed[1] or needed[2]:
-        grad_weight = _int8_matmul(grad.t(), x.t(), None, weight.dtype, row_sums)
+    wants_weight = needed[1] or needed[2]
+    grad_weight = _int8_matmul(grad.t(), x.t(), None, weight.dtype, row_sums) if wants_weight else grad.new_empty(0)
     return grad_x, grad_weight, grad.new_empty(0) if row_sums is None else row_sums.to(weight.dtype)
 
 
@@ -202,7 +199,8 @@ def _int8_matmul(
     """
     if not products.supports_int8():
         function = _int8_reference if isinstance(left, FakeTensor) else _compiled_int8_reference()
-        return function(left, right, bias, dtype, row_sums)
+        # torch.compile asks what it is given for its gradient, and what is no leaf would warn of that.
+        return function(left.detach(), right.detach(), None if bias is None else bias.detach(), dtype, row_sums)
     out = torch.empty(len(left), len(right), dtype=dtype)
     return products.int8_matmul(left, right, bias, out=out, sums=row_sums)
 

@@ -52,21 +52,21 @@ class Operation(Generic[P, R]):
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             kept = saved(inputs, outputs, ctx.needs_input_grad)
-            ctx.save_for_backward(*(part if isinstance(part, Tensor) else None for part in kept))
+            ctx.save_for_backward(*[part if isinstance(part, Tensor) else None for part in kept])
             ctx.constants = [None if isinstance(part, Tensor) else part for part in kept]
             ctx.set_materialize_grads(False)
 
         def gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
             kept = zip(ctx.saved_tensors, ctx.constants, strict=True)
-            grads = backward(grad, *(constant if tensor is None else tensor for tensor, constant in kept))
+            grads = backward(grad, *[constant if tensor is None else tensor for tensor, constant in kept])
             grads = grads if isinstance(grads, tuple) else (grads,)
-            return tuple(part if is_needed else None for part, is_needed in zip_longest(grads, ctx.needs_input_grad))
+            return tuple([part if is_needed else None for part, is_needed in zip_longest(grads, ctx.needs_input_grad)])
 
         self._registered.register_autograd(gradients, setup_context=setup_context)
 
         # An autograd.Function with a setup_context of its own inspects its signature at each call.
         def forward(ctx: Any, *args: Any) -> Any:
-            output = self._call(*args)
+            output: Any = self.function(*args)  # pyright: ignore[reportCallIssue]
             setup_context(ctx, args, output)
             return output
 

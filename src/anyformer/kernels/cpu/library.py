@@ -170,9 +170,9 @@ class Kernel(Library):
 
         On tensors without memory nothing is done, unless it is `intercepted`.
         """
-        if not is_intercepted() and any(isinstance(value, FakeTensor) for value in arguments.values()):
+        if not is_intercepted() and FakeTensor in map(type, arguments.values()):
             return
-        library: Any = self.get()
+        library: Any = self._loaded or self.get()
         struct = structs.make(self._arguments, num_threads=torch.get_num_threads(), **arguments)
         workspace = torch.empty(library.workspace_size(ctypes.addressof(struct)), dtype=torch.uint8)
         if not was_intercepted(self.name, arguments):

@@ -81,8 +81,7 @@ def multiply(
         stochastic: `INT8` rounds numbers of left up or down by chance, the nearer the likelier, so that those of less
             than half of a step count in the mean (Gupta et al. 2015, section 3). Chance depends on the numbers alone.
     """
-    left, right = (side if side.dtype in structs.DTYPES else side.float() for side in (left, right))
-    left, right = (side if 1 in side.stride() else side.contiguous() for side in (left, right))
+    left, right = _readable(left), _readable(right)
     kernel.run(
         left=left,
         right=right,
@@ -97,6 +96,12 @@ def multiply(
         stochastic_rounding=stochastic,
     )
     return out
+
+
+def _readable(side: Tensor) -> Tensor:
+    if side.dtype not in structs.DTYPES:
+        side = side.float()
+    return side if 1 in side.stride() else side.contiguous()
 
 
 bf16_matmul, int8_matmul = partial(multiply, BF16), partial(multiply, INT8)

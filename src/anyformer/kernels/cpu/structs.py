@@ -44,10 +44,8 @@ def make(structure: Any, **fields: Any) -> Structure:
     """A structure with these fields, null where they are None; whoever uses it keeps the tensors that it points to."""
     made = structure()
     for name, value in fields.items():
-        if isinstance(value, Tensor):
-            setattr(made, name, _field(value, structure.types[name]))
-        elif value is not None:
-            setattr(made, name, value)
+        if value is not None:
+            setattr(made, name, _CONVERTERS[structure.types[name]](value) if isinstance(value, Tensor) else value)
     return made
 
 
@@ -61,10 +59,14 @@ def view(tensor: Tensor) -> Structure:
     return _DECLARED["TensorView"](address(tensor), *tensor.stride()[:3])
 
 
-def _field(tensor: Tensor, kind: Any) -> Any:
-    if kind is c_void_p:
-        return address(tensor)
-    if kind is _DECLARED["TensorView"]:
-        return view(tensor)
-    transposed = tensor.stride(1) != 1  # a MatmulOperand
-    return kind(address(tensor), DTYPES[tensor.dtype], tensor.stride(int(transposed)), transposed)
+def operand(tensor: Tensor) -> Structure:
+    """A matrix, as it is or transposed."""
+    rows, columns = tensor.stride()
+    transposed = columns != 1
+    return _DECLARED["MatmulOperand"](
+        address(tensor), DTYPES[tensor.dtype], columns if transposed else rows, transposed
+    )
+
+
+_CONVERTERS: dict[Any, Any] = {c_void_p: address, _DECLARED["TensorView"]: view, _DECLARED["MatmulOperand"]: operand}
+"""The functions that describe a tensor, by the type of the field."""
