@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -12,10 +13,12 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from anyformer.generation.request import Finish, TokenLogprob
-from anyformer.serving.errors import ApiError
+from anyformer.serving.errors import ApiError, crashed
 from anyformer.serving.state import ClientLeftError
 from anyformer.serving.token_text import TokenText
 from anyformer.serving.worker import Delta, Stream
+
+log = logging.getLogger("anyformer.serving")
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """Answers of an endpoint that streams where it is asked to, in OpenAI's words."""
@@ -103,6 +106,9 @@ class EventStream(Response):
             await write(self._failed(error))
         except ClientLeftError:
             return
+        except Exception:
+            log.exception("a stream failed")
+            await write(self._failed(crashed()))
         await write(b"", more=False)
 
 

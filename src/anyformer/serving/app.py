@@ -56,7 +56,8 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
 
 async def _api_error(request: Request, error: Any) -> Response:
-    return JsonAnswer(error.body, error.status, headers=error.headers)
+    is_anthropic = request.url.path.startswith("/v1/messages")
+    return JsonAnswer(error.anthropic_body if is_anthropic else error.body, error.status, headers=error.headers)
 
 
 async def _user_error(request: Request, error: Any) -> Response:

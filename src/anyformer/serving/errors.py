@@ -19,6 +19,13 @@ _TYPES = {
     503: ("server_error", "shutting_down"),
     504: ("server_error", "timeout"),
 }
+_ANTHROPIC_TYPES = {
+    404: "not_found_error",
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
@@ -47,6 +54,13 @@ class ApiError(Exception):
         """The JSON of the answer."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"type": "error", "error": error}  # the outer type is Anthropic's
+
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The JSON of an answer in Anthropic's types."""
+        body = self.body
+        body["error"]["type"] = _ANTHROPIC_TYPES.get(self.status, self.type)
+        return body
 
 
 @contextmanager

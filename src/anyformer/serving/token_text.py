@@ -25,7 +25,8 @@ class TokenText:
         self._pieces = decoder.get("prefix", "##") if "WordPiece" in kinds else None
         self.is_exact = kinds <= _EXACT
         """Whether the text of several tokens is their bytes one after the other, but for a space before the first."""
-        self._special = {tokenizer.token(token) or "": token for token in tokenizer.special_ids}
+        self._special_ids = tokenizer.special_ids
+        self._special = {tokenizer.token(token) or "": token for token in self._special_ids}
 
     @cached_property
     def space(self) -> int | None:
@@ -60,6 +61,12 @@ class TokenText:
         if self._pieces is not None:
             return (spelled.removeprefix(self._pieces) if spelled.startswith(self._pieces) else f" {spelled}").encode()
         return spelled.encode()
+
+    def length(self, token: int) -> int:
+        """The number of characters that begin in a token; a special one is no part of a text."""
+        if token in self._special_ids:
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in self.bytes(token))  # UTF-8's continuations begin with the bits 10
 
     def text(self, token: int) -> str:
         """The text of a token; one that is a part of a character is spelled out, as OpenAI does."""

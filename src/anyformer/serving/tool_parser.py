@@ -138,7 +138,7 @@ class ToolParser:
         if not trigger:
             return self._alone(over)
         at = buffer.find(trigger)
-        held = 0 if over else begun(buffer, (trigger,))
+        held = 0 if over and not self.calls else begun(buffer, (trigger,))
         text = buffer[: at if at >= 0 else len(buffer) - held]
         if at >= 0 or not over or (self.calls and not text.strip()):
             text = text.rstrip()  # space before or behind a call is no part of the text
@@ -180,6 +180,9 @@ class ToolParser:
             return [*self._begin(found[0]), Arguments(self.calls - 1, found[1])]
         elif not over and whole is None and len(behind) <= LONGEST_HEAD:
             return None
+        if over and self.calls and whole is None and behind.lstrip()[:1] in ("", "{", "[", "<"):
+            self._buffer = ""  # the beginning of a further call, which was cut off
+            return []
         # It is no call: all of it is text, and so is what follows.
         self._buffer, self._state = rest, self._in_plain_text
         return []

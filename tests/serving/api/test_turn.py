@@ -30,6 +30,7 @@ WEATHER: dict[str, Any] = {
 }
 ROME = {"city": "Rome"}
 TOOLS = [{"type": "function", "function": WEATHER}]
+RESPONSES_TOOL = {"type": "function", **WEATHER}
 ANTHROPIC_TOOL = {"name": "weather", "description": "d", "input_schema": WEATHER["parameters"]}
 CALL = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
@@ -280,6 +281,7 @@ REFUSED = [
     ("messages", MESSAGES, "tool_choice", {"type": "tool"}, "tool_choice"),
     ("messages", MESSAGES, "messages", said("a", "assistant"), "messages"),
     ("messages", MESSAGES, "messages", said([{"type": "text", "text": "a", "b": 1}]), "messages.0.content.0.b"),
+    ("completions", {"model": "gpt", "prompt": "a"}, "best_of", 2, "best_of"),
     ("responses", RESPONSES, "frobnicate", 1, "frobnicate"),
     ("responses", RESPONSES, "previous_response_id", "resp_1", "previous_response_id"),
     ("responses", RESPONSES, "store", True, "store"),
@@ -301,15 +303,24 @@ def test_refused_by_name(clients: Clients, path: str, body: dict[str, Any], name
 
 
 STREAMED = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+PARSED = {**STREAMED, "function": {**STREAMED["function"], "parsed_arguments": {}}}
 TAKEN = [
     ("chat/completions", CHAT, {"reasoning_effort": None, "audio": None, "functions": None, "top_k": -1}),
     ("chat/completions", CHAT, {"service_tier": "auto", "modalities": ["text"], "verbosity": None}),
+    ("chat/completions", CHAT, {"verbosity": "medium", "reasoning_effort": "none", "top_p": 0, "ignore_eos": None}),
+    ("chat/completions", CHAT, {"chat_template_kwargs": {}, "min_tokens": 0, "cache_prompt": True}),
+    ("chat/completions", CHAT, {"stream": True, "stream_options": {"include_usage": None}}),
+    ("chat/completions", CHAT, {"messages": said("{}", "assistant", parsed={}, tool_calls=[PARSED])}),
     ("chat/completions", CHAT, {"safety_identifier": "a", "prompt_cache_key": "b", "prompt_cache_retention": "24h"}),
     ("chat/completions", CHAT, {"messages": said("a", "developer", files=None)}),
     ("chat/completions", CHAT, {"messages": said(None, "assistant", tool_calls=[STREAMED])}),
     ("completions", {"model": "gpt", "prompt": "a"}, {"best_of": 1, "suffix": None}),
+    ("completions", {"model": "gpt", "prompt": "a"}, {"best_of": 2, "n": 2, "suffix": "", "echo": None}),
     ("messages", MESSAGES, {"thinking": {"type": "adaptive"}, "container": None}),
+    ("messages", MESSAGES, {"thinking": {"type": "adaptive", "display": "omitted"}, "cache_control": {"type": "a"}}),
     ("responses", RESPONSES, {"reasoning": None, "previous_response_id": None, "prompt_cache_retention": "24h"}),
+    ("responses", RESPONSES, {"reasoning": {"effort": None}, "top_logprobs": 0, "text": {"verbosity": "medium"}}),
+    ("responses", RESPONSES, {"include": ["reasoning.encrypted_content"]}),
     ("embeddings", RESPONSES, {"encoding_format": None}),
 ]
 
@@ -321,6 +332,47 @@ def test_fields_that_change_nothing_are_taken(
     limit = {"chat/completions": {"max_tokens": 3}, "responses": {"max_output_tokens": 3}}.get(path, {})
     answer = post(clients, f"/v1/{path}", **{**body, **limit, **more})
     assert answer.status_code == 200, answer.text
+
+
+def test_a_call_that_was_cut_is_no_call(clients: Clients) -> None:
+    with saying(clients[2], CALL[: CALL.index('me"}')]):
+        (choice,) = clients[0].chat.completions.create(**USER, tools=TOOLS, temperature=0).choices
+        told = clients[1].messages.create(**USER, max_tokens=200, tools=[ANTHROPIC_TOOL])
+        answered = clients[0].responses.create(model="gpt", input="a", tools=[RESPONSES_TOOL], temperature=0)
+    assert choice.finish_reason == "stop"
+    assert told.stop_reason == "end_turn"
+    assert (answered.status, [item.status for item in answered.output]) == ("incomplete", ["completed", "incomplete"])
+    with saying(clients[2], CALL):
+        told = clients[1].messages.create(**USER, max_tokens=200, tools=[ANTHROPIC_TOOL], stop_sequences=["ome"])
+    assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", "ome")
+
+
+@pytest.mark.parametrize("begun", ["\n<tool_ca", '\n<tool_call>\n{"na'])
+def test_the_beginning_of_a_further_call_is_no_text(clients: Clients, begun: str) -> None:
+    with saying(clients[2], CALL + begun):
+        (choice,) = clients[0].chat.completions.create(**USER, tools=TOOLS, temperature=0).choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+
+
+def test_offsets_are_places_in_the_text(clients: Clients) -> None:
+    text = "h\u00e9\u4e2d cat"
+    with saying(clients[2], text):
+        ask: Any = {"model": "gpt", "prompt": "\u00e9a", "max_tokens": 30, "logprobs": 0, "temperature": 0}
+        (whole,) = clients[0].completions.create(**ask, echo=True).choices
+        chunks = [chunk.choices[0] for chunk in clients[0].completions.create(**ask, echo=True, stream=True)]
+    assert whole.text == "\u00e9a" + text
+    offsets = whole.logprobs.text_offset
+    pairs = zip(whole.logprobs.tokens, offsets, strict=True)
+    spelled = [(token, at) for token, at in pairs if "\\x" not in token and at < len(whole.text)]
+    assert [token for token, _ in spelled] == ["a", "h", " cat"]
+    assert all(whole.text.startswith(token, at) for token, at in spelled)
+    assert [at for chunk in chunks if chunk.logprobs for at in chunk.logprobs.text_offset] == offsets
+
+
+def test_errors_have_the_types_of_their_dialect(clients: Clients) -> None:
+    body = {"model": "other", "messages": said("a"), "max_tokens": 1}
+    assert post(clients, "/v1/messages", **body).json()["error"]["type"] == "not_found_error"
+    assert post(clients, "/v1/chat/completions", **body).json()["error"]["type"] == "invalid_request_error"
 
 
 def test_the_form_of_a_field_that_fits_best_is_blamed(clients: Clients) -> None:
@@ -361,6 +413,8 @@ def test_other_forms_of_calls(template: str, text: str, special: Any) -> None:
         lines = client.post("/v1/chat/completions", json=ask | {"stream": True}).text.splitlines()
         required = client.post("/v1/chat/completions", json=ask | {"tools": strict, "tool_choice": "required"}).json()
         told = client.post("/v1/messages", json={**MESSAGES, "max_tokens": 200, "tools": [ANTHROPIC_TOOL]}).json()
+        asked = {"model": "gpt", "input": "a", "tools": [RESPONSES_TOOL], "temperature": 0, "stream": True}
+        items = client.post("/v1/responses", json=asked).text.splitlines()
         form = by_schema(WEATHER["parameters"])
         written = client.post("/v1/chat/completions", json={**USER, "response_format": form, "temperature": 0}).json()
     deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line and "[DONE]" not in line]
@@ -375,6 +429,7 @@ def test_other_forms_of_calls(template: str, text: str, special: Any) -> None:
     assert required["choices"][0]["finish_reason"] == "tool_calls", required
     assert [block["type"] for block in told["content"]] == ["text", "tool_use"]
     assert told["content"][1]["input"] == ROME
+    assert [json.loads(line[6:])["type"] for line in items if line.startswith("data: ")][-1] == "response.completed"
     assert json.loads(written["choices"][0]["message"]["content"])["city"] in ("Oslo", "Rome")
 
 

@@ -48,6 +48,8 @@ class CalledFunction(Strict):
     name: str
     arguments: str
     """JSON."""
+    parsed_arguments: Any = None
+    """Changes nothing: openai's client repeats the arguments in it."""
 
 
 class ToolCall(Strict):
@@ -84,6 +86,8 @@ class AssistantMessage(_Message):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Any = None
+    """Changes nothing: openai's client repeats the content in it."""
 
 
 class ToolMessage(_Message):
@@ -152,6 +156,11 @@ class ChatRequest(SamplingBody):
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
+    verbosity: Literal["medium"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    continue_final_message: Literal[False] | None = None
+    add_generation_prompt: Literal[True] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     store: Literal[False] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     prefix_ids: PrefixIds | None = None

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -49,8 +50,10 @@ class CompletionRequest(SamplingBody):
     """A text, token ids, or several of one kind."""
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     """0: nothing is generated, which takes `echo`."""
-    best_of: Literal[1] | None = None
-    echo: bool = False
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    """1, or as many as `n`: none is left out."""
+    suffix: Literal[""] | None = None
+    echo: bool | None = False
     """Begin with the prompt; with `logprobs`, its tokens are scored as well."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Log-probabilities of so many of the likeliest tokens in each place."""
@@ -83,6 +86,8 @@ class _Writer:
     def __init__(self, served: ServedModel, body: CompletionRequest, server: Server) -> None:
         self.served, self.body, self.server = served, body, server
         self.streams: list[Stream] = []
+        self._lengths = defaultdict[int, int](int)
+        """Characters so far, by text."""
         self.head: dict[str, Any] = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -94,6 +99,8 @@ class _Writer:
         body, served = self.body, self.served
         prompts, count = body.prompts(), body.n or 1
         self.server.limit(len(prompts) * count, "n")
+        if body.best_of not in (None, 1, count):
+            _refuse("best_of", "All texts are answered: leave out best_of, or set it to n.")
         self.prompts = [served.encode(prompt) for prompt in prompts]
         self.generates = body.max_tokens != 0
         if not self.generates and not body.echo:
@@ -162,21 +169,23 @@ class _Writer:
             scored = [*self.scores[prompt], *scored]
         logprobs = None
         if self.body.logprobs is not None:
-            logprobs = self._logprobs(scored, self.prompts[prompt])
+            logprobs = self._logprobs(number, scored, self.prompts[prompt])
             if (spelling := self.served.token_text) is not None:
                 shown = shown_logprobs(self.streams[number], delta) if self.streams else ()
                 logprobs["content"] = [spelled(spelling, score) for score in shown]
         finish = None if delta.finish is None else FINISH[delta.finish]
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, scored: Sequence[TokenLogprob | None], ids: Sequence[int]) -> dict[str, Any]:
+    def _logprobs(self, number: int, scored: Sequence[TokenLogprob | None], prompt: Sequence[int]) -> dict[str, Any]:
         spell = self._spell
-        tokens = [spell(ids[0] if score is None else score.token) for score in scored]
+        tokens = [prompt[0] if score is None else score.token for score in scored]
+        lengths = [0] * len(tokens) if self.served.token_text is None else map(self.served.token_text.length, tokens)
+        *offsets, self._lengths[number] = accumulate(lengths, initial=self._lengths[number])
         return {
-            "tokens": tokens,
+            "tokens": [spell(token) for token in tokens],
             "token_logprobs": [None if score is None else score.logprob for score in scored],
             "top_logprobs": [None if score is None else _likeliest(score, spell) for score in scored],
-            "text_offset": [*accumulate(map(len, tokens), initial=0)][:-1],
+            "text_offset": offsets,
         }
 
     def _spell(self, token: int) -> str:

@@ -69,7 +69,7 @@ class RerankRequest(RequestBody):
     query: Text
     documents: Annotated[list[Text], Field(min_length=1, max_length=2048)]
     top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = True
+    return_documents: bool | None = True
 
 
 @router.post("/v1/rerank")
@@ -92,7 +92,7 @@ async def rerank(body: RerankRequest, request: Request, server: ServerOf) -> dic
             scores = [float((first @ other) / (first.norm() * other.norm())) for other in others]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
-    if body.return_documents:
+    if body.return_documents is not False:
         for result in results:
             result["document"] = {"text": body.documents[result["index"]]}
     return {"model": body.model, "results": results}

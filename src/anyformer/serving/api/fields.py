@@ -13,7 +13,7 @@ from anyformer.serving.tool_formats import Function
 
 _SEED = Field(ge=-(2**63), lt=2**63)
 Temperature = Annotated[float, Field(ge=0, le=100)]
-Probability = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
 PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -22,7 +22,7 @@ Schema = Annotated[dict[str, Any], Field(alias="schema")]
 MOST_TOOLS = 128
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Choice = Literal["none", "auto", "required"]
-Stop = str | Annotated[list[str], Field(max_length=16)]
+Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
 
 class Strict(BaseModel):
@@ -71,13 +71,13 @@ class Ignored(Strict):
 class StreamOptions(Strict):
     """Options of a streamed answer."""
 
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class ChunkOptions(StreamOptions):
     """Options of an answer that is streamed in chunks."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
     """Send the numbers of tokens in a last chunk."""
 
 
@@ -165,7 +165,7 @@ class TextBody(RequestBody):
         if self.temperature is not None:
             options["temperature"] = self.temperature if self.temperature >= 1e-6 else 0.0
         if self.top_p is not None:
-            options["top_p"] = self.top_p
+            options["top_p"] = max(self.top_p, 1e-9)  # the likeliest token is always kept
         return options
 
 
@@ -181,17 +181,22 @@ class SamplingBody(Ignored, TextBody):
     logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     """By token id, as a string; -100 bans a token."""
     seed: Annotated[int, _SEED] | None = None
-    stop: Stop | None = None
+    stop: str | Stops | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream_options: ChunkOptions | None = None
     response_format: ResponseFormat | None = None
     """JSON, or JSON by a schema."""
     grammar: Regex | None = None
     """A regex that the text matches."""
-    ignore_eos: bool = False
+    ignore_eos: bool | None = False
     """Go on behind the end of the text."""
     metadata: dict[str, Any] | None = None
     """Changes nothing."""
+    min_tokens: Literal[0] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=0)] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    cache_prompt: bool | None = None
+    """Changes nothing: prefixes that were read before are always reused."""
 
     def rules(self) -> str | None:
         """Lark rules of what the text may be; None: anything. Raises ApiError for a grammar that is too large."""

@@ -18,6 +18,7 @@ from anyformer.serving.api.fields import (
     Count,
     RequestBody,
     Schema,
+    Stops,
     Strict,
     TextBody,
     ToolName,
@@ -98,9 +99,10 @@ class ToolChoice(Strict):
 
 
 class Thinking(Strict):
-    """Whether the model thinks before it answers; adaptive: as it likes."""
+    """Whether the model thinks before it answers; adaptive: as it likes. No answer shows it."""
 
     type: Literal["disabled", "adaptive"]
+    display: Literal["omitted"] | None = None
 
 
 class OutputFormat(Strict):
@@ -116,7 +118,7 @@ class OutputConfig(Strict):
     format: OutputFormat | None = None
 
 
-class ConversationBody(RequestBody):
+class ConversationBody(_Part, RequestBody):
     """A conversation."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -185,11 +187,12 @@ class MessagesRequest(ConversationBody, TextBody):
 
     max_tokens: Count
     top_k: Annotated[int, Field(ge=0)] | None = None
-    stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
+    stop_sequences: Stops | None = None
     metadata: dict[str, Any] | None = None
     """Changes nothing."""
     service_tier: Literal["auto", "standard_only"] | None = None
     """Changes nothing."""
+    speed: Literal["standard"] | None = None
 
     @override
     def options(self) -> GenerationOptions:
@@ -210,7 +213,7 @@ async def messages(body: MessagesRequest, request: Request, server: ServerOf) ->
     await writer.turn.begin(body.options(), 1, body.max_tokens)
     running = partial(server.running, served=served, streams=writer.turn.streams)
     if body.stream:
-        return EventStream(writer.events(), running, lambda error: event(error.body, "error"))
+        return EventStream(writer.events(), running, lambda error: event(error.anthropic_body, "error"))
     async with running(request.receive):
         await writer.turn.whole()
         return JsonAnswer(writer.message())

@@ -32,7 +32,7 @@ from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, c
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
-from anyformer.serving.tool_parser import Arguments, Text
+from anyformer.serving.tool_parser import Arguments, Reasoning, Text
 
 router = APIRouter()
 
@@ -117,7 +117,15 @@ class JsonBySchema(NamedSchema):
 class TextOptions(Strict):
     """The form of the text."""
 
+    verbosity: Literal["medium"] | None = None
     format: Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")] | None = None
+
+
+class ReasoningOptions(Strict):
+    """How the model reasons: there is nothing to choose."""
+
+    effort: None = None
+    summary: None = None
 
 
 class ResponsesRequest(Ignored, TextBody):
@@ -136,7 +144,10 @@ class ResponsesRequest(Ignored, TextBody):
     """Nothing is stored."""
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    include: Annotated[list[str], Field(max_length=0)] | None = None
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    """Changes nothing: no answer has reasoning."""
+    reasoning: ReasoningOptions | None = None
+    top_logprobs: Literal[0] | None = None
     metadata: dict[str, Any] | None = None
     """Comes back with the answer."""
 
@@ -204,21 +215,19 @@ class _Writer:
 
     def response(self, error: dict[str, Any] | None = None) -> dict[str, Any]:
         body, answer = self.body, self.turn.answers[0]
-        items = range(0 if answer.finish is None else len(answer.items))
-        status = {None: "in_progress", "length": "incomplete"}.get(answer.finish, "completed")
-        is_cut = status == "incomplete"
+        items, last = range(0 if answer.finish is None else len(answer.items)), len(answer.items) - 1
         return {
             "id": self.id,
             "object": "response",
             "created_at": self.created,
-            "status": "failed" if error else status,
+            "status": "failed" if error else self.status,
             "error": error,
-            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if answer.finish == "length" else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
             "model": body.model,
-            "output": [self._item(index, status) for index in items],
+            "output": [self._item(index, self.status if index == last else "completed") for index in items],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
@@ -231,12 +240,22 @@ class _Writer:
             "usage": None if answer.finish is None else self._usage(),
         }
 
+    @property
+    def status(self) -> str:
+        """The status of the answer, and of its last item."""
+        answer = self.turn.answers[0]
+        if answer.finish is None:
+            return "in_progress"
+        return "incomplete" if answer.finish == "length" or answer.is_cut else "completed"
+
     async def events(self) -> AsyncIterator[bytes]:
         yield self._event("response.created", response=self.response())
         yield self._event("response.in_progress", response=self.response())
         answer = self.turn.answers[0]
         async for _, _, steps in self.turn.steps():
             for step in steps:
+                if isinstance(step.part, Reasoning):
+                    continue
                 if step.begins:
                     for each in self._ended(step.item - 1):
                         yield each
@@ -248,10 +267,9 @@ class _Writer:
                     yield self._event("response.output_text.delta", **place, **piece)
                 elif isinstance(step.part, Arguments):
                     yield self._event("response.function_call_arguments.delta", **place, delta=step.part.text)
-        status = "incomplete" if answer.finish == "length" else "completed"
-        for each in self._ended(len(answer.items) - 1, status):
+        for each in self._ended(len(answer.items) - 1, self.status):
             yield each
-        yield self._event(f"response.{status}", response=self.response())
+        yield self._event(f"response.{self.status}", response=self.response())
 
     def failed(self, error: ApiError) -> bytes:
         """The end of a stream that failed."""
@@ -308,7 +326,7 @@ class _Writer:
         prompt, new = len(self.turn.ids), len(self.turn.streams[0].request.tokens)
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": new,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + new,

@@ -60,7 +60,7 @@ class TokenizeRequest(RequestBody):
     """A text that becomes token ids."""
 
     prompt: str
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = True
 
 
 @router.post("/tokenize")
@@ -68,7 +68,7 @@ async def tokenize(body: TokenizeRequest, server: ServerOf) -> dict[str, Any]:
     """Token ids of a text."""
     served = server.find(body.model)
     with blaming("prompt"):
-        ids = served.require_tokenizer().encode(body.prompt, special=body.add_special_tokens)
+        ids = served.require_tokenizer().encode(body.prompt, special=body.add_special_tokens is not False)
     return {"tokens": ids, "count": len(ids), "max_model_len": _described(served)["max_model_len"]}
 
 

@@ -94,8 +94,14 @@ class Answer:
             if finish is not None:
                 parts += self.parser.flush()
         steps = [self._add(part) for part in parts]
-        self.finish = "tool_calls" if finish == "stop" and self.calls else finish
+        self.finish = "tool_calls" if finish == "stop" and self.calls and not self.is_cut else finish
         return steps
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended within a call."""
+        latest = self.items[-1] if self.items else None
+        return isinstance(latest, Call) and latest.parsed() is None
 
     def _add(self, part: Part) -> Step:
         latest = self.items[-1] if self.items else None
