@@ -194,11 +194,23 @@ FRESH = [
 """The gate is spared presets that differ from another one in sizes alone."""
 
 
-@pytest.mark.parametrize("name", FRESH)
-def test_fresh_models_open_in_hugging_face(name: str, tmp_path: Path) -> None:
+UNTIED = ["bert-mini", "roberta-base", "albert-base-v2", "bart-base", "mbart-large-50", "m2m100_418m", "opus-mt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [pytest.param(*part.values, None, marks=part.marks) for part in FRESH] + [(name, False) for name in UNTIED],
+)
+def test_fresh_models_open_in_hugging_face(name: str, tied: bool | None, tmp_path: Path) -> None:
+    """Hugging Face's classes tie nothing of a model whose embeddings are not, neither tables nor biases."""
     torch.manual_seed(0)
     config = shrunk(name)
+    if tied is not None:
+        config = config.replace(embedding={"tied": tied})
     ours = af.build(config).eval()
+    with torch.no_grad():
+        for weight in ours.parameters() if tied is False else ():
+            weight += torch.randn_like(weight) / 10
     assert af.save(ours, tmp_path) == PRESETS[name].model_type
     raw = transformers.AutoConfig.from_pretrained(tmp_path)
     kind = getattr(transformers, raw.architectures[0])

@@ -34,6 +34,7 @@ from anyformer.checkpoint.adapter_formats import (
     MLX_FIELDS,
     MLX_WEIGHTS,
     PEFT_WEIGHTS,
+    SEQ2SEQ,
     StoredAdapter,
     mlx_files,
     peft_files,
@@ -43,7 +44,7 @@ from anyformer.checkpoint.adapter_formats import (
 )
 from anyformer.checkpoint.gguf.write import save_gguf_adapter
 from anyformer.checkpoint.sources import check_dtype, write_tensors
-from anyformer.config import HeadConfig
+from anyformer.config import HeadConfig, HeadKind
 from anyformer.errors import UserError, cut, quote
 from anyformer.families.base import CLASSIFIERS
 from anyformer.model import Transformer
@@ -89,7 +90,8 @@ def read_base(directory: Path) -> str:
 def read_head(path: Path) -> HeadConfig | None:
     """Kind, labels and problem type of the classifier that was trained with an adapter; None: it keeps its base's head.
 
-    An adapter for PEFT's task FEATURE_EXTRACTION was trained without a head, whatever its base has.
+    An adapter for PEFT's task FEATURE_EXTRACTION was trained without a head, whatever its base has, and one for
+    SEQ_2_SEQ_LM with one, which files of a BART may lack.
 
     Raises:
         UserError: they are not what a head could have.
@@ -98,7 +100,9 @@ def read_head(path: Path) -> HeadConfig | None:
     if not (directory / HEAD).exists():
         has_config = (directory / CONFIG).is_file()
         raw = limits.read_object(limits.path_inside(directory, CONFIG)) if has_config else {}
-        return HeadConfig(kind="none") if raw.get("task_type") == FEATURE_EXTRACTION else None
+        kinds: Mapping[Any, HeadKind] = {FEATURE_EXTRACTION: "none", SEQ2SEQ: "language_model"}
+        task = raw.get("task_type")
+        return HeadConfig(kind=kinds[task]) if isinstance(task, str) and task in kinds else None
     raw = limits.read_object(limits.path_inside(directory, HEAD))
     kind, labels, problem = raw.get("kind"), raw.get("labels"), raw.get("problem_type")
     names: tuple[str, ...] = tuple(labels) if isinstance(labels, list) and fits_each(labels, str) else ()
@@ -113,7 +117,9 @@ def replaces_weights(directory: str | Path) -> bool:
     path, _ = path_and_weight(directory)
     path = find_adapter(path) or path
     raw = limits.read_object(path / CONFIG) if (path / CONFIG).is_file() else {}
-    return raw.get("bias", "none") != "none" or bool(raw.get("modules_to_save")) or read_head(path) is not None
+    head = read_head(path)
+    has_head = head is not None and head.kind != "language_model"
+    return raw.get("bias", "none") != "none" or bool(raw.get("modules_to_save")) or has_head
 
 
 def load_adapter(

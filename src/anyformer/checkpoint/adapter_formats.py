@@ -55,6 +55,8 @@ _WITHOUT_EFFECT = {
 """Fields that say how it was made, or where: what it computes is the same."""
 FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 """PEFT's task of a model without a head."""
+SEQ2SEQ = "SEQ_2_SEQ_LM"
+"""PEFT's task of an encoder-decoder."""
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 
 Parts = Mapping[str, Tensor]
@@ -173,7 +175,7 @@ def _to_json(model: Transformer, config: LoraConfig, base: str | None) -> dict[s
     if task in ("SEQ_CLS", "TOKEN_CLS") and not saves_classifier(model, config):
         task = None  # PEFT would look for the classifier's weights
     if task == "CAUSAL_LM" and not model.config.is_decoder_only:
-        task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else None
+        task = SEQ2SEQ if model.config.is_encoder_decoder else None
     # PEFT takes "all" for None or a list, not for an empty one.
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return {

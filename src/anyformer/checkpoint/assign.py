@@ -17,6 +17,7 @@ from anyformer.checkpoint.sources import QuantizedSource, TensorSource, check_dt
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut
 from anyformer.families import with_head
+from anyformer.families.base import BUFFERS
 from anyformer.families.rows import Operation, Row
 from anyformer.kernels.quantization import Quantization, QuantizedWeight, dequantize
 from anyformer.model import Transformer
@@ -29,8 +30,8 @@ Weight = Tensor | QuantizedWeight
 def config_of(source: TensorSource) -> ModelConfig:
     """The config of the model in a source: the tensors have the last word on whether it has a head and a pooler.
 
-    A head that differs from the token table is its own, a masked language model without any weight of its head is a
-    bare model (all-mpnet-base-v2), and a bare model without the weights of a pooler has none.
+    A head that differs from the token table is its own, a language model whose file lacks all weights of its head is a
+    bare model (all-mpnet-base-v2, Qwen3-Embedding-8B), and a bare model without the weights of a pooler has none.
 
     Raises:
         UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
@@ -45,7 +46,7 @@ def config_of(source: TensorSource) -> ModelConfig:
         raise UserError(
             f"{source.path}: config.json speaks of {experts} matrices of experts, and there are {count} weights."
         )
-    if _lacks_transform(config, source):
+    if _lacks_head(config, source):
         config = with_head(config, "none")
     config = without_missing_pooler(config, source)
     if config.head.kind == "language_model":
@@ -59,10 +60,15 @@ def config_of(source: TensorSource) -> ModelConfig:
     return config
 
 
-def _lacks_transform(config: ModelConfig, source: TensorSource) -> bool:
-    """Whether a head with a transform has none of its weights in the source."""
-    if config.head.kind != "language_model" or config.head.transform is None:
+def _lacks_head(config: ModelConfig, source: TensorSource) -> bool:
+    """Whether a head with a transform, or one that is not tied of a file of the body alone, has no weights there."""
+    family = source.family
+    if config.head.kind != "language_model":
         return False
+    if config.head.transform is None:
+        is_body = family.prefix != "" and not any(name.startswith(family.prefix) for name in source.names)
+        if config.embedding.tied or family.ties_missing_head or not is_body:
+            return False
     names = ("head.transform.dense.weight", "head.transform.norm.weight", "head.bias", "head.projection.weight")
     return not any(stored_name(source, config, name) for name in names)
 
@@ -151,7 +157,9 @@ def assign(
                 weight = cut(weight)
             if row.alias and ours in weights:
                 first = weights[ours]
-                if not equal_weights(weight, first.unpacked() if isinstance(first, QuantizedMatrix) else first):
+                if row.is_compared and not equal_weights(
+                    weight, first.unpacked() if isinstance(first, QuantizedMatrix) else first
+                ):
                     raise UserError(f"{source.path}: {theirs} should equal the weight it is tied to, and does not.")
                 continue
             if isinstance(weight, QuantizedWeight) and ours.removesuffix(".weight") not in can_quantize:
@@ -164,6 +172,8 @@ def assign(
                 weights[ours] = weight.to(device=device, dtype=dtype)
             if isinstance(part, Tensor):
                 dtypes.add(part.dtype)
+    if model.config.head.bias == "fixed" and "head.bias" not in weights:  # zeros, which files may leave out
+        weights["head.bias"] = torch.zeros(shapes["head.bias"], device=device)
     missing = [theirs for theirs, row in table.items() if not row.alias and not weights.keys() >= set(row.ours)]
     if missing:
         raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
@@ -217,7 +227,7 @@ def _match(table: Mapping[str, Row], source: TensorSource) -> dict[str, str]:
     unknown = [
         name
         for full_name, name in in_table.items()
-        if full_name not in table and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+        if full_name not in table and not any(re.fullmatch(pattern, name) for pattern in (*family.ignored, BUFFERS))
     ]
     if unknown:
         raise UserError(

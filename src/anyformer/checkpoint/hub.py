@@ -8,6 +8,8 @@ from anyformer.limits import can_be_path, path_inside
 
 GGUF = ".gguf"
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
+_OTHERS = ["original/*", "consolidated*", "metal/*", "onnx/*", "openvino/*", "*.fp16.*", "*.bf16.*"]
+"""Copies of a repository's weights for other programs, and in other dtypes."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -57,7 +59,7 @@ def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_OTHERS))
     except GatedRepoError as error:
         reason = f"The model {name} on the hub is gated: ask for access there, then log in with `hf auth login`."
         raise UserError(reason) from error

@@ -23,9 +23,9 @@ from anyformer.checkpoint.sources import (
     has_weights,
     read_config_json,
 )
-from anyformer.config import HeadConfig, ModelConfig, ProblemType
+from anyformer.config import HeadConfig, HeadKind, ModelConfig, ProblemType
 from anyformer.errors import UserError, quote
-from anyformer.families import TaskHead, own, with_head
+from anyformer.families import own, with_head
 from anyformer.model import Transformer, new_head, new_pooler, skeleton
 from anyformer.quantization import bits_of, quantization
 from anyformer.tokenizer import Tokenizer
@@ -121,7 +121,7 @@ def inspect_adapter(directory: Path) -> ModelConfig:
 
 def load_with_head(
     path_or_hub_id: str | Path,
-    kind: TaskHead,
+    kind: HeadKind,
     labels: Sequence[str] | int = 2,
     *,
     problem_type: ProblemType | None = None,
@@ -137,7 +137,8 @@ def load_with_head(
     the others are quantized. A pooler is kept if there is one. Seed what is drawn with `torch.manual_seed`.
 
     Args:
-        kind: none, classification (one answer a text) or token_classification (one a token).
+        kind: none, classification (one answer a text), token_classification (one a token) or language_model, which
+            keeps the head that there is.
         labels: Of a classifier: their names, or how many there are.
         path_or_hub_id, dtype, device, quantize, allow_pickle, cut: See `load`.
 
@@ -153,7 +154,7 @@ def load_with_head(
 
 
 def _with_head_of(head: HeadConfig, config: ModelConfig) -> ModelConfig:
-    return with_head(config, cast("TaskHead", head.kind), head.label_names or head.labels, head.problem_type)
+    return with_head(config, head.kind, head.label_names or head.labels, head.problem_type)
 
 
 def _load(
@@ -169,11 +170,12 @@ def _load(
     _require_device(device)
     source = open_source(path_or_hub_id, allow_pickle=allow_pickle)
     tokenizer, config = source.tokenizer(), config_of(source)
-    if change is None:
+    changed = config if change is None else change(config)
+    if changed is config:
         model = skeleton(config)
         table = source.family.table(model.config, model.state_dict())
     else:
-        model = skeleton(without_missing_pooler(change(config), source))
+        model = skeleton(without_missing_pooler(changed, source))
         table = kept_rows(skeleton(config), model, source)
     assign(model, table, source, kind, dtype, device, cut)
     assign_pooling(model, source, device)

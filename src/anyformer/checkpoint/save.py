@@ -17,6 +17,7 @@ from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
+from anyformer.config import ModelConfig
 from anyformer.dtensor import full_tensor, is_dtensor
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
@@ -122,7 +123,7 @@ def save(
         for theirs, line in (
             family.table(config, state) if bits is None else {name: row(name, name) for name in state}
         ).items()
-        if not line.alias
+        if not line.alias or _is_written(theirs, config, family)
     }
     with _replacing_directory(Path(directory), processes) as target:
         _write_weights(rows, state, target, max_shard_size, processes)
@@ -158,6 +159,12 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     family, written = to_huggingface(config)
     kept = origin if origin.get("model_type") == family.model_type else {}
     return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}
+
+
+def _is_written(alias: str, config: ModelConfig, family: Family) -> bool:
+    """Whether an alias is written: where Hugging Face's class ties nothing. A head without a head's model is none."""
+    is_part = config.head.kind == "language_model" or (family.prefix != "" and alias.startswith(family.prefix))
+    return is_part and not config.embedding.tied
 
 
 def _generation(model: Transformer) -> dict[str, Any]:
@@ -197,7 +204,8 @@ def _write_weights(
         for name in names:
             parts = {ours: full_tensor(state[ours]) for ours in rows[name].ours}
             if is_mine:
-                mine[name] = rows[name].write(parts).contiguous().cpu()
+                tensor = rows[name].write(parts).contiguous().cpu()
+                mine[name] = tensor.clone() if rows[name].alias else tensor  # no two share their memory in a file
     _write_shard(directory / own, mine)
     if shards.is_sharded and processes.rank == 0:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}

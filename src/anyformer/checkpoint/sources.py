@@ -219,14 +219,16 @@ def has_weights(path: Path, name: str) -> bool:
 
 
 def _files(path: Path, name: str) -> list[Path]:
-    """The file of this name, or the shards that its index names."""
-    index = path / f"{name}.index.json"
+    """The file of this name, else the shards that its index names."""
+    single, index = path / name, path / f"{name}.index.json"
     if not index.is_file():
-        return [path / name]
+        return [single]
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map.")
-    return [path_inside(path, shard) for shard in sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))]
+    names = sorted(set(map(str, cast("dict[str, Any]", weight_map).values())))
+    shards = [path_inside(path, shard) for shard in names]
+    return [single] if single.is_file() else shards  # transformers leaves the index of an earlier model behind
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

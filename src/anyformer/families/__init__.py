@@ -8,11 +8,11 @@ from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import override
 
-from anyformer.config import HeadConfig, InitConfig, ModelConfig, PoolingConfig, ProblemType
+from anyformer.config import HeadConfig, HeadKind, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import (
     albert,
@@ -109,9 +109,6 @@ ALIASES = {
     "transformer": "transformer-base",
     "gemma3": "gemma-3-270m",
 }
-
-TaskHead = Literal["none", "classification", "token_classification"]
-"""A head that a model gets in the place of the one that it was trained with."""
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
@@ -218,17 +215,20 @@ def to_huggingface(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def with_head(
-    config: ModelConfig, kind: TaskHead, labels: Sequence[str] | int = 2, problem_type: ProblemType | None = None
+    config: ModelConfig, kind: HeadKind, labels: Sequence[str] | int = 2, problem_type: ProblemType | None = None
 ) -> ModelConfig:
     """The config with another head, made as Hugging Face's class of its family makes it.
 
     Args:
-        kind: none, classification (one answer a text) or token_classification (one a token).
+        kind: none, language_model, classification (one answer a text) or token_classification (one a token). A language
+            model keeps the head that it has.
         labels: Of a classifier: the names, or how many.
 
     Raises:
         UserError: the family has no such class, or the labels don't fit.
     """
+    if kind == config.head.kind == "language_model":
+        return config
     if kind != "none":
         config = config.replace(pooling={"dense": ()})
     names, count = ((), labels) if isinstance(labels, int) else (tuple(labels), len(labels))

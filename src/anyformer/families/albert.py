@@ -42,7 +42,7 @@ _LAYER = {
 FAMILY = replace(
     BERT,
     model_type="albert",
-    architectures=classes("Albert", "ForMaskedLM"),
+    architectures={**classes("Albert", "ForMaskedLM"), "AlbertForPreTraining": "language_model"},
     fields=fields_of(
         BERT.fields,
         {"embedding_size": ("embedding.width", 128), "num_hidden_groups": ("distinct_layers", 1)},

@@ -33,6 +33,8 @@ ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
 }
 """Hugging Face's names and ours; the first of several is the one that is written."""
+BUFFERS = r"(.*\.)?rotary_emb\.inv_freq"
+"""A regular expression of names that files of older versions have in all families: what is computed anew."""
 CLASSIFIERS = ("classification", "token_classification")
 """Kinds of heads with labels."""
 

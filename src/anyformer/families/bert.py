@@ -27,7 +27,7 @@ from anyformer.families.base import (
     special_tokens,
     write_labels,
 )
-from anyformer.families.rows import Row, alias, linear, linears, row, tied
+from anyformer.families.rows import Row, alias, linear, linears, row, tied, unused
 
 
 def derived(raw: Raw, values: Values, kind: HeadKind, pooler: str | None = "tanh") -> Values:
@@ -111,7 +111,10 @@ def masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
     return [
         *linear(transform, "head.transform.dense"),
         *linear(norm, "head.transform.norm"),
+        # With a projection of its own, its bias alone is used.
+        row(f"{decoder}.bias", "head.bias", requires="head.projection.weight"),
         row(f"{bias}.bias", "head.bias"),
+        unused(f"{bias}.bias", "head.bias"),
         alias(f"{decoder}.bias", "head.bias"),
         *tied(decoder),
     ]
@@ -132,7 +135,7 @@ def _roberta_heads(prefix: str) -> list[Row]:
 _CLS = "cls.predictions"
 BERT = Family(
     model_type="bert",
-    architectures=classes("Bert", "ForMaskedLM"),
+    architectures={**classes("Bert", "ForMaskedLM"), "BertForPreTraining": "language_model"},
     fields={
         "vocab_size": ("vocab_size", 30522),
         "hidden_size": ("d_model", 768),

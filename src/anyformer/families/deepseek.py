@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from anyformer.config import HeadKind, ModelConfig, check_layers
 from anyformer.errors import UserError, quote
-from anyformer.families.base import Fields, Raw, Values, classes, fields_of, sizes, special_tokens
+from anyformer.families.base import Fields, Raw, Values, classes, fields_of, refuse, sizes, special_tokens
 from anyformer.families.llama import FIELDS, LLAMA
 from anyformer.families.rotary import read_rope, write_rope
 from anyformer.families.rows import Row, experts, linear, row, split_heads
@@ -55,6 +55,8 @@ def _derived_v2(raw: Raw, values: Values, head: HeadKind) -> Values:
 
 def _derived_v3(raw: Raw, values: Values, head: HeadKind) -> Values:
     _check_router(raw, "sigmoid", "noaux_tc")
+    if raw.get("rope_interleave", True) is None:  # as False
+        refuse(raw, rope_interleave=None)
     defaults = {"n_group": 8, "topk_group": 4, "first_k_dense_replace": 3, "intermediate_size": 18432}
     return _derived(ChainMap(cast("dict[str, Any]", raw), defaults), values, head, best=2, method="noaux_tc")
 
@@ -219,7 +221,7 @@ _V3 = replace(
     derived=_derived_v3,
     written=_written,
     # The layer that predicts one token more.
-    ignored=(*LLAMA.ignored, r"model\.layers\.61\..*"),
+    ignored=(r"model\.layers\.61\..*",),
     published={"deepseek-v3": {**_LONG, "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}},
 )
 FAMILIES = [_V2, _V3]

@@ -129,7 +129,6 @@ LLAMA = Family(
     written=write_rope,
     rows=decoder_rows(LAYER),
     prefix="model.",
-    ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     published={
         "llama-3.2-1b": _llama3(32.0, **SIZES(2048, 16, 32, 8192), head_dim=64, **_TIED),
         "llama-3.2-3b": _llama3(32.0, **SIZES(3072, 28, 24, 8192), head_dim=128, **_TIED),

@@ -21,6 +21,7 @@ from anyformer.families.base import (
     classes,
     decoder_head,
     fields_of,
+    refuse,
     sizes,
     special_tokens,
 )
@@ -50,6 +51,16 @@ def _rows_neox(config: ModelConfig) -> Sequence[Row]:
     ]
 
 
+def _derived_neox(raw: Raw, values: Values, head: HeadKind) -> Values:
+    head_dim: Any = raw.get("head_dim")
+    numbers = (head_dim, values["attention.heads"], values["d_model"])
+    is_usual = all(isinstance(number, int) for number in numbers) and numbers[0] * numbers[1] == numbers[2]
+    if head_dim is not None and not is_usual:
+        refuse(raw, head_dim=head_dim)
+    placement = "parallel" if raw.get("use_parallel_residual", True) else "pre"
+    return {**read_rope(raw, values, head), "norm.placement": placement}
+
+
 _PYTHIA = {"vocab_size": 50304, "eos_token_id": 0}
 GPT_NEOX = Family(
     model_type="gpt_neox",
@@ -68,15 +79,12 @@ GPT_NEOX = Family(
         **SIZES(6144, 44, 64, 24576, vocab_size=50432, hidden_act="gelu"),
     ),
     constants={"position.kind": "rotary", "embedding.padding": None},
-    derived=lambda raw, values, head: {
-        **read_rope(raw, values, head),
-        "norm.placement": "parallel" if raw.get("use_parallel_residual", True) else "pre",
-    },
+    derived=_derived_neox,
     written=lambda config: {**write_rope(config), "use_parallel_residual": config.norm.placement == "parallel"},
     read_head=lambda raw, kind: decoder_head(raw, kind, dropout=0.1),
     rows=_rows_neox,
     prefix="gpt_neox.",
-    ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias)",),
     renamed=((r"^lm_head\.", "embed_out."),),
     published={
         "pythia-70m": SIZES(512, 6, 8, 2048, **_PYTHIA),

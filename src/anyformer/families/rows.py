@@ -168,7 +168,9 @@ class Row:
     ours: tuple[str, ...]
     operation: Operation = COPY
     alias: bool = False
-    """A second name of a tensor that has a row of its own: read if that is missing, compared if not, never written."""
+    """A second name of a tensor that has a row of its own: read if that is missing, compared if not, and written where
+    a model's embeddings are not tied, as Hugging Face's classes then tie none of their weights."""
+    is_compared: bool = True
     requires: tuple[str, ...] = ()
     """The row applies only to models that have these weights of ours as well."""
     part: tuple[int, int] | None = None
@@ -192,6 +194,11 @@ def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, req
 def alias(theirs: str, ours: str) -> Row:
     """A second name on disk for one of our tensors."""
     return Row(theirs, (ours,), alias=True)
+
+
+def unused(theirs: str, ours: str) -> Row:
+    """An alias that Hugging Face's class computes nothing with, so that it may differ."""
+    return Row(theirs, (ours,), alias=True, is_compared=False)
 
 
 def linear(

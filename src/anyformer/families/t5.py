@@ -30,8 +30,10 @@ def _derived(raw: Raw, values: Values, head: HeadKind, *, can_scale: bool) -> Va
     # "gated-gelu" means the tanh approximation, as in Mesh TensorFlow.
     meant = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
     activation = raw.get("dense_act_fn") or meant
-    scaled = can_scale and raw.get("scale_decoder_outputs", values["embedding.tied"])
+    tied: bool = values["embedding.tied"] or raw.get("tie_word_embeddings", False) is None  # null is no "is False"
+    scaled = can_scale and raw.get("scale_decoder_outputs", tied)
     return {
+        "embedding.tied": tied,
         # A classifier of tokens is an encoder alone, whatever config.json says of a decoder.
         "decoder_layers": 0 if head == "token_classification" else values["decoder_layers"] or values["encoder_layers"],
         "feed_forward.activation": read_activation(activation),

@@ -12,7 +12,7 @@ from torch import nn
 from anyformer.adapters import add_adapter
 from anyformer.blocks.initialization import Cut
 from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
-from anyformer.checkpoint import load, load_with_head, save, save_adapter
+from anyformer.checkpoint import inspect, load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.families import with_head
 from anyformer.finetuning.config import CompleteFinetuneConfig
@@ -36,6 +36,11 @@ def load_options(config: CompleteFinetuneConfig) -> dict[str, Any]:
     return {"quantize": config.quantize, "allow_pickle": config.allow_pickle, "dtype": config.base_dtype}
 
 
+def is_bare_seq2seq(model: ModelConfig) -> bool:
+    """Whether an encoder-decoder lacks a head that would be its token table, such as bart-base."""
+    return model.is_encoder_decoder and model.head.kind == "none" and model.embedding.tied
+
+
 def with_head_of_task(model: ModelConfig, config: CompleteFinetuneConfig) -> ModelConfig:
     """The config of a model with the head that the run's task trains. Raises UserError if its family has none."""
     head = TASKS[config.task].head
@@ -54,7 +59,9 @@ def build_model(config: CompleteFinetuneConfig, base: ModelConfig, cut: Cut | No
     options: dict[str, Any] = {**load_options(config), "cut": cut}
     task = TASKS[config.task]
     head, problem = task.head, PROBLEMS[config.label_kind]
-    if head == "language_model" or _has_head(base.head, head, config.labels, problem):
+    if head == "language_model" and is_bare_seq2seq(inspect(config.base, allow_pickle=config.allow_pickle)[0]):
+        model, _ = load_with_head(config.base, head, **options)
+    elif head == "language_model" or _has_head(base.head, head, config.labels, problem):
         model, _ = load(config.base, **options)
     else:
         model, _ = load_with_head(config.base, head, config.labels or 1, problem_type=problem, **options)

@@ -28,9 +28,10 @@ from anyformer.data.token_files import TokenFile
 from anyformer.errors import UserError
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow
+from anyformer.families import with_head
 from anyformer.finetuning.check import Check
 from anyformer.finetuning.config import CompleteFinetuneConfig, FinetuneConfig, complete
-from anyformer.finetuning.model import build_model, load_options, save_model, with_head_of_task
+from anyformer.finetuning.model import build_model, is_bare_seq2seq, load_options, save_model, with_head_of_task
 from anyformer.finetuning.preview import ROWS
 from anyformer.finetuning.report import Report
 from anyformer.model import Transformer
@@ -186,6 +187,8 @@ class Finetuning(BaseFinetuning):
         with console.status("reading the examples"), _without_garbage_collection():
             self.example_set = self._read(config)
             self.task = TASKS[self.example_set.task]
+            if self.task.head == "language_model" and is_bare_seq2seq(base):
+                self.base = self.model_config = base = with_head(base, "language_model")
             self.task.check_model(base, self.name)
             training = self.example_set.examples
             if config.validation:

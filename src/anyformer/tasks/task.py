@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from anyformer.config import ModelConfig
+from anyformer.config import HeadKind, ModelConfig
 from anyformer.data.batch import Batch, Int64, Rng
 from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Names
@@ -18,7 +18,6 @@ from anyformer.data.examples.labels import LabelKind, Labels
 from anyformer.data.examples.parts import Parts
 from anyformer.errors import UserError
 from anyformer.evaluation.result import Evaluation, Options
-from anyformer.families import TaskHead
 from anyformer.model import Transformer
 from anyformer.runs.listing import PER_TOKEN, Terms
 from anyformer.tokenizer import Tokenizer
@@ -211,7 +210,7 @@ class Task:
     classes: Callable[[Any], Sequence[object]] | None = None
     add_system: Callable[[Any, str], tuple[Example, int]] | None = None
 
-    head: TaskHead | Literal["language_model"] = "language_model"
+    head: HeadKind = "language_model"
     refusal: Callable[[ModelConfig, str], str | None] = lambda model, name: None
     instead: Callable[[ModelConfig], tuple[Task, Callable[[Any], Example]] | None] = lambda model: None
 
