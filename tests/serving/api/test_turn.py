@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import anthropic
@@ -12,6 +12,7 @@ import openai
 import pytest
 
 import anyformer as af
+from anyformer.serving.api.turn import Turn
 from anyformer.serving.state import Server
 from tests.serving.running import running
 from tests.serving.talking import CODER, GLM, HARMONY, json_tokenizer, models, saying
@@ -367,6 +368,18 @@ def test_offsets_are_places_in_the_text(clients: Clients) -> None:
     assert [token for token, _ in spelled] == ["a", "h", " cat"]
     assert all(whole.text.startswith(token, at) for token, at in spelled)
     assert [at for chunk in chunks if chunk.logprobs for at in chunk.logprobs.text_offset] == offsets
+
+
+def test_a_crash_within_a_stream_is_its_last_event(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(turn: Turn) -> AsyncIterator[Any]:
+        raise RuntimeError
+        yield
+
+    monkeypatch.setattr(Turn, "steps", broken)
+    for path, kind in (("chat/completions", "server_error"), ("messages", "api_error")):
+        answer = post(clients, f"/v1/{path}", **MESSAGES, stream=True)
+        last = next(line for line in reversed(answer.text.splitlines()) if line.startswith("data: "))
+        assert json.loads(last[6:])["error"]["type"] == kind
 
 
 def test_errors_have_the_types_of_their_dialect(clients: Clients) -> None:
