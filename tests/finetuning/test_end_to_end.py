@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from anyformer.cli.main import main
 from anyformer.tokenizer import Tokenizer
 from tests.finetuning import toys
 from tests.finetuning.conftest import Tunes
+from tests.serving.running import running
 from tests.training.conftest import metrics
 
 LEARNED: dict[str, tuple[str, float]] = {
@@ -52,6 +55,45 @@ def test_a_task_is_learned(
     assert main(["evaluate", str(run), f"--task={task}", f"--data={validation}", "--json", "--device=cpu"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["metrics"][metric]["value"] == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora=4"]])
+@pytest.mark.parametrize("task", ["chat", "preference"])
+def test_a_base_without_a_chat_template_gets_that_of_the_lines_it_was_shown(
+    flags: list[str],
+    task: str,
+    tunes: Tunes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, tokenizer = toys.decoder()
+    tokenizer.config.pop("chat_template")
+    tokenizer.chat_template = None
+    af.save(model, tmp_path / "base", tokenizer=tokenizer)
+    rows: list[Any] = [*toys.rows("chat", 100)]
+    if task == "preference":
+        rows = [{"prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": "the"} for row in rows]
+    run = tunes(task, "--epochs=8", "--keep-optimizer", *flags, model=str(tmp_path / "base"), rows=rows)
+    assert Tokenizer.load(tmp_path / "base").chat_template is None
+    model, tokenizer = af.load(run)
+    assert tokenizer is not None
+    question = rows[0]["messages" if task == "chat" else "prompt"][0]["content"]
+    assert tokenizer.chat([{"role": "user", "content": question}]) == f"User: {question}\nAssistant:"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{question}\n"))
+    capsys.readouterr()
+    assert main(["chat", str(run), "--temperature=0"]) == 0
+    captured = capsys.readouterr()
+    assert "template" not in captured.err
+    if task == "chat":
+        assert captured.out in ("yes\n", "no\n")
+    with running({"tuned": (model, tokenizer)}) as (client, _):
+        asked = {"model": "tuned", "messages": [{"role": "user", "content": question}], "temperature": 0}
+        answer = client.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]
+    assert answer.strip() == captured.out.strip()
+    # The run is still that of its base, which has no template.
+    result = af.finetune(resume=run, steps=120)
+    assert result.tokenizer.chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("columns", [("source", "target"), ("prompt", "completion")])

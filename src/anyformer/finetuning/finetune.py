@@ -174,6 +174,7 @@ def finetune(
     if config.lora is not None:
         loading["adapter"] = finished.directory
     model, tokenizer = load(finished.directory if config.lora is None else config.base, **loading)
+    tokenizer = Tokenizer.find(finished.directory / "model") or tokenizer  # an adapter's may have another template
     assert tokenizer is not None
     return FinetuneResult(model, tokenizer, _metrics(finished.directory), finished.directory)
 

@@ -41,6 +41,7 @@ from anyformer.tasks import TASKS
 from anyformer.tasks.loading import ExampleSet, find_task, load_examples
 from anyformer.tasks.task import Encoded, Encoding
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import with_plain_template
 from anyformer.training.batcher import Batcher
 from anyformer.training.config import RunConfig, TrainConfig
 from anyformer.training.prepare import prepare
@@ -246,6 +247,13 @@ class Finetuning(BaseFinetuning):
     def summary(self) -> Sequence[str]:
         checks = ((name, *(f"  {line}" for line in check.lines())) for name, check in self.checks.items())
         return [f"data       {self.example_set.describe()}", *chain.from_iterable(checks)]
+
+    @override
+    def save(self, model: Transformer, directory: Path) -> str:
+        # The run itself goes on with the base's tokenizer, whose template is part of its fingerprint.
+        converses = self.task.converses(self._examples[0])
+        tokenizer = with_plain_template(self.tokenizer) if converses else self.tokenizer
+        return save_model(model, directory, tokenizer, self.config)
 
     @override
     def sample(self, model: Transformer) -> Sample:

@@ -18,7 +18,7 @@ from anyformer.generation.sampling import make_sampler
 from anyformer.generation.stop_strings import Detokenizer, cut_at_stop, stream_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
-from anyformer.tokenizer.prompt import NEXT_TURN, encode_conversation, render_conversation
+from anyformer.tokenizer.prompt import NEXT_TURN, encode_conversation, is_plain, render_conversation
 
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": "..."}``"""
@@ -126,11 +126,11 @@ class Conversation:
 
     def _answer(self, message: Message, forgotten: int, pieces: Iterator[str]) -> Generator[str, None, None]:
         self.forgotten = forgotten
-        answer = ""
+        answer, plain = "", is_plain(self._tokenizer)
         try:
-            for piece in pieces if self.has_template else cut_at_stop(pieces, NEXT_TURN):
-                # Without a template the answer begins with the space behind ``Assistant:``.
-                if piece := piece if answer or self.has_template else piece.lstrip():
+            for piece in cut_at_stop(pieces, NEXT_TURN) if plain else pieces:
+                # In plain lines the answer begins with the space behind ``Assistant:``.
+                if piece := piece.lstrip() if plain and not answer else piece:
                     answer += piece
                     yield piece
         finally:

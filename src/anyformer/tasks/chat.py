@@ -103,6 +103,7 @@ TASK = Task(
         ),
         RowSchema(build=_prompt_and_completion, required=COMPLETION, optional=SYSTEM, rank=6),
     ],
+    converses=lambda example: True,
     add_system=add_system,
     refusal=decoders_only("chat"),
     encode=_encode,

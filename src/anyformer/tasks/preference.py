@@ -234,6 +234,7 @@ TASK = Task(
             rank=1,
         ),
     ],
+    converses=lambda example: isinstance(example.chosen, ChatExample),
     add_system=_add_system,
     refusal=decoders_only("preference"),
     encode=_encode,

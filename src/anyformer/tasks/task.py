@@ -162,6 +162,7 @@ class Task:
             of answer and the labels that there are (each None where it follows from the examples), and the names that
             files have for the numbers in each part's column.
         classes: The classes of an example: with one alone in all examples there is nothing to learn.
+        converses: Whether an example is a conversation, so that the model becomes one for chat.
         add_system: Puts a system message into an example; returns it, and to how many conversations it was added.
 
         head: The head that the model has to have; another one is replaced unless it is a language model's.
@@ -208,6 +209,7 @@ class Task:
         | None
     ) = None
     classes: Callable[[Any], Sequence[object]] | None = None
+    converses: Callable[[Any], bool] = lambda example: False
     add_system: Callable[[Any, str], tuple[Example, int]] | None = None
 
     head: HeadKind = "language_model"

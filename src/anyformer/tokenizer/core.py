@@ -5,6 +5,7 @@ StreamDecoder decodes one token at a time: every character as soon as it is cert
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -263,6 +264,13 @@ class Tokenizer:
 
         variables = {f"{role}_token": token.content for role, token in self._roles.items()}
         return template_sandbox.render(self.chat_template, messages, add_generation_prompt, variables, tools)
+
+    def with_chat_template(self, template: str) -> Tokenizer:
+        """Return this tokenizer with another chat template."""
+        made = copy.copy(self)
+        made.chat_template = template
+        made._files = {**self._files, files.CHAT_TEMPLATE: template.encode()}
+        return made
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a directory so that `AutoTokenizer.from_pretrained` gives the same ids.

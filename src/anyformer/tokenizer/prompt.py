@@ -10,6 +10,18 @@ from anyformer.tokenizer.core import Message, Tokenizer
 NEXT_TURN = "\nUser:"
 """Beginning of the next turn, which a model without a chat template writes if it doesn't end the text."""
 _SPEAKERS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+_PLAIN_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] or message['content'] is not string %}
+        {{- raise_exception('message ' ~ loop.index ~ ' is no text of system, user or assistant') }}
+    {%- endif %}
+    {{- {'system': '', 'user': 'User: ', 'assistant': 'Assistant: '}[message['role']] ~ message['content'] | trim }}
+    {{- eos_token if loop.last and message['role'] == 'assistant' and not add_generation_prompt else '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'Assistant:' }}
+{%- endif %}"""
+"""The plain lines, with the end of text behind the last answer, as training has it."""
 
 
 def encode_decoder_prompt(tokenizer: Tokenizer, text: str, tokens: SpecialTokens | None = None) -> list[int]:
@@ -57,6 +69,27 @@ def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> s
             )
         lines.append(f"{_SPEAKERS[role]}{content.strip()}\n")
     return "".join(lines) + "Assistant:" * add_generation_prompt
+
+
+def is_plain(tokenizer: Tokenizer) -> bool:
+    """Whether conversations are shown in plain lines: there is no chat template, or that of `with_plain_template`."""
+    return tokenizer.chat_template is None or tokenizer.chat_template.endswith(_PLAIN_TEMPLATE)
+
+
+def with_plain_template(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer of a model that learned conversations: without a chat template it gets that of the plain lines.
+
+    It stays as it is where no template gives the ids that were learned.
+    """
+    if tokenizer.chat_template is not None:
+        return tokenizer
+    messages = [{"role": "user", "content": "?"}]
+    learned = encode_conversation(tokenizer, _render_plain(messages, True))
+    for start in ("", "{{- bos_token }}", "{{- bos_token ~ ' ' }}"):  # some put a space before the first word of a text
+        made = tokenizer.with_chat_template(start + _PLAIN_TEMPLATE)
+        if made.encode(made.chat(messages), special=False) == learned:
+            return made
+    return tokenizer
 
 
 def encode_conversation(tokenizer: Tokenizer, text: str) -> list[int]:

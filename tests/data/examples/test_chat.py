@@ -21,6 +21,7 @@ from anyformer.data.examples.encoded import EncodedRow
 from anyformer.data.formats import Location
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.prompt import encode_conversation, render_conversation, with_plain_template
 from tests.data.examples import templates
 from tests.data.examples.templates import KINDS, MARKED, TEMPLATES, tokenizer_of
 from tests.tokenizer.hugging_face import automatic
@@ -121,6 +122,54 @@ def test_without_a_template_the_lines_of_a_conversation_end_with_eos(kind: str, 
         if learned
     }
     check(tokenizer, example, 2, prompts)
+
+
+@pytest.fixture(scope="module")
+def plain_references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for kind in KINDS:
+        directory = tmp_path_factory.mktemp("plain")
+        with_plain_template(tokenizer_of(None, "</s>", kind)).save(directory)
+        made[kind] = Tokenizer.load(directory), automatic(directory)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(example=conversations())
+@settings(max_examples=60)
+def test_the_template_of_the_plain_lines_gives_what_was_learned_without_one(
+    kind: str, plain_references: dict[str, Any], example: ChatExample
+):
+    untuned, (tuned, reference) = tokenizer_of(None, "</s>", kind), plain_references[kind]
+    assert tuned.chat_template is not None
+    if any(example.loss_mask):
+        assert encode_chat_rows(tuned, example) == encode_chat_rows(untuned, example)
+    for count in range(1, len(example.messages) + 1):
+        messages = [dict(message) for message in example.messages[:count]]
+        prompt = render_conversation(untuned, messages, True)
+        ids = encode_conversation(untuned, prompt)
+        assert encode_conversation(tuned, render_conversation(tuned, messages, True)) == ids
+        assert reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == ids
+        for add in (False, True):
+            assert reference.apply_chat_template(messages, add_generation_prompt=add, tokenize=False) == tuned.chat(
+                messages, add
+            )
+        if messages[-1]["role"] == "assistant":  # the end of text is behind an answer when it is given
+            assert tuned.chat(messages, False).endswith(f"Assistant: {messages[-1]['content'].strip()}</s>")
+        else:
+            assert encode_conversation(tuned, tuned.chat(messages, False)) == encode_conversation(
+                untuned, render_conversation(untuned, messages, False)
+            )
+
+
+def test_the_template_of_the_plain_lines_shows_only_texts_and_replaces_no_other():
+    tokenizer = with_plain_template(tokenizer_of(None, "</s>", "byte_bpe"))
+    for message in ({"role": "tool", "content": "x"}, {"role": "assistant", "content": None}):
+        with pytest.raises(UserError, match="message 1 is no text of system, user or assistant"):
+            tokenizer.chat([message])
+    assert with_plain_template(tokenizer) is tokenizer
+    other = tokenizer_of(templates.CHATML, "<|im_end|>")
+    assert with_plain_template(other) is other
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -100,7 +100,7 @@ class _Encoder:
         self._special = tokenizer.special_ids
         added = tokenizer.backend.get_added_tokens_decoder().items()
         self._separating = {id_ for id_, token in added if token.special and not token.normalized}
-        self._encoded: tuple[str, list[int]] = "", []
+        self._encoded: tuple[str, int, list[int]] = "", 0, []
         self.answers = [index for index, is_target in enumerate(example.loss_mask) if is_target]
 
     def render(self, count: int, add_generation_prompt: bool) -> str:
@@ -115,12 +115,13 @@ class _Encoder:
         """
         if not self._has_template:
             return encode_conversation(self._tokenizer, text)
-        start, before = self._encoded if text.startswith(self._encoded[0]) else ("", [])
-        new, offsets = self._tokenizer.encode_offsets(text[len(start) :])
+        _, start, before = self._encoded if text.startswith(self._encoded[0]) else ("", 0, [])
+        new, offsets = self._tokenizer.encode_offsets(text[start:])
         ids = before + new
         last = next((k for k in reversed(range(len(new))) if new[k] in self._separating), None)
         if last is not None:
-            self._encoded = text[: len(start) + offsets[last][0]], ids[: len(before) + last]
+            begin, end = offsets[last]
+            self._encoded = text[: start + end], start + begin, ids[: len(before) + last]
         return ids or encode_conversation(self._tokenizer, text)
 
     def rows(self, learn_all: bool) -> list[EncodedRow]:
