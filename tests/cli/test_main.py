@@ -1,5 +1,6 @@
 """The command line as a user calls it: what the commands print and how they end."""
 
+import io
 import json
 import shlex
 import shutil
@@ -222,6 +223,37 @@ def test_generate_says_why_there_is_no_text(
     assert shlex.split(shown.err)[-3:] == ["anyformer", "chat", str(tmp_path / "a chat")]
     assert main(["generate", str(tmp_path / "a chat"), "the cat", "--logit-bias=0:-1000"]) == 0
     assert not capsys.readouterr().err
+    (space,) = tokenizer.encode("\n", special=False)  # a text of spaces is a text
+    assert main(["generate", str(tmp_path / "plain"), "a", f"--logit-bias={space}:9", "--max-new-tokens=3"]) == 0
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--logprobs=1"], ["--beams=2"], ["--samples=2", "--temperature=1"]])
+def test_a_text_without_a_prompt_begins_behind_the_end_of_another(
+    gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    model, tokenizer = af.load(gpt)
+    assert tokenizer is not None
+    model.config = model.config.replace(special_tokens={"eos": (tokenizer.eos,)})
+    af.save(model, tmp_path / "trained", tokenizer=tokenizer)
+    assert main(["generate", str(tmp_path / "trained"), "--max-new-tokens=6", *flags]) == 0
+    if not flags:
+        expected = af.generate(model, tokenizer, [[tokenizer.eos or 0]], max_new_tokens=6)[0]
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_the_prompt_may_be_standard_input(
+    gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = list[str]()
+    for prompt in ("the\ncat", "-"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("the\ncat\n"))
+        assert main(["generate", str(gpt), prompt, "--max-new-tokens=6"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["generate", str(gpt), "-"]) == 2
+    assert "pipe a text" in capsys.readouterr().err
 
 
 def test_generate_shows_samples_and_probabilities(gpt: Path, capsys: pytest.CaptureFixture[str]) -> None:

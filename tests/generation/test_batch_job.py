@@ -1,6 +1,7 @@
 """`anyformer generate --file`: a job over many prompts, killed, started again, and tampered with."""
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -302,6 +304,23 @@ def test_prompts_of_any_kind_of_file(tmp_path: Path) -> None:
     ]
     (tmp_path / "prompts").write_bytes(b"\xef\xbb\xbfa\r\nb")
     assert [prompt.text for prompt in read_prompts(tmp_path / "prompts")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"), [(b"a\nb\n", ["a", "b"]), (b'{"prompt": "a"}\n{"prompt": "b"}', ["a", "b"])]
+)
+def test_prompts_on_standard_input(
+    content: bytes, prompts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
+    stream = io.BytesIO(content)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+    found = read_prompts(Path("-"))
+    assert [each.text for each in found] == prompts
+    assert found[1].location == "standard input, line 2"
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    with pytest.raises(UserError, match="^--file - reads standard input, and that is a terminal"):
+        read_prompts(Path("-"))
 
 
 def test_stop_and_penalties(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -67,7 +68,8 @@ class _FileOptions:
     """Prompts from a file."""
 
     file: Path | None = None
-    """Answer all prompts of this file instead: one a line, or a field of a .jsonl, .csv, .tsv or .parquet."""
+    """Answer all prompts of this file instead, - for standard input: one a line, or a field of a .jsonl, .csv, .tsv or
+    .parquet."""
     out: Annotated[Path | None, "-o", "--output"] = None
     """Where the answers to --file go, one JSON object a line. Started again, the command goes on with what is there."""
     field: str = "prompt"
@@ -105,7 +107,8 @@ class GenerateOptions(_FileOptions, SamplingOptions, _BeamOptions, ModelOptions)
     """
 
     prompt: Positional[Text[str]] = ""
-    """The text to go on from; for an encoder-decoder the source."""
+    """The text to go on from, - for standard input; for an encoder-decoder the source (default: the beginning of a
+    text)."""
     max_new_tokens: int | None = None
     """Stop after this many tokens, sooner at end-of-text (default: 200, or as many as the context has room for)."""
     logit_bias: Annotated[tuple[str, ...], "TOKEN:BIAS"] = ()
@@ -125,7 +128,9 @@ def run(argv: list[str]) -> int:
     """Write the continuation as it comes; that of a search with beams comes when the search is over."""
     options = parse(GenerateOptions, argv, "generate")
 
+    from anyformer.data.materialize import STANDARD_INPUT
     from anyformer.generation import GenerationConfig, generate_n_best, generate_samples, generate_stream
+    from anyformer.generation.prompt import beginning
 
     _check_flags(options)
     model, tokenizer = options.load_model()
@@ -144,32 +149,40 @@ def run(argv: list[str]) -> int:
         draft = "prompt" if options.draft == "prompt" else plain.load(options.draft)[0]
     if options.file is not None and options.out is not None:
         return _answer_file(model, tokenizer, options, options.file, options.out, draft, **settings)
-    prompt = options.prompt if model.config.is_decoder_only else ""
+    text = _standard_input() if options.prompt == STANDARD_INPUT else options.prompt
+    start, prompt = beginning(model, tokenizer, text), text if model.config.is_decoder_only else ""
     texts = list[str]()
     if searches:
-        best = generate_n_best(model, tokenizer, options.prompt, options.n_best, **settings)[0]
+        best = generate_n_best(model, tokenizer, [start], options.n_best, **settings)[0]
         texts += [each.text for each in best]
         for each in best:
             write(f"{each.score:.4f}  " if len(best) > 1 else "", prompt, each.text, sep="", flush=True)
     elif options.logprobs is not None:
-        texts.append(_show_logprobs(model, tokenizer, options.prompt, options.logprobs, **settings))
+        texts.append(_show_logprobs(model, tokenizer, start, prompt, options.logprobs, **settings))
     elif options.samples != 1:
-        texts += generate_samples(model, tokenizer, options.prompt, draft=draft, **settings)[0]
+        texts += generate_samples(model, tokenizer, [start], draft=draft, **settings)[0]
         for number, text in enumerate(texts, start=1):
             write(f"[{number}] {prompt}{text}", flush=True)
     else:
-        stream = generate_stream(model, tokenizer, options.prompt, draft=draft, **settings)
+        stream = generate_stream(model, tokenizer, start, draft=draft, **settings)
         write(prompt, end="", flush=True)
         for text in stream:
             write(text, end="", flush=True)
             texts.append(text)
         write()
-    if not options.stop and not any(map(str.strip, texts)):
+    if not options.stop and not any(texts):
         has_template = tokenizer is not None and tokenizer.chat_template is not None
         chat = f"anyformer chat {shlex.quote(options.model)}"
         advice = f" It has a chat template, so it expects a conversation: {chat}" if has_template else ""
         message(f"The model ended the text at once.{advice}")
     return 0
+
+
+def _standard_input() -> str:
+    """The text on standard input, without the line end that a shell puts behind it."""
+    if sys.stdin.isatty():
+        raise UserError("The prompt - reads standard input, and that is a terminal: pipe a text into the command.")
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _answer_file(
@@ -215,7 +228,12 @@ def _answer_file(
 
 
 def _show_logprobs(
-    model: Transformer, tokenizer: Tokenizer | None, prompt: str, top: int, **settings: Unpack[GenerationOptions]
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    start: str | list[int],
+    prompt: str,
+    top: int,
+    **settings: Unpack[GenerationOptions],
 ) -> str:
     """Generate a text and show its tokens, each with so many of the likeliest in its place; returns it."""
     import torch
@@ -226,7 +244,7 @@ def _show_logprobs(
     from anyformer.generation.prompt import make_prompt
 
     tokenizer = require_tokenizer(tokenizer, "give BatchingEngine.submit token ids")
-    ids = encode_prompt(model, tokenizer, prompt)
+    ids = encode_prompt(model, tokenizer, start) if isinstance(start, str) else start
     capacity = make_prompt(model, torch.tensor([ids]), None, settings.get("max_new_tokens")).capacity
     engine = BatchingEngine(model, tokenizer, slots=1, capacity=capacity)
     request = engine.submit(ids, logprobs=top, **settings)
@@ -241,7 +259,7 @@ def _show_logprobs(
     for each in request.logprobs:
         likeliest = ["  ".join(" ".join(shown(*pair)) for pair in each.top.items())] if top else []
         tokens.add_row(*shown(each.token, each.logprob), *likeliest)
-    write(f"{prompt if model.config.is_decoder_only else ''}{request.text}\n")
+    write(f"{prompt}{request.text}\n")
     Console(soft_wrap=True).print(tokens)
     write(f"\nlog-probability {sum(each.logprob for each in request.logprobs):.3f} nats, {len(request.tokens)} tokens")
     return request.text

@@ -46,7 +46,7 @@ def materialize(
     def file(path: str) -> str:
         if path == STANDARD_INPUT:
             progress("reading standard input")
-            return str(_standard_input(cache))
+            return str(keep_standard_input(cache))
         if not path.startswith(HUB):
             return path
         progress(f"reading {path}")
@@ -115,7 +115,7 @@ def row_files(paths: Sequence[str], cache: Cache | None = None) -> list[RowFile]
     files = list[RowFile]()
     for path in paths:
         if path == STANDARD_INPUT:
-            files.append(RowFile(_standard_input(cache or Cache(), sniff=True), Path("standard input")))
+            files.append(RowFile(keep_standard_input(cache or Cache(), sniff=True), Path("standard input")))
         elif path.startswith(HUB):
             file, classes = _whole_data_set(path, cache or Cache())
             files.append(RowFile(file, Path(path), classes=classes, is_typed=True))
@@ -139,11 +139,14 @@ def _exists(path: str) -> bool:
     return limits.can_be_path(path) and Path(path).exists()
 
 
-def _standard_input(cache: Cache, sniff: bool = False) -> Path:
-    """Keep standard input as a .txt file, or with `sniff` what begins as JSON as .json."""
+def keep_standard_input(cache: Cache, sniff: bool = False, option: str = "--data") -> Path:
+    """Keep standard input as a .txt file, or with `sniff` what begins as JSON as .json.
+
+    Raises UserError, which names the option that asked for it, for a terminal or no text.
+    """
     source = sys.stdin.buffer
     if source.isatty():
-        raise UserError("--data - reads standard input, and that is a terminal: pipe a text into the command.")
+        raise UserError(f"{option} - reads standard input, and that is a terminal: pipe a text into the command.")
 
     def write(path: Path) -> str:
         digest, suffix = hashlib.sha256(), ".txt"

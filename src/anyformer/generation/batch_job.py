@@ -21,8 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from anyformer import atomic, limits
+from anyformer.data.disk_cache import Cache
 from anyformer.data.formats import text_lines
 from anyformer.data.input_files import RECORD_SUFFIXES, suffix_of
+from anyformer.data.materialize import STANDARD_INPUT, keep_standard_input
 from anyformer.data.rows import records
 from anyformer.errors import UserError, quote
 from anyformer.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, GenerationOptions
@@ -51,12 +53,16 @@ class FilePrompt(NamedTuple):
 def read_prompts(
     path: Path, field: str = "prompt", max_record_bytes: int = RECORD_BYTES, noun: str = "prompt"
 ) -> list[FilePrompt]:
-    """The prompts of a file: the lines of a text, or a field of the records of a .jsonl, .csv, .tsv or .parquet file.
+    """The prompts of a file: the lines of a text, or a field of the records of a .jsonl, .csv, .tsv or .parquet file;
+    ``-`` is standard input.
 
     Raises:
         UserError: the file can't be read, or a prompt, which the message calls by the noun, is missing, empty or too
             large (with the number of its line); or there are too many to be held in memory.
     """
+    shown = path
+    if str(path) == STANDARD_INPUT:
+        shown, path = Path("standard input"), keep_standard_input(Cache(), sniff=True, option="--file")
     if not path.is_file():
         raise UserError(f"There is no file of {noun}s at {path}.")
     suffix, prompts = suffix_of(path), list[FilePrompt]()
@@ -65,7 +71,7 @@ def read_prompts(
     lines = records(path, (field,), max_record_bytes) if is_record else enumerate(texts, start=1)
     size = 0
     for number, (text,) in lines:
-        location = f"{path}, {'row' if suffix == '.parquet' else 'line'} {number}"
+        location = f"{shown}, {'row' if suffix == '.parquet' else 'line'} {number}"
         if not text.strip():
             raise UserError(f"{location}, has an empty {noun}: write one, or take the line out.")
         prompts.append(FilePrompt(text, location))
@@ -73,7 +79,7 @@ def read_prompts(
         if size > _PROMPTS_SIZE:
             raise UserError(f"{path} has more {noun}s than fit into memory: split it into several files.")
     if not prompts:
-        raise UserError(f"There is no {noun} in {path}: write one a line.")
+        raise UserError(f"There is no {noun} in {shown}: write one a line.")
     return prompts
 
 

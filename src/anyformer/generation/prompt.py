@@ -129,6 +129,16 @@ def encode_prompt(model: Transformer, tokenizer: Tokenizer, text: str) -> list[i
     return ids
 
 
+def beginning(model: Transformer, tokenizer: Tokenizer | None, text: str) -> str | list[int]:
+    """The text; of an empty one the end-of-text token, behind which texts begin in training, where a decoder has no
+    beginning-of-text token."""
+    tokens = model.config.special_tokens
+    if text or tokenizer is None or not model.config.is_decoder_only or encode_decoder_prompt(tokenizer, "", tokens):
+        return text
+    ends = (token for token in (tokenizer.eos, *tokens.eos) if token is not None and token < model.config.vocab_size)
+    return next(([token] for token in ends), text)
+
+
 def pad(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | None = None
 ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
