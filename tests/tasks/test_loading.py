@@ -167,6 +167,16 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(("one", "zero"), [(1, 0), (True, False)])
+def test_a_0_or_1_for_each_label_wants_their_names(tmp_path: Path, one: Any, zero: Any):
+    for rows in ([[one, zero, zero], [zero, one, zero]], [[one, zero], [zero, one]]):
+        path = lines(tmp_path / "a.jsonl", *({"text": "t", "label": row} for row in rows))
+        with pytest.raises(UserError, match=r'^.*a\.jsonl, line 1, .*give the names of the labels .* \["a", "c"\]\.$'):
+            load_examples([path])
+
+
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
 GOOD: list[dict[str, Any]] = [
     {"messages": [*MESSAGES, CALL, {"role": "tool", "content": "1"}], "tools": [{"name": "f"}]},

@@ -151,16 +151,17 @@ def run(argv: list[str]) -> int:
         return _answer_file(model, tokenizer, options, options.file, options.out, draft, **settings)
     text = _standard_input() if options.prompt == STANDARD_INPUT else options.prompt
     start, prompt = beginning(model, tokenizer, text), text if model.config.is_decoder_only else ""
+    prompts = start if isinstance(start, str) else [start]
     texts = list[str]()
     if searches:
-        best = generate_n_best(model, tokenizer, [start], options.n_best, **settings)[0]
+        best = generate_n_best(model, tokenizer, prompts, options.n_best, **settings)[0]
         texts += [each.text for each in best]
         for each in best:
             write(f"{each.score:.4f}  " if len(best) > 1 else "", prompt, each.text, sep="", flush=True)
     elif options.logprobs is not None:
         texts.append(_show_logprobs(model, tokenizer, start, prompt, options.logprobs, **settings))
     elif options.samples != 1:
-        texts += generate_samples(model, tokenizer, [start], draft=draft, **settings)[0]
+        texts += generate_samples(model, tokenizer, prompts, draft=draft, **settings)[0]
         for number, text in enumerate(texts, start=1):
             write(f"[{number}] {prompt}{text}", flush=True)
     else:

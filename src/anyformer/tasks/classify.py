@@ -11,8 +11,8 @@ from anyformer.data.examples import ClassifyExample
 from anyformer.data.examples.columns import LABELS, PAIRS, SCORES, TEXTS, Names
 from anyformer.data.examples.datasets import Dataset, labeled
 from anyformer.data.examples.encoded import Truncation, encode_texts
-from anyformer.data.examples.labels import resolve_labels
-from anyformer.data.examples.parts import Parts, read_label
+from anyformer.data.examples.labels import LabelKind, Labels, resolve_labels
+from anyformer.data.examples.parts import NAMED, Parts, fault, read_label
 from anyformer.errors import UserError, quote
 from anyformer.evaluation.label_metrics import multilabel
 from anyformer.evaluation.logits import known_label, label_names, log_softmax, single_label, text_logits
@@ -54,6 +54,21 @@ def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:
     paired = encoding.model.embedding.segments > 1 and any(example.second is not None for example in examples)
     segments = [text.segments for text in texts] if paired else None
     return labeled([text.tokens for text in texts], targets, encoding.pad, segments)
+
+
+def _resolve_labels(
+    examples: Sequence[ClassifyExample],
+    kind: LabelKind | None,
+    names: Sequence[str] | None,
+    classes: Mapping[str, Sequence[str]],
+) -> tuple[list[ClassifyExample], Labels]:
+    """See `resolve_labels`. Raises UserError for lists of a 0 or 1 for each label, where labels have no names."""
+    known, rows = classes.get("label", ()), [each.label for each in examples]
+    width = len(rows[0]) if isinstance(rows[0], tuple) else 0
+    is_indicator = all(isinstance(row, tuple) and len(row) == width and {*row} <= {0, 1} for row in rows)
+    if width > 1 and is_indicator and not names and not known:
+        raise fault(examples[0].location, f"has a 0 or 1 for each of {width} labels", NAMED)
+    return resolve_labels(examples, kind, names, known)
 
 
 def _number(example: ClassifyExample) -> float:
@@ -145,9 +160,7 @@ TASK = Task(
         for names in (LABELS, SCORES)
         for texts in _TEXTS
     ],
-    resolve_labels=lambda examples, kind, labels, classes: resolve_labels(
-        examples, kind, labels, classes.get("label", ())
-    ),
+    resolve_labels=_resolve_labels,
     classes=lambda example: [example.label],
     head="classification",
     encode=_encode,

@@ -11,6 +11,8 @@ from anyformer.data.formats import Location
 from anyformer.data.rows import MISSING, Row, find, measure, unknown_field
 from anyformer.errors import UserError, quote
 
+NAMED = 'give the names of the labels that a text has, such as ["a", "c"]'
+"""Advice on a 0 or 1, true or false for each label."""
 _LARGEST = 3e38
 """A number that fits into 32 bits; targets have as many."""
 
@@ -88,9 +90,8 @@ def read_label(parts: Parts) -> Any:
     if isinstance(value, list):
         for each in cast("list[object]", value):
             if not isinstance(each, str | int) or isinstance(each, bool) or each == "":
-                raise fault(
-                    parts.location, f"has {kind_of(each)} in the list of {place}", "labels are names or numbers"
-                )
+                advice = NAMED if isinstance(each, bool) else "labels are names or numbers"
+                raise fault(parts.location, f"has {kind_of(each)} in the list of {place}", advice)
         return tuple(cast("list[str | int]", value))
     if not isinstance(value, bool | int | float):
         raise fault(parts.location, f"has no label in {place}", f"that is {kind_of(value)}")
