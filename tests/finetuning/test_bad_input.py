@@ -119,6 +119,25 @@ def test_faulty_rows(name: str, refused: Callable[..., str]) -> None:
     assert re.search(says, refused(task, change=change))
 
 
+@pytest.mark.parametrize("columns", [("question", "answer"), ("input", "output")])
+@pytest.mark.parametrize(
+    ("model", "labels", "says"),
+    [
+        ("decoder", False, "--task completion --columns prompt={} completion={}."),
+        ("both", False, "--task seq2seq --columns source={} target={}."),
+        ("encoder", False, "--task classify --columns text={} label={}."),
+        ("decoder", True, "--task classify --columns text={} label={}."),
+    ],
+)
+def test_the_task_that_is_suggested_suits_the_model(
+    model: str, columns: tuple[str, str], labels: bool, says: str, refused: Callable[..., str]
+) -> None:
+    answers = ("yes", "no") if labels else [f"number {k}" for k in range(12)]
+    rows = [{columns[0]: f"which number comes before {k}", columns[1]: answers[k % len(answers)]} for k in range(12)]
+    said = refused("classify", model=model, rows=rows)
+    assert says.format(*columns) in said
+
+
 @pytest.mark.parametrize(
     ("content", "suffix", "says"),
     [

@@ -58,7 +58,13 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe[CompleteFinet
     """The recipe of a run, on plain text or on examples. Raises UserError as the two classes below."""
     task, columns = config.task, as_columns(config.roles)
     if task is None:
-        task = find_task(config.data, columns=columns, header=config.header, cache=Cache(config.cache))
+        task = find_task(
+            config.data,
+            columns=columns,
+            header=config.header,
+            cache=Cache(config.cache),
+            model=lambda: inspect(config.base, allow_pickle=config.allow_pickle)[0],
+        )
     if task is not None and TASKS[task].is_stream:
         return TextFinetuning(replace(config, task=task), console)
     return Finetuning(config, console)

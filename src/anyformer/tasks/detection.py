@@ -1,19 +1,23 @@
 """Detection of the task that the columns of a data set are for."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches as close_matches
 from itertools import islice
 from typing import Any
 
+from anyformer.config import ModelConfig
 from anyformer.data.examples.columns import Columns
-from anyformer.data.rows import MISSING, find, unknown_field
+from anyformer.data.rows import MISSING, Row, find, unknown_field
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tasks import TASKS
 from anyformer.tasks.task import RowSchema
 
 _FEW = 20
+_ROWS, _LABEL = 200, 40
+"""Rows by which labels are told from answers, and the longest label in characters."""
 _DATA = re.compile(r"-?\d+(\.\d+)?|.{40,}|.* .* .* .*", re.DOTALL)
 """Values that are no name of a column, but a number or a sentence."""
 _LISTS = ("messages", "tokens", "tags")
@@ -41,7 +45,12 @@ class DetectedTask:
 
 
 def detect_task(
-    sample: Mapping[str, Any], location: object, task: str | None = None, columns: Columns | None = None
+    sample: Mapping[str, Any],
+    location: object,
+    task: str | None = None,
+    columns: Columns | None = None,
+    model: Callable[[], ModelConfig] | None = None,
+    others: Iterable[Row] = (),
 ) -> DetectedTask:
     """Detect how rows are to be read.
 
@@ -50,6 +59,8 @@ def detect_task(
         location: Its name in messages.
         task: Their task; None: the one that follows from the columns.
         columns: The columns whose names are not the usual ones.
+        model: Looks up the model that is to learn; by it and other rows a task is suggested where none follows.
+        others: More rows.
 
     Raises:
         UserError: There is no such task or column, or no task follows from the columns.
@@ -72,7 +83,8 @@ def detect_task(
     if task is not None and not named and (ordered := TASKS[task].by_order(sample)) is not None:
         schema, match = ordered
         return DetectedTask(task, schema, match, {}, f"as asked, with {_listed(match)}, in this order")
-    raise _no_task(sample, location, task, columns)
+    config = model() if model is not None and task is None and not named else None
+    raise _no_task(sample, location, task, columns, config, others)
 
 
 def _schemas(task: str | None) -> list[tuple[str, RowSchema]]:
@@ -111,7 +123,14 @@ def _listed(match: Mapping[str, str]) -> str:
     return f"the columns {', '.join(first)} and {last}" if first else f"the column {last}"
 
 
-def _no_task(sample: Mapping[str, Any], location: object, task: str | None, columns: Columns) -> UserError:
+def _no_task(
+    sample: Mapping[str, Any],
+    location: object,
+    task: str | None,
+    columns: Columns,
+    model: ModelConfig | None,
+    others: Iterable[Row],
+) -> UserError:
     names, named = [str(column)[:60] for column in sample], columns.by_role()
     some = ", ".join(map(repr, names[:_FEW])) + (", ..." if len(names) > _FEW else "")
     has = f"{location} has the column{'s' if len(names) != 1 else ''} {some or 'none'}"
@@ -121,6 +140,12 @@ def _no_task(sample: Mapping[str, Any], location: object, task: str | None, colu
             f"{has}, from which no task follows: if the first line is no header, name the columns with {header}."
         )
     name, schema, parts = _suggestion(sample, task, named)
+    if model is not None and TASKS[name].labels_texts and not _repeats(parts.get("label", ""), sample, others):
+        texts = {column: value for column, value in sample.items() if isinstance(value, str)}
+        for each in ("completion", "seq2seq"):
+            answer = _suggestion(texts, each, named)
+            if TASKS[each].refusal(model, "") is None and "NAME" not in answer[2].values():
+                name, schema, parts = answer
     line = columns.flags(name if task is None else None, **parts)
     if task is None:
         misspelt = _misspelt(names)
@@ -128,6 +153,17 @@ def _no_task(sample: Mapping[str, Any], location: object, task: str | None, colu
         return UserError(f"{has}, from which no task follows: {advice}")
     needs = " and ".join(f"{part} ({', '.join(map(repr, usual))})" for part, usual in schema.required.items())
     return UserError(f"{has}, and {task} needs {needs}: say which they are with {line}.")
+
+
+def _repeats(column: str, sample: Mapping[str, Any], others: Iterable[Row]) -> bool:
+    """Whether the values of a column are no texts, or few short ones, as labels are."""
+    if not isinstance(sample.get(column), str):
+        return True
+    values = [str(sample[column])]
+    with suppress(UserError):  # a faulty row, which is not what is wrong first
+        for row in islice(others, _ROWS):
+            values.append(str(row.values.get(column)))
+    return 2 * len(set(values)) <= len(values) and max(map(len, values)) <= _LABEL
 
 
 def _suggestion(
@@ -193,6 +229,8 @@ def _by_value(part: str, values: Mapping[str, Any]) -> str | None:
             (each for each in columns if each not in lists), key=lambda each: len(str(values[each])), default=None
         )
     texts = [column for column in columns if isinstance(values[column], str)]
+    if part in ("prompt", "source"):  # a question comes before its answer, however long that is
+        return next(iter(texts), None)
     return max(texts, key=lambda column: len(values[column]), default=None)
 
 

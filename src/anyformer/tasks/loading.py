@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from anyformer import limits
+from anyformer.config import ModelConfig
 from anyformer.data.disk_cache import Cache
 from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns
@@ -156,11 +157,17 @@ def load_examples(
 
 
 def find_task(
-    paths: Sequence[str], *, columns: Columns | None = None, header: Sequence[str] = (), cache: Cache | None = None
+    paths: Sequence[str],
+    *,
+    columns: Columns | None = None,
+    header: Sequence[str] = (),
+    cache: Cache | None = None,
+    model: Callable[[], ModelConfig] | None = None,
 ) -> str | None:
     """The task that the examples of files suit, by the columns of the first one; None where there is none.
 
-    Raises UserError as `load_examples`.
+    Raises UserError as `load_examples`, with a suggestion that suits the model which is looked up.
     """
-    row = next(read_rows(paths, cache, columns=header), None)
-    return None if row is None else detect_task(row.values, f"{row.location},", None, columns).task
+    rows = read_rows(paths, cache, columns=header)
+    row = next(rows, None)
+    return None if row is None else detect_task(row.values, f"{row.location},", None, columns, model, rows).task
