@@ -257,6 +257,8 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(af.UserError, match="no directory someone/something, and the hub can't be reached"):
         af.load("someone/something")
+    with pytest.raises(af.UserError, match="preset without weights: `anyformer train gpt2-nano` trains it"):
+        af.load("gpt2-nano")
 
 
 def test_pickles_only_if_they_are_allowed(model: Transformer, directory: Path) -> None:
@@ -459,5 +461,9 @@ def test_what_is_no_model_is_one_sentence(directories: dict[str, str]) -> None:
     for load in (af.load, partial(af.classify, texts=["a text"])):
         with pytest.raises(UserError, match="There is no directory 'xxx"):
             load("x" * 5000)
+    named: Any = af.load
+    for name, given in (("", "an empty name"), (None, "a NoneType")):
+        with pytest.raises(UserError, match=f"named by its directory, a GGUF file or a hub id, not by {given}"):
+            named(name)
     with pytest.raises(UserError, match="There is no data at 'xxx"):
         af.evaluate(*af.load(directories["classify"]), "x" * 5000)

@@ -202,11 +202,19 @@ def test_a_data_set_of_the_hub_is_read_whole_and_once(tmp_path: Path, monkeypatc
         ("a.csv", ",".join(map(str, range(2001))), r"a\.csv has 2,001 columns, more than the 2,000 that data may have"),
         ("a.txt", "x" * 2000, r"a\.txt has more than 1,000 bytes, and a text file is one example"),
         ("a.txt", b"x\xff", r"a\.txt, line 1, is not UTF-8 text: byte 1"),
+        ("a.txt", b"fine\nx\0", r"a\.txt, line 2, is not UTF-8 text: byte 6 is a NUL byte, which no text has\.$"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, name: str, content: str | bytes, message: str):
     with pytest.raises(UserError, match=message):
         read(write(tmp_path / name, content), max_record_bytes=1000 if "," not in str(content) else 20_000)
+
+
+def test_two_files_of_parallel_lines_are_given_as_one(tmp_path: Path):
+    paths = [str(write(tmp_path / name, "a\n")) for name in ("train.en", "train.de")]
+    with pytest.raises(UserError, match=r"given as one, with a comma: .*train\.en,.*train\.de\.$"):
+        row_files(paths)
+    assert len(row_files([",".join(paths)])) == 1
 
 
 def test_parquet_is_read_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

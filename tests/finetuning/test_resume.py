@@ -97,6 +97,16 @@ def test_another_run_is_not_resumed(
     assert metrics(run)[-1]["step"] == 8
 
 
+def test_a_run_from_scratch_is_resumed_by_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat " * 200)
+    argv = ["train", "gpt2-nano", f"--data={tmp_path / 'text.txt'}", "--tokenizer=char", "--context=8", "--steps=1"]
+    assert main([*argv, f"--runs={tmp_path}", "--name=run", "--device=cpu"]) == 0
+    capsys.readouterr()
+    said = _refused(capsys, tmp_path / "run")
+    assert "is for training from scratch" in said
+    assert f"use `anyformer train --resume {tmp_path / 'run'}`." in said
+
+
 def test_another_base_is_not_resumed_with(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its weights, its config and its chat template are those of the beginning; a copy of the files will do."""
     base, data = tmp_path / "base", toys.write(tmp_path / "data.jsonl", toys.rows("chat"))

@@ -246,7 +246,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             _jsonl(tmp_path / "t.jsonl", [{"tokens": ["a", "b"], "tags": ["bad", "good"]}]),
             task="tag",
         )
-    with pytest.raises(UserError, match="No data was given"):
+    with pytest.raises(UserError, match="No data was given: there are no rows"):
         af.evaluate(model, tokenizer, [], task="classify")
     for wrong in ({"choices": ("a",)}, {"choices": ("a", "a")}):
         with pytest.raises(UserError, match="choices are at least two answers"):

@@ -153,6 +153,8 @@ def test_there_must_be_something(tmp_path: Path):
     empty = write(tmp_path / "a.csv", "text,label\n")
     with pytest.raises(UserError, match=r"There is no example to read: .*a\.csv is empty\."):
         load_examples([empty])
+    with pytest.raises(UserError, match=r"a\.csv is empty\. It has no rows below its header\.$"):
+        load_examples([empty])
     with pytest.raises(UserError, match=r"There is no example to read: .*b\.jsonl is empty\."):
         load_examples([lines(tmp_path / "b.jsonl", {"text": " "}, {"text": None})])
     blank = lines(tmp_path / "c.jsonl", {"text": ""}, {"text": "x"})

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from anyformer.errors import UserError, quote
+from anyformer.families import ALIASES, PRESETS
 from anyformer.limits import can_be_path, path_inside
 
 GGUF = ".gguf"
@@ -11,6 +12,13 @@ _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "*.txt"]
 _OTHERS = ["original/*", "consolidated*", "metal/*", "onnx/*", "openvino/*", "*.fp16.*", "*.bf16.*"]
 """Copies of a repository's weights for other programs, and in other dtypes."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_named(path_or_hub_id: object) -> None:
+    """Raise UserError for what names no model."""
+    if not isinstance(path_or_hub_id, str | Path) or not str(path_or_hub_id).strip():
+        given = "an empty name" if isinstance(path_or_hub_id, str) else f"a {type(path_or_hub_id).__name__}"
+        raise UserError(f"A model is named by its directory, a GGUF file or a hub id, not by {given}.")
 
 
 def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
@@ -21,6 +29,7 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
     Raises:
         UserError: neither a directory nor a hub id, several GGUF files, no such repository, or no network.
     """
+    check_named(path_or_hub_id)
     path, name = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
     if not can_be_path(path):
         raise UserError(f"There is no directory {quote(name)}, and no file can be called so.")
@@ -70,4 +79,7 @@ def _download(name: str, patterns: list[str]) -> Path:
             reason = "it can't be the name of a model on the hub"
         else:
             reason = "the hub can't be reached to look for a model of that name; check the path, or the network"
+        if name in PRESETS or name in ALIASES:
+            made = f"`anyformer train {name}` trains it, and af.build(af.preset({name!r})) builds it"
+            reason = f"{reason.partition(';')[0]}; it is a preset without weights: {made}"
         raise UserError(f"There is no directory {name}, and {reason}.") from error

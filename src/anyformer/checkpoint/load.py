@@ -72,6 +72,7 @@ def load(
         UserError: no such model or device, an unsupported one, senseless settings, or weights that are damaged,
             unknown, missing or misshapen; an adapter for another model.
     """
+    hub.check_named(path_or_hub_id)
     adapters = [adapter] if isinstance(adapter, str | Path) else list(adapter)
     alone = find_adapter(path_or_hub_id)
     if alone is not None:

@@ -11,7 +11,7 @@ import shlex
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
@@ -157,7 +157,8 @@ def opened(path: Path, shown: Path | None = None) -> Generator[BinaryIO, None, N
         if fault is None:
             raise UserError(f"{path} changed while it was being read.") from error
         shown = shown or path
-        reason = f"{shown}, line {fault.line}, is not UTF-8 text: byte {fault.offset} can't be part of a text."
+        byte = "is a NUL byte, which no text has" if fault.is_null else "can't be part of a text"
+        reason = f"{shown}, line {fault.line}, is not UTF-8 text: byte {fault.offset} {byte}."
         if fault.encoding is not None and shown == path:
             reason += f" {conversion(path, fault, _PROGRAMS.get(path.suffix.lower()))}"
         raise UserError(reason) from error
@@ -288,12 +289,14 @@ class Fault:
         line: The number of their line, from 1.
         offset: Of the first of them.
         encoding: The encoding that the file seems to have, as iconv calls it; None: it may be any, or no text.
+        is_null: Whether it is a null character.
     """
 
     line: int
     offset: int
     encoding: str | None = None
     name: str = ""
+    is_null: bool = field(default=False, kw_only=True)
 
 
 def find_fault(file: BinaryIO) -> Fault | None:
@@ -308,7 +311,7 @@ def find_fault(file: BinaryIO) -> Fault | None:
         except UnicodeDecodeError as error:
             return Fault(number, offset - held + error.start, *(_western(part) if part else ()))
         if (null := part.find(b"\0")) >= 0:
-            return Fault(number, offset + null)
+            return Fault(number, offset + null, is_null=True)
         number += part.endswith(b"\n")
         offset += len(part)
     return None

@@ -20,7 +20,7 @@ from anyformer import limits
 from anyformer.data.disk_cache import Cache, key
 from anyformer.data.formats import Location
 from anyformer.data.formats.parquet import class_names
-from anyformer.data.input_files import counted, find_files
+from anyformer.data.input_files import counted, find_files, suffix_of
 from anyformer.data.pairs import parallel_files, side_by_side
 from anyformer.data.rows import SUFFIXES, Row, memory, read_file, text_of, typed_row, unknown_field
 from anyformer.errors import UserError, library
@@ -113,6 +113,8 @@ def read_rows(
 def row_files(paths: Sequence[str], cache: Cache | None = None) -> list[RowFile]:
     """The files that paths name, each once; see `read_rows`."""
     files = list[RowFile]()
+    if len(paths) == 2 and all(_is_parallel(path) for path in paths):
+        raise UserError(f"Two files of parallel lines are given as one, with a comma: {','.join(paths)}.")
     for path in paths:
         if path == STANDARD_INPUT:
             files.append(RowFile(keep_standard_input(cache or Cache(), sniff=True), Path("standard input")))
@@ -133,6 +135,11 @@ def _parallel(path: str) -> list[Path] | None:
     if not source or not target or _exists(path):
         return None
     return parallel_files(source, target) if _exists(source) or _exists(target) else None
+
+
+def _is_parallel(path: str) -> bool:
+    """Whether it is a file of no kind that holds rows, as train.en."""
+    return limits.can_be_path(path) and Path(path).is_file() and suffix_of(Path(path), SUFFIXES) is None
 
 
 def _exists(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -254,6 +255,10 @@ def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
         if name in changes:
             raise UserError(f"--resume goes on in {run}: leave out --{name}.")
     file = run / CONFIG
+    raw: object = read_yaml(file)
+    if isinstance(raw, dict) and "preset" in raw and "base" not in raw:
+        again = f"anyformer train --resume {shlex.quote(str(run))}"
+        raise UserError(f"{file} is for training from scratch, since it has the field preset: use `{again}`.")
     values = read_fields(file, FinetuneConfig)
     own, base = values.get("base"), changes.get("base")
     if base is not None and own not in (base, str(Path(base).absolute())):

@@ -168,7 +168,8 @@ def cache_is_stale(model: Transformer, length: int, cached: int = 0) -> bool:
 def require_tokenizer(tokenizer: Tokenizer | None, instead: str) -> Tokenizer:
     """The tokenizer. Raises UserError where there is none; `instead` says what can be done without."""
     if tokenizer is None:
-        raise UserError(f"This model came without a tokenizer, so it can't read text: {instead}.")
+        file = "put its tokenizer.json beside its weights"
+        raise UserError(f"This model came without a tokenizer ({file}), so it can't read text: {instead}.")
     return tokenizer
 
 

@@ -98,6 +98,8 @@ def _read(
     head = model.config.head
     kind = _KINDS.get(head.problem) if head.kind == "classification" else None
     rows, labels = read_data(data), head.label_names or None
+    if rows == ():
+        raise UserError("No data was given: there are no rows to evaluate the model on.")
     loaded = load_examples(rows, task=task, columns=columns, header=header, labels=labels, kind=kind, training=False)
     return loaded.examples, loaded.task, trained_on(model, rows if isinstance(rows, Table) else loaded.files)
 

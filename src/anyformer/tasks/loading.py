@@ -25,6 +25,7 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
 from anyformer.data.examples.tables import Table
+from anyformer.data.input_files import suffix_of
 from anyformer.data.materialize import HUB, read_rows, row_files
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
@@ -130,7 +131,9 @@ def load_examples(
                 skipped.append(str(error))
     names = f"{files[0].shown} is" if len(files) == 1 else f"all {len(files)} files, {files[0].shown} the first, are"
     if first is None:
-        raise UserError(f"There is no example to read: {names} empty.")
+        is_table = len(files) == 1 and suffix_of(files[0].shown) in (".csv", ".tsv") and not header
+        below = " It has no rows below its header." if is_table else ""
+        raise UserError(f"There is no example to read: {names} empty.{below}")
     notes = [f"{len(skipped):,} faulty row{'s' if len(skipped) != 1 else ''} left out"] if skipped else list[str]()
     if gather is not None:
         gathered, note = gather(together)

@@ -98,6 +98,13 @@ def test_an_empty_prompt_begins_as_in_generation():
     bare.eos = None
     with pytest.raises(UserError, match=r"^pairs.jsonl, line 3: the tokenizer has no end-of-text token"):
         encode_completion(bare, example_of(("a", False), ("a", True)))
+    with pytest.raises(
+        UserError, match=r"^pairs.jsonl, line 3: the tokenizer has no end-of-text token.*declare eos_token"
+    ):
+        encode_completion(bare, example_of(("a", False), ("a", True)))
+    characters = Tokenizer.train(["abc"], "char")
+    with pytest.raises(UserError, match=r"no end-of-text token.*--tokenizer bpe:2048 has one\.$"):
+        encode_completion(characters, example_of(("a", False), ("b", True)))
 
 
 SENTENCE = "the cat sat on the mat, and the dogs' owners ran after it (because it was a dog)."

@@ -101,9 +101,11 @@ def encode_completion(
 def end_of_text(tokenizer: Tokenizer) -> int:
     """The id of the end of text. Raises UserError where there is none."""
     if tokenizer.eos is None:
+        advice = "declare eos_token in its tokenizer_config.json"
+        if not tokenizer.special_ids:
+            advice = "its vocabulary has none, either; a base that is trained with --tokenizer bpe:2048 has one"
         raise UserError(
-            "the tokenizer has no end-of-text token, so a model can't learn where an answer ends: declare eos_token in "
-            "its tokenizer_config.json."
+            f"the tokenizer has no end-of-text token, so a model can't learn where an answer ends: {advice}."
         )
     return tokenizer.eos
 
