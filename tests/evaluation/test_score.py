@@ -83,6 +83,11 @@ def test_mistakes_are_said(writer: Transformer, tokenizer: Tokenizer) -> None:
         af.score(writer, tokenizer, ["the dog sleeps", ""], "the ")
     with pytest.raises(UserError, match=r"Text 1 has [0-9,]+ tokens"):
         af.score(writer, tokenizer, TEXT * 200)
+    frame = pytest.importorskip("pandas").DataFrame({"review": ["the dog", "a fox"]})
+    assert af.score(writer, tokenizer, frame["review"]) == af.score(writer, tokenizer, ["the dog", "a fox"])
+    for texts, prompts in ((frame, None), (frame["review"], frame)):
+        with pytest.raises(UserError, match=r"A DataFrame has columns, .*\['review'\]"):
+            af.score(writer, tokenizer, texts, prompts)
     with pytest.raises(UserError, match="without a tokenizer"):
         af.score(writer, None, "a")
     with pytest.raises(UserError, match="at least 1, not 0"):

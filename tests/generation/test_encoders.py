@@ -1,6 +1,8 @@
 """One vector a text, pooled as the model says, whatever else is in the batch; and the words behind masks."""
 
+import inspect
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -200,3 +202,22 @@ def test_texts_and_models_without_masks(tokenizer: Tokenizer) -> None:
         fill(encoder(tokenizer, "none"), tokenizer, "[MASK]")
     with pytest.raises(UserError, match="use `generate`"):
         fill(build(config(vocab_size=tokenizer.vocab_size)), tokenizer, "[MASK]")
+
+
+def test_rows_are_no_texts(tokenizer: Tokenizer) -> None:
+    model, rows = make(tokenizer, KINDS["encoder"], PoolingConfig()), {"review": ["the cat"], "stars": [1]}
+    frame = pytest.importorskip("pandas").DataFrame(rows)
+    with pytest.raises(UserError, match=r"A DataFrame has columns, .*\['review'\]"):
+        inspect.unwrap(embed)(model, tokenizer, frame)
+    assert torch.equal(embed(model, tokenizer, frame["review"]), embed(model, tokenizer, ["the cat"]))
+    several: Any = ["[MASK] cat"]
+    with pytest.raises(UserError, match="`fill` takes one text, not a list: call it for each of several"):
+        inspect.unwrap(fill)(model, tokenizer, several)
+
+
+def test_a_dtype_has_a_name(tokenizer: Tokenizer) -> None:
+    model = make(tokenizer, KINDS["encoder"], PoolingConfig())
+    named, given = (embed(model, tokenizer, ["the cat"], dtype=dtype) for dtype in ("bfloat16", torch.bfloat16))
+    assert torch.equal(named, given)
+    with pytest.raises(UserError, match="There is no dtype 'int7'"):
+        embed(model, tokenizer, ["the cat"], dtype="int7")

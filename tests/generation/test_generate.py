@@ -1,5 +1,6 @@
 """Texts in and out: prompts of any lengths, streams that say the same, special tokens where they belong."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from anyformer.config import SpecialTokens
 from anyformer.errors import UserError
 from anyformer.generation import GenerationConfig, generate, generate_ids, generate_stream
-from anyformer.generation.prompt import encode_prompt
+from anyformer.generation.generate import generate_hypotheses
+from anyformer.generation.prompt import encode_prompt, make_prompt, pad
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 from tests.generation.models import BOTH, build, config
@@ -144,3 +146,31 @@ def test_a_batch_is_penalized_and_stopped_like_a_stream(tokenizer: Tokenizer) ->
         assert "".join(streamed) == text
     with pytest.raises(UserError, match="without beams"):
         generate(model, tokenizer, PROMPTS, config, beams=2)
+
+
+def test_what_is_no_prompt_is_one_sentence(tokenizer: Tokenizer) -> None:
+    model = model_for(tokenizer)
+    frame = pytest.importorskip("pandas").DataFrame({"review": ["a cat"]})
+    for prompts, message in (
+        (frame, r"A DataFrame has columns, .*\['review'\]"),
+        ([{"role": "user", "content": "hi"}], "`anyformer.generation.Conversation` answers those"),
+        ([None], "Text 1 of 1 is no text: it is of type NoneType"),
+    ):
+        given: Any = prompts
+        with pytest.raises(UserError, match=message):
+            inspect.unwrap(generate_hypotheses)(model, tokenizer, given, GenerationConfig())
+    given = {"text": "a cat"}
+    with pytest.raises(UserError, match=r"Prompt 1 of 1 is no text: it is of type dict: .*row\['text'\]"):
+        inspect.unwrap(generate_stream)(model, tokenizer, given)
+    assert generate(model, tokenizer, frame["review"], max_new_tokens=3) == generate(
+        model, tokenizer, ["a cat"], max_new_tokens=3
+    )
+
+
+@pytest.mark.parametrize("ids", [[[1, 2]], torch.tensor([1, 2]), torch.tensor([[1.0, 2.0]])], ids=str)
+def test_ids_are_a_tensor_of_whole_numbers(ids: Any) -> None:
+    with pytest.raises(UserError, match=r"ids are a tensor of whole numbers \[batch, time\], such as .*, not "):
+        inspect.unwrap(make_prompt)(build(config()), ids)
+    words: Any = [["a", "b"]]
+    with pytest.raises(UserError, match="Token ids are whole numbers: give a text as a string"):
+        inspect.unwrap(pad)(words, 0)

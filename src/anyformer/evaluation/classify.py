@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,6 +18,7 @@ from anyformer.evaluation.logits import label_names, require_words, text_logits,
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.texts import texts_of
 
 _LIKELY = 0.5
 """The probability above which one of several labels is taken for right, as in training and evaluation."""
@@ -61,7 +62,7 @@ def classify(
     model: Transformer,
     tokenizer: Tokenizer | None,
     texts: Texts,
-    second: str | Sequence[str] | None = None,
+    second: str | Iterable[str] | None = None,
     *,
     columns: Columns | Mapping[str, str] | None = None,
 ) -> list[Classification]:
@@ -88,7 +89,7 @@ def classify(
     texts = [text for text, _ in pairs]
     seconds = [own for _, own in pairs]
     if second is not None:
-        seconds = [second] * len(texts) if isinstance(second, str) else list(second)
+        seconds = [second] * len(texts) if isinstance(second, str) else texts_of(second, "Second text")
     if len(seconds) != len(texts):
         raise UserError(
             f"There are {len(texts)} texts and {len(seconds)} second texts: give one for each, or one for all."

@@ -1,7 +1,7 @@
 """Log-probabilities of given texts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import common_prefix
+from anyformer.tokenizer.texts import texts_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +45,8 @@ class Score(OneLine):
 def score(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    texts: str | Sequence[str],
-    prompts: str | Sequence[str] | None = None,
+    texts: str | Iterable[str],
+    prompts: str | Iterable[str] | None = None,
     batch_size: int = 8,
 ) -> list[Score]:
     """Score texts instead of generating them: to rank answers, or to find what surprises a model.
@@ -58,17 +59,17 @@ def score(
         batch_size: Texts of a batch, those of about equal length together.
 
     Raises:
-        UserError: an empty text or source, one beyond the context with its prompt, other numbers of texts and prompts,
-            a model that doesn't generate text or has no tokenizer.
+        UserError: rows or what else is no text, an empty text or source, one beyond the context with its prompt, other
+            numbers of texts and prompts, a model that doesn't generate text or has no tokenizer.
     """
     tokenizer = inference.require_tokenizer(tokenizer, "give the model token ids")
     inference.require_generative(model)
     if batch_size < 1:
         raise UserError(f"batch_size is a number of texts, at least 1, not {batch_size}.")
-    texts = [texts] if isinstance(texts, str) else texts
+    texts = texts_of(texts)
     if prompts is None and model.config.is_encoder_decoder:
         raise UserError("An encoder-decoder scores a text as the answer to a source: give the sources as prompts.")
-    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else prompts
+    before = [prompts] * len(texts) if prompts is None or isinstance(prompts, str) else texts_of(prompts, "Prompt")
     if len(before) != len(texts):
         raise UserError(
             f"There are {len(texts)} texts and {len(before)} prompts: give a prompt for each, or one for all."

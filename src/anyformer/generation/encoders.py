@@ -1,16 +1,15 @@
 """Models that read text: a vector of each text, and the likeliest tokens for its masks."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from anyformer.blocks.linear import Linear
-from anyformer.checkpoint.load import takes_model
+from anyformer.checkpoint.load import takes_model, torch_dtype
 from anyformer.errors import UserError, quote
 from anyformer.fastest_dtype import fastest, product_seconds, products
 from anyformer.generation.compiled_encoder import CompiledEncoder
@@ -29,6 +28,7 @@ from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.texts import check_text, texts_of
 
 _MIN_TOKENS, _MAX_TOKENS = 512, 4096
 """Tokens of a batch that keep the cores busy, and tokens whose activations still fit the cache of a CPU."""
@@ -40,9 +40,9 @@ _COMPILED_TOKENS = 2048
 def embed(
     model: Transformer,
     tokenizer: Tokenizer | None,
-    texts: str | Sequence[str | Sequence[int]],
+    texts: str | Iterable[str | Sequence[int]],
     batch_size: int | None = None,
-    dtype: torch.dtype | Literal["fastest"] | None = None,
+    dtype: torch.dtype | str | None = None,
     prompt: str | None = None,
 ) -> Float[Tensor, "n width"]:
     """Embed texts as the model's `pooling` says.
@@ -56,9 +56,10 @@ def embed(
         texts: Texts of any lengths, or their token ids with special ones; one string is a list of one.
         batch_size: The most texts of a batch; None: chosen by their lengths. Texts of the same length share a batch,
             which changes no vector and leaves next to no padding.
-        dtype: The dtype of matrix products, such as bfloat16, while the residual stream and the norms stay in the
-            model's (which is closer to float32 than a model loaded in that dtype, and about as fast); "fastest": for a
-            model in float32 on a CPU, what is faster there for its layers (see `fastest_dtype`); None: the model's.
+        dtype: The dtype of matrix products or its name, such as bfloat16, while the residual stream and the norms stay
+            in the model's (which is closer to float32 than a model loaded in that dtype, and about as fast); "fastest":
+            for a model in float32 on a CPU, what is faster there for its layers (see `fastest_dtype`); None: the
+            model's.
         prompt: The name of the words that the model wants before each of such texts, as in its `pooling.prompt_names`:
             query and document, say. None: its default ones. Nothing is put before token ids.
 
@@ -66,16 +67,16 @@ def embed(
         A vector for each text, on the model's device, in float32.
 
     Raises:
-        UserError: no tokenizer, a prompt that the model does not have, a text without any token, an id outside the
-            vocabulary, a model whose output is NaN.
+        UserError: no tokenizer, a prompt that the model does not have, rows or what else is no text, a text without any
+            token, an id outside the vocabulary, a model whose output is NaN.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids and pool its hidden states")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is at least 1, not {batch_size}.")
     config, device = model.config, model.device
-    rows = encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts, prompt)
+    rows = encode_texts(model, tokenizer, texts_of(texts, lists=True), prompt)
     vectors = torch.empty((len(rows), vector_size(model)), device=device)
-    dtype = _fastest(model) if dtype == "fastest" else dtype
+    dtype = _fastest(model) if dtype == "fastest" else torch_dtype(dtype)
     with evaluating(model), torch.inference_mode(), _matmuls_in(model, dtype):
         encode = _encoder(model)
         enough = _COMPILED_TOKENS if isinstance(encode, CompiledEncoder) else _MIN_TOKENS
@@ -199,10 +200,11 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
         For each mask from left to right its candidates, the likeliest first.
 
     Raises:
-        UserError: a text without a mask, a model or tokenizer without masks, a text beyond the context, a model whose
-            output is NaN.
+        UserError: no text or several, a text without a mask, a model or tokenizer without masks, a text beyond the
+            context, a model whose output is NaN.
     """
     tokenizer = require_tokenizer(tokenizer, "give the model token ids")
+    check_text(text, "fill", "call it for each of several")
     config = model.config
     if not config.is_encoder_only:
         raise UserError("Filling masks takes an encoder such as BERT, and this model writes text: use `generate`.")

@@ -1,6 +1,6 @@
 """Texts in, texts out: a text for each prompt, several samples, the best of a beam search, or one text in pieces."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Unpack, cast
@@ -18,8 +18,9 @@ from anyformer.generation.speculative_decoding import Draft
 from anyformer.generation.stop_strings import Detokenizer, continuation, stream_text
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
+from anyformer.tokenizer.texts import texts_of
 
-Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+Prompts = str | Iterable[str] | Iterable[Sequence[int]]
 """Texts of any lengths, one string being a list of one; or the ids of each, see `encode_prompt`."""
 
 
@@ -64,7 +65,8 @@ def generate(
         ``prompt + text`` reads on.
 
     Raises:
-        UserError: as `generate_ids`, where there is no tokenizer, and for a batch size below 1.
+        UserError: as `generate_ids`, where there is no tokenizer, for rows or what else is no text, and for a batch
+            size below 1.
     """
     config = resolve(model, config, options)
     if config.samples != 1:
@@ -135,8 +137,9 @@ def generate_stream(
     require_generative(model)
     if config.samples != 1:
         raise UserError("A stream is one text: ask `generate_samples` for samples.")
+    (prompt,) = texts_of([prompt], "Prompt", lists=True)
     row = encode_prompt(model, tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    steps = stream_ids(model, torch.tensor([row], dtype=torch.long), None, config.replace(stop=()), draft=draft)
+    steps = stream_ids(model, pad([row], 0)[0], None, config.replace(stop=()), draft=draft)
     text = Detokenizer(tokenizer, [] if model.config.is_encoder_decoder else row, config.stop)
     return stream_text(text, steps, eos_ids(model, config))
 
@@ -157,8 +160,8 @@ def generate_hypotheses(
     require_generative(model)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is a number of prompts, at least 1, not {batch_size}.")
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    rows = [encode_prompt(model, tokenizer, each) if isinstance(each, str) else list(each) for each in prompts]
+    texts = texts_of(prompts, lists=True)
+    rows = [encode_prompt(model, tokenizer, each) if isinstance(each, str) else list(each) for each in texts]
     eos, ids_config = eos_ids(model, config), config.replace(stop=())
     results: dict[int, list[Hypothesis]] = {}
     in_order = [range(len(rows))] if rows else []

@@ -64,9 +64,10 @@ def make_prompt(
     """Check a batch of prompts, or of sources of an encoder-decoder, and pad it on the left.
 
     Raises:
-        UserError: an empty prompt, an id outside the vocabulary, more tokens than the model's context, no token
-            to start the decoder with.
+        UserError: ids of another shape or type, an empty prompt, an id outside the vocabulary, more tokens than the
+            model's context, no token to start the decoder with.
     """
+    _check_tensor(ids)
     if ids.numel() == 0:
         raise UserError("The prompt is empty: give the model at least one token to go on from.")
     if mask is not None and mask.shape != ids.shape:
@@ -103,6 +104,13 @@ def make_prompt(
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, -longest:]
         ids, mask = ids.gather(1, order), mask.gather(1, order)
     return Prompt(ids=ids, mask=None if min(lengths) == longest else mask, max_new_tokens=max_new_tokens)
+
+
+def _check_tensor(ids: object) -> None:
+    """Raise UserError for ids that are no tensor of whole numbers [batch, time]."""
+    kind = f"{ids.dtype} {[*ids.shape]}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.is_complex():
+        raise UserError(f"ids are a tensor of whole numbers [batch, time], such as torch.tensor([[1, 2]]), not {kind}.")
 
 
 def room(model: Transformer, length: int) -> int | None:
@@ -144,7 +152,11 @@ def pad(
 ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
     """Rows of different lengths as one tensor, padded on the right; and its mask, False for padding."""
     longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.long, device=device)
+    padded = [[*row, *[pad_id] * (longest - len(row))] for row in rows]
+    try:
+        ids = torch.tensor(padded, dtype=torch.long, device=device)
+    except (TypeError, ValueError) as error:
+        raise UserError("Token ids are whole numbers: give a text as a string, or as the list of its ids.") from error
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(longest, device=device) < lengths[:, None]
 

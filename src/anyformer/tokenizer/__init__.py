@@ -6,6 +6,7 @@ files            the files of a tokenizer: names, contents, and the tokens by ro
 sentencepiece    spiece.model, spm.model, M2M-100's and Marian's SentencePiece models
 training         char, byte-level BPE, WordPiece and Unigram from one's own text
 library          parts of pipelines of the library `tokenizers`, and its errors as UserError
+texts            texts as a program holds them, and what is no text
 prompt           what a decoder reads before it goes on, in training as in generation
 template_sandbox chat templates, and template_budget, the cost of what they do
 """

@@ -20,6 +20,7 @@ from anyformer import atomic, limits
 from anyformer.errors import UserError, quote
 from anyformer.tokenizer import files, training
 from anyformer.tokenizer.library import translated
+from anyformer.tokenizer.texts import check_text, texts_of
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "..."}``, as chat templates read it; may have tool_calls."""
@@ -173,8 +174,8 @@ class Tokenizer:
             second: a second text, encoded into the same ids after the first.
 
         Raises:
-            UserError: a character-level tokenizer without an unknown token meets a new character, or the text is not
-                Unicode text (it holds half of a surrogate pair).
+            UserError: no text or several, a new character for a character-level tokenizer without an unknown token, or
+                a text that is not Unicode text (it holds half of a surrogate pair).
         """
         return list(self._encoding(text, second, special).ids)
 
@@ -197,13 +198,16 @@ class Tokenizer:
         return ids[:first], ids[first:end], ids[end:]
 
     def _encoding(self, text: str, second: str | None, special: bool) -> tokenizers.Encoding:
+        for each in (text, second or ""):
+            check_text(each, "encode", "`encode_batch` takes a list of them")
         with self._encodable((text,) if second is None else (text, second)):
             return self.backend.encode(text, second, add_special_tokens=special)
 
-    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], special: bool = True) -> list[list[int]]:
         """Return the ids of each text, in parallel. Raises UserError as `encode` does."""
+        texts = texts_of(texts)
         with self._encodable(texts):
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special)
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
     def encodings(self, texts: Sequence[str | tuple[str, str]]) -> list[tokenizers.Encoding]:

@@ -201,7 +201,7 @@ class MarianTokenizer(Tokenizer):
         return [], self._encode(text), [self._end]
 
     @override
-    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], special: bool = True) -> list[list[int]]:
         return [self.encode(text, special) for text in texts]
 
     @override
