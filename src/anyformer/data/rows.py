@@ -30,11 +30,16 @@ from anyformer.errors import UserError, nearest, quote
 
 SUFFIXES = (*RECORD_SUFFIXES, *TAGGED_SUFFIXES, *TEXT_SUFFIXES)
 MISSING = object()
+KEPT = "rows"
+"""Folder of the cache with rows that a program has given, in files that are called after their content."""
+SHOWN = Path("data")
+"""The name of such rows in messages."""
 _NUMBER_BYTES = 8
 _COLUMNS = 2000
 """Columns of a table."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """JSON can spell one without its other half, and UTF-8 cannot."""
+_KEPT_FILE = re.compile(r"[0-9a-f]{16}\.(jsonl|parquet)")
 _FEW = 20
 """Names of fields that a message lists."""
 
@@ -75,10 +80,11 @@ def read_file(
     Raises:
         UserError: the file can't be read, or a row is faulty or too large (with the number of its line or row).
     """
-    shown, kind, limit = shown or path, suffix_of(path, SUFFIXES) or ".jsonl", min(limit, sys.maxsize - 2)
+    shown = SHOWN if holds_kept_rows(path) else shown or path
+    kind, limit = suffix_of(path, SUFFIXES) or ".jsonl", min(limit, sys.maxsize - 2)
     with opened(path, shown) as file:
         if kind == ".parquet":
-            rows = _parquet(file, path, fields, limit, stretch)
+            rows = _parquet(file, path, shown, fields, limit, stretch)
         elif kind in (".csv", ".tsv"):
             rows = _table(file, path, fields, columns, limit)
         elif kind in TAGGED_SUFFIXES:
@@ -93,6 +99,11 @@ def read_file(
             rows = (Row(Location(shown, number, unit), values) for number, values in objects)
             rows = rows if fields else map(_checked, rows)
         yield from counted(rows, path) if fields else counted(rows, path, memory)
+
+
+def holds_kept_rows(path: Path) -> bool:
+    """Whether a file holds rows that a program has given, as its name says."""
+    return path.parent.name == KEPT and _KEPT_FILE.fullmatch(path.name) is not None
 
 
 def _table(file: BinaryIO, path: Path, fields: Sequence[str], columns: Sequence[str], limit: int) -> Iterator[Row]:
@@ -112,14 +123,16 @@ def _table(file: BinaryIO, path: Path, fields: Sequence[str], columns: Sequence[
         yield Row(Location(path, number), values)
 
 
-def _parquet(file: BinaryIO, path: Path, fields: Sequence[str], limit: int, stretch: Stretch) -> Iterator[Row]:
+def _parquet(
+    file: BinaryIO, path: Path, shown: Path, fields: Sequence[str], limit: int, stretch: Stretch
+) -> Iterator[Row]:
     with open_parquet(file, path) as table:
         for name in fields:
             _require_text(table.schema_arrow, name, path)
         classes, expansion = class_names(table.schema_arrow), Expansion(path)
         groups = None if stretch == WHOLE else range(stretch.start, stretch.stop or table.num_row_groups)
         for number, values in enumerate(parquet_rows(table, fields or None, groups), start=stretch.first):
-            location = Location(path, number, "row")
+            location = Location(shown, number, "row")
             size = measure(values, location)
             if size.content > limit:
                 raise too_large(limit, path, number, "row")

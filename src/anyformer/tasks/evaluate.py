@@ -12,8 +12,9 @@ from anyformer.config import ProblemType
 from anyformer.data.examples import Example
 from anyformer.data.examples.columns import Columns, PythonColumns, as_columns
 from anyformer.data.examples.labels import LabelKind
-from anyformer.data.examples.tables import KEPT, Data, Table, read_data
+from anyformer.data.examples.tables import Data, Table, read_data
 from anyformer.data.materialize import HUB
+from anyformer.data.rows import holds_kept_rows
 from anyformer.errors import UserError
 from anyformer.evaluation.result import Evaluation, Options
 from anyformer.model import Transformer
@@ -116,7 +117,7 @@ def trained_on(model: Transformer, data: Iterable[str | Path] | Table) -> str | 
         settings = _settings(path)
         trained = [_absolute(each) for each in _texts(settings.get("data"))]
         if isinstance(data, Table):
-            rows = [Path(entry) for entry in trained if Path(entry).parent.name == KEPT]
+            rows = [path for entry in trained if holds_kept_rows(path := Path(entry))]
             names = ["these rows"] * any(entry.name == data.file[0] for entry in rows)
         else:
             found = [str(each) for each in data if any(_covers(entry, _absolute(each)) for entry in trained)]

@@ -27,6 +27,7 @@ from anyformer.data.examples.parts import Parts
 from anyformer.data.examples.tables import Table
 from anyformer.data.input_files import suffix_of
 from anyformer.data.materialize import HUB, read_rows, row_files
+from anyformer.data.rows import SHOWN, holds_kept_rows
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
 from anyformer.tasks.detection import DetectedTask, detect_task
@@ -62,8 +63,13 @@ class ExampleSet:
         count = f"{len(self):,} example{'s' if len(self) != 1 else ''}"
         names = f"{len(self.files)} files"
         if len(self.files) <= 2:
-            names = " and ".join(str(path) if str(path).startswith(HUB) else path.name for path in self.files)
+            names = " and ".join(map(_name, self.files))
         return "; ".join([f"{self.task}, {self.reason}: {count} in {names}", *self.notes]) + "."
+
+
+def _name(path: Path) -> str:
+    path = SHOWN if holds_kept_rows(path) else path
+    return str(path) if str(path).startswith(HUB) else path.name
 
 
 def load_examples(

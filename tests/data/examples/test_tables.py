@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyformer.data.disk_cache import Cache
+from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.tables import Table, kept_paths, read_data, read_sentences, read_texts
 from anyformer.data.materialize import read_rows
+from anyformer.data.rows import records
 from anyformer.errors import UserError
 from anyformer.tasks.loading import load_examples
 
@@ -155,6 +157,8 @@ def test_what_is_found_in_rows_is_one_sentence(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(UserError, match="data has 2 columns called 'a'"):
         read_data(pandas.DataFrame([[1, 2]], columns=["a", "a"]))
+    with pytest.raises(UserError, match=r"data is a Series, one column: give rows, such as df\[\['review'\]\]"):
+        read_data(pandas.DataFrame(REVIEWS)["review"])
     with pytest.raises(UserError, match="There is no example to read: data is empty"):
         load_examples(_table(pandas.DataFrame({"text": []})))
 
@@ -183,6 +187,28 @@ def test_a_series_is_a_list_of_texts() -> None:
         assert read_texts(data) == [(text, None) for text in texts]
     assert read_texts("a film") == [("a film", None)]
     assert read_sentences([["a", "film"], "a play"]) == [["a", "film"], "a play"]
+
+
+def test_kept_rows_are_called_data(tmp_path: Path) -> None:
+    rows: Any = [{"text": "a film", "label": 1}, {"text": "", "label": 0}]
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    for data, place in ((rows, "line"), (datasets.Dataset.from_list(rows, features=features), "row")):
+        (kept,) = kept_paths(data, lambda: Cache(tmp_path))
+        with pytest.raises(UserError, match=f"^data, {place} 2, has an empty text"):
+            load_examples([kept])
+    (kept,) = kept_paths(REVIEWS, lambda: Cache(tmp_path))
+    with pytest.raises(UserError, match=r"^data, line 1, has no field 'text'"):
+        list(records(Path(kept), ("text",)))
+    assert "5 examples in data; " in load_examples([kept], columns=Columns(text="review", label="verdict")).describe()
+
+
+def test_words_are_texts() -> None:
+    words: Any = [["a", "film"], ["a", None]]
+    with pytest.raises(UserError, match="Text 2: word 2 of 2 is no text: it is of type NoneType"):
+        read_sentences(words)
+    with pytest.raises(UserError, match="Text 1 of 2 is no text: it is of type list"):
+        read_texts(words)
 
 
 def test_pairs_and_words() -> None:

@@ -20,11 +20,10 @@ from anyformer.data.examples.columns import PAIRS, TEXTS, WORDS, Columns, as_col
 from anyformer.data.examples.parts import Parts, as_text
 from anyformer.data.formats import Location
 from anyformer.data.formats.parquet import class_names
-from anyformer.data.rows import MISSING, Row, find, measure, typed_row, unknown_field
+from anyformer.data.rows import KEPT, MISSING, SHOWN, Row, find, measure, typed_row, unknown_field
 from anyformer.errors import UserError, quote
+from anyformer.tokenizer.texts import texts_of
 
-KEPT = "rows"
-"""Folder of the cache."""
 _MISSING = ("NAType", "NaTType")
 """Types that stand for no value in pandas."""
 _SHOWN, _MOST_COLUMNS = 5, 20
@@ -66,7 +65,7 @@ class Table:
         is_typed: Whether all rows have the same columns, so that None stands for a value that isn't there.
     """
 
-    shown: ClassVar[Path] = Path("data")
+    shown: ClassVar[Path] = SHOWN
     target: ClassVar[None] = None
     values: Sequence[dict[str, Any]]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -132,7 +131,10 @@ def read_data(data: object) -> tuple[str, ...] | Table:
     if hasattr(source, "to_dicts"):  # polars
         return _table(source.to_dicts(), is_typed=True)
     if hasattr(source, "iloc"):  # pandas
-        _check_names(list(getattr(source, "columns", ())))
+        if not hasattr(source, "columns"):
+            name = quote(getattr(source, "name", None) or "text")
+            raise UserError(f"data is a {type(source).__name__}, one column: give rows, such as df[[{name}]].")
+        _check_names(list(source.columns))
         return _table(source.to_dict("records"), is_typed=True)
     if hasattr(source, "to_pylist"):  # pyarrow
         return _table(source.to_pylist(), is_typed=True)
@@ -229,7 +231,14 @@ def read_sentences(data: Sentences, columns: Columns | Mapping[str, str] | None 
     tags, are left alone. Raises UserError where there is no such column, or a row has nothing there.
     """
     parts = _texts_or_parts(data, columns, ("tokens", "text"), (*WORDS, *TEXTS))
-    return [_sentence(each) if isinstance(each, Parts) else each for each in parts]
+    return [
+        _sentence(each) if isinstance(each, Parts) else _words(each, number)
+        for number, each in enumerate(parts, start=1)
+    ]
+
+
+def _words(text: object, number: int) -> str | list[str]:
+    return text if isinstance(text, str) else texts_of(text, f"Text {number}: word")
 
 
 def _sentence(parts: Parts) -> str | list[str]:
@@ -252,12 +261,10 @@ def _texts_or_parts(
             raise UserError(f"Give a text, a list of texts, or rows with a column of texts, not a {kind}.")
         data = list(cast("Iterable[object]", data))
         if not data or not isinstance(data[0], Mapping):
-            for number, each in enumerate(cast("list[object]", data), start=1):
-                if not isinstance(each, str | list | tuple):
-                    raise UserError(f"Text {number} of {len(data)} is no text: it is of type {type(each).__name__}.")
+            texts = texts_of(cast("object", data), lists="tokens" in roles)
             if columns:
                 raise UserError("columns are those of rows, and these are texts: leave columns out.")
-            return data
+            return texts
     table = read_data(data)
     assert isinstance(table, Table)
     rows = list(table.rows())
