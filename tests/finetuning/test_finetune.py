@@ -272,3 +272,30 @@ def test_ctrl_c_is_one(base: Path) -> None:
         pytest.raises(KeyboardInterrupt, match="resume='runs/base-1'"),
     ):
         af.finetune(base, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": "1e-3"}, "learning_rate: wants a number, not '1e-3'"),
+        ({"lora": "x"}, "lora: wants a whole number, not 'x'"),
+        ({"lora": True}, "lora: wants a whole number, not True"),
+        ({"labels": 3}, "labels: wants text, not 3"),
+        ({"dtype": torch.int64}, "--dtype int64: there is no such dtype"),
+    ],
+)
+def test_an_option_has_the_type_of_its_field(base: Path, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        af.finetune(base, ROWS, **options)
+
+
+def test_a_dtype_may_be_one_of_torch(base: Path) -> None:
+    result = af.finetune(base, ROWS, steps=1, dtype=torch.float32)
+    assert read_run(result.directory).config["dtype"] == "float32"
+
+
+def test_rows_are_called_data(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"^data, line 31, has an empty text in its column 'text'"):
+        af.finetune(base, [*ROWS, {"text": "", "label": "no"}])
+    af.finetune(base, ROWS, steps=1, quiet=False)
+    assert "30 examples in data; " in " ".join(capsys.readouterr().out.split())

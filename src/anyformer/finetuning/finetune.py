@@ -2,10 +2,12 @@
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack, cast
+
+import torch
 
 from anyformer import limits
 from anyformer.checkpoint import load
@@ -18,6 +20,7 @@ from anyformer.finetuning.recipe import finetuning
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
 from anyformer.runs.directory import METRICS
+from anyformer.schema import typed
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.precision import choose_device
 from anyformer.training.run import run
@@ -67,7 +70,7 @@ class FinetuneOptions(TypedDict, total=False):
     average: str | None
     seed: int
     device: str | None
-    dtype: str | None
+    dtype: torch.dtype | str | None
     compile: bool | None
     gradient_checkpointing: bool
     engine: str | None
@@ -186,13 +189,14 @@ def _values(options: FinetuneOptions) -> dict[str, Any]:
     if isinstance(columns, Mapping):
         values["columns"] = [f"{role}={name}" for role, name in cast("Mapping[str, str]", columns).items()]
     for name in ("columns", "header", "labels", "targets", "track"):
-        if name in values:
-            values[name] = (values[name],) if isinstance(values[name], str) else tuple(values[name])
-    for name in ("runs", "cache"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
-    if "validation" in values:
-        values["validation"] = kept_paths(values["validation"], lambda: Cache(values.get("cache")))
+        if isinstance(values.get(name), Iterable) and not isinstance(values[name], str):
+            values[name] = tuple(values[name])
+    if isinstance(values.get("dtype"), torch.dtype):
+        values["dtype"] = str(values["dtype"]).removeprefix("torch.")
+    validation = values.pop("validation", None)
+    values = typed(FinetuneConfig, values, "finetune: ")
+    if validation is not None:
+        values["validation"] = kept_paths(validation, lambda: Cache(values.get("cache")))
     return values
 
 
