@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,3 +180,24 @@ def test_other_commands_read_them_too(capsys: pytest.CaptureFixture[str]) -> Non
     assert "norm.kind" in capsys.readouterr().out
     assert main(["show", "llama:decoder_layers=1"]) == 0
     assert main(["show", "llama:norm.kind=no"]) == 2
+
+
+def test_a_preset_is_named_where_a_config_is_taken(tmp_path: Path) -> None:
+    small = "gpt2-nano:d_model=16,decoder_layers=1,vocab_size=30"
+    torch.manual_seed(0)
+    named = af.build(small)
+    torch.manual_seed(0)
+    given = af.build(read_config(small).config)
+    assert named.training
+    assert named.config == given.config
+    assert all(torch.equal(*pair) for pair in zip(named.parameters(), given.parameters(), strict=True))
+    assert af.diff("gpt2", "llama") == af.diff(af.preset("gpt2"), af.preset("llama"))
+    af.save(named, tmp_path / "model")
+    assert af.diff(tmp_path / "model", small) == {}
+    assert af.diagram("gpt2", "llama") == af.diagram(af.preset("gpt2"), af.preset("llama"))
+    wrong: Any = named
+    for function in (af.build, af.diagram, lambda model: af.diff("gpt2", model)):
+        with pytest.raises(
+            UserError, match="A model is a config here, the name of a preset, or a path, and was given as"
+        ):
+            function(wrong)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anyformer.adapters import merge
     from anyformer.checkpoint import load, load_with_head, save, save_adapter, save_gguf
     from anyformer.compare.compare import compare
-    from anyformer.config import ModelConfig, diff
+    from anyformer.config import ModelConfig
     from anyformer.errors import UserError
     from anyformer.evaluation import classify, tag
     from anyformer.evaluation.score import score
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from anyformer.learn.diagram import diagram
     from anyformer.learn.eject import eject
     from anyformer.learn.explain import explain
-    from anyformer.model import ModelOutput, Transformer, build
+    from anyformer.model import ModelOutput, Transformer
     from anyformer.plan.plan import TrainingPlan, plan
     from anyformer.quantization import quantize
     from anyformer.serving.serve import serve
+    from anyformer.spec import build, diff
     from anyformer.tasks.evaluate import evaluate
     from anyformer.tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ _NAMES = {
     "adapters": "merge",
     "checkpoint": "load load_with_head save save_adapter save_gguf",
     "compare.compare": "compare",
-    "config": "ModelConfig diff",
+    "config": "ModelConfig",
     "errors": "UserError",
     "evaluation": "classify tag",
     "evaluation.score": "score",
@@ -61,10 +62,11 @@ _NAMES = {
     "learn.diagram": "diagram",
     "learn.eject": "eject",
     "learn.explain": "explain",
-    "model": "ModelOutput Transformer build",
+    "model": "ModelOutput Transformer",
     "plan.plan": "TrainingPlan plan",
     "quantization": "quantize",
     "serving.serve": "serve",
+    "spec": "build diff",
     "tasks.evaluate": "evaluate",
     "tokenizer": "Tokenizer",
 }

@@ -8,19 +8,26 @@
     runs/llama-nano-1                          a run, a model directory, a GGUF file
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anyformer.config import ModelConfig
+from anyformer.config import diff as config_diff
 from anyformer.config.model import from_earlier
 from anyformer.errors import UserError, located, quote
 from anyformer.families import from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object, read_yaml
 from anyformer.schema import ConfigError, change
+
+if TYPE_CHECKING:
+    from anyformer.blocks.initialization import Cut
+    from anyformer.model import Transformer
 
 DEFAULT_PRESET = "llama-nano"
 """The preset of a run that names none."""
@@ -66,6 +73,43 @@ def read_config(spec: str) -> SpecifiedModel:
     if end < len(spec):
         return SpecifiedModel(spec, _changed(config, changes, spec))
     return SpecifiedModel(spec, config, path if path is not None and path.is_dir() else None)
+
+
+def config_of(model: ModelConfig | str | Path) -> ModelConfig:
+    """The config of a model: itself, or that of the model which a specification names. Raises as `read_config`."""
+    if isinstance(model, str | Path):
+        return read_config(str(model)).config
+    if not isinstance(cast("object", model), ModelConfig):
+        kind = type(model).__name__
+        raise UserError(f"A model is a config here, the name of a preset, or a path, and was given as a {kind}.")
+    return model
+
+
+def build(model: ModelConfig | str | Path, cut: Cut | None = None) -> Transformer:
+    """A fresh model: weights drawn as the family's paper does, in training mode. Seed them with `torch.manual_seed`.
+
+    Args:
+        model: Its config, or a specification such as ``"gpt2-nano"``; see `read_config`. Weights on disk are not read.
+        cut: What this process keeps of each matrix, as in `anyformer.model.build`.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    from anyformer.model import build as build_config  # with torch, for which --help doesn't wait
+
+    return build_config(config_of(model), cut)
+
+
+def diff(a: ModelConfig | str | Path, b: ModelConfig | str | Path) -> dict[str, tuple[Any, Any]]:
+    """Differences of two models: ``{"norm.kind": ("layer", "rms"), ...}``; see `anyformer.config.diff`.
+
+    Args:
+        a, b: Configs, or specifications such as ``"gpt2"``; see `read_config`.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    return config_diff(config_of(a), config_of(b))
 
 
 def _exists(source: str) -> bool:

@@ -357,6 +357,18 @@ def test_a_mistake_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_models_are_names_and_paths(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nothing to compare gpt2 with"):
+        compare("gpt2", data=data)
+    with pytest.raises(UserError, match="There is no 'runs/nothing-1'"):
+        compare([Path("runs/nothing-1"), "gpt2"], data=data)
+    wrong: Any = ["gpt2", af.preset("gpt2-nano")]
+    with pytest.raises(UserError, match=r"models are presets, .*, and item 2 is a ModelConfig\."):
+        compare(wrong, data=data)
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_that_is_too_short(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(text(40))
     with pytest.raises(UserError, match=r"^The data is too short for a held-out part"):

@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import pytest
 
 import anyformer as af
 from anyformer.cli.main import main
+from anyformer.serving.settings import ServerSettings
 from tests.serving.running import small_models
 from tests.serving.test_adapters import saved
 
@@ -120,3 +122,13 @@ def test_mistakes_are_sentences(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"Nothing can listen at 127.0.0.1, port {port}" in fails(capsys, str(model), "--port", str(port))
+
+
+def test_settings_are_keywords(model: Path) -> None:
+    with patch("anyformer.serving.serve.serve_models") as served:
+        af.serve(model, port=8765, allow_host="box", settings=ServerSettings(slots=3, port=1))
+    assert served.call_args.args[1] == ServerSettings(slots=3, port=8765, allow_host=("box",))
+    with pytest.raises(af.UserError, match="port: wants a whole number, not 'x'"):
+        af.serve(model, port="x")
+    with pytest.raises(TypeError, match="did you mean 'port'"):
+        af.serve(model, prt=1)

@@ -4,12 +4,12 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,7 +38,7 @@ _INTERRUPTED = 130
 
 
 def compare(
-    models: Sequence[str],
+    models: Sequence[str | Path],
     *,
     data: Data = (),
     vary: str | Sequence[str] = (),
@@ -78,13 +78,25 @@ def compare(
     """
     check_keywords("compare", settings, {*hints(Request), "out", "processes", "executor"})
     request = Request(
-        models=tuple(models),
+        models=_specs(models),
         vary=(vary,) if isinstance(vary, str) else tuple(vary),
         data=kept_paths(data, Cache),
         classify=kept_paths(classify, Cache),
         **settings,
     )
     return work(request, None if out is None else Path(out), processes=processes, executor=executor)[0]
+
+
+def _specs(models: object) -> tuple[str, ...]:
+    """Specifications of models. Raises UserError for a config, say, of which a comparison could not go on."""
+    each = [models] if isinstance(models, str | Path) or not isinstance(models, Iterable) else list(models)
+    for number, model in enumerate(cast("list[object]", each), start=1):
+        if not isinstance(model, str | Path):
+            raise UserError(
+                f"models are presets, config files or runs, with fields changed such as 'gpt2:norm.kind=rms', and item "
+                f"{number} is a {type(model).__name__}."
+            )
+    return tuple(map(str, each))
 
 
 def work(

@@ -19,9 +19,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight
 from anyformer.checkpoint.load import takes_model
-from anyformer.errors import UserError, quote
+from anyformer.errors import UserError, check_keywords, quote
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
+from anyformer.schema import change, hints
 from anyformer.serving.app import create_app
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import ServerSettings
@@ -176,6 +177,7 @@ def serve(
     draft: Draft | None = None,
     settings: ServerSettings | None = None,
     started: Callable[[str], None] = print,
+    **options: Any,
 ) -> None:
     """Serve a model to clients of OpenAI's API, until Ctrl-C. See `serve_models`.
 
@@ -184,10 +186,13 @@ def serve(
         name: The name by which clients ask for it.
         adapters: Directories of low-rank adapters by the names by which clients ask for them. The model keeps them.
         draft, settings, started: As for `serve_models`.
+        **options: Fields of the settings that differ, such as ``port=8765``.
 
     Raises:
-        UserError: as `serve_models`.
+        UserError: as `serve_models`, and for a field of the settings that is misshapen.
     """
+    check_keywords("serve", options, {*hints(ServerSettings), "name", "adapters", "draft", "settings", "started"})
+    settings = change(settings or ServerSettings(), options)
     serve_models({name: (model, tokenizer)}, settings, {name: adapters or {}}, draft, started=started)
 
 

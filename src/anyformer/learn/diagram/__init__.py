@@ -11,6 +11,7 @@ and all of it in words.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from anyformer.config import ModelConfig
@@ -32,6 +33,7 @@ from anyformer.learn.diagram.stack import (
 )
 from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.pages.formatting import count, si
+from anyformer.spec import config_of
 
 __all__ = ["Matrix", "Panel", "diagram", "differences", "draw", "matrices", "panels", "stream", "undrawn"]
 
@@ -77,10 +79,12 @@ class _Layout:
         return _MARGIN + self.stacks.index(name) * (stack.WIDTH + _GUTTER)
 
 
-def diagram(config: ModelConfig, other: ModelConfig | None = None, *, names: Sequence[str] = ()) -> str:
+def diagram(
+    config: ModelConfig | str | Path, other: ModelConfig | str | Path | None = None, *, names: Sequence[str] = ()
+) -> str:
     """Draw a model, or two and what separates them, as an SVG picture.
 
-    ``Path("blocks.svg").write_text(af.diagram(af.preset("gpt2"), af.preset("llama")), encoding="utf-8")``
+    ``Path("blocks.svg").write_text(af.diagram("gpt2", "llama"), encoding="utf-8")``
 
     There is a column for each stack that a model has, or one of the two. Blocks have the same place in every column:
     those that a model lacks are dashed, and what differs between two models is in color. Parameters and FLOPs of a
@@ -89,13 +93,14 @@ def diagram(config: ModelConfig, other: ModelConfig | None = None, *, names: Seq
     readers, and a dark form for dark windows; it is as wide as it needs to be, and never wider than its window.
 
     Args:
+        config: The model: its config, or a preset or path; see `anyformer.spec.read_config`.
         other: A model to compare it with.
         names: What to call them; empty: the preset that they are, or their `model_type`.
 
     Raises:
-        UserError: a model of sizes that can't be counted.
+        UserError: there is no such model, or it has sizes that can't be counted.
     """
-    configs = [config] if other is None else [config, other]
+    configs = [config_of(each) for each in (config, other) if each is not None]
     return draw(panels(list(zip(names or map(_name, configs), configs, strict=True))))
 
 
