@@ -176,3 +176,17 @@ def test_permissions_follow_the_umask(model: Transformer, tmp_path: Path, mask: 
     for path in made:
         full = 0o777 if path.is_dir() else 0o666
         assert stat.S_IMODE(path.stat().st_mode) == full & ~mask, path
+
+
+def test_a_tokenizer_is_the_third_argument(model: Transformer, tmp_path: Path) -> None:
+    tokenizer = af.Tokenizer.train(["the cat sat"], "char")
+    af.save(model, tmp_path / "model", tokenizer)
+    loaded = af.load(tmp_path / "model")[1]
+    assert loaded is not None
+    assert loaded.encode("cat") == tokenizer.encode("cat")
+
+
+def test_a_gguf_file_is_no_directory(model: Transformer, tmp_path: Path) -> None:
+    with pytest.raises(af.UserError, match=r"m\.gguf would be a directory of this name: `save_gguf` writes the file"):
+        af.save(model, tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())

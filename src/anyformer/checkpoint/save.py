@@ -83,7 +83,7 @@ def _processes_of(model: nn.Module) -> _Processes:
 
 
 def save(
-    model: Transformer, directory: str | Path, *, tokenizer: Tokenizer | None = None, max_shard_size: int = 5 * GIGABYTE
+    model: Transformer, directory: str | Path, tokenizer: Tokenizer | None = None, *, max_shard_size: int = 5 * GIGABYTE
 ) -> str:
     """Write a model directory in Hugging Face's format, whole or not at all.
 
@@ -101,9 +101,11 @@ def save(
         The `model_type` that it was written as: "anyformer" where no Hugging Face class can express the model.
 
     Raises:
-        UserError: the tokenizer has more tokens than the model, the directory holds something else, or the files can't
-            be written.
+        UserError: the tokenizer has more tokens than the model, the directory holds something else or ends in .gguf,
+            or the files can't be written.
     """
+    if Path(directory).suffix == ".gguf":
+        raise UserError(f"{directory} would be a directory of this name: `save_gguf` writes the file.")
     processes = _processes_of(model)
     if processes.rank == 0:
         check_target(Path(directory))

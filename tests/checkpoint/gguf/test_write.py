@@ -43,7 +43,7 @@ def tokenizer() -> af.Tokenizer:
 
 def test_a_file_holds_the_model_and_its_tokenizer(tokenizer: af.Tokenizer, tmp_path: Path) -> None:
     model = tiny("llama-nano", tokenizer)
-    written = af.save_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, kind="f32")
+    written = af.save_gguf(model, tmp_path / "model.gguf", tokenizer, kind="f32")
     assert written.architecture == "llama"
     assert written.notes == []
     assert written.size == (tmp_path / "model.gguf").stat().st_size

@@ -57,7 +57,7 @@ class Written(OneLine):
 
 
 def save_gguf(
-    model: Transformer, path: str | Path, *, tokenizer: Tokenizer | None = None, kind: str = "f16"
+    model: Transformer, path: str | Path, tokenizer: Tokenizer | None = None, *, kind: str = "f16"
 ) -> Written:
     """Write a GGUF file, whole or not at all.
 
