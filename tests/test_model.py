@@ -1,6 +1,7 @@
 """A model is an ordinary nn.Module, and what it is asked for wrongly it refuses."""
 
 import copy
+import inspect
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import anyformer as af
 from anyformer.blocks.linear import LowRankAdapter
 from anyformer.config import ModelConfig
 from anyformer.kernels import Layout, layout
+from anyformer.model import Transformer
 from tests import examples
 from tests.parity.model_spec import ragged
 
@@ -177,6 +179,21 @@ def test_refusals(name: str, arguments: dict[str, torch.Tensor], message: str) -
     model = af.build(small(name, max_length=64))
     with pytest.raises(ValueError, match=message):
         model(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"tokens are \[batch, time\], not \[3\]: write tokens\[None\]"),
+        ({"mask": torch.ones(1, 3)}, r"mask is torch.bool, as tokens \[1, 3\], and not torch.float32 \[1, 3\]"),
+        ({"mask": torch.ones(1, 2, dtype=torch.bool)}, r"and not torch.bool \[1, 2\]"),
+        ({"targets": torch.zeros(1, 2, dtype=torch.long)}, r"targets \[1, 2\] do not fit tokens \[1, 3\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(arguments: dict[str, torch.Tensor], message: str) -> None:
+    model = af.build(small("gpt2"))
+    with pytest.raises(af.UserError, match=message):
+        inspect.unwrap(Transformer.forward)(model, **{"tokens": torch.zeros(1, 3, dtype=torch.long), **arguments})
 
 
 def test_a_full_cache_says_so() -> None:

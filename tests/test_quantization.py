@@ -154,6 +154,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     af.save(model, tmp_path / "model")
     with pytest.raises(af.UserError, match=r"no quantization 'int5' \(did you mean 'int"):
         af.load(tmp_path / "model", quantize="int5")
+    unloaded: Any = "runs/x"
+    with pytest.raises(af.UserError, match="`quantize` takes a model, not a str: load it first"):
+        af.quantize(unloaded, "int8")
     with torch.no_grad():
         next(iter(quantizable(model).values())).weight[0, 0] = torch.nan
     with pytest.raises(af.UserError, match="not finite or too large"):

@@ -10,7 +10,7 @@ Shapes, here and everywhere::
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,9 +127,11 @@ class Transformer(nn.Module):
                 everywhere, or where there is a target if the loss of a language model is computed without logits.
 
         Raises:
+            UserError: tokens, a mask or targets of another shape or dtype.
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
                 cache or beside a source.
         """
+        self._check_shapes(tokens, mask, targets)
         if source is None and self.config.is_encoder_decoder and self.config.head.kind == "classification":
             source, source_mask, tokens = tokens, mask, self._shift_right(tokens, mask)
         states, source_states = ([], []) if return_hidden else (None, None)
@@ -138,8 +140,7 @@ class Transformer(nn.Module):
         is_language_model = isinstance(self.head, LanguageModelHead)
         if needed is None and targets is not None and is_language_model and not return_hidden and not return_logits:
             needed = targets != IGNORED
-        stack = self.decoder or self.encoder
-        assert stack is not None
+        stack = cast("Stack", self.decoder or self.encoder)
         hidden = stack(
             self.token_embedding(tokens),
             tokens,
@@ -205,6 +206,19 @@ class Transformer(nn.Module):
         heads, head_dim, value_dim = self.decoder.cached
         sizes = {"layers": len(self.decoder.layers), "batch": batch, "capacity": capacity, "kv_heads": heads}
         return KeyValueCache(**sizes, head_dim=head_dim, value_dim=value_dim, device=self.device, dtype=self.dtype)
+
+    def _check_shapes(self, tokens: Tensor, mask: Tensor | None, targets: Tensor | None) -> None:
+        """Raise UserError for tokens, a mask or targets that do not fit each other."""
+        shape = tokens.shape
+        if len(shape) != 2:
+            raise UserError(f"tokens are [batch, time], not {[*shape]}: write tokens[None] for a single text.")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
+            given = f"{mask.dtype} {[*mask.shape]}"
+            raise UserError(f"mask is torch.bool, as tokens {[*shape]}, and not {given}: True is for a real token.")
+        same = 1 if self.config.head.kind == "classification" else 2
+        if targets is not None and targets.shape[:same] != shape[:same]:
+            each = "text" if same == 1 else "token"
+            raise UserError(f"targets {[*targets.shape]} do not fit tokens {[*shape]}: there is one for each {each}.")
 
     def _encoder_states(
         self,

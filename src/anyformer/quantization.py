@@ -1,7 +1,7 @@
 """From a model with weights in floating point to one with quantized weights."""
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +97,12 @@ def quantize(model: Transformer, kind: str) -> Transformer:
         The same model. Its activations keep their dtype, and it can't be trained any more.
 
     Raises:
-        UserError: an unknown kind, or a weight with numbers that are not finite.
+        UserError: no model, an unknown kind, or a weight with numbers that are not finite.
     """
+    if not isinstance(cast("object", model), Transformer):
+        raise UserError(
+            f"`quantize` takes a model, not a {type(model).__name__}: load it first, by load(DIR, quantize='int8')."
+        )
     modules, dtype = quantizable(model), model.dtype
     for name, bits in bits_per_module(model, quantization(kind)).items():
         set_weight(model, name, quantize_weight(name, modules[name].weight.detach(), bits), dtype)
