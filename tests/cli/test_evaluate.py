@@ -12,8 +12,11 @@ from tests.evaluation.models import decoder, encoder, vary
 import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
 from anyformer.adapters.modules import adapters
+from anyformer.cli.evaluate import _show_text  # pyright: ignore[reportPrivateUsage]
 from anyformer.cli.main import main
 from anyformer.errors import UserError
+from anyformer.evaluation.perplexity import Quality, Text
+from anyformer.runs.metrics import Evaluation
 from anyformer.tokenizer import Tokenizer
 
 WORDS = "the cat sat on the mat and the dog ran after the cat because it was a dog. " * 20
@@ -294,3 +297,11 @@ def test_a_suite_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert main([*command, "--chat-template"]) == 0
     assert capsys.readouterr().out.split()[-5:] == ["piqa", "acc", "0.5000", "0.1000", "7"]
     assert asked == [(["piqa", "hellaswag"], 7, False), (["piqa", "hellaswag"], 7, True)]
+
+
+def test_names_of_weights_are_whole_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    quality = Quality(Evaluation(1e4, 1234, 0.1), 1.2345, 12_345_678, 12_345.0, divergence=0.1234)
+    _show_text(dict.fromkeys(("bfloat16", "int8", "int4"), quality), Text([], 10, None), None)
+    out = capsys.readouterr().out
+    assert "\u2026" not in out
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["bfloat16", "int8", "int4"]

@@ -8,7 +8,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import anyformer as af
-from anyformer.evaluation.perplexity import Text, divergence, measure, read_text
+from anyformer.evaluation.perplexity import (
+    Text,
+    _decode_tokens_per_second,  # pyright: ignore[reportPrivateUsage]
+    divergence,
+    measure,
+    read_text,
+)
 from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
@@ -100,3 +106,13 @@ def test_only_decoders_are_evaluated(directory: Path) -> None:
     both = af.build(af.preset("t5-nano", vocab_size=50)).eval()
     with pytest.raises(af.UserError, match="reads a source first"):
         measure(both, Text([1, 2, 3], 3, None))
+
+
+def test_the_speed_of_decoding_is_finite(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = af.load(directory)
+    monkeypatch.setattr("anyformer.evaluation.perplexity.generate_ids", lambda *_, **__: None)
+    # A clock by which the short text takes as long as the long one: 0.5 s each.
+    ticks = iter(range(1000))
+    monkeypatch.setattr("anyformer.evaluation.perplexity.time.perf_counter", lambda: next(ticks) / 2)
+    speed = _decode_tokens_per_second(model, Text([*range(5, 60)], 55, start=None), 64)
+    assert speed == pytest.approx(48 / 0.5)

@@ -353,7 +353,8 @@ def _show_text(results: dict[str, Quality], text: Text, note: str | None) -> Non
     console.print(f"{first.evaluation.predicted:,} tokens, {text.size:,} bytes of text")
     if note:
         console.print(note)
-    headings = ("perplexity", "cost", "KL", "bits per byte", "MB", "tokens/s read", "written")
+    # In two lines, so that all fit into 80 columns.
+    headings = ("perplexity", "cost", "KL", "bits per\nbyte", "MB", "tokens/s\nread", "written")
     shown = table("weights", numbers=headings)
     for name, quality in results.items():
         shown.add_row(

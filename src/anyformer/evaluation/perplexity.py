@@ -219,4 +219,6 @@ def _decode_tokens_per_second(model: Transformer, text: Text, context: int) -> f
         return time.perf_counter() - begin
 
     seconds(2)
-    return (room - 1) / max(1e-9, seconds(room) - seconds(1))
+    whole = seconds(room)
+    beyond_prompt = whole - seconds(1)  # of a tiny model less than what other programs take at times
+    return (room - 1) / beyond_prompt if beyond_prompt > 0 else room / whole
