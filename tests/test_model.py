@@ -184,16 +184,17 @@ def test_refusals(name: str, arguments: dict[str, torch.Tensor], message: str) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"tokens are \[batch, time\], not \[3\]: write tokens\[None\]"),
-        ({"mask": torch.ones(1, 3)}, r"mask is torch.bool, as tokens \[1, 3\], and not torch.float32 \[1, 3\]"),
-        ({"mask": torch.ones(1, 2, dtype=torch.bool)}, r"and not torch.bool \[1, 2\]"),
-        ({"targets": torch.zeros(1, 2, dtype=torch.long)}, r"targets \[1, 2\] do not fit tokens \[1, 3\]"),
+        ({"tokens": torch.zeros(3, dtype=torch.long)}, r"tokens: \[batch, time\], not \[3\]; write tokens\[None\]"),
+        ({"mask": torch.ones(1, 3)}, r"mask of tokens is torch.bool \[1, 3\].* not torch.float32 \[1, 3\]"),
+        ({"mask": torch.ones(1, 2, dtype=torch.bool)}, r"not torch.bool \[1, 2\]"),
+        ({"source_mask": torch.ones(1, 3, dtype=torch.long)}, r"mask of source is torch.bool .* not torch.int64"),
+        ({"targets": torch.zeros(1, 2, dtype=torch.long)}, r"targets: one for each token, not \[1, 2\] for tokens"),
     ],
 )
 def test_shapes_that_do_not_fit(arguments: dict[str, torch.Tensor], message: str) -> None:
-    model = af.build(small("gpt2"))
+    model, ids = af.build(small("t5")), torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(af.UserError, match=message):
-        inspect.unwrap(Transformer.forward)(model, **{"tokens": torch.zeros(1, 3, dtype=torch.long), **arguments})
+        inspect.unwrap(Transformer.forward)(model, **{"tokens": ids, "source": ids, **arguments})
 
 
 def test_a_full_cache_says_so() -> None:

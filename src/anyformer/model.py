@@ -10,7 +10,7 @@ Shapes, here and everywhere::
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
             ValueError: a text longer than the model's positions, a missing source, a full cache, documents in a
                 cache or beside a source.
         """
-        self._check_shapes(tokens, mask, targets)
+        self._check_inputs(tokens, mask, source, source_mask, targets)
         if source is None and self.config.is_encoder_decoder and self.config.head.kind == "classification":
             source, source_mask, tokens = tokens, mask, self._shift_right(tokens, mask)
         states, source_states = ([], []) if return_hidden else (None, None)
@@ -140,8 +140,7 @@ class Transformer(nn.Module):
         is_language_model = isinstance(self.head, LanguageModelHead)
         if needed is None and targets is not None and is_language_model and not return_hidden and not return_logits:
             needed = targets != IGNORED
-        stack = cast("Stack", self.decoder or self.encoder)
-        hidden = stack(
+        hidden = self._last_stack(
             self.token_embedding(tokens),
             tokens,
             mask=mask,
@@ -207,18 +206,32 @@ class Transformer(nn.Module):
         sizes = {"layers": len(self.decoder.layers), "batch": batch, "capacity": capacity, "kv_heads": heads}
         return KeyValueCache(**sizes, head_dim=head_dim, value_dim=value_dim, device=self.device, dtype=self.dtype)
 
-    def _check_shapes(self, tokens: Tensor, mask: Tensor | None, targets: Tensor | None) -> None:
-        """Raise UserError for tokens, a mask or targets that do not fit each other."""
-        shape = tokens.shape
-        if len(shape) != 2:
-            raise UserError(f"tokens are [batch, time], not {[*shape]}: write tokens[None] for a single text.")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
-            given = f"{mask.dtype} {[*mask.shape]}"
-            raise UserError(f"mask is torch.bool, as tokens {[*shape]}, and not {given}: True is for a real token.")
-        same = 1 if self.config.head.kind == "classification" else 2
-        if targets is not None and targets.shape[:same] != shape[:same]:
-            each = "text" if same == 1 else "token"
-            raise UserError(f"targets {[*targets.shape]} do not fit tokens {[*shape]}: there is one for each {each}.")
+    def _check_inputs(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        source: Tensor | None,
+        source_mask: Tensor | None,
+        targets: Tensor | None,
+    ) -> None:
+        """Raise UserError for tokens, masks or targets that do not fit each other."""
+        for name, ids, its_mask in (("tokens", tokens, mask), ("source", source, source_mask)):
+            if ids is not None and ids.dim() != 2:
+                raise UserError(f"{name}: [batch, time], not {[*ids.shape]}; write {name}[None] for a single text.")
+            if ids is not None and its_mask is not None and (its_mask.dtype, its_mask.shape) != (torch.bool, ids.shape):
+                given = f"{its_mask.dtype} {[*its_mask.shape]}"
+                raise UserError(f"The mask of {name} is torch.bool {[*ids.shape]}, True for a real token, not {given}.")
+        places = 1 if self.config.head.kind == "classification" else 2
+        if targets is not None and targets.shape[:places] != tokens.shape[:places]:
+            each, given = "text" if places == 1 else "token", f"{[*targets.shape]} for tokens {[*tokens.shape]}"
+            raise UserError(f"targets: one for each {each}, not {given}.")
+
+    @property
+    def _last_stack(self) -> Stack:
+        """The stack whose hidden states the head reads."""
+        stack = self.decoder or self.encoder
+        assert stack is not None
+        return stack
 
     def _encoder_states(
         self,
