@@ -17,7 +17,6 @@ from anyformer import atomic, limits
 from anyformer.adapters.modules import adapters
 from anyformer.checkpoint import generation_settings, pooling
 from anyformer.checkpoint.sources import SAFETENSORS, SAFETENSORS_INDEX, write_tensors
-from anyformer.config import ModelConfig
 from anyformer.dtensor import full_tensor, is_dtensor
 from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
@@ -125,7 +124,7 @@ def save(
         for theirs, line in (
             family.table(config, state) if bits is None else {name: row(name, name) for name in state}
         ).items()
-        if not line.alias or _is_written(theirs, config, family)
+        if not line.alias or (line.is_separate and not config.embedding.tied)
     }
     with _replacing_directory(Path(directory), processes) as target:
         _write_weights(rows, state, target, max_shard_size, processes)
@@ -161,12 +160,6 @@ def _config_json(model: Transformer) -> tuple[Family, dict[str, Any]]:
     family, written = to_huggingface(config)
     kept = origin if origin.get("model_type") == family.model_type else {}
     return family, {**{k: v for k, v in kept.items() if k != "torch_dtype"}, **written, "dtype": dtype}
-
-
-def _is_written(alias: str, config: ModelConfig, family: Family) -> bool:
-    """Whether an alias is written: where Hugging Face's class ties nothing. A head without a head's model is none."""
-    is_part = config.head.kind == "language_model" or (family.prefix != "" and alias.startswith(family.prefix))
-    return is_part and not config.embedding.tied
 
 
 def _generation(model: Transformer) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from anyformer.families.base import (
     special_tokens,
     write_labels,
 )
-from anyformer.families.rows import Row, alias, linear, linears, row, tied, unused
+from anyformer.families.rows import Row, alias, linear, linears, row, tied
 
 
 def derived(raw: Raw, values: Values, kind: HeadKind, pooler: str | None = "tanh") -> Values:
@@ -114,7 +114,7 @@ def masked_lm(transform: str, norm: str, bias: str, decoder: str) -> list[Row]:
         # With a projection of its own, its bias alone is used.
         row(f"{decoder}.bias", "head.bias", requires="head.projection.weight"),
         row(f"{bias}.bias", "head.bias"),
-        unused(f"{bias}.bias", "head.bias"),
+        alias(f"{bias}.bias", "head.bias", is_separate=True, is_compared=False),
         alias(f"{decoder}.bias", "head.bias"),
         *tied(decoder),
     ]

@@ -168,9 +168,12 @@ class Row:
     ours: tuple[str, ...]
     operation: Operation = COPY
     alias: bool = False
-    """A second name of a tensor that has a row of its own: read if that is missing, compared if not, and written where
-    a model's embeddings are not tied, as Hugging Face's classes then tie none of their weights."""
+    """A second name of a tensor that has a row of its own: read if that is missing, compared if not, never written."""
+    is_separate: bool = False
+    """An alias that is written all the same where a model's embeddings are not tied: Hugging Face's class then has a
+    weight of its own there."""
     is_compared: bool = True
+    """Whether an alias has to equal the tensor; else Hugging Face's class computes nothing with it."""
     requires: tuple[str, ...] = ()
     """The row applies only to models that have these weights of ours as well."""
     part: tuple[int, int] | None = None
@@ -191,14 +194,9 @@ def row(theirs: str, ours: str | Sequence[str], operation: Operation = COPY, req
     return Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), operation, requires=required)
 
 
-def alias(theirs: str, ours: str) -> Row:
+def alias(theirs: str, ours: str, *, is_separate: bool = False, is_compared: bool = True) -> Row:
     """A second name on disk for one of our tensors."""
-    return Row(theirs, (ours,), alias=True)
-
-
-def unused(theirs: str, ours: str) -> Row:
-    """An alias that Hugging Face's class computes nothing with, so that it may differ."""
-    return Row(theirs, (ours,), alias=True, is_compared=False)
+    return Row(theirs, (ours,), alias=True, is_separate=is_separate, is_compared=is_compared)
 
 
 def linear(

@@ -173,13 +173,14 @@ def int8_linear(
 @operation("int8_linear")
 def int8_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` in the dtype of x."""
-    return _int8_matmul(x, weight, bias, x.dtype)
+    # torch.compile asks what it is given for its gradient, and x, which is no leaf, would warn of that.
+    return _int8_matmul(x.detach(), weight.detach(), None if bias is None else bias.detach(), x.dtype)
 
 
 @operation("int8_linear_grad")
 def int8_gradients(grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias; those that aren't needed are empty."""
-    grad = grad.contiguous()
+    grad, x, weight = grad.contiguous(), x.detach(), weight.detach()
     grad_x = _int8_matmul(grad, weight.t(), None, grad.dtype) if needed[0] else grad.new_empty(0)
     row_sums = grad.new_empty(grad.shape[1], dtype=torch.float32) if needed[2] else None
     wants_weight = needed[1] or needed[2]
@@ -199,8 +200,7 @@ def _int8_matmul(
     """
     if not products.supports_int8():
         function = _int8_reference if isinstance(left, FakeTensor) else _compiled_int8_reference()
-        # torch.compile asks what it is given for its gradient, and what is no leaf would warn of that.
-        return function(left.detach(), right.detach(), None if bias is None else bias.detach(), dtype, row_sums)
+        return function(left, right, bias, dtype, row_sums)
     out = torch.empty(len(left), len(right), dtype=dtype)
     return products.int8_matmul(left, right, bias, out=out, sums=row_sums)
 
