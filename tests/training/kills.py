@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def _log(run: Path) -> list[dict[str, Any]]:
 
 def assert_same(run: Path, other: Path) -> None:
     """Log, model and the whole state of training are equal."""
-    assert _log(run) == _log(other)
+    for ours, theirs in zip_longest(_log(run), _log(other)):
+        assert ours == theirs, (ours, theirs)
     last = max(path.name for path in (other / "checkpoints").iterdir())
     files = [
         path.relative_to(other) for place in ("model", f"checkpoints/{last}") for path in (other / place).iterdir()
