@@ -57,8 +57,15 @@ def test_a_task_is_learned(
     assert found["metrics"][metric]["value"] == pytest.approx(after, rel=1e-5)
 
 
-@pytest.mark.parametrize("flags", [[], ["--lora=4"]])
-@pytest.mark.parametrize("task", ["chat", "preference"])
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("chat", ["--lora=4"]),
+        pytest.param("chat", [], marks=pytest.mark.slow),
+        pytest.param("preference", ["--lora=4"], marks=pytest.mark.slow),
+        ("preference", []),
+    ],
+)
 def test_a_base_without_a_chat_template_gets_that_of_the_lines_it_was_shown(
     flags: list[str],
     task: str,
