@@ -61,7 +61,8 @@ def config_of(source: TensorSource) -> ModelConfig:
 
 
 def _lacks_head(config: ModelConfig, source: TensorSource) -> bool:
-    """Whether a head with a transform, or one that is not tied of a file of the body alone, has no weights there."""
+    """Whether a language model's file has no weights of its head. Without a transform, only a file whose names are those
+    of the body alone tells so: elsewhere a head that is not tied is missing."""
     family = source.family
     if config.head.kind != "language_model":
         return False
