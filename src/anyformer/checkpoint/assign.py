@@ -61,8 +61,10 @@ def config_of(source: TensorSource) -> ModelConfig:
 
 
 def _lacks_head(config: ModelConfig, source: TensorSource) -> bool:
-    """Whether a language model's file has no weights of its head. Without a transform, only a file whose names are those
-    of the body alone tells so: elsewhere a head that is not tied is missing."""
+    """Whether a language model's file has no weights of its head.
+
+    Without a transform only a file whose names are those of the body alone tells so: elsewhere a head is missing.
+    """
     family = source.family
     if config.head.kind != "language_model":
         return False
