@@ -369,6 +369,20 @@ def test_models_are_names_and_paths(data: str, tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_are_of_their_types(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong: tuple[tuple[str, Any, str], ...] = (
+        ("tokens", "1e6", "wants a number, not '1e6'"),
+        ("seeds", "three", "wants a whole number, not 'three'"),
+        ("tasks", "no", "wants true or false, not 'no'"),
+        ("context", None, "wants a whole number, not None"),
+    )
+    for name, value, message in wrong:
+        with pytest.raises(UserError, match=f"^compare: {name}: {message}"):
+            compare(["gpt2", "llama"], data=data, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_that_is_too_short(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(text(40))
     with pytest.raises(UserError, match=r"^The data is too short for a held-out part"):

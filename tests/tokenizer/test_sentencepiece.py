@@ -114,6 +114,11 @@ def test_sentencepiece_pair_of_marian(tmp_path: Path):
         assert ours.decode(ids, skip_special=False) == theirs.decode(ids)
 
     check()
+    wrong: Any = ["a", None]
+    with pytest.raises(UserError, match="`encode` takes one text, not a list"):
+        ours.encode(wrong)
+    with pytest.raises(UserError, match="Text 2 of 2 is no text"):
+        ours.encode_batch(wrong)
     out = tmp_path / "saved"
     ours.save(out)
     (out / "config.json").write_text(json.dumps({"model_type": "marian"}))

@@ -27,7 +27,7 @@ from anyformer.errors import UserError, check_keywords
 from anyformer.pages.formatting import clock
 from anyformer.pages.render import require_page
 from anyformer.processes import InlineExecutor, ProcessExecutor
-from anyformer.schema import hints
+from anyformer.schema import hints, typed
 
 Say = Callable[[str], None]
 _WAIT = 0.5
@@ -74,7 +74,7 @@ def compare(
 
     Raises:
         UserError: models that can't be matched, a budget that is too small for one step, data that is too short,
-            an unknown field, runs with different tokenizers or none, and what training raises.
+            an unknown field, a value of another type, runs with different tokenizers or none, and what training raises.
     """
     check_keywords("compare", settings, {*hints(Request), "out", "processes", "executor"})
     request = Request(
@@ -82,7 +82,7 @@ def compare(
         vary=(vary,) if isinstance(vary, str) else tuple(vary),
         data=kept_paths(data, Cache),
         classify=kept_paths(classify, Cache),
-        **settings,
+        **typed(Request, settings, "compare: "),
     )
     return work(request, None if out is None else Path(out), processes=processes, executor=executor)[0]
 

@@ -25,6 +25,7 @@ from anyformer.limits import MEGABYTE, parse_object, read_bytes
 from anyformer.tokenizer.core import Tokenizer, clean_up
 from anyformer.tokenizer.files import CONFIG, to_json
 from anyformer.tokenizer.library import add, surround, surround_sentences, translated
+from anyformer.tokenizer.texts import check_text, texts_of
 
 PAIR = ("source.spm", "target.spm", "vocab.json")
 
@@ -202,7 +203,7 @@ class MarianTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Iterable[str], special: bool = True) -> list[list[int]]:
-        return [self.encode(text, special) for text in texts]
+        return [self.encode(text, special) for text in texts_of(texts)]
 
     @override
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -234,6 +235,7 @@ class MarianTokenizer(Tokenizer):
         return text.replace(SPACE, " ")
 
     def _encode(self, text: str) -> list[int]:
+        check_text(text, "encode", "`encode_batch` takes a list of them")
         # a piece is looked up by its text also where the source model hasn't got it: the target's vocabulary may
         ids = [self.id(token) for part in self._splitter.split(text) for token in self._pieces(part)]
         return [self._unknown if id_ is None else id_ for id_ in ids]
