@@ -68,9 +68,9 @@ CASES = {
     ),
     "tensor": (),
     "context": ("pairs",),
-    "zero1": ("tied", "shared"),
-    "zero2": ("pairs", "classify", "negatives", "qwen3_moe-0"),
-    "zero3": ("masked", "olmoe-0"),
+    "zero1": ("shared",),
+    "zero2": ("qwen3_moe-0",),
+    "zero3": ("olmoe-0",),
 }
 """The cases that an engine trains in the gate, where each of them is trained by one at least."""
 ORIGINS = {
