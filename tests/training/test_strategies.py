@@ -72,7 +72,7 @@ CASES = {
     "zero2": ("qwen3_moe-0",),
     "zero3": ("olmoe-0",),
 }
-"""The cases that an engine trains in the gate, where each of them is trained by one at least."""
+"""The cases that an engine trains in the gate: each kind by one engine at least."""
 ORIGINS = {
     "ddp": ("fsdp", "one", "ddp"),
     "fsdp": ("ddp", "one", "fsdp", "tensor"),
