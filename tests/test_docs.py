@@ -249,7 +249,7 @@ def test_the_picture_is_true() -> None:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the examples speak of: a trained run, a GGUF file, a sentence encoder, a text."""
     monkeypatch.chdir(tmp_path)
-    text = "def main(): return x\nclass A: pass\nOnce upon a time there was a cat and a kitten.\n" * 3
+    text = "def main(): return x\nclass A: pass\nOnce upon a time there was a cat and a kitten.\n" * 200
     (tmp_path / "notes.txt").write_text(text)
     tokenizer = af.Tokenizer.train([text], "bpe:300")
     sizes: dict[str, Any] = {"d_model": 32, "vocab_size": tokenizer.vocab_size, "max_length": 64}

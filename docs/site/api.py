@@ -16,7 +16,7 @@ NAMES = {
     "Models": "preset build ModelConfig Transformer ModelOutput diff",
     "Files": "load load_with_head save save_gguf save_adapter merge quantize Tokenizer",
     "Text": "generate generate_samples generate_stream generate_ids GenerationConfig BatchingEngine score fill embed",
-    "Tasks": "finetune FinetuneResult classify tag evaluate",
+    "Tasks": "train TrainResult finetune FinetuneResult classify tag evaluate",
     "Comparing": "compare attention Attention diagram plan TrainingPlan eject explain",
     "Errors": "UserError",
 }
@@ -27,7 +27,7 @@ MODULES = {
     "Computation": "kernels quantization adapters",
     "Files and text": "checkpoint tokenizer data.documents data.corpus data.token_files data.batches data.objectives "
     "data.batch",
-    "Training": "training.config training.run training.optimizer training.schedule "
+    "Training": "training.config training.run training.train training.optimizer training.schedule "
     "training.losses finetuning.config runs.directory runs.metrics runs.listing runs.tracking",
     "Use": "generation evaluation evaluation.harness",
     "Comparison": "compare.experiment compare.result compare.verdicts learn.diagram learn.eject learn.explain",

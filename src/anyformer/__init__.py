@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from anyformer.spec import build, diff
     from anyformer.tasks.evaluate import evaluate
     from anyformer.tokenizer import Tokenizer
+    from anyformer.training.train import TrainResult, train
 
 __version__ = "0.2.0"
 
@@ -69,6 +70,7 @@ _NAMES = {
     "spec": "build diff",
     "tasks.evaluate": "evaluate",
     "tokenizer": "Tokenizer",
+    "training.train": "TrainResult train",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -80,6 +82,7 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "Tokenizer",
+    "TrainResult",
     "TrainingPlan",
     "Transformer",
     "UserError",
@@ -111,6 +114,7 @@ __all__ = [
     "score",
     "serve",
     "tag",
+    "train",
 ]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,24 +14,14 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory, free_names
-from anyformer.schema import flag
 from anyformer.spec import DEFAULT_PRESET
-from anyformer.training.config import RunConfig, TrainConfig
+from anyformer.training.config import RunConfig, TrainConfig, check_used
 from anyformer.training.config_file import check_consent, read_yaml
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 _ENDS = {"steps": "minutes", "minutes": "steps"}
 _FOLLOWING = {"vocab_size": ("data", "tokenizer", "source", "target"), "max_length": ("context",)}
 """Fields of the model that follow from these flags unless they are given as well."""
-_SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
-    "document_masking": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
-    "whole_word_masking": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
-    "batch_tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
-    "scheduler": (lambda config: config.source is None, "text, and not for pairs"),
-    "zero_stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
-    "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
-}
-"""Flags that serve one kind of run, and would do nothing in another."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +154,5 @@ def _read(values: Mapping[str, Any], *, resume: bool = False) -> TrainConfig:
         elif any(cause in values and values[cause] != getattr(base, cause) for cause in causes):
             changes[field] = None
     config = replace(base, **{**(dropped if len(dropped) == 1 else {}), **changes, "model": model})
-    for field, (serves, purpose) in _SERVES.items():
-        if field in values and not serves(config):
-            raise UserError(f"{flag(field)} would do nothing here: it is for {purpose}.")
+    check_used(config, values)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Container
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -347,6 +348,24 @@ class CompleteConfig(TrainConfig, CompleteRunConfig):
 def defaults(kind: type[RunConfig]) -> dict[str, Any]:
     """The default of each setting that has one; None is chosen to suit the model and the data."""
     return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+
+
+_SERVES: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+    "document_masking": (lambda config: config.objective_of_model() == "causal", "--objective causal"),
+    "whole_word_masking": (lambda config: config.objective_of_model() == "masked", "--objective masked"),
+    "batch_tokens": (lambda config: config.source is not None, "pairs, of --source and --target"),
+    "scheduler": (lambda config: config.source is None, "text, and not for pairs"),
+    "zero_stage": (lambda config: config.engine == "deepspeed", "--engine deepspeed"),
+    "decay": (lambda config: config.schedule == "wsd", "--schedule wsd; weights decay by --weight-decay"),
+}
+"""Settings that serve one kind of run, and would do nothing in another."""
+
+
+def check_used(config: TrainConfig, given: Container[str]) -> None:
+    """Raise UserError for a setting that was given and would do nothing in this run."""
+    for field, (serves, purpose) in _SERVES.items():
+        if field in given and not serves(config):
+            raise UserError(f"{flag(field)} would do nothing here: it is for {purpose}.")
 
 
 def _require(condition: bool, name: str, value: object, reason: str) -> None:
