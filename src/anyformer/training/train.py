@@ -93,7 +93,7 @@ class TrainResult(OneLine):
     Attributes:
         model: The trained model, in evaluation mode.
         metrics: The metrics on the validation text ``"before"`` and ``"after"`` training, by name: `validation_loss`,
-            in nats per token, and `bits_per_byte`.
+            in nats per token, and where every token is predicted `bits_per_byte`.
         directory: The run directory, which holds `report.html` and, in `model/`, the model.
     """
 
