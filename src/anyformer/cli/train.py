@@ -16,7 +16,7 @@ from anyformer.families import preset as find_preset
 from anyformer.runs.directory import CONFIG, check_run_directory, free_names
 from anyformer.spec import DEFAULT_PRESET
 from anyformer.training.config import RunConfig, TrainConfig, check_used
-from anyformer.training.config_file import check_consent, read_yaml
+from anyformer.training.config_file import check_consent, check_resumed, read_yaml
 from anyformer.training.strategies.launch import check_engine, launch, needs_launch, one_of_many
 
 _ENDS = {"steps": "minutes", "minutes": "steps"}
@@ -54,10 +54,7 @@ def run(argv: list[str]) -> int:
     values = _parser().values(argv)
     resume: Path | None = values.pop("resume", None)
     if resume is not None:
-        check_run_directory(resume)
-        for name in ("name", "runs", "config"):
-            if name in values:
-                raise UserError(f"--resume goes on in {resume}: leave out --{name}.")
+        check_resumed(resume, values)
         values["config"] = resume / CONFIG
     config = _read(values, resume=resume is not None)
     if resume is None and (resume := killed_run(config)):

@@ -15,7 +15,7 @@ from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, nearest
 from anyformer.limits import RECORD_BYTES, read_yaml
 from anyformer.pages.formatting import listed
-from anyformer.runs.directory import CONFIG, base_name, check_run_directory
+from anyformer.runs.directory import CONFIG, base_name
 from anyformer.schema import Section, flag
 from anyformer.tasks import CHOICES, TASKS
 from anyformer.training.config import (
@@ -28,7 +28,7 @@ from anyformer.training.config import (
     CompleteRunConfig,
     RunConfig,
 )
-from anyformer.training.config_file import check_consent, read_fields
+from anyformer.training.config_file import check_consent, check_resumed, read_fields
 
 if TYPE_CHECKING:
     from anyformer.adapters import LoraConfig
@@ -250,10 +250,7 @@ def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
         UserError: There is no run, its config can't be read or asks for more than it may, or a change would have it
             somewhere else.
     """
-    check_run_directory(run)
-    for name in ("name", "runs"):
-        if name in changes:
-            raise UserError(f"--resume goes on in {run}: leave out --{name}.")
+    check_resumed(run, changes)
     file = run / CONFIG
     raw: object = read_yaml(file)
     if isinstance(raw, dict) and "preset" in raw and "base" not in raw:

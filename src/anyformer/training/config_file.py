@@ -7,7 +7,7 @@ for by the person who starts the run: the command line has to repeat it.
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,6 +17,7 @@ from anyformer import spec
 from anyformer.config import ModelConfig
 from anyformer.errors import UserError, cut, quote
 from anyformer.limits import RECORD_BYTES
+from anyformer.runs.directory import check_run_directory
 from anyformer.schema import flag, typed
 from anyformer.training.config import RunConfig, TrainConfig
 
@@ -77,6 +78,14 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     fields = _typed(path, {name: values[name] for name in values if name not in ("model", "preset")}, TrainConfig)
     fields |= {name: getattr(model, name) for name in _MODEL if changes and name in changes}
     return TrainConfig(preset=name, model=model, **fields)
+
+
+def check_resumed(run: Path, changes: Container[str]) -> None:
+    """Raise UserError where there is no run to go on with, or a change would have it somewhere else."""
+    check_run_directory(run)
+    for name in ("name", "runs", "config"):
+        if name in changes:
+            raise UserError(f"--resume goes on in {run}: leave out --{name}.")
 
 
 def read_fields(path: Path, kind: type[RunConfig]) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from anyformer.errors import UserError, check_keywords
 from anyformer.families import ALIASES, PRESETS, to_huggingface
 from anyformer.model import Transformer
 from anyformer.one_line import OneLine
-from anyformer.runs.directory import CONFIG, METRICS, check_run_directory
+from anyformer.runs.directory import CONFIG, METRICS
 from anyformer.schema import typed
 from anyformer.tokenizer import Tokenizer
 from anyformer.training.config import RunConfig, TrainConfig, check_used
-from anyformer.training.config_file import check_consent, read_yaml
+from anyformer.training.config_file import check_consent, check_resumed, read_yaml
 from anyformer.training.precision import choose_device
 from anyformer.training.run import Finished, run
 from anyformer.training.strategies.launch import needs_launch
@@ -231,10 +231,7 @@ def _named(model: ModelConfig | str | Path) -> tuple[str, ModelConfig]:
 
 def _resumed(directory: Path, changes: Mapping[str, Any]) -> TrainConfig:
     """The config to go on with in a run directory: its own, with changes."""
-    check_run_directory(directory)
-    for name in ("name", "runs"):
-        if name in changes:
-            raise UserError(f"resume goes on in {directory}: leave out {name}.")
+    check_resumed(directory, changes)
     config = read_yaml(directory / CONFIG)
     ends = dict.fromkeys(("steps", "minutes")) if {"steps", "minutes"} & changes.keys() else {}
     changed = dataclasses.replace(config, **{**ends, **changes})
