@@ -101,7 +101,7 @@ def test_divergence_is_that_of_the_distributions(directory: Path) -> None:
 
 def test_only_decoders_are_evaluated(directory: Path) -> None:
     encoder = af.build(af.preset("bert-tiny", vocab_size=50)).eval()
-    with pytest.raises(af.UserError, match="doesn't write"):
+    with pytest.raises(af.UserError, match="doesn't write it"):
         measure(encoder, Text([1, 2, 3], 3, None))
     both = af.build(af.preset("t5-nano", vocab_size=50)).eval()
     with pytest.raises(af.UserError, match="reads a source first"):

@@ -34,6 +34,8 @@ FOUND: list[tuple[dict[str, Any], str, str]] = [
     ({"premise": "", "hypothesis": "", "label": 1}, "classify", "'premise', 'hypothesis' and 'label'"),
     ({"question": "", "sentence": "", "label": 1}, "classify", "'question', 'sentence' and 'label'"),
     ({"sentence1": "", "sentence2": "", "score": 1}, "embed", "'sentence1', 'sentence2' and 'score'"),
+    ({"text": "", "second": "", "score": 1}, "embed", "'text', 'second' and 'score'"),
+    ({"text_a": "", "text_b": "", "label": 1}, "classify", "'text_a', 'text_b' and 'label'"),
     ({"anchor": "", "positive": "", "negative": ""}, "embed", "because of the columns 'anchor' and 'positive'"),
     ({"tokens": [], "ner_tags": []}, "tag", "because of the columns 'tokens' and 'ner_tags'"),
     ({"tokens": [], "pos_tags": [], "id": ""}, "tag", "'tokens' and 'pos_tags'"),

@@ -182,6 +182,11 @@ def weight_dtype(model: Transformer) -> str:
 
 def _window(model: Transformer, context: int | None) -> int:
     """The tokens of a window. Raises UserError as `measure`."""
+    if model.config.is_encoder_only:
+        raise UserError(
+            "An encoder reads text and doesn't write it, so plain text measures nothing of it: if the data are "
+            "examples, name their task, such as embed or classify."
+        )
     require_generative(model)
     if not model.config.is_decoder_only:
         raise UserError("evaluate measures how well a decoder predicts a text, and this model reads a source first.")

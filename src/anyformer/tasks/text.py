@@ -24,7 +24,10 @@ def _build(parts: Parts) -> TextExample | None:
 def _refusal(model: ModelConfig, name: str) -> str | None:
     if model.head.kind == "language_model":
         return None
-    return f"{name} has no language-model head, so it learns nothing from plain text."
+    return (
+        f"{name} has no language-model head, so it learns nothing from plain text: if the data are examples of another "
+        "task, name it with --task."
+    )
 
 
 def _evaluate(

@@ -118,6 +118,7 @@ TEXTS: Names = ("text", "sentence", "content", "review", "comment", "tweet", "qu
 WORDS: Names = ("tokens", "words")
 PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2")),
+    *(("text", "second"), ("text_a", "text_b")),
     *(("question", "sentence"), ("question", "passage"), ("question", "answer"), ("query", "passage")),
 )
 SYSTEM: Mapping[str, Names] = {"system": ("system", "system_prompt"), "tools": ("tools",)}
