@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -285,22 +285,22 @@ def hints(kind: Any) -> dict[str, Any]:
     return {each.name: types[each.name] for each in dataclasses.fields(kind)}
 
 
-def not_default(config: Any, names: Iterable[str]) -> list[str]:
-    """The fields among these, by dotted name, that have another value than their default; those of no part have not."""
-    changed: list[str] = []
-    for name in names:
-        owner: Any = config
-        *path, last = name.split(".")
-        for part in path:
-            owner = None if owner is None else getattr(owner, part)
-        if owner is not None and getattr(owner, last) != _defaults(type(owner))[last]:
-            changed.append(name)
-    return changed
+def unknown_fields(config: Any, known: Collection[str], prefix: str = "") -> list[str]:
+    """The fields, by dotted name, that have another value than their default and are not known.
 
-
-@cache
-def _defaults(kind: Any) -> dict[str, Any]:
-    return {each.name: each.default for each in dataclasses.fields(kind)}
+    Args:
+        known: Dotted names; that of a part stands for all of its fields.
+    """
+    unknown: list[str] = []
+    for each in dataclasses.fields(config):
+        name, value = f"{prefix}{each.name}", getattr(config, each.name)
+        if name in known:
+            continue
+        if dataclasses.is_dataclass(value) and any(other.startswith(f"{name}.") for other in known):
+            unknown += unknown_fields(value, known, f"{name}.")
+        elif value != (each.default_factory() if callable(each.default_factory) else each.default):
+            unknown.append(name)
+    return unknown
 
 
 def differences(a: Any, b: Any, prefix: str) -> list[tuple[str, tuple[Any, Any]]]:

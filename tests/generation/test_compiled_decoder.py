@@ -6,7 +6,7 @@ import copy
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, make_dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anyformer.blocks.feed_forward import ACTIVATIONS
 from anyformer.blocks.kv_cache import KeyValueCache
+from anyformer.config import OtherLayers
 from anyformer.generation import cached_decoder, compiled_decoder
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.compiled_decoder import CompiledDecoder
@@ -103,6 +104,22 @@ _EXPERTS = {"count": 4, "used": 2}
 def test_fields_that_it_does_not_know_are_left_to_torch(changes: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError):
         CompiledDecoder(build(WRITERS["rotary"].replace(**changes)))
+
+
+@pytest.mark.parametrize("part", ["", "attention", "feed_forward", "norm", "embedding", "head", "other_layers"])
+def test_a_field_that_is_new_is_left_to_torch(part: str) -> None:
+    """A field that no one thought of when compiled code was written."""
+    made = replace(WRITERS["rotary"], other_layers=OtherLayers(first="o", then=".", window=5))
+    owner: Any = getattr(made, part) if part else made
+    extended: Any = make_dataclass("Extended", [("novelty", int, 0)], bases=(type(owner),), frozen=True, kw_only=True)
+    for novelty in (0, 1):
+        new = extended(**{each.name: getattr(owner, each.name) for each in fields(owner)}, novelty=novelty)
+        model = build(replace(made, **{part: new}) if part else new)
+        if novelty == 0:
+            CompiledDecoder(model)
+        else:
+            with pytest.raises(UnsupportedModelError, match="novelty"):
+                CompiledDecoder(model)
 
 
 @pytest.mark.parametrize("name", ["grouped", "relative both", "learned both"])

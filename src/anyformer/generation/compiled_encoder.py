@@ -10,6 +10,7 @@ from ctypes import Structure, c_int64, c_void_p
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -18,11 +19,10 @@ from typing_extensions import override
 from anyformer.blocks.linear import Linear, no_adapter_acts
 from anyformer.blocks.position import LearnedPosition, PositionalEncoding, SinusoidalPosition
 from anyformer.blocks.quantized import QuantizedMatrix
-from anyformer.generation.compiled_layers import CompiledLayers, UnsupportedModelError
+from anyformer.generation.compiled_layers import KNOWN, CompiledLayers, UnsupportedModelError
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Library, is_intercepted
 from anyformer.model import Transformer
-from anyformer.schema import not_default
 
 LIBRARY = Library(
     "encode_texts",
@@ -35,13 +35,17 @@ LIBRARY = Library(
     encode_texts=(None, c_void_p, c_void_p),
 )
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition)
-_UNKNOWN = ("attention.window", "attention.qk_norm", "attention.softcap", "other_layers", "feed_forward.experts")
-"""Fields of the config that encode_texts.cpp does not know."""
+_UNKNOWN = (
+    *("attention.window", "attention.qk_norm", "attention.softcap", "attention.sinks"),
+    *("feed_forward.limit", "feed_forward.up_offset", "feed_forward.experts", "other_layers"),
+)
+"""Fields that decode_step.cpp computes by, and encode_texts.cpp does not."""
+_KNOWN = {name for name in KNOWN if not name.startswith(_UNKNOWN)} | {"embedding", "head"}
 _BLOCK_ROWS = 256
 """Tokens that are computed together, of several texts: a core's second-level cache has room for their activations."""
 _MIN_ROWS, _LAST_ROWS = 32, 96
 """Tokens of the smallest blocks, and of the last ones of many, so that no thread waits long for another."""
-_HEAD_DIM_MULTIPLE = 32
+_HEAD_DIM_MULTIPLE = _BIAS_PADDING = 32
 
 _packed = WeakTensorKeyDictionary()
 """Packed weights, by their integers: a byte more for each weight."""
@@ -60,15 +64,13 @@ class CompiledEncoder(CompiledLayers):
             raise UnsupportedModelError("no encoder on a CPU")
         if type(stack.position) not in _POSITIONS or model.config.norm.is_parallel:
             raise UnsupportedModelError("other positions, or parts side by side")
-        if unknown := not_default(model.config, _UNKNOWN):
-            raise UnsupportedModelError(f"{unknown[0]}, which is computed by torch")
         if stack.head_dim % _HEAD_DIM_MULTIPLE:
             raise UnsupportedModelError("heads whose width is no multiple of 32")
         library: Any = LIBRARY.get()
         if library is None or not library.supported():
             raise UnsupportedModelError("a processor without products of integers")
         self.stack = stack
-        super().__init__(model, stack)
+        super().__init__(model, stack, _KNOWN)
         self.table = structs.Decoder(**self._stack)
         self._workspace = torch.empty(0, dtype=torch.uint8)
 
@@ -100,8 +102,12 @@ class CompiledEncoder(CompiledLayers):
         threads = torch.get_num_threads()
         blocks = torch.tensor(list(_blocks(lengths, threads)))
         library: Any = LIBRARY.get()
-        sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads}
-        texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, **sizes)
+        longest = max(lengths)
+        bias = self._bias(longest)
+        sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads, "longest": longest}
+        if bias is not None:
+            sizes["bias_stride"] = bias.shape[1]
+        texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, bias=bias, **sizes)
         decoder = ctypes.addressof(self.table)
         size: int = library.workspace_size(decoder, ctypes.addressof(texts))
         if self._workspace.numel() < size:
@@ -109,6 +115,12 @@ class CompiledEncoder(CompiledLayers):
         texts.workspace = self._workspace.data_ptr()
         library.encode_texts(decoder, ctypes.addressof(texts))
         return layout.scatter(hidden[None]) if layout.packed is not None else hidden.view(*tokens.shape, -1)
+
+    def _bias(self, longest: int) -> Float[Tensor, "heads distances"] | None:
+        """The bias of each distance in texts of so many tokens, and what is read behind it; None: there is none."""
+        keys = torch.arange(2 * longest - 1)[None]
+        bias = self.stack.position.bias(keys[:, longest - 1 : longest], keys)
+        return None if bias is None else F.pad(bias[0, :, 0].float(), (0, _BIAS_PADDING)).contiguous()
 
 
 def _pack(weight: QuantizedMatrix) -> Tensor:

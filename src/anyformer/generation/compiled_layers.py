@@ -6,7 +6,7 @@ activations and norms, weights that are neither float32 nor bfloat16 nor quantiz
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from ctypes import Structure, c_void_p
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -41,7 +41,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.matmul import described
 from anyformer.kernels.packed_weight import BLOCK_ROWS
 from anyformer.model import Transformer
-from anyformer.schema import not_default
+from anyformer.schema import unknown_fields
 
 _POSITIONS = (PositionalEncoding, SinusoidalPosition, LearnedPosition, RotaryPosition, RelativePosition)
 _MODULES = (
@@ -54,11 +54,28 @@ _MODULES = (
     TokenEmbedding,
 )
 _log = logging.getLogger("anyformer")
-_UNKNOWN = (
-    *("other_layers.feed_forward", "attention.latent"),
-    *(f"feed_forward.experts.{name}" for name in ("scores", "scale", "shared", "groups", "used_groups", "correction")),
+_BLOCKS = {
+    "attention": "heads kv_heads head_dim bias output_bias scale scale_by_layer window qk_norm softcap sinks dropout",
+    "feed_forward": "width activation gated limit up_offset bias dropout",
+    "feed_forward.experts": "count used router_bias normalized balance",
+}
+_KNOWN = {
+    **_BLOCKS,
+    **{f"decoder_{part}": fields for part, fields in _BLOCKS.items()},
+    "other_layers": "first then window position",
+    "norm": "kind eps placement final first",
+    "embedding": "tied scaled scale segments norm padding ngrams ngram_rows dropout",
+    "head": "kind bias scaled scale softcap",
+}
+KNOWN = frozenset(
+    {
+        *(f"{part}.{field}" for part, fields in _KNOWN.items() for field in fields.split()),
+        *("vocab_size", "source_vocab_size", "d_model", "encoder_layers", "decoder_layers", "distinct_layers"),
+        *("max_length", "position", "residual_scale", "dropout", "pooling", "init", "special_tokens", "model_type"),
+    }
 )
-"""Fields of the config that decode_step.cpp does not know."""
+"""Fields of the config that decode_step.cpp computes by, or whose modules and tables torch computes for it. A model of
+which any other is not as by default is left to torch."""
 _MAX_WIDTH, _MAX_HEAD_DIM = 1 << 14, 512
 """The widest layers and heads that decode_step.cpp has room for."""
 
@@ -150,15 +167,18 @@ def _panels(factor: Float[Tensor, "rows depth"], dtype: torch.dtype) -> Float[Te
 class CompiledLayers:
     """The layers of a stack as tables of pointers, whose targets it keeps alive.
 
+    Args:
+        known: Fields of the config that may have another value than their default.
+
     Raises:
         UnsupportedModelError: Compiled code has no layers like these.
     """
 
-    def __init__(self, model: Transformer, stack: Stack) -> None:
+    def __init__(self, model: Transformer, stack: Stack, known: Collection[str] = KNOWN) -> None:
         if type(model) is not Transformer or type(stack) is not Stack or type(stack.position) not in _POSITIONS:
             raise UnsupportedModelError("a custom class")
         check_modules([model, model.token_embedding, *modules_of(stack)])
-        _check_fields(model.config)
+        _check_fields(model.config, known)
         self._kept: list[Any] = []
         self.adapters = CompiledAdapters()
         self.model, blocks = model, stack.layers
@@ -277,11 +297,11 @@ class CompiledLayers:
         return self._kept[-1].data_ptr()
 
 
-def _check_fields(config: ModelConfig) -> None:
-    """Raise UnsupportedModelError for fields that decode_step.cpp does not know, and warn of the speed."""
-    unknown = not_default(config, _UNKNOWN)
+def _check_fields(config: ModelConfig, known: Collection[str]) -> None:
+    """Raise UnsupportedModelError for fields that are not known, and warn of the speed."""
+    unknown = unknown_fields(config, known)
     if config.norm.is_parallel and config.feed_forward.experts is not None:
-        unknown = (*unknown, "feed_forward.experts beside attention")
+        unknown.append("feed_forward.experts beside attention")
     if unknown:
         _warn(unknown[0])
         raise UnsupportedModelError(unknown[0])

@@ -56,13 +56,14 @@ class TextAttention {
             }
     }
 
-    // Overwrite queries [length, head_dim] with their outputs.
-    void run(BFloat16* queries, int64_t stride) const {
+    // Overwrite queries [length, head_dim] with their outputs. `bias`: of the distance 0, before and behind it those of
+    // the others; null: none.
+    void run(BFloat16* queries, int64_t stride, const float* bias) const {
         for (int64_t first = 0; first < length; first += LANES) {
             BFloat16* rows = queries + first * stride;
             const int64_t count = min(LANES, length - first);
             multiply(rows, count, stride, reinterpret_cast<const float*>(keys_t), keys, head_dim, scores);
-            const FloatVec inverse = 1.0f / softmax(count);
+            const FloatVec inverse = 1.0f / softmax(count, bias ? bias - first : nullptr);
             multiply(weights, count, keys, value_pairs, head_dim, keys, outputs);
             for (int64_t r = 0; r < count; r++)
                 for (int64_t i = 0; i < head_dim; i += LANES)
@@ -92,23 +93,26 @@ class TextAttention {
         }
     }
 
-    // weights = exp(scale (scores - their maximum)) of up to sixteen queries. Returns the sums of each one's weights.
-    FloatVec softmax(int64_t count) const {
+    // weights = exp(scale scores + bias - their maximum) of up to sixteen queries. Returns the sum of each one's weights.
+    FloatVec softmax(int64_t count, const float* bias) const {
         static const IntVec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         FloatVec rows[LANES] = {};
         for (int64_t r = 0; r < count; r++) {
             float* row = scores + r * keys;
+            for (int64_t t = 0; bias && t < keys; t += LANES)
+                store(row + t, load(row + t) * scale + load(bias - r + t));
             for (int64_t t = length / LANES * LANES; t < keys; t += LANES)
                 store(row + t, select(IntVec(LANE + int32_t(t) < int32_t(length)), load(row + t), broadcast(-INFINITY)));
             rows[r] = load(row);
             for (int64_t t = LANES; t < keys; t += LANES) rows[r] = max(rows[r], load(row + t));
         }
-        const FloatVec maxima = scale * reduce_rows(rows, [](FloatVec a, FloatVec b) { return max(a, b); });
+        const float factor = bias ? 1.0f : scale;
+        const FloatVec maxima = factor * reduce_rows(rows, [](FloatVec a, FloatVec b) { return max(a, b); });
         for (int64_t r = 0; r < count; r++) {
             const FloatVec maximum = broadcast(maxima[r]);
             rows[r] = FloatVec{};
             for (int64_t t = 0; t < keys; t += LANES) {
-                const FloatVec weight = exp_of_8_bits(load(scores + r * keys + t) * scale - maximum);
+                const FloatVec weight = exp_of_8_bits(load(scores + r * keys + t) * factor - maximum);
                 rows[r] += weight;
                 store(weights + r * keys + t, weight);
             }

@@ -231,8 +231,10 @@ class TextBlock {
             const int64_t offset = begin * key_width + kv_head * a.head_dim;
             const TextAttention attention(length, a.head_dim, float(a.scale), scratch);
             attention.set_keys(keys + offset, values + offset, key_width);
-            for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
-                attention.run(queries + begin * query_width + head * a.head_dim, query_width);
+            for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+                const float* bias = texts.bias ? texts.bias + head * texts.bias_stride + texts.longest - 1 : nullptr;
+                attention.run(queries + begin * query_width + head * a.head_dim, query_width, bias);
+            }
         });
         quantize(threads, queries, heads_width, query_width);
         multiply(threads, a.output, Output<float>{output, output_width});

@@ -131,6 +131,8 @@ struct Texts {
     const int64_t* blocks;  // [num_blocks + 1]: the first of the texts that are computed together; the number of texts
     int64_t num_blocks;
     float* hidden_states;  // [rows, d_model]: the embeddings; overwritten
+    const float* bias;     // [heads, bias_stride], added to the score at key - query + longest - 1; null: none
+    int64_t bias_stride, longest;  // tokens of the longest text; 31 numbers behind the last distance are read as well
     void* workspace;
     int64_t num_threads;
 };
