@@ -75,7 +75,7 @@ def test_a_run_goes_on(text: Path) -> None:
     assert result.metrics["before"] == first.metrics["before"]
     with pytest.raises(UserError, match="leave model out"):
         af.train("gpt2-nano", resume=first.directory)
-    with pytest.raises(UserError, match="leave out --name"):
+    with pytest.raises(UserError, match="leave out name"):
         af.train(resume=first.directory, name="other")
 
 

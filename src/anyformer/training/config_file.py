@@ -80,12 +80,16 @@ def read_yaml(path: Path, preset: str | None = None) -> TrainConfig:
     return TrainConfig(preset=name, model=model, **fields)
 
 
-def check_resumed(run: Path, changes: Container[str]) -> None:
-    """Raise UserError where there is no run to go on with, or a change would have it somewhere else."""
+def check_resumed(run: Path, changes: Container[str], dashes: str = "--") -> None:
+    """Raise UserError where there is no run to go on with, or a change would have it somewhere else.
+
+    Args:
+        dashes: Put before the names of options in the message; Python's arguments have none.
+    """
     check_run_directory(run)
     for name in ("name", "runs", "config"):
         if name in changes:
-            raise UserError(f"--resume goes on in {run}: leave out --{name}.")
+            raise UserError(f"{dashes}resume goes on in {run}: leave out {dashes}{name}.")
 
 
 def read_fields(path: Path, kind: type[RunConfig]) -> dict[str, Any]:

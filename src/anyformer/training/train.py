@@ -231,7 +231,7 @@ def _named(model: ModelConfig | str | Path) -> tuple[str, ModelConfig]:
 
 def _resumed(directory: Path, changes: Mapping[str, Any]) -> TrainConfig:
     """The config to go on with in a run directory: its own, with changes."""
-    check_resumed(directory, changes)
+    check_resumed(directory, changes, dashes="")
     config = read_yaml(directory / CONFIG)
     ends = dict.fromkeys(("steps", "minutes")) if {"steps", "minutes"} & changes.keys() else {}
     changed = dataclasses.replace(config, **{**ends, **changes})
