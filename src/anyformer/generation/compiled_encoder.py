@@ -19,7 +19,7 @@ from typing_extensions import override
 from anyformer.blocks.linear import Linear, no_adapter_acts
 from anyformer.blocks.position import LearnedPosition, PositionalEncoding, SinusoidalPosition
 from anyformer.blocks.quantized import QuantizedMatrix
-from anyformer.generation.compiled_layers import KNOWN, CompiledLayers, UnsupportedModelError
+from anyformer.generation.compiled_layers import KNOWN, CompiledLayers, UnsupportedModelError, unsupported
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Library, is_intercepted
 from anyformer.model import Transformer
@@ -45,7 +45,9 @@ _BLOCK_ROWS = 256
 """Tokens that are computed together, of several texts: a core's second-level cache has room for their activations."""
 _MIN_ROWS, _LAST_ROWS = 32, 96
 """Tokens of the smallest blocks, and of the last ones of many, so that no thread waits long for another."""
-_HEAD_DIM_MULTIPLE = _BIAS_PADDING = 32
+_HEAD_DIM_MULTIPLE = 32
+_BIAS_PADDING = 31
+"""Numbers behind the bias of the farthest distance, which are read for keys up to a multiple of 32."""
 
 _packed = WeakTensorKeyDictionary()
 """Packed weights, by their integers: a byte more for each weight."""
@@ -62,13 +64,13 @@ class CompiledEncoder(CompiledLayers):
         stack = model.encoder
         if stack is None or model.device.type != "cpu" or is_intercepted():
             raise UnsupportedModelError("no encoder on a CPU")
-        if type(stack.position) not in _POSITIONS or model.config.norm.is_parallel:
-            raise UnsupportedModelError("other positions, or parts side by side")
         if stack.head_dim % _HEAD_DIM_MULTIPLE:
             raise UnsupportedModelError("heads whose width is no multiple of 32")
         library: Any = LIBRARY.get()
         if library is None or not library.supported():
             raise UnsupportedModelError("a processor without products of integers")
+        if type(stack.position) not in _POSITIONS or model.config.norm.is_parallel:
+            raise unsupported("position.kind" if type(stack.position) not in _POSITIONS else "norm.placement")
         self.stack = stack
         super().__init__(model, stack, _KNOWN)
         self.table = structs.Decoder(**self._stack)
@@ -102,11 +104,9 @@ class CompiledEncoder(CompiledLayers):
         threads = torch.get_num_threads()
         blocks = torch.tensor(list(_blocks(lengths, threads)))
         library: Any = LIBRARY.get()
-        longest = max(lengths)
-        bias = self._bias(longest)
-        sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads, "longest": longest}
-        if bias is not None:
-            sizes["bias_stride"] = bias.shape[1]
+        bias = self._bias(longest := max(lengths))
+        stride = None if bias is None else bias.shape[1]
+        sizes = {"num_blocks": len(blocks) - 1, "num_threads": threads, "longest": longest, "bias_stride": stride}
         texts = structs.make(structs.Texts, starts=starts, blocks=blocks, hidden_states=hidden, bias=bias, **sizes)
         decoder = ctypes.addressof(self.table)
         size: int = library.workspace_size(decoder, ctypes.addressof(texts))

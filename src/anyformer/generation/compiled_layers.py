@@ -303,14 +303,19 @@ def _check_fields(config: ModelConfig, known: Collection[str]) -> None:
     if config.norm.is_parallel and config.feed_forward.experts is not None:
         unknown.append("feed_forward.experts beside attention")
     if unknown:
-        _warn(unknown[0])
-        raise UnsupportedModelError(unknown[0])
+        raise unsupported(unknown[0])
+
+
+def unsupported(field: str) -> UnsupportedModelError:
+    """The exception for a field of the config that compiled code doesn't know, with a warning of the speed."""
+    _warn(field)
+    return UnsupportedModelError(field)
 
 
 @cache
 def _warn(field: str) -> None:
     """Once a process: every text and every request would say it again."""
-    _log.warning("torch alone computes each token, slower than compiled code, which doesn't know %s.", field)
+    _log.warning("torch alone computes this model, slower than compiled code, which doesn't know %s.", field)
 
 
 def check_modules(modules: Sequence[nn.Module]) -> None:

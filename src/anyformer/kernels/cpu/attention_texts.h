@@ -56,8 +56,7 @@ class TextAttention {
             }
     }
 
-    // Overwrite queries [length, head_dim] with their outputs. `bias`: of the distance 0, before and behind it those of
-    // the others; null: none.
+    // Overwrite queries [length, head_dim] with their outputs. bias[key - query] is added to a score; null: nothing is.
     void run(BFloat16* queries, int64_t stride, const float* bias) const {
         for (int64_t first = 0; first < length; first += LANES) {
             BFloat16* rows = queries + first * stride;
