@@ -57,8 +57,10 @@ class Share(Group):
         self.rank, self.world_size = rank, world_size
 
 
-def learn(recipe: Recipe[Any], step: int, group: Group, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The share of a process in the loss of a batch, and the gradient that it computes."""
+def learn(
+    recipe: Recipe[Any], step: int, group: Group, parts: int, at_once: int = 1
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The share of a process in the loss of a batch, and the gradient that it computes, so many examples at once."""
     torch.manual_seed(0)
     model = recipe.build()
     for module in model.modules():
@@ -68,6 +70,8 @@ def learn(recipe: Recipe[Any], step: int, group: Group, parts: int) -> tuple[Ten
     strategy = Strategy(model, plan(loss=recipe.loss, grad_accumulation=parts, label_smoothing=smoothing), group)
     if group.world_size == 1:
         recipe.prepare(strategy)
+    strategy._threads = at_once
+    assert strategy.use_threads(1) == (1 if strategy.wrapped.compares_examples else at_once)
     loss = strategy._loss_and_gradient(step, recipe.batches.batch(step))
     return loss, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
@@ -86,10 +90,11 @@ def test_parts_and_shares_are_the_batch(case: str, models: Path, tmp_path: Path)
         loss, gradients = learn(recipe, step, Group(), 1)
         assert loss > 0
         assert any(bool(gradient.any()) for gradient in gradients.values())
-        for processes, parts in ((1, 3), (1, 7)) if case in COMPARED else ((1, 3), (2, 1), (3, 2)):
-            shares = [learn(recipe, step, Share(rank, processes), parts) for rank in range(processes)]
+        splits = ((1, 3, 2), (1, 7, 1)) if case in COMPARED else ((1, 3, 1), (1, 1, 4), (1, 2, 2), (2, 1, 1), (3, 2, 1))
+        for processes, *split in splits:
+            shares = [learn(recipe, step, Share(rank, processes), *split) for rank in range(processes)]
             total = sum(share.item() for share, _ in shares)
-            assert total == pytest.approx(loss.item(), rel=1e-5), (processes, parts)
+            assert total == pytest.approx(loss.item(), rel=1e-5), (processes, split)
             largest = max(gradient.abs().max().item() for gradient in gradients.values())
             for name, gradient in gradients.items():
                 mean = torch.stack([own.get(name, torch.zeros_like(gradient)) for _, own in shares]).mean(dim=0)

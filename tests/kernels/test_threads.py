@@ -67,6 +67,30 @@ def test_fewer_threads_beside_other_programs_and_all_after_them(cores: int, othe
     assert machine.threads.count == cores
 
 
+def test_groups_of_threads_wait_for_a_core_as_all_of_them_do() -> None:
+    """Two groups of one thread are two threads, so while each has half of a core nobody tries larger groups."""
+    machine = Machine(2)
+    threads = machine.threads
+    threads._apply = lambda count: machine.applied.append(count) or 2
+    machine.others = 2
+
+    def run(seconds: float) -> None:
+        end = machine.now + seconds
+        while machine.now < end:
+            share = min(1.0, 2 / (2 + machine.others))
+            taken = 0.01 / share * (1.0 if share == 1 or threads.count == 1 else 2.0)
+            threads.begin()
+            machine.now += taken
+            machine.cpu += 2 * share * taken
+            threads.end(1)
+
+    run(20)
+    assert machine.applied == [1]
+    machine.others = 0
+    run(60)
+    assert machine.applied[:2] == [1, 2]
+
+
 def test_threads_that_gain_nothing_by_it_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(2)
     machine.others = 2

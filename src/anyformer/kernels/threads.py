@@ -24,18 +24,19 @@ _PATIENCE, _MOST_PATIENCE = 4, 32
 class AdaptiveThreads:
     """A number of threads that is adapted while a loop computes, at first `most`; `apply` is called with each new one.
 
-    It stays what it is where ``OMP_NUM_THREADS`` is set: results are the same up to rounding with any number of
-    threads, and to the bit with the same. The clocks are in seconds, `cpu_clock` of all threads on a core.
+    What `apply` returns is the number of threads in all, where several groups of so many compute different things, and
+    meet more rarely. It stays what it is where ``OMP_NUM_THREADS`` is set: results are the same up to rounding with any
+    number of threads, and to the bit with the same. The clocks are in seconds, `cpu_clock` of all threads on a core.
     """
 
     def __init__(
         self,
         most: int,
-        apply: Callable[[int], None] = lambda count: None,
+        apply: Callable[[int], int | None] = lambda count: None,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
-        self.count = self._most = most
+        self.count = self._all = self._most = most
         self._apply, self._clock, self._cpu_clock = apply, clock, cpu_clock
         self._adapts = most > 1 and "OMP_NUM_THREADS" not in os.environ
         self._before: tuple[int, float] | None = None
@@ -56,7 +57,7 @@ class AdaptiveThreads:
         self._work += work
         self._units += 1
         if self._seconds >= _WINDOW and self._units >= _UNITS:
-            self._choose(self._work / self._seconds, 1 - self._cpu_seconds / (self._seconds * self.count))
+            self._choose(self._work / self._seconds, 1 - self._cpu_seconds / (self._seconds * self._all))
             self._reset()
 
     def close(self) -> None:
@@ -88,4 +89,4 @@ class AdaptiveThreads:
 
     def _set(self, threads: int) -> None:
         self.count = threads
-        self._apply(threads)
+        self._all = self._apply(threads) or threads

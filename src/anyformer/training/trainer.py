@@ -90,7 +90,7 @@ class Trainer:
         self._progress = 1.0
         self._unread: list[Tensor] = []
         threads = torch.get_num_threads() if self.precision.device.type == "cpu" else 1
-        self._threads = AdaptiveThreads(threads, torch.set_num_threads)
+        self._threads = AdaptiveThreads(threads, strategy.use_threads)
         self._saved_at = 0.0
         self._every: int = facts.get("every", 1)
         self._latest: tuple[int, Evaluation] | None = None

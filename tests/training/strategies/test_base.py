@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,54 @@ def test_steps_are_those_of_the_plain_loop_written_out():
         assert found == pytest.approx(loss.item(), rel=1e-6)
         assert length == pytest.approx(norm.item(), rel=1e-5)
     _same_weights(model, twin)
+
+
+@pytest.fixture
+def _four_threads() -> Generator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_four_threads")
+@pytest.mark.parametrize("precision", [FLOAT, BRAIN], ids=lambda precision: precision.name)
+@pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny"])
+def test_threads_that_compute_parts_of_a_batch_learn_the_same(name: str, precision: Precision) -> None:
+    together, apart, batch = single(_model(name), precision), single(_model(name), precision), _batch(name)
+    tolerance = 1e-5 if precision is FLOAT else 2e-2
+    for number, count in enumerate((4, 1, 2, 4, 1)):
+        assert apart.use_threads(count) == 4
+        assert torch.get_num_threads() == count
+        found = apart.step(number, batch, 1e-3)
+        assert torch.get_num_threads() == count
+        torch.testing.assert_close(found, together.step(number, batch, 1e-3), rtol=tolerance, atol=1e-6)
+    if precision is FLOAT:
+        _same_weights(together.model, apart.model)
+    together.close()
+    apart.close()
+
+
+@pytest.mark.usefixtures("_four_threads")
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"dropout": 0.1}, {}),
+        ({"attention": {"dropout": 0.1}}, {}),
+        ({"feed_forward": {"experts": {"count": 4, "used": 2, "balance": 0.01}}}, {}),
+        ({}, {"compile": True}),
+    ],
+    ids=["dropout", "attention's dropout", "balanced experts", "compiled"],
+)
+def test_a_batch_stays_whole_where_its_parts_are_not_the_batch(
+    changes: dict[str, Any], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyformer.blocks.stack.Stack.compile", lambda stack: None)
+    model = af.build(af.preset("llama-nano", vocab_size=VOCAB, decoder_layers=1, **changes))
+    strategy = single(model, **settings)
+    assert [strategy.use_threads(count) for count in (4, 2, 1)] == [4, 2, 1]
+    strategy.model.eval()  # as while it is evaluated
+    assert strategy.use_threads(1) == 1
 
 
 def test_masked_loss_is_the_mean_over_predicted_tokens():

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,8 +19,9 @@ from typing_extensions import override
 
 from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import LanguageModelHead
-from anyformer.blocks.linear import Linear
+from anyformer.blocks.linear import Dropout, Linear
 from anyformer.data.batch import Batch
 from anyformer.data.batches import mix_seed
 from anyformer.errors import UserError, cut
@@ -93,6 +95,8 @@ class Strategy:
                     # The loss, which sorts out what is to be predicted, gains nothing by it.
                     stack.compile()
         self.wrapped: Any = self._wrap()
+        self._threads, self._pool = torch.get_num_threads(), ThreadPoolExecutor(torch.get_num_threads())
+        self._at_once = 1
         self.optimizer = plan.optimizer(self.model)
         device = plan.precision.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=plan.precision.dtype == torch.float16)
@@ -129,6 +133,16 @@ class Strategy:
         if taken and self.plan.average is not None:
             self.plan.average.update(self._weights())
         return torch.stack([loss, norm])
+
+    def use_threads(self, count: int) -> int:
+        """Let this number of torch's threads compute together, and return how many compute in all.
+
+        Where no more than rounding depends on it, the others compute other examples of the batch at the same time:
+        they wait for each other once a step, instead of in each operation.
+        """
+        torch.set_num_threads(count)
+        self._at_once = self._threads // count if self._splits_freely() else 1
+        return count * self._at_once
 
     def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
         """The summed loss of a batch in nats, over all processes and on the device; nothing changes."""
@@ -198,6 +212,7 @@ class Strategy:
 
     def close(self) -> None:
         """Let go of all tensors: those that are shared must be gone before the group is."""
+        self._pool.shutdown()
         del self.optimizer, self.wrapped, self.model
 
     @property
@@ -229,18 +244,35 @@ class Strategy:
         total = torch.zeros((), device=self.plan.precision.device)
         parts = batch.split(self.plan.grad_accumulation)
         whole = self._whole_batch(batch, parts, number)
+        threads = torch.get_num_threads()
         for index, part in enumerate(parts):
-            mine, predicted = self._mine(part)
             last = index == len(parts) - 1
             self._seed_dropout(number, index)
-            # On the device: a compiler would take a number of Python's for a constant.
-            share = torch.tensor(predicted / max(batch.predicted, 1), device=total.device)
+            add_gradient = partial(self._add_gradient, predicted=batch.predicted, whole=whole, last=last)
             with self._last(last):
-                loss = self._loss(mine, **whole)
-                # Gradients become their mean over the processes. A part that knows the whole batch has its whole loss.
-                self._backward(loss * (bool(predicted) if whole else share) * self.data_group.world_size, last)
-            total += loss.detach() * share
+                own, *others = part.split(self._at_once)
+                computed = [self._pool.submit(_in_threads, threads, add_gradient, other) for other in others]
+                total += sum((each.result() for each in computed), add_gradient(own))
         return self.data_group.sum(total)
+
+    def _add_gradient(self, part: Batch, predicted: int, whole: Mapping[str, Any], last: bool) -> Tensor:
+        """Add the gradient of a part of a batch with so many predictions; returns its share of the loss."""
+        mine, of_mine = self._mine(part)
+        # On the device: a compiler would take a number of Python's for a constant.
+        share = torch.tensor(of_mine / max(predicted, 1), device=self.plan.precision.device)
+        loss = self._loss(mine, **whole)
+        # Gradients become their mean over the processes. A part that knows the whole batch has its whole loss.
+        self._backward(loss * (bool(of_mine) if whole else share) * self.data_group.world_size, last)
+        return loss.detach() * share
+
+    def _splits_freely(self) -> bool:
+        """Whether a step is the same up to rounding however its batch is split, and no engine or compiler minds."""
+        if self.engine or self.plan.compile or self.plan.precision.device.type != "cpu":
+            return False
+        parts = list(self.model.modules())
+        drops = any(isinstance(part, Dropout) and part.p for part in parts)
+        balances = any(isinstance(part, Experts) and part.balance for part in parts)
+        return not drops and not balances and not self.wrapped.compares_examples
 
     def _whole_batch(self, batch: Batch, parts: Sequence[Batch], number: int | None = None) -> dict[str, Any]:
         """Vectors of all examples, for a loss that compares each with all others of a batch in parts.
@@ -399,6 +431,12 @@ class Sharded(Strategy):
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole weights one by one; all processes must iterate over them."""
         raise NotImplementedError
+
+
+def _in_threads(count: int, function: Callable[[Batch], Tensor], part: Batch) -> Tensor:
+    """The result of a function, which this number of torch's threads compute; each thread of Python has its own."""
+    torch.set_num_threads(count)
+    return function(part)
 
 
 def rows(batch: Batch, index: int, count: int) -> tuple[Batch, int]:
