@@ -125,3 +125,15 @@ def test_a_corpus_whose_files_changed_has_no_parts(tmp_path: Path, monkeypatch: 
     (tmp_path / "a.txt").write_text("one\n" * 30)
     with pytest.raises(UserError, match="changed while it was being read"):
         corpus.parts()
+
+
+def test_a_file_is_read_as_far_as_its_texts_are_asked_for(tmp_path: Path) -> None:
+    """Reading all of it would take half an hour: it is one terabyte, nearly all of it one line without a byte on disk."""
+    path = tmp_path / "sparse.jsonl"
+    path.write_text('{"text": "first"}\n', encoding="utf-8")
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    texts = documents([path])
+    assert next(texts).text == "first"
+    with pytest.raises(UserError, match="line 2, has more than 16,000,000 bytes"):
+        next(texts)

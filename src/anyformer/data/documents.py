@@ -79,7 +79,7 @@ def shards(files: Iterable[Path], field: str = "text", max_record_bytes: int = l
     """Divide files, in order. Raises UserError for one that can't be read."""
     parts, size = list[tuple[Path, Stretch]](), 0
     for path in files:
-        for stretch, length in _stretches(path):
+        for stretch, length in _stretches(path, max_record_bytes):
             if parts and size + length > SHARD:
                 yield Shard(tuple(parts), field, max_record_bytes)
                 parts, size = [], 0
@@ -114,8 +114,8 @@ def no_text(files: Sequence[Path]) -> UserError:
     return UserError(f"There is no text to read: {which} empty.")
 
 
-def _stretches(path: Path) -> Iterator[tuple[Stretch, int]]:
-    """The stretches of a file, each with about how many bytes it has."""
+def _stretches(path: Path, max_record_bytes: int) -> Iterator[tuple[Stretch, int]]:
+    """The stretches of a file, each with about how many bytes it has; a file is read as far as they are asked for."""
     with limits.reading(path):
         size = path.stat().st_size
     divide = {".parquet": _row_groups, ".jsonl": _lines, **dict.fromkeys(TEXT_SUFFIXES, _texts)}.get(
@@ -124,13 +124,15 @@ def _stretches(path: Path) -> Iterator[tuple[Stretch, int]]:
     if size <= SHARD or divide is None:
         yield WHOLE, size
         return
+    begin, first, count = 0, 1, -(-size // SHARD)
     with opened(path) as file:
-        starts = [(0, 1), *divide(file, path, size, -(-size // SHARD))]
-    for (start, first), stop in zip(starts, [*(start for start, _ in starts[1:]), None], strict=True):
-        yield Stretch(start, stop, first), size // len(starts)
+        for start, number in divide(file, path, size, count, max_record_bytes):
+            yield Stretch(begin, start, first), size // count
+            begin, first = start, number
+    yield Stretch(begin, None, first), size // count
 
 
-def _texts(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[int, int]]:
+def _texts(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> Iterator[tuple[int, int]]:
     """The first line that begins with text, within a block, after each of so many parts of a file."""
     start = 0
     for number in range(1, count):
@@ -145,8 +147,8 @@ def _texts(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[
                 break
 
 
-def _lines(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[int, int]]:
-    """The first line after each of so many parts of a file, and its number."""
+def _lines(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> Iterator[tuple[int, int]]:
+    """The first line after each of so many parts of a file, and its number; none after one that is too long to read."""
     position, line = 0, 1
     for number in range(1, count):
         while position < size * number // count and (
@@ -154,16 +156,19 @@ def _lines(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[
         ):
             position += len(block)
             line += block.count(b"\n")
+        begin = position
         while rest := file.readline(_BLOCK):
             position += len(rest)
             if rest.endswith(b"\n"):
                 line += 1
                 break
+            if position - begin > longest:
+                return
         if position < size:
             yield position, line
 
 
-def _row_groups(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[int, int]]:
+def _row_groups(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> Iterator[tuple[int, int]]:
     """The first row group after each of so many parts of a file, and the number of its first row."""
     groups = row_groups(file, path)
     whole = sum(length for length, _ in groups)

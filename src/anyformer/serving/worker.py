@@ -30,6 +30,8 @@ RETRY_AFTER = "1"
 EVENTS_PER_SECOND = 1000
 """Events of all texts together: where more tokens come, several share one, as with vLLM's `--stream-interval`. To write
 an event takes a core that the next step waits for."""
+_QUICK = 2048
+"""Longest prompt, in tokens, that is prepared in the event loop: that takes less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,18 +209,20 @@ class Worker:
                 for each in configs
             ]
 
+        # To give so little to another thread takes longer: the two have to wait for each other, as Python runs one.
+        quick = constrain is None and len(configs) == 1 and len(prompt) <= _QUICK
         self._preparing += len(configs)
-        submitting = asyncio.ensure_future(self._admit(prepare, len(configs)))
+        submitting = asyncio.ensure_future(self._admit(prepare, len(configs), quick))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:  # the client left while its prompt was prepared
             submitting.add_done_callback(self._abandon)
             raise
 
-    async def _admit(self, prepare: Callable[[], list[Request]], texts: int) -> list[Stream]:
-        """Prepare the prompts of texts in another thread; at every moment, each text is counted once."""
+    async def _admit(self, prepare: Callable[[], list[Request]], texts: int, quick: bool) -> list[Stream]:
+        """Prepare the prompts of texts, unless it is `quick` in another thread; at every moment, each counts once."""
         try:
-            requests = await asyncio.to_thread(prepare)
+            requests = prepare() if quick else await asyncio.to_thread(prepare)
         finally:
             self._preparing -= texts
         streams = [Stream(request) for request in requests]
