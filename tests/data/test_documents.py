@@ -128,7 +128,7 @@ def test_a_corpus_whose_files_changed_has_no_parts(tmp_path: Path, monkeypatch: 
 
 
 def test_a_file_is_read_as_far_as_its_texts_are_asked_for(tmp_path: Path) -> None:
-    """Reading all of it would take half an hour: it is one terabyte, nearly all of it one line without a byte on disk."""
+    """Reading all of it takes half an hour: it has a terabyte, nearly all of it one line without a byte on disk."""
     path = tmp_path / "sparse.jsonl"
     path.write_text('{"text": "first"}\n', encoding="utf-8")
     with path.open("r+b") as file:

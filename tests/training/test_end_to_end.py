@@ -198,5 +198,6 @@ def test_reaches_the_loss_of_nanogpts_readme(trains: Trains):
         *("--steps", "2000", "--batch-size", "12", "--learning-rate", "1e-3"),
     )
     lines = metrics(run)
-    assert lines[1]["tokens"] == 10 * 12 * 64
-    assert lines[-1]["validation_loss"] <= 1.885
+    first = next(line for line in lines if "tokens" in line)
+    assert first["tokens"] == first["step"] * 12 * 64 > 0
+    assert [line["validation_loss"] for line in lines if "validation_loss" in line][-1] <= 1.885
