@@ -141,7 +141,7 @@ class Strategy:
         they wait for each other once a step, instead of in each operation.
         """
         torch.set_num_threads(count)
-        self._at_once = self._threads // count if self._splits_freely() else 1
+        self._at_once = max(1, self._threads // count) if self._splits_freely() else 1
         return count * self._at_once
 
     def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
