@@ -37,11 +37,13 @@ def weights(runs: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--processes", "2", "--engine", "ddp"]], ids=["one", "ddp"])
-def test_killed_twenty_times(tmp_path: Path, flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("steps", "flags"), [(6000, []), (1500, ["--processes", "2", "--engine", "ddp"])], ids=["one", "ddp"]
+)
+def test_killed_twenty_times(tmp_path: Path, steps: int, flags: list[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question\n" * 200)
-    flags = [*flags, "--steps", "1500", "--save-every", "20"]  # more than twenty kills leave time for
+    flags = [*flags, "--steps", str(steps), "--save-every", "20"]  # more than twenty kills leave time for
     subprocess.run(command(text, tmp_path / "calm", *flags), check=True, capture_output=True)
     chance, kills = random.Random(0), 0
     with subprocess.Popen(command(text, tmp_path / "killed", *flags, "--restarts", "20", "--name", "run")) as process:
