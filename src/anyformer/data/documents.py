@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -118,21 +119,20 @@ def _stretches(path: Path, max_record_bytes: int) -> Iterator[tuple[Stretch, int
     """The stretches of a file, each with about how many bytes it has; a file is read as far as they are asked for."""
     with limits.reading(path):
         size = path.stat().st_size
-    divide = {".parquet": _row_groups, ".jsonl": _lines, **dict.fromkeys(TEXT_SUFFIXES, _texts)}.get(
-        path.suffix.lower()
-    )
+    lines = partial(_lines, longest=max_record_bytes)
+    divide = {".parquet": _row_groups, ".jsonl": lines, **dict.fromkeys(TEXT_SUFFIXES, _texts)}.get(path.suffix.lower())
     if size <= SHARD or divide is None:
         yield WHOLE, size
         return
     begin, first, count = 0, 1, -(-size // SHARD)
     with opened(path) as file:
-        for start, number in divide(file, path, size, count, max_record_bytes):
+        for start, number in divide(file, path, size, count):
             yield Stretch(begin, start, first), size // count
             begin, first = start, number
     yield Stretch(begin, None, first), size // count
 
 
-def _texts(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> Iterator[tuple[int, int]]:
+def _texts(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[int, int]]:
     """The first line that begins with text, within a block, after each of so many parts of a file."""
     start = 0
     for number in range(1, count):
@@ -168,7 +168,7 @@ def _lines(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> I
             yield position, line
 
 
-def _row_groups(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> Iterator[tuple[int, int]]:
+def _row_groups(file: BinaryIO, path: Path, size: int, count: int) -> Iterator[tuple[int, int]]:
     """The first row group after each of so many parts of a file, and the number of its first row."""
     groups = row_groups(file, path)
     whole = sum(length for length, _ in groups)

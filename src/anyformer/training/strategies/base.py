@@ -266,7 +266,7 @@ class Strategy:
         return loss.detach() * share
 
     def _splits_freely(self) -> bool:
-        """Whether a step is the same up to rounding however its batch is split, and no engine or compiler minds."""
+        """Whether a step is the same up to rounding however its batch is split, which no engine or compiler does."""
         if self.engine or self.plan.compile or self.plan.precision.device.type != "cpu":
             return False
         parts = list(self.model.modules())
@@ -434,8 +434,8 @@ class Sharded(Strategy):
 
 
 def _in_threads(count: int, function: Callable[[Batch], Tensor], part: Batch) -> Tensor:
-    """The result of a function, which this number of torch's threads compute; each thread of Python has its own."""
-    torch.set_num_threads(count)
+    """Call a function in another thread of Python, where this number of torch's threads compute it."""
+    torch.set_num_threads(count)  # which holds for the calling thread alone
     return function(part)
 
 
