@@ -5,7 +5,8 @@
 Each candidate runs in a process of its own, for the same time, in turns; beside it run none, one and two programs that
 multiply matrices with numpy in two threads each. Training is of llama-nano's size (4 layers of width 128, 8 x 128
 tokens, float32, fused AdamW) by the command, and of nanoGPT's model of that size; decoding is that of one stream of a
-model in GGUF, which ours reads as int4. A speed is that of the second half of the time, when threads have been chosen.
+model in GGUF, which ours reads as int4. A speed is that of the second half of the time, when threads have been chosen;
+that of a comparison of gpt2 and llama counts all that the command does, from its start to its page.
 
 Needs `pip install 'anyformer[bench]' llama-cpp-py-sync`; peers that are not there are left out.
 """
@@ -106,7 +107,23 @@ def llama_cpp(options: argparse.Namespace) -> float:
     return rate(write, options.seconds)
 
 
-CANDIDATES = {"training": training, "nanoGPT": nanogpt, "decoding": decoding, "llama.cpp": llama_cpp}
+def comparison(options: argparse.Namespace) -> float:
+    """Trained tokens a second of a whole comparison, of which there are 600,000."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "anyformer", "compare", "gpt2", "llama", "--tokens", "300000", "--seeds", "1"]
+        began = time.perf_counter()
+        command += ["--no-tasks", "--dtype", "float32", "--out", folder + "/comparison"]
+        subprocess.run(command, check=True, capture_output=True)
+        return 600_000 / (time.perf_counter() - began)
+
+
+CANDIDATES = {
+    "training": training,
+    "nanoGPT": nanogpt,
+    "decoding": decoding,
+    "llama.cpp": llama_cpp,
+    "comparison": comparison,
+}
 
 
 def measured(name: str, competitors: int, arguments: list[str]) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyformer.kernels.threads import AdaptiveThreads
+from anyformer.kernels.threads import AdaptiveThreads, adaptive_threads
 
 
 class Machine:
@@ -125,3 +125,20 @@ def test_the_first_number_comes_back() -> None:
     assert machine.threads.count == 1
     machine.threads.close()
     assert machine.applied[-1] == machine.threads.count == 2
+
+
+def test_a_loop_begins_with_the_number_that_the_latest_one_ended_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyformer.kernels.threads._latest", [])
+    applied: list[int] = []
+    with adaptive_threads(8, applied.append) as first:
+        first._set(2)
+    with adaptive_threads(8, applied.append) as second:
+        assert second.count == 2
+    with adaptive_threads(1, applied.append) as alone:
+        assert alone.count == 1
+    with adaptive_threads(8, applied.append) as last:
+        assert last.count == 2  # one that has no choice says nothing
+    assert applied == [2, 8, 2, 8, 2, 8]
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with adaptive_threads(8, applied.append) as chosen:
+        assert chosen.count == 8

@@ -35,6 +35,7 @@ from anyformer.generation.inference import (
     require_generative,
 )
 from anyformer.generation.prompt import batches_by_length, decoder_start_id, pad
+from anyformer.kernels.threads import adaptive_threads
 from anyformer.model import Transformer
 from anyformer.tokenizer.prompt import common_prefix
 from anyformer.training.memory import keep_freed_memory
@@ -120,16 +121,19 @@ class Scorer:
         rows_of, results = self._contexts(queries), [LogLikelihood((), True)] * len(queries)
         contexts = [*rows_of]
         lengths = [len(context) + max(len(row.ids) for row in rows) for context, rows in rows_of.items()]
-        with evaluating(self.model), torch.inference_mode():
+        most = torch.get_num_threads() if self.model.device.type == "cpu" else 1
+        with evaluating(self.model), torch.inference_mode(), adaptive_threads(most, torch.set_num_threads) as threads:
             for group in batches_by_length(lengths, _READ_TOKENS, self.batch_size):
                 read = [contexts[index] for index in group]
                 items = [(owner, *item) for owner, context in enumerate(read) for item in rows_of[context].items()]
                 self._read.contexts(read, max(len(row.ids) for _, row, _ in items))
                 for batch in self._batches(items):
+                    threads.begin()
                     for start, logits in self._read.logits(batch):
                         for index, part in _pick(logits, batch, start):
                             logprobs, is_greedy = results[index]
                             results[index] = LogLikelihood((*logprobs, *part.logprobs), is_greedy and part.is_greedy)
+                    threads.end(sum(row.outputs for _, row, _ in batch))
                     progress(sum(len(targets) for _, _, targets in batch))
         return results
 

@@ -7,7 +7,8 @@ a core, unless somebody else is, so the time that they are not says when to try 
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 _WINDOW = 0.5
 """Seconds that a speed is measured for, at least."""
@@ -19,6 +20,24 @@ _GAIN = 1.05
 """Ratio of two speeds from which more threads are kept; fewer are, unless they are slower by it."""
 _PATIENCE, _MOST_PATIENCE = 4, 32
 """Windows until another number is tried: after one was kept, and at most; each failure doubles them."""
+
+
+_latest: list[int] = []
+"""The number that the latest loop of this process ended with: other programs rarely end between two."""
+
+
+@contextmanager
+def adaptive_threads(most: int, apply: Callable[[int], int | None]) -> Generator["AdaptiveThreads"]:
+    """Context of a loop with `AdaptiveThreads`, which begins with the number that the latest loop ended with."""
+    threads = AdaptiveThreads(most, apply)
+    try:
+        if _latest:
+            threads.start(_latest[0])
+        yield threads
+    finally:
+        if most > 1:
+            _latest[:] = [threads.count]
+        threads.close()
 
 
 class AdaptiveThreads:
@@ -43,6 +62,11 @@ class AdaptiveThreads:
         self._before: tuple[int, float] | None = None
         self._patience, self._wait = _PATIENCE, 1
         self._reset()
+
+    def start(self, count: int) -> None:
+        """Begin with so many threads, or fewer."""
+        if self._adapts and count < self._most:
+            self._set(count)
 
     def begin(self) -> None:
         """Begin a unit of work."""

@@ -5,7 +5,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from anyformer.analysis import part_costs, training_flops
 from anyformer.console import Console
 from anyformer.dtensor import local_tensor
 from anyformer.errors import UserError
-from anyformer.kernels.threads import AdaptiveThreads
+from anyformer.kernels.threads import AdaptiveThreads, adaptive_threads
 from anyformer.model import Transformer
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import Evaluation, Meter, TrainingProgress, evaluate
@@ -89,8 +89,6 @@ class Trainer:
         self.step = self._saved = self.start
         self._progress = 1.0
         self._unread: list[Tensor] = []
-        threads = torch.get_num_threads() if self.precision.device.type == "cpu" else 1
-        self._threads = AdaptiveThreads(threads, strategy.use_threads)
         self._saved_at = 0.0
         self._every: int = facts.get("every", 1)
         self._latest: tuple[int, Evaluation] | None = None
@@ -110,9 +108,11 @@ class Trainer:
             self._saved_at = time.monotonic()
             return_freed_memory()
             self.meter.start()
+            most = torch.get_num_threads() if self.precision.device.type == "cpu" else 1
             with self._failure_logged():
-                with explain_out_of_memory(), TrainingProgress(self.console) as bar, closing(self._threads):
-                    self._train(budget, bar)
+                threads = adaptive_threads(most, self.strategy.use_threads)
+                with explain_out_of_memory(), TrainingProgress(self.console) as bar, threads as adapted:
+                    self._train(budget, bar, adapted)
                 stopped = self.step > self.start and self._interrupted()
                 if self.step == self.start:
                     self._say(f"This run had ended after step {self.start:,}: give more --steps or --minutes.")
@@ -131,11 +131,11 @@ class Trainer:
             return 0
         return self._stopped()
 
-    def _train(self, budget: StepBudget | TimeBudget, bar: TrainingProgress) -> None:
+    def _train(self, budget: StepBudget | TimeBudget, bar: TrainingProgress, threads: AdaptiveThreads) -> None:
         config = self.config
         while (progress := budget.progress(self.step)) <= 1:
             tokens = self.meter.tokens
-            self._threads.begin()
+            threads.begin()
             self._take_step(progress)
             if self.step == self.start + 1:
                 keep_freed_memory()  # what stays of a run's first step now lies below the tensors of all others
@@ -147,7 +147,7 @@ class Trainer:
             # Reading waits for an accelerator, and the CPU has done its work anyway.
             if logs or saves or self.precision.device.type == "cpu":
                 self._read()
-            self._threads.end(self.meter.tokens - tokens)
+            threads.end(self.meter.tokens - tokens)
             bar.show(self.step, progress, self.meter)
             if logs:
                 self._log(self.meter.line(self.step))

@@ -118,6 +118,7 @@ def test_threads_that_compute_parts_of_a_batch_learn_the_same(name: str, precisi
         torch.testing.assert_close(found, together.step(number, batch, 1e-3), rtol=tolerance, atol=1e-6)
     if precision is FLOAT:
         _same_weights(together.model, apart.model)
+        torch.testing.assert_close(apart.evaluate(batch), together.evaluate(batch))
     together.close()
     apart.close()
 

@@ -146,10 +146,16 @@ class Strategy:
 
     def evaluate(self, batch: Batch) -> Float[Tensor, ""]:
         """The summed loss of a batch in nats, over all processes and on the device; nothing changes."""
+
+        @torch.no_grad()
+        def summed_loss(part: Batch) -> Tensor:
+            mine, predicted = self._mine(part)
+            return (self._loss(mine, label_smoothing=0.0, **whole) * predicted).float()
+
         with self._evaluating():
-            mine, predicted = self._mine(batch)
-            nats = self._loss(mine, label_smoothing=0.0, **self._whole_batch(batch, [batch])) * predicted
-        return self.data_group.sum(nats.detach().float())
+            whole = self._whole_batch(batch, [batch])
+            nats = self._in_parts(summed_loss, batch)
+        return self.data_group.sum(nats)
 
     def evaluate_rows(self, batch: Batch, **settings: bool) -> Float[Tensor, " rows"]:
         """A number for each row of a batch, which the loss returns with these settings; nothing changes."""
@@ -244,16 +250,20 @@ class Strategy:
         total = torch.zeros((), device=self.plan.precision.device)
         parts = batch.split(self.plan.grad_accumulation)
         whole = self._whole_batch(batch, parts, number)
-        threads = torch.get_num_threads()
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             self._seed_dropout(number, index)
             add_gradient = partial(self._add_gradient, predicted=batch.predicted, whole=whole, last=last)
             with self._last(last):
-                own, *others = part.split(self._at_once)
-                computed = [self._pool.submit(_in_threads, threads, add_gradient, other) for other in others]
-                total += sum((each.result() for each in computed), add_gradient(own))
+                total += self._in_parts(add_gradient, part)
         return self.data_group.sum(total)
+
+    def _in_parts(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """The sum of a function of a batch over the parts of it that are computed at the same time."""
+        own, *others = batch.split(self._at_once)
+        threads = torch.get_num_threads()
+        computed = [self._pool.submit(_in_threads, threads, function, other) for other in others]
+        return sum((each.result() for each in computed), function(own))
 
     def _add_gradient(self, part: Batch, predicted: int, whole: Mapping[str, Any], last: bool) -> Tensor:
         """Add the gradient of a part of a batch with so many predictions; returns its share of the loss."""
