@@ -145,12 +145,11 @@ def with_head(row: Row, model: Path, train: Path, dev: Path, seed: int, out: Pat
 
 def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed: int, out: Path) -> Found:
     """Train with the command, and score with `anyformer evaluate`'s function."""
-    from safetensors import safe_open
-
     import anyformer as af
     from anyformer.cli.main import main
     from anyformer.evaluation.result import Options
     from anyformer.tasks.evaluate import evaluate
+    from anyformer.training.strategies.state_files import read_state
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}
     if "own recipe" not in setting:
@@ -178,12 +177,10 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
         return evaluate(trained, tokenizer, str(dev), row.task, options=options)[row.metric]
 
     found = Found(score(), memory, seconds=seconds, processor=processor)
-    state = max((out / "run/checkpoints").glob("*/state.safetensors"))
-    with safe_open(state, "pt") as file:
-        names = set(file.keys())
-        if not any(name.startswith("average.") for name in names):
-            return found
-        trained.load_state_dict({name: file.get_tensor(f"model.{name}") for name in trained.state_dict()})
+    state = read_state(max((out / "run/checkpoints").glob("step-*")))
+    if not any(name.startswith("average.") for name in state):
+        return found
+    trained.load_state_dict({name: state[f"model.{name}"] for name in trained.state_dict()})
     return found._replace(unaveraged=score())
 
 
