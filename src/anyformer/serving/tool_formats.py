@@ -6,12 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from anyformer.errors import UserError
+from anyformer.errors import UserError, quote
 from anyformer.serving.grammar import Grammars, json_rule
-from anyformer.serving.tool_tags import Tags, tagged_rules
 
 _OBJECT = r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
 """The beginning of a call as a JSON object, up to its arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tags:
+    """Arguments as texts between tags, again and again a key and its value.
+
+    Attributes:
+        written: How an argument is written, with KEY and VALUE in their places.
+        pair: A regex of one, with groups ``key`` and ``value``.
+        open, close: The tags before a key, and behind a value.
+        end: A text behind the last; "": none of its own.
+    """
+
+    written: str
+    pair: str
+    open: str
+    close: str
+    end: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +166,7 @@ def format_of(template: str | None) -> ToolFormat | None:
     return next((form for form in FORMATS if all(mark in template for mark in form.marks)), None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Function:
     """A function that the model may call."""
 
@@ -215,7 +232,7 @@ class Tools:
             if form.tags is None:
                 lines.append(f"{name}: {json_rule({'type': 'object', **schema})}")
             else:
-                lines += tagged_rules(name, form.tags, schema if enforced else None, literal)
+                lines += _tagged_rules(name, form.tags, schema if enforced else None, literal)
         calls = " | ".join(f"call_{number}" for number in range(len(callable_)))
         lines.append(f"call: {calls}")
         if self.required or not form.trigger:
@@ -235,6 +252,74 @@ class Tools:
         text = "FREE | head section" if form.open or not self.parallel else "(head section)* FREE"
         section = f"section: {opened} call {more} {literal(form.close)}"
         return ["FREE: /(.|\\n)*/", f"{head}: FREE {trigger}", section, f"text: {text}"]
+
+
+_KNOWN = {"type", "properties", "required", "additionalProperties", "$schema", "$defs", "title", "description"}
+_KNOWN_OF_TEXT = {"type", "enum", "const", "title", "description", "default", "examples"}
+
+
+def _tagged_rules(name: str, tags: Tags, schema: Mapping[str, Any] | None, literal: Callable[[str], str]) -> list[str]:
+    """Lark rules of arguments, in the order of the schema's properties.
+
+    Args:
+        schema: The JSON schema that they obey; None: any.
+        literal: Writes a fixed text as part of a rule.
+
+    Raises:
+        UserError: a keyword that can't be enforced between tags.
+    """
+    if schema is None:
+        before, after = tags.written.replace("KEY", "\0").split("VALUE")
+        opened, between = before.split("\0")
+        return [
+            f"{name}: {name}_pair*",
+            f"{name}_pair: {literal(opened)} /[^<>\\n]+/ {literal(between)} {name}_value",
+            f"{name}_value[suffix={json.dumps(after)}]: /(.|\\n)*/",
+        ]
+    _require(schema, _KNOWN, "the arguments")
+    rules, pairs = list[str](), list[str]()
+    properties: Any = schema.get("properties", {})
+    for number, key in enumerate(properties):
+        before, after = tags.written.replace("KEY", key).split("VALUE")
+        value, own = f"{name}_{number}", property_of(schema, key)
+        pairs.append(f"({literal(before)} {value})" + ("" if key in schema.get("required", ()) else "?"))
+        if "string" not in types_of(own) or types_of(own) - {"string", "null"}:
+            defs = {"$defs": schema["$defs"]} if "$defs" in schema else {}
+            rules.append(f"{value}: {value}_json {literal(after)}")
+            rules.append(f"{value}_json: {json_rule({**defs, **own})}")
+            continue
+        _require(own, _KNOWN_OF_TEXT, quote(key))
+        values: Any = own.get("enum", [own["const"]] if "const" in own else None)
+        if values is None:
+            rules.append(f"{value}[suffix={json.dumps(after)}]: /(.|\\n)*/")
+        else:
+            spelled = " | ".join(literal(each if isinstance(each, str) else json.dumps(each)) for each in values)
+            rules.append(f"{value}: ({spelled}) {literal(after)}")
+    return [f"{name}: {' '.join(pairs)}", *rules]
+
+
+def _require(schema: Mapping[str, Any], known: set[str], what: str) -> None:
+    if unknown := sorted(set(schema) - known):
+        raise UserError(f"{unknown[0]} of {what} can't be enforced in the form in which this model calls tools.")
+
+
+def property_of(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The JSON schema of an argument; empty where there is none."""
+    properties: Any = schema.get("properties")
+    found: Any = properties.get(key) if isinstance(properties, dict) else None
+    return cast("Mapping[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def types_of(schema: Mapping[str, Any]) -> set[str]:
+    """The types that a JSON schema names, or that the values have which it lists; empty: it doesn't say."""
+    kinds: Any = schema.get("type", [])
+    found = {str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds])}
+    for each in cast("list[Any]", schema.get("anyOf") if isinstance(schema.get("anyOf"), list) else []):
+        found |= types_of(each) if isinstance(each, dict) else {"any"}
+    values: Any = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if not found and isinstance(values, list):
+        found = {"string" if isinstance(value, str) else "any" for value in values}
+    return found
 
 
 def parsed_object(text: str) -> tuple[str, str] | None:

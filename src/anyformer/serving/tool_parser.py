@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any
 
 from anyformer.generation.stop_strings import begun
-from anyformer.serving.tool_formats import ToolFormat, parsed_object
-from anyformer.serving.tool_tags import TaggedArguments
+from anyformer.serving.tool_formats import Tags, ToolFormat, parsed_object, property_of, types_of
 
 LONGEST_HEAD = 4096
 """Characters after which what began like a call is taken for text."""
@@ -97,23 +96,56 @@ class JsonArguments:
             return self._held
 
 
-class ToolParser:
-    """Finds calls in an answer. The parts are the same in whatever pieces it comes.
+class TaggedArguments:
+    """Keys and values between tags, which become JSON as the schema says: a text stays one, even if it looks like JSON.
 
     Args:
-        schemas: The JSON schemas of the tools that there are, by name; a call of another is text.
+        tags: How they are written.
+        schema: The JSON schema of the arguments.
     """
 
-    def __init__(self, form: ToolFormat, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-        self._form, self._schemas = form, schemas
+    def __init__(self, tags: Tags, schema: Mapping[str, Any]) -> None:
+        self._tags, self._schema = tags, schema
+        self._held, self._begun = "", False
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Append; returns as `JsonArguments.push`. A value is certain at its end."""
+        tags, made = self._tags, ""
+        self._held += text
+        while tags.close in self._held and (pair := re.match(tags.pair, self._held, re.DOTALL)):
+            value = _json(pair["value"], property_of(self._schema, pair["key"]))
+            made += f"{', ' if self._begun else '{'}{json.dumps(pair['key'], ensure_ascii=False)}: {value}"
+            self._begun, self._held = True, self._held[pair.end() :]
+        rest = self._held.lstrip()
+        if rest.startswith(tags.open) or any(mark != rest and mark.startswith(rest) for mark in (tags.open, tags.end)):
+            return made, None
+        return made + ("}" if self._begun else "{}"), rest.removeprefix(tags.end)
+
+
+def _json(text: str, schema: Mapping[str, Any]) -> str:
+    """A value that was written without quotes, as JSON."""
+    types, bare = types_of(schema), text.strip()
+    if not types or types - {"string", "null"} or (bare == "null" and "null" in types):
+        for spelled in (bare, bare.lower()):
+            try:
+                json.loads(spelled, parse_constant=_refuse)
+            except (ValueError, RecursionError):
+                continue
+            return spelled
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON.")
+
+
+class Parser:
+    """Takes an answer apart. The parts are the same in whatever pieces it comes."""
+
+    def __init__(self, state: Callable[[bool], list[Part] | None]) -> None:
         self._buffer = ""
-        self._state = self._in_text
-        self._arguments: JsonArguments | TaggedArguments = JsonArguments()
-        self._shown = False
-        self.calls = 0
-        """Calls so far."""
-        closers = [re.escape(each) for each in {*_words(form), form.close} if each]
-        self._skip = re.compile(rf'(?:[\s;,\]}}]|,\s*"id"\s*:\s*"\w*"|{"|".join(closers) or "(?!)"})*')
+        self._state = state
+        """Takes parts from the buffer; None: more is to come first. Its argument: no more comes."""
 
     def push(self, piece: str) -> list[Part]:
         """Append to the answer; returns what is certain by now."""
@@ -130,8 +162,25 @@ class ToolParser:
             parts += step
         return parts
 
+
+class ToolParser(Parser):
+    """Finds calls in an answer.
+
+    Args:
+        schemas: The JSON schemas of the tools that there are, by name; a call of another is text.
+    """
+
+    def __init__(self, form: ToolFormat, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(self._in_text)
+        self._form, self._schemas = form, schemas
+        self._arguments: JsonArguments | TaggedArguments = JsonArguments()
+        self._shown = False
+        self.calls = 0
+        """Calls so far."""
+        closers = [re.escape(each) for each in {*_words(form), form.close} if each]
+        self._skip = re.compile(rf'(?:[\s;,\]}}]|,\s*"id"\s*:\s*"\w*"|{"|".join(closers) or "(?!)"})*')
+
     def _in_text(self, over: bool) -> list[Part] | None:
-        """Before a call. Returns parts, or None where more is to come first."""
         buffer, trigger = self._buffer, self._form.trigger
         if not buffer:
             return None
@@ -258,42 +307,26 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=functions\.([\w.-]+)")
 
 
-class ChannelParser:
+class ChannelParser(Parser):
     """Takes an answer apart that is made of messages: reasoning, calls and the final text.
-
-    The parts are the same in whatever pieces it comes.
 
     Args:
         names: The tools that there are; a call of another is text.
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        self._names, self._buffer, self._calls = names, "", 0
-        self._state = self._in_begin
+        super().__init__(self._in_begin)
+        self._names, self._calls = names, 0
         self._make: Callable[[str], Part] = Text
 
-    def push(self, piece: str) -> list[Part]:
-        """Append to the answer; returns what is certain by now."""
-        self._buffer += piece
-        parts = list[Part]()
-        while (step := self._state()) is not None:
-            parts += step
-        return parts
-
-    def flush(self) -> list[Part]:
-        """The rest, at the end. A header that was cut off has no text."""
-        left, self._buffer = self._buffer, ""
-        return self._said(left) if self._state == self._in_body else []
-
-    def _in_begin(self) -> list[Part] | None:
-        """At the beginning of the answer. Returns parts, or None where more is to come first."""
+    def _in_begin(self, over: bool) -> list[Part] | None:
         if any(head.startswith(self._buffer) for head in _HEADS):
             return None
         self._state = self._in_head if self._buffer.startswith(_HEADS) else self._in_body
         return []
 
-    def _in_head(self) -> list[Part] | None:
-        """In the header of a message: its channel and whom it is for."""
+    def _in_head(self, over: bool) -> list[Part] | None:
+        """In the header of a message: its channel and whom it is for. One that is cut off has no text."""
         head, mark, body = self._buffer.partition(_BODY)
         if not mark and len(head) <= LONGEST_HEAD:
             return None
@@ -305,12 +338,13 @@ class ChannelParser:
         self._make = Reasoning if channel is not None and channel[1] == "analysis" else Text
         return []
 
-    def _in_body(self) -> list[Part] | None:
+    def _in_body(self, over: bool) -> list[Part] | None:
         found = _END.search(self._buffer)
         if found is not None:
             said, self._buffer, self._state = self._buffer[: found.start()], self._buffer[found.end() :], self._in_head
             return self._said(said)
-        said = self._buffer[: len(self._buffer) - begun(self._buffer, _ENDS)]
+        held = 0 if over else begun(self._buffer, _ENDS)
+        said = self._buffer[: len(self._buffer) - held]
         self._buffer = self._buffer[len(said) :]
         return self._said(said) or None
 
