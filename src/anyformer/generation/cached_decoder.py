@@ -16,7 +16,7 @@ from typing_extensions import override
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.compiled_decoder import LIBRARY, CompiledDecoder
 from anyformer.generation.compiled_layers import UnsupportedModelError
-from anyformer.generation.inference import cache_is_stale, float_logits, head_logits
+from anyformer.generation.inference import cache_is_stale, head_logits
 from anyformer.generation.prompt import Prompt
 from anyformer.kernels import DENSE, Layout
 from anyformer.model import Transformer
@@ -66,8 +66,8 @@ class DecoderStep:
         compiled, layout = self._compiled, Layout.of(mask) if packed and mask is not None else DENSE
         if compiled is None or source is not None or not compiled.supports(tokens, cache):
             masks = {"mask": mask, "source_mask": source_mask}
-            out = self.model(tokens, source, **masks, cache=cache, last_only=last_only, return_logits=not packed)
-            return head_logits(self.model, layout.gather(out.hidden)) if packed else float_logits(out)
+            out = self.model(tokens, source, **masks, cache=cache, last_only=last_only, return_logits=False)
+            return head_logits(self.model, layout.gather(out.hidden[:, -1:] if last_only else out.hidden))
         if last_only and mask is None:
             *chunks, tokens = tokens.split(max(1, _CHUNK_ROWS // len(tokens)), dim=1)
             for chunk in chunks:

@@ -19,7 +19,7 @@ from anyformer.generation.inference import (
     check_length,
     check_nan,
     evaluating,
-    float_logits,
+    head_logits,
     require_tokenizer,
 )
 from anyformer.generation.prompt import input_pad_id, pad
@@ -224,7 +224,7 @@ def fill(model: Transformer, tokenizer: Tokenizer | None, text: str, top: int = 
     check_length("The text", ids.shape[1], model)
     check_ids(ids, config.vocab_size)
     with evaluating(model), torch.inference_mode():
-        logits = check_nan(float_logits(model(ids))[0, masks])
+        logits = check_nan(head_logits(model, model(ids, return_logits=False).hidden[0, masks]))
         best = logits.softmax(dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
     return [
         [Candidate(token, tokenizer.decode([token], skip_special=False), p) for token, p in zip(*row, strict=True)]

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.errors import UserError, quote
-from anyformer.model import ModelOutput, Transformer
+from anyformer.model import Transformer
 from anyformer.tokenizer import Tokenizer
 
 DAMAGED = "The model answers with NaN: its weights are damaged, or its training diverged."
@@ -85,13 +85,6 @@ def _use_one_thread_after_fork() -> None:
     """Let processes that are forked from now on compute with one thread: OpenMP's would be waited for forever there."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
-
-
-def float_logits(out: ModelOutput) -> Float[Tensor, "batch time vocab"]:
-    """The logits in float32."""
-    if out.logits is None:
-        raise ValueError("a model without a language-model head has no logits")
-    return out.logits.float()
 
 
 def head_logits(model: Transformer, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:

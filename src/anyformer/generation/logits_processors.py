@@ -42,6 +42,8 @@ class History(NamedTuple):
 
 LogitsProcessor = Callable[[Float[Tensor, "batch vocab"], History], Float[Tensor, "batch vocab"]]
 """Takes the logits of the next token and returns others."""
+Condition = Callable[[History], Bool[Tensor, " batch"] | bool]
+"""The texts in which something holds; True or False: in all of them, in none."""
 
 
 def process(logits: Tensor, processors: Iterable[LogitsProcessor], history: History) -> Float[Tensor, "batch vocab"]:
@@ -118,18 +120,19 @@ def model_processors(
         biases = {valid("bad_words_ids", ids): -torch.inf for ids in bad_words}
         yield sequence_bias(biases, vocab_size, device)
     if eos and (length := settings.get("min_length")) and settings.get("min_new_tokens") is None:
-        yield partial(min_length, tokens=token_mask(eos), length=length)
+        yield partial(ban, tokens=token_mask(eos), where=lambda text: text.new < length and text.lengths < length)
     if eos and (count := settings.get("min_new_tokens")):
-        yield partial(min_new_tokens, tokens=token_mask(eos), count=count)
+        yield partial(ban, tokens=token_mask(eos), where=lambda text: text.new < count)
     if first := tokens("forced_bos_token_id"):
-        yield partial(forced_bos, tokens=valid("forced_bos_token_id", first))
+        allowed = valid("forced_bos_token_id", first)
+        yield partial(force, tokens=allowed, where=lambda text: text.new == 0 and text.lengths == 1)
     if last := tokens("forced_eos_token_id"):
         allowed = valid("forced_eos_token_id", last)
-        yield partial(forced_eos, tokens=allowed, max_new_tokens=prompt.max_new_tokens)
+        yield partial(force, tokens=allowed, where=lambda text: text.new == prompt.max_new_tokens - 1)
     if banned := tokens("suppress_tokens"):
-        yield partial(suppress_tokens, tokens=token_mask(banned))
+        yield partial(ban, tokens=token_mask(banned), where=lambda text: True)
     if banned := tokens("begin_suppress_tokens"):
-        yield partial(begin_suppress_tokens, tokens=token_mask(banned), after_first=bool(first))
+        yield partial(ban, tokens=token_mask(banned), where=partial(_begin, after_first=bool(first)))
 
 
 def _valid(name: str, ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
@@ -189,44 +192,30 @@ def no_repeat_ngram(
     return logits.masked_fill(_token_mask(ngrams[..., -1], matches & valid, logits), -torch.inf)
 
 
-def suppress_tokens(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"]) -> Tensor:
-    """Ban tokens always."""
-    return logits.masked_fill(tokens, -torch.inf)
-
-
-def min_new_tokens(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], count: int) -> Tensor:
-    """Ban tokens until there are this many new ones."""
-    return logits.masked_fill(tokens, -torch.inf) if history.new < count else logits
-
-
-def min_length(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], length: int) -> Tensor:
-    """Ban tokens until the text, prompt included, has this many."""
-    if history.new >= length:
+def ban(logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], where: Condition) -> Tensor:
+    """Ban tokens."""
+    texts = where(history)
+    if texts is False:
         return logits
-    return logits.masked_fill(tokens & (history.lengths < length)[:, None], -torch.inf)
+    return logits.masked_fill(tokens if texts is True else tokens & texts[:, None], -torch.inf)
 
 
-def begin_suppress_tokens(
-    logits: Tensor, history: History, tokens: Bool[Tensor, " vocab"], *, after_first: bool
-) -> Tensor:
-    """Ban tokens as the first new one, or as the second after a start of one token if the first is forced."""
+def force(logits: Tensor, history: History, tokens: Sequence[int], where: Condition) -> Tensor:
+    """Allow nothing but these tokens."""
+    texts = where(history)
+    if texts is False:
+        return logits
+    allowed = torch.full_like(logits, -torch.inf)
+    allowed[:, list(tokens)] = 0.0
+    return allowed if texts is True else torch.where(texts[:, None], allowed, logits)
+
+
+def _begin(history: History, *, after_first: bool) -> Bool[Tensor, " batch"] | bool:
+    """The texts whose first new token is next, or the second after a start of one token if the first is forced."""
     if history.new > 1 or (history.new == 1 and not after_first):
-        return logits
+        return False
     begins = (history.lengths - history.new > 1) | (not after_first)
-    here = begins if history.new == 0 else ~begins
-    return logits.masked_fill(tokens & here[:, None], -torch.inf)
-
-
-def forced_bos(logits: Tensor, history: History, tokens: Sequence[int]) -> Tensor:
-    """Allow nothing else after a start of one token."""
-    if history.new > 0:
-        return logits
-    return torch.where((history.lengths == 1)[:, None], _only(tokens, logits), logits)
-
-
-def forced_eos(logits: Tensor, history: History, tokens: Sequence[int], max_new_tokens: int) -> Tensor:
-    """Allow nothing else as the last token of all."""
-    return _only(tokens, logits) if history.new == max_new_tokens - 1 else logits
+    return begins if history.new == 0 else ~begins
 
 
 def frequency_penalty(logits: Tensor, history: History, presence: float, frequency: float) -> Tensor:
@@ -243,12 +232,6 @@ def logit_bias(logits: Tensor, history: History, biases: Mapping[int, float]) ->
     biased = logits.clone()
     biased[:, list(biases)] += torch.tensor(list(biases.values()), device=logits.device)
     return biased
-
-
-def _only(tokens: Sequence[int], logits: Tensor) -> Tensor:
-    allowed = torch.full_like(logits, -torch.inf)
-    allowed[:, list(tokens)] = 0.0
-    return allowed
 
 
 def _token_mask(ids: Tensor, valid: Tensor | None, logits: Tensor) -> Bool[Tensor, "batch vocab"]:
