@@ -20,6 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from anyformer.checkpoint.adapter_directory import find_adapter, load_adapter, path_and_weight
 from anyformer.checkpoint.load import takes_model
 from anyformer.errors import UserError, check_keywords, quote
+from anyformer.generation.batching import BatchingEngine
+from anyformer.generation.inference import generates
 from anyformer.generation.speculative_decoding import Draft
 from anyformer.model import Transformer
 from anyformer.schema import change, hints
@@ -74,9 +76,10 @@ def make_server(
         raise UserError(f"An adapter has the name {quote(mode(names))} of another or of a model: give it its own.")
 
     def add(name: str, loaded: Loaded, keys: Sequence[str] = (), parent: str | None = None) -> ServedModel:
-        slots, context, queue = settings.slots, settings.context, settings.queue
-        worker = Worker(*loaded, slots=slots, capacity=context, waiting=queue, adapters=keys, draft=draft)
-        served[name] = ServedModel(name, *loaded, worker, parent=parent)
+        slots, capacity, engine = settings.slots, settings.context, None
+        if generates(loaded[0]):
+            engine = BatchingEngine(*loaded, slots, capacity, prefixes=slots, adapters=keys, draft=draft)
+        served[name] = ServedModel(name, *loaded, Worker(loaded[0], engine, settings.queue), parent=parent)
         return served[name]
 
     for parent, (model, tokenizer) in models.items():

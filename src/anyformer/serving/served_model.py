@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from anyformer.errors import UserError
-from anyformer.generation.config import GenerationConfig, GenerationOptions
+from anyformer.generation.config import GenerationConfig
 from anyformer.generation.encoders import embed, encode_texts
 from anyformer.generation.inference import check_ids
 from anyformer.generation.prompt import encode_prompt, eos_ids
-from anyformer.generation.request import Constraint
+from anyformer.generation.request import Constraint, Request
 from anyformer.model import Transformer
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.grammar import Grammars
@@ -26,6 +26,9 @@ from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import encode_conversation, render_conversation
 
 T = TypeVar("T")
+
+_QUICK = 2048
+"""Longest prompt, in tokens, that is prepared in the event loop: that takes less than a millisecond."""
 
 
 @dataclass(eq=False)
@@ -154,38 +157,41 @@ class ServedModel:
             raise ApiError(400, message, "prefix_ids")
         return ids + self.encode(prefix, "prefix_ids")
 
-    async def submit_chat(
+    async def submit(
         self,
         ids: Sequence[int],
-        options: GenerationOptions,
-        count: int = 1,
-        max_new_tokens: int | None = None,
-        logprobs: int | None = None,
+        config: GenerationConfig,
+        count: int,
         *,
+        logprobs: int | None = None,
+        also_eos: int | None = None,
         constrain: Callable[[], Constraint] | None = None,
         skip_special: bool = True,
     ) -> list[Stream]:
-        """Answers to a conversation, sampled as the model's own generation settings recommend where options don't say.
+        """Texts that go on from a prompt, each with a seed of its own.
 
-        Args:
-            max_new_tokens: The longest answer; None: as long as there is room for.
-            logprobs, skip_special: As for `BatchingEngine.submit`.
-            constrain: Makes what each answer may be.
+        `constrain` makes what each may be; the others are as for `BatchingEngine.submit`. Raises as `Worker.submit`.
         """
-        room = self.room(ids, "messages")
-        options["max_new_tokens"] = min(max_new_tokens or room, room)
-        config = GenerationConfig.for_chat(self.model, **options)
-        eos = None if self.tokenizer is None else self.tokenizer.eos
-        configs = [seeded(config, number) for number in range(count)]
-        return await self.worker.submit(
-            ids,
-            configs,
-            logprobs,
-            also_eos=eos if config.stop_at_eos else None,
-            constrain=constrain,
-            skip_special=skip_special,
-            adapter=self.adapter,
-        )
+        engine = self.worker.engine
+        assert engine is not None
+
+        def prepare() -> list[Request]:
+            return [
+                engine.submit(
+                    ids,
+                    _seeded(config, number),
+                    logprobs=logprobs,
+                    also_eos=also_eos,
+                    constraint=None if constrain is None else constrain(),
+                    skip_special=skip_special,
+                    adapter=self.adapter,
+                )
+                for number in range(count)
+            ]
+
+        # To give so little to another thread takes longer: the two have to wait for each other, as Python runs one.
+        quick = constrain is None and count == 1 and len(ids) <= _QUICK
+        return await self.worker.submit(prepare, count, quick)
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -214,6 +220,6 @@ class ServedModel:
         return engine.capacity - length
 
 
-def seeded(config: GenerationConfig, number: int) -> GenerationConfig:
+def _seeded(config: GenerationConfig, number: int) -> GenerationConfig:
     """The config of one of several texts of a prompt: with one seed, all would be the same."""
     return config if config.seed is None or number == 0 else config.replace(seed=(config.seed + number) % 2**63)

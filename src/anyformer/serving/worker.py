@@ -8,17 +8,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Generic, TypeVar
 
 from anyformer.errors import UserError
 from anyformer.generation.batching import BatchingEngine
-from anyformer.generation.config import GenerationConfig
-from anyformer.generation.inference import evaluating, generates
-from anyformer.generation.request import Constraint, Finish, Request, TokenLogprob
-from anyformer.generation.speculative_decoding import Draft
+from anyformer.generation.inference import evaluating
+from anyformer.generation.request import Finish, Request, TokenLogprob
 from anyformer.model import Transformer
 from anyformer.serving.errors import ApiError, crashed
-from anyformer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -30,8 +28,6 @@ RETRY_AFTER = "1"
 EVENTS_PER_SECOND = 1000
 """Events of all texts together: where more tokens come, several share one, as with vLLM's `--stream-interval`. To write
 an event takes a core that the next step waits for."""
-_QUICK = 2048
-"""Longest prompt, in tokens, that is prepared in the event loop: that takes less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,10 @@ class Stream:
     """A text on its way to a client."""
 
     request: Request
-    _waiting: asyncio.Future[None] | None = None
+    waiting: asyncio.Future[None] | None = None
+    """Done as soon as there may be more of the text."""
+    _taken: tuple[int, int, int] = (0, 0, 0)
+    """Characters, tokens and log-probabilities of the pieces so far."""
 
     @property
     def is_urgent(self) -> bool:
@@ -58,95 +57,63 @@ class Stream:
 
     def wake(self) -> None:
         """Let whoever waits for the text look at it."""
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
 
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """The text in pieces, as soon as they are certain; the last one says why it is over.
+    def take(self) -> Delta | None:
+        """The piece that has become certain; the last one says why the text is over. None: nothing is new.
 
         Raises:
             ApiError: the text failed in the server.
         """
-        request, text, tokens, logprobs = self.request, 0, 0, 0
-        while True:
-            finish = request.finish_reason  # read first: nothing comes after it
-            if finish == "error":
-                raise crashed()
-            now, count, known = request.text, len(request.tokens), len(request.logprobs)
-            if finish is not None or len(now) > text or known > logprobs:
-                yield Delta(now[text:], request.tokens[tokens:count], request.logprobs[logprobs:known], finish)
-                text, tokens, logprobs = len(now), count, known
-                if finish is not None:
-                    return
-            else:
-                self._waiting = asyncio.get_running_loop().create_future()
-                await self._waiting
+        request, (text, tokens, logprobs) = self.request, self._taken
+        finish = request.finish_reason  # read first: nothing comes after it
+        if finish == "error":
+            raise crashed()
+        now, count, known = request.text, len(request.tokens), len(request.logprobs)
+        if finish is None and len(now) == text and known == logprobs:
+            return None
+        self._taken = len(now), count, known
+        return Delta(now[text:], request.tokens[tokens:count], request.logprobs[logprobs:known], finish)
 
     async def whole(self) -> Delta:
         """The text, when it is over."""
-        deltas = [delta async for delta in self.deltas()]
-        logprobs = [logprob for delta in deltas for logprob in delta.logprobs]
-        return Delta(self.request.text, list(self.request.tokens), logprobs, deltas[-1].finish)
+        async for _ in merged([self]):
+            pass
+        request = self.request
+        return Delta(request.text, request.tokens, request.logprobs, request.finish_reason)
 
 
 async def merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Delta]]:
-    """The pieces of several texts as they come, each with the number of its text."""
-    if len(streams) == 1:
-        async for delta in streams[0].deltas():
-            yield 0, delta
-        return
-    arrived: asyncio.Queue[tuple[int, Delta] | BaseException | None] = asyncio.Queue()
+    """The pieces of several texts, as soon as they are certain, each with the number of its text.
 
-    async def read(number: int, stream: Stream) -> None:
-        try:
-            async for delta in stream.deltas():
-                arrived.put_nowait((number, delta))
-        except Exception as error:
-            arrived.put_nowait(error)
-        else:
-            arrived.put_nowait(None)
-
-    readers = [asyncio.create_task(read(number, stream)) for number, stream in enumerate(streams)]
-    try:
-        left = len(readers)
-        while left:
-            item = await arrived.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for reader in readers:
-            reader.cancel()
+    Raises:
+        ApiError: a text failed in the server.
+    """
+    running = dict(enumerate(streams))
+    while running:
+        deltas = {number: delta for number, stream in running.items() if (delta := stream.take()) is not None}
+        for number, delta in deltas.items():
+            if delta.finish is not None:
+                del running[number]
+            yield number, delta
+        if not deltas:
+            waiting = asyncio.get_running_loop().create_future()
+            for stream in running.values():
+                stream.waiting = waiting
+            await waiting
 
 
 class Worker:
     """Runs a model in a thread of its own, for any number of clients of one event loop.
 
     Args:
-        model, tokenizer: A model in any quantization. One that generates text gets a `BatchingEngine`.
-        waiting: Texts that may wait for a slot.
+        engine: Of a model that generates text.
+        most_waiting: Texts that may wait for a slot.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer | None,
-        *,
-        slots: int = 16,
-        capacity: int | None = None,
-        waiting: int = 64,
-        adapters: Sequence[str] = (),
-        draft: Draft | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self._most_waiting = model, tokenizer, waiting
-        self.engine = None
-        if generates(model):
-            self.engine = BatchingEngine(
-                model, tokenizer, slots, capacity, prefixes=slots, adapters=adapters, draft=draft
-            )
+    def __init__(self, model: Transformer, engine: BatchingEngine | None, most_waiting: int) -> None:
+        self.engine, self._model, self._most_waiting = engine, model, most_waiting
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: set[Stream] = set()
         self._preparing = 0
@@ -171,48 +138,21 @@ class Worker:
         """Texts on their way."""
         return len(self._streams)
 
-    async def submit(
-        self,
-        prompt: Sequence[int],
-        configs: Sequence[GenerationConfig],
-        logprobs: int | None = None,
-        also_eos: int | None = None,
-        constrain: Callable[[], Constraint] | None = None,
-        skip_special: bool = True,
-        adapter: str | None = None,
-    ) -> list[Stream]:
-        """Add a text for each config. `constrain` makes what each may be; the others are as for `BatchingEngine`.
+    async def submit(self, prepare: Callable[[], list[Request]], texts: int, quick: bool) -> list[Stream]:
+        """Add so many texts to the engine. `prepare` does it, unless it is `quick` in another thread.
 
         Raises:
             ApiError: too many texts wait already.
-            UserError: as `BatchingEngine.submit`.
+            UserError: as `prepare`.
         """
-        engine = self.engine
-        assert engine is not None
-        texts = self._preparing + sum(not stream.request.finished for stream in self._streams)
-        if texts + len(configs) > engine.slots + self._most_waiting:
+        assert self.engine is not None
+        known = self._preparing + sum(not stream.request.finished for stream in self._streams)
+        if known + texts > self.engine.slots + self._most_waiting:
             raise ApiError(
                 429, "The server is busy: too many texts wait already.", headers={"Retry-After": RETRY_AFTER}
             )
-
-        def prepare() -> list[Request]:
-            return [
-                engine.submit(
-                    prompt,
-                    each,
-                    logprobs=logprobs,
-                    also_eos=also_eos,
-                    constraint=None if constrain is None else constrain(),
-                    skip_special=skip_special,
-                    adapter=adapter,
-                )
-                for each in configs
-            ]
-
-        # To give so little to another thread takes longer: the two have to wait for each other, as Python runs one.
-        quick = constrain is None and len(configs) == 1 and len(prompt) <= _QUICK
-        self._preparing += len(configs)
-        submitting = asyncio.ensure_future(self._admit(prepare, len(configs), quick))
+        self._preparing += texts
+        submitting = asyncio.ensure_future(self._admit(prepare, texts, quick))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:  # the client left while its prompt was prepared
@@ -220,7 +160,7 @@ class Worker:
             raise
 
     async def _admit(self, prepare: Callable[[], list[Request]], texts: int, quick: bool) -> list[Stream]:
-        """Prepare the prompts of texts, unless it is `quick` in another thread; at every moment, each counts once."""
+        """Prepare texts; at every moment, each counts once."""
         try:
             requests = prepare() if quick else await asyncio.to_thread(prepare)
         finally:
@@ -243,23 +183,12 @@ class Worker:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Do other work with the model, between two steps, and return its result or raise its exception."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def job() -> None:
-            if future.cancelled():
-                return
-            try:
-                settle = partial(future.set_result, function())
-            except BaseException as error:  # handed to whoever waits for it
-                settle = partial(future.set_exception, error)
-            loop.call_soon_threadsafe(_unless_done, future, settle)
-
-        self._jobs.put(job)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put(partial(_settle, future, function))
         return await future
 
     def _run(self) -> None:
-        with evaluating(self.model):
+        with evaluating(self._model):
             self._work()
 
     def _work(self) -> None:
@@ -324,27 +253,21 @@ class BatchedCalls(Generic[Item, Answer]):
         waiting, self._waiting = self._waiting, []
         waiting = [(items, future) for items, future in waiting if not future.cancelled()]
         try:
-            answers: list[Sequence[Answer] | UserError] = []
-            together = self._function([item for items, _ in waiting for item in items])
-            start = 0
-            for items, _ in waiting:
-                answers.append(together[start : start + len(items)])
-                start += len(items)
+            answers = iter(self._function([item for items, _ in waiting for item in items]))
         except UserError:
-            answers = [self._alone(items) for items, _ in waiting]
-        for (_, future), answer in zip(waiting, answers, strict=True):
-            failed = isinstance(answer, UserError)
-            settle = partial(future.set_exception, answer) if failed else partial(future.set_result, answer)
-            future.get_loop().call_soon_threadsafe(_unless_done, future, settle)
-
-    def _alone(self, items: Sequence[Item]) -> Sequence[Answer] | UserError:
-        try:
-            return self._function(items)
-        except UserError as error:
-            return error
+            for items, future in waiting:
+                _settle(future, partial(self._function, items))
+        else:
+            for items, future in waiting:
+                _settle(future, [*islice(answers, len(items))].copy)
 
 
-def _unless_done(future: asyncio.Future[T], settle: Callable[[], None]) -> None:
-    """Settle a future, unless its client has left."""
-    if not future.done():
-        settle()
+def _settle(future: asyncio.Future[T], function: Callable[[], T]) -> None:
+    """Hand the result of a function, or its exception, to the client that waits for it, unless that has left."""
+    if future.cancelled():
+        return
+    try:
+        settle = partial(future.set_result, function())
+    except BaseException as error:
+        settle = partial(future.set_exception, error)
+    future.get_loop().call_soon_threadsafe(lambda: None if future.done() else settle())

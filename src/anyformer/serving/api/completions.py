@@ -31,7 +31,7 @@ from anyformer.serving.answers import (
 )
 from anyformer.serving.api.fields import PrefixIds, SamplingBody
 from anyformer.serving.errors import ApiError
-from anyformer.serving.served_model import ServedModel, seeded
+from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import Server, ServerOf
 from anyformer.serving.worker import Delta, Stream, merged
 
@@ -127,12 +127,9 @@ class _Writer:
             new = room if body.max_tokens is None else min(body.max_tokens, room)
             options: GenerationOptions = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
             config = GenerationConfig().replace(**options)
-            configs = [seeded(config, number) for number in range(count)]
             try:
                 constrain = None if rules is None else await served.compile(rules, ids, body.rules_param)
-                self.streams += await served.worker.submit(
-                    ids, configs, body.logprobs, constrain=constrain, adapter=served.adapter
-                )
+                self.streams += await served.submit(ids, config, count, logprobs=body.logprobs, constrain=constrain)
             except BaseException:
                 served.worker.release(self.streams)
                 raise

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from anyformer.errors import quote
-from anyformer.generation.config import GenerationOptions
+from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.serving.answers import FINISH
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.served_model import ServedModel
@@ -17,6 +17,7 @@ from anyformer.serving.tool_parser import (
     Arguments,
     CallBegin,
     ChannelParser,
+    Parser,
     Part,
     Reasoning,
     Text,
@@ -25,7 +26,7 @@ from anyformer.serving.tool_parser import (
 from anyformer.serving.worker import Delta, Stream, merged
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Call:
     """A call of a tool."""
 
@@ -68,7 +69,7 @@ class Step:
 class Answer:
     """An answer as far as it is known: passages and calls in their order."""
 
-    parser: ToolParser | ChannelParser | None
+    parser: Parser | None
     reasoning: str = ""
     """The model's thoughts before the answer."""
     items: list[Passage | Call] = field(default_factory=list[Passage | Call])
@@ -110,7 +111,7 @@ class Answer:
             return Step(item=len(self.items) - 1, begins=False, part=part)
         begins = isinstance(part, CallBegin) or (isinstance(part, Text) and not isinstance(latest, Passage))
         if begins:
-            latest = Call(id=part.id, name=part.name) if isinstance(part, CallBegin) else Passage()
+            latest = Call(part.id, part.name) if isinstance(part, CallBegin) else Passage()
             self.items.append(latest)
         if isinstance(latest, Passage) and isinstance(part, Text):
             latest.text += part.text
@@ -141,7 +142,11 @@ class Turn:
     async def begin(
         self, options: GenerationOptions, count: int = 1, most: int | None = None, logprobs: int | None = None
     ) -> None:
-        """Check everything, and submit the texts.
+        """Check everything, and submit the texts, sampled as the model's settings recommend where options don't say.
+
+        Args:
+            most: New tokens of each; None: as many as there is room for.
+            logprobs: As for `BatchingEngine.submit`.
 
         Raises:
             ApiError: the template refuses the messages, or something can't be enforced.
@@ -160,8 +165,17 @@ class Turn:
         if constrain is not None and self.prefix_ids is not None:
             raise ApiError(400, "A grammar begins with the answer: leave out prefix_ids.", "prefix_ids")
         self._hides = self.form is None or not _is_special(self.form, served)
-        self.streams = await served.submit_chat(
-            self.ids, options, count, most, logprobs, constrain=constrain, skip_special=self._hides
+        room = served.room(self.ids, "messages")
+        options["max_new_tokens"] = min(most or room, room)
+        config = GenerationConfig.for_chat(served.model, **options)
+        self.streams = await served.submit(
+            self.ids,
+            config,
+            count,
+            logprobs=logprobs,
+            also_eos=served.require_tokenizer().eos if config.stop_at_eos else None,
+            constrain=constrain,
+            skip_special=self._hides,
         )
         self.answers = [Answer(parser=self._parser()) for _ in self.streams]
 
@@ -184,7 +198,7 @@ class Turn:
             return rules
         return f"text: {self.served.grammars.literal(FINAL)} answer\n{rules.replace('text:', 'answer:', 1)}"
 
-    def _parser(self) -> ToolParser | ChannelParser | None:
+    def _parser(self) -> Parser | None:
         if self.form is None:
             return None
         functions = () if self.tools is None else self.tools.functions
