@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -25,18 +26,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter("anyformer_requests", "Answered requests.", ["path", "status"], registry=registry)
-        self._prompt = Counter("anyformer_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
-        self._generated = Counter("anyformer_generated_tokens", "New tokens.", ["model"], registry=registry)
-        self._guessed = Counter(
-            "anyformer_guessed_tokens", "Tokens that a draft guessed.", ["model"], registry=registry
-        )
-        self._accepted = Counter(
-            "anyformer_accepted_tokens", "Guesses that the model chose.", ["model"], registry=registry
-        )
-        self._texts = Counter(
-            "anyformer_texts", "Texts by the reason of their end.", ["model", "reason"], registry=registry
-        )
+        counter = partial(Counter, registry=registry)
+        self._requests = counter("anyformer_requests", "Answered requests.", ["path", "status"])
+        self._prompt = counter("anyformer_prompt_tokens", "Tokens of prompts.", ["model"])
+        self._generated = counter("anyformer_generated_tokens", "New tokens.", ["model"])
+        self._guessed = counter("anyformer_guessed_tokens", "Tokens that a draft guessed.", ["model"])
+        self._accepted = counter("anyformer_accepted_tokens", "Guesses that the model chose.", ["model"])
+        self._texts = counter("anyformer_texts", "Texts by the reason of their end.", ["model", "reason"])
         self._duration = Histogram(
             "anyformer_request_seconds", "Time of requests for text.", ["model"], buckets=_SECONDS, registry=registry
         )

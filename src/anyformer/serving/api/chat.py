@@ -113,10 +113,7 @@ def _rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage])
         if isinstance(message, ToolMessage):
             shown.append(tool_message(shown, message.tool_call_id, text, f"messages.{number}.tool_call_id"))
         elif isinstance(message, AssistantMessage):
-            calls = [
-                Call(id=call.id, name=call.function.name, arguments=call.function.arguments)
-                for call in message.tool_calls or ()
-            ]
+            calls = [Call(each.id, each.function.name, each.function.arguments) for each in message.tool_calls or ()]
             param = f"messages.{number}.tool_calls"
             shown.append(assistant_message(text, calls, param, message.reasoning_content))
         else:
@@ -282,8 +279,5 @@ def _delta(part: Part) -> dict[str, Any]:
         return {"content": part.text}
     if isinstance(part, Reasoning):
         return {"reasoning_content": part.text}
-    if isinstance(part, CallBegin):
-        call = _call(Call(id=part.id, name=part.name))
-    else:
-        call = {"function": {"arguments": part.text}}
+    call = _call(Call(part.id, part.name)) if isinstance(part, CallBegin) else {"function": {"arguments": part.text}}
     return {"tool_calls": [{"index": part.index, **call}]}

@@ -146,9 +146,7 @@ class FunctionBody(Strict):
 
     def made(self) -> Function:
         """The function."""
-        return Function(
-            name=self.name, description=self.description, parameters=self.parameters, strict=bool(self.strict)
-        )
+        return Function(self.name, self.description, self.parameters, bool(self.strict))
 
 
 class TextBody(RequestBody):
@@ -215,17 +213,12 @@ class SamplingBody(Ignored, TextBody):
 
     @override
     def options(self) -> GenerationOptions:
-        given: dict[str, Any] = {
-            name: value
-            for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-            if (value := getattr(self, name)) is not None
-        }
+        plain = {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed"}
+        given = self.model_dump(include=plain, exclude_none=True)
         if self.top_k is not None:
             given["top_k"] = self.top_k if self.top_k > 0 else None
         if self.stop:
             given["stop"] = self.stop if isinstance(self.stop, str) else tuple(self.stop)
-        if self.seed is not None:
-            given["seed"] = self.seed
         if self.logit_bias:
             given["logit_bias"] = {
                 int(token): -float("inf") if bias <= -100 else bias for token, bias in self.logit_bias.items()

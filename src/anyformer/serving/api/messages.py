@@ -25,13 +25,12 @@ from anyformer.serving.api.fields import (
     form_rules,
     joined,
 )
-from anyformer.serving.api.turn import Answer, Call, Passage, Turn, assistant_message, chosen_tools, tool_message
+from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, chosen_tools, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
 from anyformer.serving.tool_formats import Function
 from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text
-from anyformer.serving.worker import Stream
 
 router = APIRouter()
 
@@ -136,18 +135,9 @@ class ConversationBody(_Part, RequestBody):
         choice = self.tool_choice or ToolChoice(type="auto")
         if (choice.type == "tool") != (choice.name is not None):
             raise ApiError(400, "tool_choice has a name if its type is tool, and only then.", "tool_choice")
-        functions = [
-            Function(
-                name=tool.name,
-                description=tool.description,
-                parameters=tool.input_schema,
-                strict=bool(tool.strict),
-            )
-            for tool in self.tools or ()
-        ]
         tools = chosen_tools(
             served,
-            functions,
+            [Function(each.name, each.description, each.input_schema, bool(each.strict)) for each in self.tools or ()],
             {"any": "required", "tool": "required"}.get(choice.type, choice.type),
             choice.name,
             not choice.disable_parallel_tool_use,
@@ -170,7 +160,7 @@ class ConversationBody(_Part, RequestBody):
             if message.role == "assistant":
                 if results:
                     raise ApiError(400, "A tool_result is the user's.", param)
-                calls = [Call(id=use.id, name=use.name, arguments=json.dumps(use.input)) for use in uses]
+                calls = [Call(use.id, use.name, json.dumps(use.input)) for use in uses]
                 shown.append(assistant_message(text, calls, param))
                 continue
             if uses:
@@ -262,20 +252,16 @@ class _Writer:
         return {"id": self.id, "type": "message", "role": "assistant", "model": self.body.model}
 
     def _end(self) -> dict[str, Any]:
-        answer, stream = self.turn.answers[0], self.turn.streams[0]
-        return {"stop_reason": _stop_reason(answer, stream), "stop_sequence": stream.request.stop_string}
+        stop = self.turn.streams[0].request.stop_string
+        stopped = "end_turn" if stop is None else "stop_sequence"
+        reasons = {"stop": stopped, "length": "max_tokens", "tool_calls": "tool_use"}
+        return {"stop_reason": reasons[self.turn.answers[0].finish or "stop"], "stop_sequence": stop}
 
     def _usage(self) -> dict[str, int]:
         return {"input_tokens": len(self.turn.ids), "output_tokens": len(self.turn.streams[0].request.tokens)}
 
 
 _NO_END = {"stop_reason": None, "stop_sequence": None}
-
-
-def _stop_reason(answer: Answer, stream: Stream) -> str:
-    if answer.finish == "stop" and stream.request.stop_string is not None:
-        return "stop_sequence"
-    return {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[answer.finish or "stop"]
 
 
 def _block(item: Passage | Call) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -178,7 +179,7 @@ class ResponsesRequest(Ignored, TextBody):
             if isinstance(item, ResultItem):
                 shown.append(tool_message(shown, item.call_id, joined(item.output), param))
             elif isinstance(item, CallItem):
-                call = Call(id=item.call_id, name=item.name, arguments=item.arguments)
+                call = Call(item.call_id, item.name, item.arguments)
                 message = assistant_message("", [call], param)
                 if shown and shown[-1]["role"] == "assistant":
                     before = shown.pop()
@@ -210,11 +211,11 @@ class _Writer:
     def __init__(self, body: ResponsesRequest, turn: Turn) -> None:
         self.body, self.turn = body, turn
         self.id, self.created = f"resp_{secrets.token_hex(12)}", int(time.time())
-        self._item_ids = list[str]()
+        self._item_ids = defaultdict[int, str](lambda: f"item_{secrets.token_hex(12)}")
         self._sent = 0
 
     def response(self, error: dict[str, Any] | None = None) -> dict[str, Any]:
-        body, answer = self.body, self.turn.answers[0]
+        body, answer, choice = self.body, self.turn.answers[0], self.body.tool_choice or "auto"
         items, last = range(0 if answer.finish is None else len(answer.items)), len(answer.items) - 1
         return {
             "id": self.id,
@@ -233,7 +234,7 @@ class _Writer:
             "store": False,
             "temperature": body.temperature,
             "text": {"format": {"type": "text"}} if body.text is None else body.text.model_dump(by_alias=True),
-            "tool_choice": body.tool_choice.model_dump() if isinstance(body.tool_choice, ChosenTool) else self._choice,
+            "tool_choice": choice.model_dump() if isinstance(choice, ChosenTool) else choice,
             "tools": [{"strict": False, **tool.model_dump(exclude_none=True)} for tool in body.tools or ()],
             "top_p": body.top_p,
             "truncation": "disabled",
@@ -261,7 +262,7 @@ class _Writer:
                         yield each
                     for each in self._begun(step.item):
                         yield each
-                place = {"item_id": self._item_id(step.item), "output_index": step.item}
+                place = {"item_id": self._item_ids[step.item], "output_index": step.item}
                 if isinstance(step.part, Text):
                     piece = {"content_index": 0, "delta": step.part.text, "logprobs": []}
                     yield self._event("response.output_text.delta", **place, **piece)
@@ -283,7 +284,7 @@ class _Writer:
             empty["arguments"] = ""
             return [self._event("response.output_item.added", **place, item=empty)]
         empty["content"] = []
-        part = {**place, "item_id": self._item_id(index), "content_index": 0, "part": _part("")}
+        part = {**place, "item_id": self._item_ids[index], "content_index": 0, "part": _part("")}
         added = self._event("response.output_item.added", **place, item=empty)
         return [added, self._event("response.content_part.added", **part)]
 
@@ -292,7 +293,7 @@ class _Writer:
         if index < 0:
             return []
         item = self.turn.answers[0].items[index]
-        place = {"item_id": self._item_id(index), "output_index": index}
+        place = {"item_id": self._item_ids[index], "output_index": index}
         if isinstance(item, Call):
             kind, done = "response.function_call_arguments.done", {"name": item.name, "arguments": item.arguments}
             events = [self._event(kind, **place, **done)]
@@ -307,20 +308,11 @@ class _Writer:
         self._sent += 1
         return event({"type": kind, "sequence_number": self._sent - 1, **fields}, kind)
 
-    def _item_id(self, index: int) -> str:
-        while len(self._item_ids) <= index:
-            self._item_ids.append(f"item_{secrets.token_hex(12)}")
-        return self._item_ids[index]
-
     def _item(self, index: int, status: str) -> dict[str, Any]:
-        item, known = self.turn.answers[0].items[index], {"id": self._item_id(index), "status": status}
+        item, known = self.turn.answers[0].items[index], {"id": self._item_ids[index], "status": status}
         if isinstance(item, Passage):
             return {"type": "message", **known, "role": "assistant", "content": [_part(item.text)]}
         return {"type": "function_call", **known, "call_id": item.id, "name": item.name, "arguments": item.arguments}
-
-    @property
-    def _choice(self) -> str:
-        return self.body.tool_choice if isinstance(self.body.tool_choice, str) else "auto"
 
     def _usage(self) -> dict[str, Any]:
         prompt, new = len(self.turn.ids), len(self.turn.streams[0].request.tokens)
