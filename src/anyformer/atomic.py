@@ -35,12 +35,12 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def writing(path: Path, *others: type[Exception]) -> Generator[None]:
+def writing(path: Path, *others: type[Exception], advice: str = "") -> Generator[None]:
     """Raise UserError for an OSError within, or another of these errors: the path can't be written."""
     try:
         yield
     except (OSError, *others) as error:
-        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.") from error
+        raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}.{advice}") from error
 
 
 @contextmanager

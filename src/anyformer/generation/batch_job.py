@@ -11,8 +11,7 @@ A job that is started again continues behind the last complete line, if it is st
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -178,7 +177,7 @@ class BatchJob:
         lock_file = path.with_name(f".{path.name}.lock")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no regular file, which a job could go on with: choose another for the answers.")
-        with _disk_errors(path):
+        with atomic.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             for each in (path, lock_file):
                 atomic.refuse_link(each)
@@ -188,12 +187,12 @@ class BatchJob:
             except Timeout as error:
                 raise UserError(f"{path} is being written by another process: wait for it, or end it.") from error
         with lock:
-            with _disk_errors(path):
+            with atomic.writing(path):
                 self._resume()
             progress(self.count)
             for begin in range(self.count - self.count % size, len(self.prompts), size):
                 texts = write(begin, self.prompts[begin : begin + size])
-                with _disk_errors(path, " Make room, and start the job again."):
+                with atomic.writing(path, advice=" Make room, and start the job again."):
                     self._append(texts[self.count - begin :])
                 progress(self.count)
 
@@ -267,11 +266,3 @@ def _prompt_of(line: bytes, index: int) -> str | None:
         return str(record["prompt"]) if record["index"] == index and isinstance(record["text"], str) else None
     except (UserError, KeyError):
         return None
-
-
-@contextmanager
-def _disk_errors(path: Path, advice: str = "") -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}.{advice}") from error

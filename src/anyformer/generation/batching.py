@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Unpack, cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from anyformer.blocks.linear import using_adapters
 from anyformer.errors import UserError, nearest
 from anyformer.generation.cached_decoder import DecoderStep, PrefixStore
 from anyformer.generation.config import GenerationConfig, GenerationOptions, resolve
-from anyformer.generation.inference import cache_limit, evaluating, require_generative
+from anyformer.generation.inference import cache_limit, evaluating, likeliest, require_generative
 from anyformer.generation.logits_processors import make_processors
 from anyformer.generation.prompt import encode_prompt, eos_ids, make_prompt
-from anyformer.generation.request import Constraint, Request, append_tokens, likeliest_tokens
+from anyformer.generation.request import Constraint, Request, append_tokens
 from anyformer.generation.sampling import make_sampler
 from anyformer.generation.speculative_decoding import MAX_ROWS, Draft, check_draft
 from anyformer.generation.stop_strings import Detokenizer
@@ -230,7 +230,7 @@ class BatchingEngine:
             latest = [row + [0] * (width - len(row)) for row in latest]  # a token that is read in vain
             with self.using([request.adapter for request in running]):
                 logits = self._step(torch.tensor(latest, device=self.model.device), self._cache)
-            chosen = zip(running, logits, likeliest_tokens(logits), guesses, strict=True)
+            chosen = zip(running, logits, likeliest(logits).tolist(), guesses, strict=True)
             errors = [append_tokens(*each) for each in chosen]
             if width > 1:
                 rejected = [width - 1 - request.latest_accepted for request in running]
@@ -269,7 +269,7 @@ class BatchingEngine:
         """Read a chunk of a prompt; returns what it costs in tokens."""
         prompt = request.prompt
         if request.cache is None:
-            ids = cast("list[int]", cast("Any", prompt.ids[0]).tolist())
+            ids: list[int] = prompt.ids[0].tolist()
             request.cache = self._prefixes.find(ids, request.adapter) or self.model.make_cache(1, len(ids))
         cache = request.cache
         chunk = prompt.ids[:, cache.length : cache.length + budget]
@@ -278,7 +278,7 @@ class BatchingEngine:
             logits = self._step(chunk, cache, source=source, last_only=True)
         if cache.length == prompt.ids.shape[1]:
             self._waiting.popleft().cache = None
-            error = append_tokens(request, logits[0], likeliest_tokens(logits)[0])
+            error = append_tokens(request, logits[0], likeliest(logits)[0].tolist())
             if not request.finished:
                 self._cache.put(len(self._running), cache)
                 self._running.append(request)

@@ -6,7 +6,6 @@ consists of the library's own modules; otherwise it is a call of the model.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,7 +139,7 @@ class PrefixCache(CachedDecoder):
     @override
     def prefill(self, prompt: Prompt) -> Float[Tensor, "1 vocab"]:
         self.prompt = prompt
-        return self.read(cast("Any", prompt.ids[0]).tolist())
+        return self.read(prompt.ids[0].tolist())
 
     @override
     def step(self, ids: Int[Tensor, "1 length"], guesses: Sequence[int] = ()) -> Float[Tensor, "1 1 vocab"]:
@@ -213,7 +212,7 @@ class PrefixStore:
             own = self._model.make_cache(1, int(cache.lengths[row]))
             own.put(0, cache, row)
             cache = own
-        ids = cast("list[int]", cast("Any", cache.tokens[0, : cache.length]).tolist())
+        ids: list[int] = cache.tokens[0, : cache.length].tolist()
         self._kept = [each for each in self._kept if each[0] != adapter or common_prefix(each[1], ids) < len(each[1])]
         self._kept.append((adapter, ids, cache))
         del self._kept[: -self._most]

@@ -34,7 +34,6 @@ from anyformer.blocks.position import (
 )
 from anyformer.blocks.quantized import QuantizedMatrix
 from anyformer.blocks.stack import Stack
-from anyformer.config import ModelConfig
 from anyformer.generation.inference import modules_of
 from anyformer.kernels.activation import COMPILED
 from anyformer.kernels.cpu import structs
@@ -178,7 +177,11 @@ class CompiledLayers:
         if type(model) is not Transformer or type(stack) is not Stack or type(stack.position) not in _POSITIONS:
             raise UnsupportedModelError("a custom class")
         check_modules([model, model.token_embedding, *modules_of(stack)])
-        _check_fields(model.config, known)
+        unknown = unknown_fields(model.config, known)
+        if model.config.norm.is_parallel and model.config.feed_forward.experts is not None:
+            unknown.append("feed_forward.experts beside attention")
+        if unknown:
+            raise unsupported(unknown[0])
         self._kept: list[Any] = []
         self.adapters = CompiledAdapters()
         self.model, blocks = model, stack.layers
@@ -295,15 +298,6 @@ class CompiledLayers:
             return None
         self._kept.append(tensor.detach().float().contiguous())
         return self._kept[-1].data_ptr()
-
-
-def _check_fields(config: ModelConfig, known: Collection[str]) -> None:
-    """Raise UnsupportedModelError for fields that are not known, and warn of the speed."""
-    unknown = unknown_fields(config, known)
-    if config.norm.is_parallel and config.feed_forward.experts is not None:
-        unknown.append("feed_forward.experts beside attention")
-    if unknown:
-        raise unsupported(unknown[0])
 
 
 def unsupported(field: str) -> UnsupportedModelError:

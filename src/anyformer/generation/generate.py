@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import Unpack
 
 import torch
 
@@ -176,7 +176,7 @@ def generate_hypotheses(
         for index, texts, scores in zip(indices, hypotheses.ids, hypotheses.scores, strict=True):
             text_of = partial(continuation, tokenizer, [] if model.config.is_encoder_decoder else rows[index])
             results[index] = []
-            for new, score in zip(cast("Any", texts).tolist(), scores, strict=True):
+            for new, score in zip(texts.tolist(), scores, strict=True):
                 text = text_of(new, config.stop, eos)
                 stopped = any(token in eos for token in new) or (bool(config.stop) and text != text_of(new, (), eos))
                 results[index].append(Hypothesis(text, float(score), stopped))

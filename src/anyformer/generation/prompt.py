@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -73,7 +73,7 @@ def make_prompt(
     if mask is not None and mask.shape != ids.shape:
         raise UserError(f"The mask has the shape {list(mask.shape)}, and the ids {list(ids.shape)}: they must agree.")
     ids, mask = ids.to(model.device), None if mask is None else mask.to(model.device)
-    lengths: list[int] = [ids.shape[1]] * len(ids) if mask is None else cast("Any", mask.sum(dim=1)).tolist()
+    lengths: list[int] = [ids.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist()
     if 0 in lengths:
         raise UserError(f"Prompt {lengths.index(0) + 1} of {len(lengths)} is empty: give it at least one real token.")
     longest = max(lengths)

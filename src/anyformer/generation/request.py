@@ -3,15 +3,14 @@
 import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.generation.config import GenerationConfig
-from anyformer.generation.inference import DamagedError, argmax, likeliest
+from anyformer.generation.inference import DamagedError, argmax
 from anyformer.generation.logits_processors import History, LogitsProcessor, process
 from anyformer.generation.prompt import Prompt
 from anyformer.generation.sampling import Sampler, make_sampler
@@ -132,7 +131,7 @@ class Request:
         """At most `room` tokens that may come next."""
         if self._speculator is None:  # likeliest guesses: a token that is drawn equals them as often as any
             self._speculator = Speculator(model, draft, self.prompt, make_sampler(GenerationConfig(), model.device))
-        text = [*cast("list[int]", cast("Any", self.prompt.ids[0]).tolist()), *self.tokens]
+        text: list[int] = [*self.prompt.ids[0].tolist(), *self.tokens]
         room = min(room, self.prompt.max_new_tokens - len(self.tokens) - 1)
         tokens = self._speculator.propose(text, self.latest_accepted, room).tokens
         self.guessed += len(tokens)
@@ -151,11 +150,6 @@ class Request:
         if piece:
             self.text += piece
             self._pieces.put(piece)
-
-
-def likeliest_tokens(logits: Float[Tensor, "*rows vocab"]) -> Any:
-    """The `likeliest` token of each row, as nested lists."""
-    return cast("Any", likeliest(logits)).tolist()
 
 
 def append_tokens(

@@ -57,12 +57,17 @@ class StopStrings:
 def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[str]:
     """The pieces before a stop string."""
     stops = StopStrings(stop)
-    for piece in pieces:
-        if certain := stops.push(piece):
+    return _certain(stops, map(stops.push, pieces))
+
+
+def _certain(text: StopStrings, pushed: Iterable[str]) -> Iterator[str]:
+    """What is certain after each piece is pushed, up to a stop string; and the rest."""
+    for certain in pushed:
+        if certain:
             yield certain
-        if stops.stopped:
+        if text.stopped:
             return
-    if rest := stops.flush():
+    if rest := text.flush():
         yield rest
 
 
@@ -99,13 +104,7 @@ class Detokenizer(StopStrings):
 
 def stream_text(text: Detokenizer, tokens: Iterable[int | Tensor], eos: Sequence[int] = ()) -> Iterator[str]:
     """The text of tokens in pieces, as soon as they are certain, up to a stop string."""
-    for token in map(int, tokens):
-        if token not in eos and (piece := text.push_token(token)):
-            yield piece
-        if text.stopped:
-            return
-    if rest := text.flush():
-        yield rest
+    return _certain(text, (text.push_token(token) for token in map(int, tokens) if token not in eos))
 
 
 def continuation(

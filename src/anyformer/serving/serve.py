@@ -232,24 +232,21 @@ def serve_models(
         served.warm_up()
     config = http_config(server, key)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is in our own log, once
-    with _listening(settings) as listener, _quiet_signals():
+    with _listener(settings) as listener, _quiet_signals():
         host, port = listener.getsockname()[:2]
         started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.Server(config).run(sockets=[listener])
 
 
-@contextlib.contextmanager
-def _listening(settings: ServerSettings) -> Generator[socket.socket]:
+def _listener(settings: ServerSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(
             f"Nothing can listen at {settings.host}, port {settings.port} ({error.strerror or error}): choose another "
             "port (--port 0 takes any that is free), or stop what listens there."
         ) from error
-    with listener:
-        yield listener
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -188,22 +189,15 @@ class Worker:
         return await future
 
     def _run(self) -> None:
-        with evaluating(self._model):
-            self._work()
-
-    def _work(self) -> None:
         busy = False
-        while True:
-            try:
-                while True:
-                    job = self._jobs.get(block=not busy)
-                    if job is None:
-                        return
-                    job()
-                    busy = True  # it may have brought a text
-            except queue.Empty:
-                pass
-            busy = self._step()
+        with evaluating(self._model):
+            while True:
+                with suppress(queue.Empty):
+                    while (job := self._jobs.get(block=not busy)) is not None:
+                        job()
+                        busy = True  # it may have brought a text
+                    return
+                busy = self._step()
 
     def _step(self) -> bool:
         if self.engine is None:
