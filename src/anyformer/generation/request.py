@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anyformer.blocks.kv_cache import KeyValueCache
@@ -30,6 +31,17 @@ class TokenLogprob:
     """In nats."""
     top: dict[int, float]
     """The likeliest tokens in its place, the likeliest first."""
+
+
+def token_logprobs(
+    logits: Float[Tensor, "tokens vocab"], tokens: Int[Tensor, " tokens"], top: int
+) -> list[TokenLogprob]:
+    """The log-probability of each token by the logits in its place, with so many of the likeliest tokens there."""
+    log_p = logits.log_softmax(dim=-1)
+    best = log_p.topk(min(top, log_p.shape[-1]), dim=-1)
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    tops = (dict(zip(*pair, strict=True)) for pair in likeliest)
+    return [*map(TokenLogprob, tokens.tolist(), log_p.gather(1, tokens[:, None])[:, 0].tolist(), tops)]
 
 
 @runtime_checkable
@@ -111,10 +123,7 @@ class Request:
         if not self._sampler.greedy:
             token = int(self._sampler(scores))
         if self._top is not None:
-            log_p = logits[0].log_softmax(dim=-1)
-            best = log_p.topk(min(self._top, len(log_p)))
-            top: dict[int, float] = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            self.logprobs.append(TokenLogprob(token, float(log_p[token]), top))
+            self.logprobs += token_logprobs(logits, torch.tensor([token], device=logits.device), self._top)
         self.tokens.append(token)
         stopped = token in self._eos
         if not stopped and self._detokenizer is not None:

@@ -61,7 +61,7 @@ def cut_at_stop(pieces: Iterable[str], stop: str | Sequence[str]) -> Iterator[st
 
 
 def _certain(text: StopStrings, pushed: Iterable[str]) -> Iterator[str]:
-    """What is certain after each piece is pushed, up to a stop string; and the rest."""
+    """The text that is certain after each piece, up to a stop string."""
     for certain in pushed:
         if certain:
             yield certain

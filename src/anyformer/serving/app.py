@@ -1,4 +1,7 @@
-"""The application: checks of requests, endpoints, errors and the life of the models' threads."""
+"""The application: checks of requests, endpoints, errors and the life of the models' threads.
+
+Its own endpoints are `/health`, `/metrics`, `/v1/models`, `/tokenize` and `/detokenize`.
+"""
 
 import asyncio
 import hmac
@@ -6,11 +9,12 @@ import ipaddress
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
+from pydantic import Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,12 +23,15 @@ from anyformer import __version__
 from anyformer.errors import UserError
 from anyformer.serving import page
 from anyformer.serving.answers import JsonAnswer
-from anyformer.serving.api import chat, completions, encoders, messages, responses, status
-from anyformer.serving.errors import ERRORS, ApiError, crashed
+from anyformer.serving.api import chat, completions, encoders, messages, responses
+from anyformer.serving.api.fields import RequestBody
+from anyformer.serving.errors import ERRORS, ApiError, blaming, crashed
+from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import LOOPBACK, ServerSettings
-from anyformer.serving.state import ClientLeftError, Metrics, Server
+from anyformer.serving.state import ClientLeftError, Metrics, Server, ServerOf
 
 log = logging.getLogger("anyformer.serving")
+router = APIRouter()
 
 _LONGEST_VALUE = 200
 
@@ -43,8 +50,9 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
 
     app = FastAPI(title="anyformer", version=__version__, lifespan=lifespan, redoc_url=None, responses=ERRORS)
     app.state.server = server
-    for module in (chat, completions, messages, responses, encoders, page, status):
+    for module in (chat, completions, messages, responses, encoders, page):
         app.include_router(module.router)
+    app.include_router(router)
     app.add_middleware(Gate, settings=server.settings, key=key, metrics=server.metrics)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(UserError, _user_error)
@@ -53,6 +61,77 @@ def create_app(server: Server, key: str | None = None) -> FastAPI:
     app.add_exception_handler(ClientLeftError, _left)
     app.add_exception_handler(Exception, _crash)
     return app
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Say that the server is there."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(server: ServerOf) -> Response:
+    """Counts and durations, in Prometheus's format."""
+    return Response(server.metrics.render(server.models.values()), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/models")
+async def models(server: ServerOf) -> dict[str, Any]:
+    """The models that are served."""
+    return {"object": "list", "data": [_described(served) for served in server.models.values()]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, server: ServerOf) -> dict[str, Any]:
+    """One of them."""
+    return _described(server.find(name))
+
+
+def _described(served: ServedModel) -> dict[str, Any]:
+    engine, tokenizer = served.worker.engine, served.tokenizer
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "anyformer",
+        **({} if served.parent is None else {"parent": served.parent}),
+        "model_type": served.model.config.model_type,
+        "max_model_len": served.model.config.context_length if engine is None else engine.capacity,
+        "capabilities": served.capabilities,
+        "is_encoder_decoder": served.model.config.is_encoder_decoder,
+        "eos_token_ids": served.ends,
+        "chat_template": tokenizer is not None and tokenizer.chat_template is not None,
+    }
+
+
+class TokenizeRequest(RequestBody):
+    """A text that becomes token ids."""
+
+    prompt: str
+    add_special_tokens: bool | None = True
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, server: ServerOf) -> dict[str, Any]:
+    """Token ids of a text."""
+    served = server.find(body.model)
+    with blaming("prompt"):
+        ids = served.require_tokenizer().encode(body.prompt, special=body.add_special_tokens is not False)
+    return {"tokens": ids, "count": len(ids), "max_model_len": _described(served)["max_model_len"]}
+
+
+class DetokenizeRequest(RequestBody):
+    """Token ids that become a text."""
+
+    tokens: list[Annotated[int, Field(ge=0, lt=2**32)]]
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, server: ServerOf) -> dict[str, str]:
+    """The text of token ids."""
+    with blaming("tokens"):
+        return {"prompt": server.find(body.model).require_tokenizer().decode(body.tokens, skip_special=False)}
 
 
 async def _api_error(request: Request, error: Any) -> Response:

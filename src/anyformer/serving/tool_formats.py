@@ -56,6 +56,11 @@ class ToolFormat:
     tags: Tags | None = None
     channels: bool = False
 
+    @property
+    def written(self) -> str:
+        """All texts between and around arguments."""
+        return self.trigger + self.open + self.call + self.between + self.close
+
     def start_of_call(self, text: str) -> re.Match[str] | None:
         """The beginning of a call, up to its arguments."""
         return re.match(self.head, text)

@@ -20,6 +20,7 @@ from anyformer.serving.api.fields import (
     SamplingBody,
     Strict,
     ToolName,
+    Unused,
     joined,
 )
 from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, chosen_tools, tool_message
@@ -63,8 +64,7 @@ class ToolCall(Strict):
 
 
 class _Message(Strict):
-    name: str | None = None
-    """Changes nothing."""
+    name: Unused[str] = None
 
 
 class PlainMessage(_Message):

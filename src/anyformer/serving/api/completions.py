@@ -16,7 +16,7 @@ from pydantic import Field
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.generation.inference import check_nan, evaluating
-from anyformer.generation.request import TokenLogprob
+from anyformer.generation.request import TokenLogprob, token_logprobs
 from anyformer.model import Transformer
 from anyformer.serving.answers import (
     DONE,
@@ -202,13 +202,7 @@ def _prompt_logprobs(model: Transformer, ids: Sequence[int], top: int) -> list[T
         for start in range(0, len(ids), _CHUNK):
             logits = check_nan(step(tokens[:, start : start + _CHUNK], cache)[0])
             targets = tokens[0, start + 1 : start + 1 + len(logits)]
-            log_p = logits[: len(targets)].log_softmax(dim=-1)
-            chosen: list[float] = log_p.gather(1, targets[:, None])[:, 0].tolist()
-            best = log_p.topk(min(top, log_p.shape[-1]), dim=-1)
-            for token, logprob, likeliest, values in zip(
-                targets.tolist(), chosen, best.indices.tolist(), best.values.tolist(), strict=True
-            ):
-                found.append(TokenLogprob(token, logprob, dict(zip(likeliest, values, strict=True))))
+            found += token_logprobs(logits[: len(targets)], targets, top)
     return found
 
 

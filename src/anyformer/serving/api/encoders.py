@@ -11,7 +11,7 @@ from pydantic import Field
 
 from anyformer.evaluation.classify import Classification, classify
 from anyformer.generation.encoders import fill, vector_size
-from anyformer.serving.api.fields import RequestBody
+from anyformer.serving.api.fields import RequestBody, Unused
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.state import ServerOf
 
@@ -30,8 +30,7 @@ class EmbeddingRequest(RequestBody):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     """Only the model's own number."""
-    user: str | None = None
-    """Changes nothing."""
+    user: Unused[str] = None
 
 
 @router.post("/v1/embeddings")

@@ -1,7 +1,7 @@
 """Fields that several requests have. One that can't be honored is refused by its name, never ignored."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import override
@@ -10,6 +10,8 @@ from anyformer.generation.config import GenerationOptions
 from anyformer.serving.errors import ApiError, blaming
 from anyformer.serving.grammar import json_rule, regex_rule
 from anyformer.serving.tool_formats import Function
+
+T = TypeVar("T")
 
 _SEED = Field(ge=-(2**63), lt=2**63)
 Temperature = Annotated[float, Field(ge=0, le=100)]
@@ -22,6 +24,8 @@ Schema = Annotated[dict[str, Any], Field(alias="schema")]
 MOST_TOOLS = 128
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Choice = Literal["none", "auto", "required"]
+Unused = Annotated[T | None, "changes nothing"]
+"""A field that clients send, and that has no effect here."""
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
 
@@ -96,10 +100,8 @@ class JsonObject(Strict):
 class NamedSchema(Strict):
     """A JSON schema with a name. It is enforced, whether `strict` or not."""
 
-    name: str | None = None
-    """Changes nothing."""
-    description: str | None = None
-    """Changes nothing."""
+    name: Unused[str] = None
+    description: Unused[str] = None
     schema_: Schema
     strict: bool | None = None
 
@@ -188,8 +190,7 @@ class SamplingBody(Ignored, TextBody):
     """A regex that the text matches."""
     ignore_eos: bool | None = False
     """Go on behind the end of the text."""
-    metadata: dict[str, Any] | None = None
-    """Changes nothing."""
+    metadata: Unused[dict[str, Any]] = None
     min_tokens: Literal[0] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=0)] | None = None
     skip_special_tokens: Literal[True] | None = None

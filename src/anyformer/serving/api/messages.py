@@ -22,6 +22,7 @@ from anyformer.serving.api.fields import (
     Strict,
     TextBody,
     ToolName,
+    Unused,
     form_rules,
     joined,
 )
@@ -178,10 +179,8 @@ class MessagesRequest(ConversationBody, TextBody):
     max_tokens: Count
     top_k: Annotated[int, Field(ge=0)] | None = None
     stop_sequences: Stops | None = None
-    metadata: dict[str, Any] | None = None
-    """Changes nothing."""
-    service_tier: Literal["auto", "standard_only"] | None = None
-    """Changes nothing."""
+    metadata: Unused[dict[str, Any]] = None
+    service_tier: Unused[Literal["auto", "standard_only"]] = None
     speed: Literal["standard"] | None = None
 
     @override

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from anyformer.serving.api.fields import (
     Strict,
     TextBody,
     ToolName,
+    Unused,
     form_rules,
     joined,
     schema_of,
@@ -39,10 +40,8 @@ router = APIRouter()
 
 
 class _Item(Strict):
-    id: str | None = None
-    """Changes nothing."""
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    """Changes nothing."""
+    id: Unused[str] = None
+    status: Unused[Literal["in_progress", "completed", "incomplete"]] = None
 
 
 class ContentPart(Strict):
@@ -50,10 +49,8 @@ class ContentPart(Strict):
 
     type: Literal["input_text", "output_text", "text"]
     text: str
-    annotations: list[Any] | None = None
-    """Changes nothing."""
-    logprobs: list[Any] | None = None
-    """Changes nothing."""
+    annotations: Unused[list[Any]] = None
+    logprobs: Unused[list[Any]] = None
 
 
 class MessageItem(_Item):
@@ -62,8 +59,7 @@ class MessageItem(_Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
-    phase: str | None = None
-    """Changes nothing."""
+    phase: Unused[str] = None
 
 
 class CallItem(_Item):
@@ -276,33 +272,28 @@ class _Writer:
         """The end of a stream that failed."""
         return self._event("response.failed", response=self.response({"code": "server_error", "message": str(error)}))
 
-    def _begun(self, index: int) -> list[bytes]:
+    def _begun(self, index: int) -> Iterator[bytes]:
         """The events before the first piece of an item."""
-        item, place = self.turn.answers[0].items[index], {"output_index": index}
-        empty: dict[str, Any] = self._item(index, "in_progress")
-        if isinstance(item, Call):
-            empty["arguments"] = ""
-            return [self._event("response.output_item.added", **place, item=empty)]
-        empty["content"] = []
-        part = {**place, "item_id": self._item_ids[index], "content_index": 0, "part": _part("")}
-        added = self._event("response.output_item.added", **place, item=empty)
-        return [added, self._event("response.content_part.added", **part)]
+        item, known = self._item(index, "in_progress"), {"item_id": self._item_ids[index], "content_index": 0}
+        is_call = isinstance(self.turn.answers[0].items[index], Call)
+        item |= {"arguments": ""} if is_call else {"content": []}
+        yield self._event("response.output_item.added", output_index=index, item=item)
+        if not is_call:
+            yield self._event("response.content_part.added", output_index=index, **known, part=_part(""))
 
-    def _ended(self, index: int, status: str = "completed") -> list[bytes]:
+    def _ended(self, index: int, status: str = "completed") -> Iterator[bytes]:
         """The events behind the last piece of an item."""
         if index < 0:
-            return []
-        item = self.turn.answers[0].items[index]
-        place = {"item_id": self._item_ids[index], "output_index": index}
+            return
+        item, place = self.turn.answers[0].items[index], {"item_id": self._item_ids[index], "output_index": index}
         if isinstance(item, Call):
-            kind, done = "response.function_call_arguments.done", {"name": item.name, "arguments": item.arguments}
-            events = [self._event(kind, **place, **done)]
+            done = {"name": item.name, "arguments": item.arguments}
+            yield self._event("response.function_call_arguments.done", **place, **done)
         else:
             text = {"content_index": 0, "text": item.text, "logprobs": []}
-            events = [self._event("response.output_text.done", **place, **text)]
-            part = {"content_index": 0, "part": _part(item.text)}
-            events.append(self._event("response.content_part.done", **place, **part))
-        return [*events, self._event("response.output_item.done", output_index=index, item=self._item(index, status))]
+            yield self._event("response.output_text.done", **place, **text)
+            yield self._event("response.content_part.done", **place, content_index=0, part=_part(item.text))
+        yield self._event("response.output_item.done", output_index=index, item=self._item(index, status))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._sent += 1

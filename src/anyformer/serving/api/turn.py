@@ -164,7 +164,9 @@ class Turn:
             raise ApiError(400, "ignore_eos goes on behind the end that a grammar sets: leave it out.", "ignore_eos")
         if constrain is not None and self.prefix_ids is not None:
             raise ApiError(400, "A grammar begins with the answer: leave out prefix_ids.", "prefix_ids")
-        self._hides = self.form is None or not _is_special(self.form, served)
+        form, text = self.form, served.token_text
+        assert text is not None
+        self._hides = form is None or all(token is None for _, token in text.split_special(form.written))
         room = served.room(self.ids, "messages")
         options["max_new_tokens"] = min(most or room, room)
         config = GenerationConfig.for_chat(served.model, **options)
@@ -226,17 +228,8 @@ class Turn:
     def _push(self, number: int, delta: Delta) -> list[Step]:
         text = delta.text
         if not self._hides and self.form is not None and self.served.token_text is not None:
-            text = self.served.token_text.without_special(text, _written(self.form))
+            text = self.served.token_text.without_special(text, self.form.written)
         return self.answers[number].push(text, None if delta.finish is None else FINISH[delta.finish])
-
-
-def _written(form: ToolFormat) -> str:
-    return form.trigger + form.open + form.call + form.between + form.close
-
-
-def _is_special(form: ToolFormat, served: ServedModel) -> bool:
-    text = served.token_text
-    return text is not None and any(token is not None for _, token in text.split_special(_written(form)))
 
 
 def chosen_tools(
