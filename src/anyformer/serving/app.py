@@ -214,8 +214,12 @@ class Gate:
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                _harden(MutableHeaders(scope=message), allowed)
+                status, sent = message["status"], MutableHeaders(scope=message)
+                sent["X-Content-Type-Options"] = "nosniff"
+                sent["Referrer-Policy"] = "no-referrer"
+                if allowed is not None:
+                    sent["Access-Control-Allow-Origin"] = allowed
+                    sent.add_vary_header("Origin")
             await send(message)
 
         try:
@@ -252,14 +256,6 @@ class Gate:
 
 
 _PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "*"}
-
-
-def _harden(headers: MutableHeaders, origin: str | None) -> None:
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "no-referrer"
-    if origin is not None:
-        headers["Access-Control-Allow-Origin"] = origin
-        headers.add_vary_header("Origin")
 
 
 def _name(host: str) -> str:

@@ -23,7 +23,7 @@ from anyformer.serving.api.fields import (
     Unused,
     joined,
 )
-from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, chosen_tools, tool_message
+from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
@@ -167,21 +167,16 @@ class ChatRequest(SamplingBody):
         """The turn that the request asks for. Raises ApiError for messages or tools that don't fit together."""
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs are shown with logprobs: true only.", "top_logprobs")
-        choice, rules = self.tool_choice or "auto", self.rules()
+        choice = self.tool_choice or "auto"
         named = isinstance(choice, ChosenTool)
-        tools = chosen_tools(
-            served,
-            [tool.function.made() for tool in self.tools or ()],
-            "required" if named else choice,
-            choice.function.name if named else None,
-            self.parallel_tool_calls is not False,
-            rules is not None,
-        )
         return Turn(
             served=served,
             messages=_rendered(self.messages),
-            tools=tools,
-            rules=rules,
+            functions=[tool.function.made() for tool in self.tools or ()],
+            choice="required" if named else choice,
+            only=choice.function.name if named else None,
+            parallel=self.parallel_tool_calls is not False,
+            rules=self.rules(),
             rules_param=self.rules_param,
             prefix_ids=self.prefix_ids,
         )

@@ -26,7 +26,7 @@ from anyformer.serving.api.fields import (
     form_rules,
     joined,
 )
-from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, chosen_tools, tool_message
+from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
@@ -136,15 +136,17 @@ class ConversationBody(_Part, RequestBody):
         choice = self.tool_choice or ToolChoice(type="auto")
         if (choice.type == "tool") != (choice.name is not None):
             raise ApiError(400, "tool_choice has a name if its type is tool, and only then.", "tool_choice")
-        tools = chosen_tools(
-            served,
-            [Function(each.name, each.description, each.input_schema, bool(each.strict)) for each in self.tools or ()],
-            {"any": "required", "tool": "required"}.get(choice.type, choice.type),
-            choice.name,
-            not choice.disable_parallel_tool_use,
-            rules is not None,
+        tools = self.tools or ()
+        return Turn(
+            served=served,
+            messages=self._shown(),
+            functions=[Function(each.name, each.description, each.input_schema, bool(each.strict)) for each in tools],
+            choice={"any": "required", "tool": "required"}.get(choice.type, choice.type),
+            only=choice.name,
+            parallel=not choice.disable_parallel_tool_use,
+            rules=rules,
+            rules_param="output_config",
         )
-        return Turn(served=served, messages=self._shown(), tools=tools, rules=rules, rules_param="output_config")
 
     def _shown(self) -> list[dict[str, Any]]:
         if self.messages[-1].role == "assistant":

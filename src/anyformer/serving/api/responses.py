@@ -30,7 +30,7 @@ from anyformer.serving.api.fields import (
     joined,
     schema_of,
 )
-from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, chosen_tools, tool_message
+from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.state import ServerOf
@@ -151,18 +151,18 @@ class ResponsesRequest(Ignored, TextBody):
     def turn(self, served: ServedModel) -> Turn:
         """The turn that the request asks for. Raises ApiError for items or tools that don't fit together."""
         schema = schema_of(None if self.text is None else self.text.format)
-        rules = None if schema is None else form_rules(schema, None, "text.format")
         choice = self.tool_choice or "auto"
         named = isinstance(choice, ChosenTool)
-        tools = chosen_tools(
-            served,
-            [tool.made() for tool in self.tools or ()],
-            "required" if named else choice,
-            choice.name if named else None,
-            self.parallel_tool_calls is not False,
-            rules is not None,
+        return Turn(
+            served=served,
+            messages=self._shown(),
+            functions=[tool.made() for tool in self.tools or ()],
+            choice="required" if named else choice,
+            only=choice.name if named else None,
+            parallel=self.parallel_tool_calls is not False,
+            rules=None if schema is None else form_rules(schema, None, "text.format"),
+            rules_param="text.format",
         )
-        return Turn(served=served, messages=self._shown(), tools=tools, rules=rules, rules_param="text.format")
 
     def _shown(self) -> list[dict[str, Any]]:
         """The items as chat templates read them: calls belong to the assistant's message before them."""
@@ -269,7 +269,6 @@ class _Writer:
         yield self._event(f"response.{self.status}", response=self.response())
 
     def failed(self, error: ApiError) -> bytes:
-        """The end of a stream that failed."""
         return self._event("response.failed", response=self.response({"code": "server_error", "message": str(error)}))
 
     def _begun(self, index: int) -> Iterator[bytes]:

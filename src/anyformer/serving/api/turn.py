@@ -125,19 +125,58 @@ class Turn:
     """A turn of a conversation.
 
     Attributes:
+        functions: The tools of the request.
+        choice: Whether one is called: none, auto or required.
+        only: The one that has to be called.
+        parallel: Whether several may be called.
         rules: Lark rules of its answer; None: any text.
         prefix_ids: Token ids that the answer begins with; None: it begins anew.
+
+    Raises:
+        ApiError: tools beside a grammar, a choice without tools or of none of them, or a model that can't be shown
+            tools.
     """
 
     served: ServedModel
     messages: Sequence[Mapping[str, Any]]
-    tools: Tools | None = None
-    rules: str | None = None
-    rules_param: str = "response_format"
+    functions: Sequence[Function]
+    choice: str
+    only: str | None
+    parallel: bool
+    rules: str | None
+    rules_param: str
     prefix_ids: Sequence[int] | None = None
     ids: list[int] = field(default_factory=list[int])
     streams: list[Stream] = field(default_factory=list[Stream])
     answers: list[Answer] = field(default_factory=list[Answer])
+
+    def __post_init__(self) -> None:
+        self.tools = self._tools()
+
+    def _tools(self) -> Tools | None:
+        """The tools that may be called; None: there are none."""
+        names, required = [function.name for function in self.functions], self.choice == "required"
+        if required and not names:
+            raise ApiError(400, "tool_choice wants a call, and there are no tools.", "tool_choice")
+        if not names or self.choice == "none":
+            return None
+        if self.rules is not None:
+            raise ApiError(
+                400, "An answer can't be both a call of a tool and of a given form: set tool_choice none.", "tools"
+            )
+        form = format_of(self.served.require_tokenizer().chat_template)
+        if form is None:
+            raise ApiError(
+                400,
+                f"The chat template of {self.served.name} has no tools, or in a form that this server doesn't read: "
+                "leave out tools, or set tool_choice none.",
+                "tools",
+            )
+        if len(set(names)) < len(names):
+            raise ApiError(400, "Two tools have the same name.", "tools")
+        if self.only is not None and self.only not in names:
+            raise ApiError(400, f"There is no tool {quote(self.only)} among tools.", "tool_choice")
+        return Tools(functions=self.functions, form=form, required=required, only=self.only, parallel=self.parallel)
 
     async def begin(
         self, options: GenerationOptions, count: int = 1, most: int | None = None, logprobs: int | None = None
@@ -230,46 +269,6 @@ class Turn:
         if not self._hides and self.form is not None and self.served.token_text is not None:
             text = self.served.token_text.without_special(text, self.form.written)
         return self.answers[number].push(text, None if delta.finish is None else FINISH[delta.finish])
-
-
-def chosen_tools(
-    served: ServedModel, functions: Sequence[Function], choice: str, only: str | None, parallel: bool, has_rules: bool
-) -> Tools | None:
-    """The tools of a request; None: there are none, or they may not be called.
-
-    Args:
-        choice: none, auto or required.
-        only: The one that has to be called.
-        has_rules: The text of the answer obeys a grammar.
-
-    Raises:
-        ApiError: tools beside a grammar, a choice without tools or of none of them, or a model that can't be shown
-            tools.
-    """
-    if not functions:
-        if choice == "required":
-            raise ApiError(400, "tool_choice wants a call, and there are no tools.", "tool_choice")
-        return None
-    if choice == "none":
-        return None
-    if has_rules:
-        raise ApiError(
-            400, "An answer can't be both a call of a tool and of a given form: set tool_choice none.", "tools"
-        )
-    form = format_of(served.require_tokenizer().chat_template)
-    if form is None:
-        raise ApiError(
-            400,
-            f"The chat template of {served.name} has no tools, or in a form that this server doesn't read: leave out "
-            "tools, or set tool_choice none.",
-            "tools",
-        )
-    names = [function.name for function in functions]
-    if len(set(names)) < len(names):
-        raise ApiError(400, "Two tools have the same name.", "tools")
-    if only is not None and only not in names:
-        raise ApiError(400, f"There is no tool {quote(only)} among tools.", "tool_choice")
-    return Tools(functions=functions, form=form, required=choice == "required", only=only, parallel=parallel)
 
 
 def assistant_message(text: str, calls: Sequence[Call], param: str, reasoning: str | None = None) -> dict[str, Any]:
