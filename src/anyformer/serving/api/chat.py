@@ -11,18 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from anyformer.serving.answers import DONE, STREAMED, Chunks, EventStream, JsonAnswer, shown_logprobs, spelled, usage
-from anyformer.serving.api.fields import (
-    MOST_TOOLS,
-    Choice,
-    Count,
-    FunctionBody,
-    PrefixIds,
-    SamplingBody,
-    Strict,
-    ToolName,
-    Unused,
-    joined,
-)
+from anyformer.serving.api import fields
 from anyformer.serving.api.turn import Answer, Call, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
@@ -33,7 +22,7 @@ from anyformer.serving.worker import Delta
 router = APIRouter()
 
 
-class TextPart(Strict):
+class TextPart(fields.Strict):
     """A part of a message."""
 
     type: Literal["text"]
@@ -43,7 +32,7 @@ class TextPart(Strict):
 Content = str | list[TextPart]
 
 
-class CalledFunction(Strict):
+class CalledFunction(fields.Strict):
     """A function and its arguments."""
 
     name: str
@@ -53,7 +42,7 @@ class CalledFunction(Strict):
     """Changes nothing: openai's client repeats the arguments in it."""
 
 
-class ToolCall(Strict):
+class ToolCall(fields.Strict):
     """A call that the model made."""
 
     id: str
@@ -63,8 +52,8 @@ class ToolCall(Strict):
     """Changes nothing: it numbers the calls of a streamed answer."""
 
 
-class _Message(Strict):
-    name: Unused[str] = None
+class _Message(fields.Strict):
+    name: fields.Unused[str] = None
 
 
 class PlainMessage(_Message):
@@ -109,7 +98,7 @@ def _rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage])
     """
     shown = list[dict[str, Any]]()
     for number, message in enumerate(messages):
-        text = joined(message.content)
+        text = fields.joined(message.content)
         if isinstance(message, ToolMessage):
             shown.append(tool_message(shown, message.tool_call_id, text, f"messages.{number}.tool_call_id"))
         elif isinstance(message, AssistantMessage):
@@ -121,37 +110,37 @@ def _rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage])
     return shown
 
 
-class Tool(Strict):
+class Tool(fields.Strict):
     """A tool."""
 
     type: Literal["function"]
-    function: FunctionBody
+    function: fields.FunctionBody
 
 
-class ChosenFunction(Strict):
+class ChosenFunction(fields.Strict):
     """The name of a function."""
 
-    name: ToolName
+    name: fields.ToolName
 
 
-class ChosenTool(Strict):
+class ChosenTool(fields.Strict):
     """A tool that has to be called."""
 
     type: Literal["function"]
     function: ChosenFunction
 
 
-class ChatRequest(SamplingBody):
+class ChatRequest(fields.SamplingBody):
     """A conversation that the model answers."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
+    max_tokens: fields.Count | None = None
+    max_completion_tokens: fields.Count | None = None
     """None: as many as there is room for."""
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: Choice | ChosenTool | None = None
+    tools: Annotated[list[Tool], Field(max_length=fields.MOST_TOOLS)] | None = None
+    tool_choice: fields.Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     verbosity: Literal["medium"] | None = None
     reasoning_effort: Literal["none"] | None = None
@@ -160,7 +149,7 @@ class ChatRequest(SamplingBody):
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     store: Literal[False] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    prefix_ids: PrefixIds | None = None
+    prefix_ids: fields.PrefixIds | None = None
     """Token ids that the answer begins with: it is written from behind them."""
 
     def turn(self, served: ServedModel) -> Turn:

@@ -13,19 +13,7 @@ from typing_extensions import override
 
 from anyformer.generation.config import GenerationOptions
 from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
-from anyformer.serving.api.fields import (
-    MOST_TOOLS,
-    Count,
-    RequestBody,
-    Schema,
-    Stops,
-    Strict,
-    TextBody,
-    ToolName,
-    Unused,
-    form_rules,
-    joined,
-)
+from anyformer.serving.api import fields
 from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
@@ -36,7 +24,7 @@ from anyformer.serving.tool_parser import Arguments, CallBegin, Part, Text
 router = APIRouter()
 
 
-class _Part(Strict):
+class _Part(fields.Strict):
     cache_control: dict[str, Any] | None = None
     """Changes nothing: prefixes that were read before are always reused."""
 
@@ -71,7 +59,7 @@ class ToolResult(_Part):
 Block = Annotated[TextBlock | ToolUse | ToolResult, Field(discriminator="type")]
 
 
-class Message(Strict):
+class Message(fields.Strict):
     """A message of a conversation."""
 
     role: Literal["user", "assistant"]
@@ -82,14 +70,14 @@ class Tool(_Part):
     """A tool that the model may use."""
 
     type: Literal["custom"] | None = None
-    name: ToolName
+    name: fields.ToolName
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
     """Enforce the schema."""
 
 
-class ToolChoice(Strict):
+class ToolChoice(fields.Strict):
     """Whether the model uses a tool."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -98,32 +86,32 @@ class ToolChoice(Strict):
     disable_parallel_tool_use: bool | None = None
 
 
-class Thinking(Strict):
+class Thinking(fields.Strict):
     """Whether the model thinks before it answers; adaptive: as it likes. No answer shows it."""
 
     type: Literal["disabled", "adaptive"]
     display: Literal["omitted"] | None = None
 
 
-class OutputFormat(Strict):
+class OutputFormat(fields.Strict):
     """A JSON schema that the answer obeys."""
 
     type: Literal["json_schema"]
-    schema_: Schema
+    schema_: fields.Schema
 
 
-class OutputConfig(Strict):
+class OutputConfig(fields.Strict):
     """The form of the answer."""
 
     format: OutputFormat | None = None
 
 
-class ConversationBody(_Part, RequestBody):
+class ConversationBody(_Part, fields.RequestBody):
     """A conversation."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     system: str | list[TextBlock] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=fields.MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -132,7 +120,7 @@ class ConversationBody(_Part, RequestBody):
         """The turn that the request asks for. Raises ApiError for messages or tools that don't fit together."""
         rules = None
         if self.output_config is not None and self.output_config.format is not None:
-            rules = form_rules(self.output_config.format.schema_, None, "output_config")
+            rules = fields.form_rules(self.output_config.format.schema_, None, "output_config")
         choice = self.tool_choice or ToolChoice(type="auto")
         if (choice.type == "tool") != (choice.name is not None):
             raise ApiError(400, "tool_choice has a name if its type is tool, and only then.", "tool_choice")
@@ -153,7 +141,7 @@ class ConversationBody(_Part, RequestBody):
             raise ApiError(400, "The last message is the user's: an answer can't be begun by the client.", "messages")
         shown = list[dict[str, Any]]()
         if self.system:
-            shown.append({"role": "system", "content": joined(self.system)})
+            shown.append({"role": "system", "content": fields.joined(self.system)})
         for number, message in enumerate(self.messages):
             param, content = f"messages.{number}.content", message.content
             blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
@@ -169,20 +157,20 @@ class ConversationBody(_Part, RequestBody):
             if uses:
                 raise ApiError(400, "A tool_use is the assistant's.", param)
             for result in results:
-                shown.append(tool_message(shown, result.tool_use_id, joined(result.content), param))
+                shown.append(tool_message(shown, result.tool_use_id, fields.joined(result.content), param))
             if text or not results:
                 shown.append({"role": "user", "content": text})
         return shown
 
 
-class MessagesRequest(ConversationBody, TextBody):
+class MessagesRequest(ConversationBody, fields.TextBody):
     """A conversation that the model answers."""
 
-    max_tokens: Count
+    max_tokens: fields.Count
     top_k: Annotated[int, Field(ge=0)] | None = None
-    stop_sequences: Stops | None = None
-    metadata: Unused[dict[str, Any]] = None
-    service_tier: Unused[Literal["auto", "standard_only"]] = None
+    stop_sequences: fields.Stops | None = None
+    metadata: fields.Unused[dict[str, Any]] = None
+    service_tier: fields.Unused[Literal["auto", "standard_only"]] = None
     speed: Literal["standard"] | None = None
 
     @override

@@ -12,24 +12,7 @@ from fastapi.responses import Response
 from pydantic import Discriminator, Field, Tag
 
 from anyformer.serving.answers import STREAMED, EventStream, JsonAnswer, event
-from anyformer.serving.api.fields import (
-    MOST_TOOLS,
-    Choice,
-    Count,
-    FunctionBody,
-    Ignored,
-    JsonObject,
-    NamedSchema,
-    PlainText,
-    StreamOptions,
-    Strict,
-    TextBody,
-    ToolName,
-    Unused,
-    form_rules,
-    joined,
-    schema_of,
-)
+from anyformer.serving.api import fields
 from anyformer.serving.api.turn import Call, Passage, Turn, assistant_message, tool_message
 from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
@@ -39,18 +22,18 @@ from anyformer.serving.tool_parser import Arguments, Reasoning, Text
 router = APIRouter()
 
 
-class _Item(Strict):
-    id: Unused[str] = None
-    status: Unused[Literal["in_progress", "completed", "incomplete"]] = None
+class _Item(fields.Strict):
+    id: fields.Unused[str] = None
+    status: fields.Unused[Literal["in_progress", "completed", "incomplete"]] = None
 
 
-class ContentPart(Strict):
+class ContentPart(fields.Strict):
     """A part of a message."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
-    annotations: Unused[list[Any]] = None
-    logprobs: Unused[list[Any]] = None
+    annotations: fields.Unused[list[Any]] = None
+    logprobs: fields.Unused[list[Any]] = None
 
 
 class MessageItem(_Item):
@@ -59,7 +42,7 @@ class MessageItem(_Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
-    phase: Unused[str] = None
+    phase: fields.Unused[str] = None
 
 
 class CallItem(_Item):
@@ -92,51 +75,51 @@ Item = Annotated[
 ]
 
 
-class FunctionTool(FunctionBody):
+class FunctionTool(fields.FunctionBody):
     """A function that the model may call."""
 
     type: Literal["function"]
 
 
-class ChosenTool(Strict):
+class ChosenTool(fields.Strict):
     """A function that has to be called."""
 
     type: Literal["function"]
-    name: ToolName
+    name: fields.ToolName
 
 
-class JsonBySchema(NamedSchema):
+class JsonBySchema(fields.NamedSchema):
     """JSON that obeys a schema."""
 
     type: Literal["json_schema"]
 
 
-class TextOptions(Strict):
+class TextOptions(fields.Strict):
     """The form of the text."""
 
     verbosity: Literal["medium"] | None = None
-    format: Annotated[PlainText | JsonObject | JsonBySchema, Field(discriminator="type")] | None = None
+    format: Annotated[fields.PlainText | fields.JsonObject | JsonBySchema, Field(discriminator="type")] | None = None
 
 
-class ReasoningOptions(Strict):
+class ReasoningOptions(fields.Strict):
     """How the model reasons: there is nothing to choose."""
 
     effort: None = None
     summary: None = None
 
 
-class ResponsesRequest(Ignored, TextBody):
+class ResponsesRequest(fields.Ignored, fields.TextBody):
     """A conversation that the model answers."""
 
     input: str | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     """A system message before the input."""
-    max_output_tokens: Count | None = None
+    max_output_tokens: fields.Count | None = None
     text: TextOptions | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: Choice | ChosenTool | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=fields.MOST_TOOLS)] | None = None
+    tool_choice: fields.Choice | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: fields.StreamOptions | None = None
     store: Literal[False] | None = None
     """Nothing is stored."""
     background: Literal[False] | None = None
@@ -150,7 +133,7 @@ class ResponsesRequest(Ignored, TextBody):
 
     def turn(self, served: ServedModel) -> Turn:
         """The turn that the request asks for. Raises ApiError for items or tools that don't fit together."""
-        schema = schema_of(None if self.text is None else self.text.format)
+        schema = fields.schema_of(None if self.text is None else self.text.format)
         choice = self.tool_choice or "auto"
         named = isinstance(choice, ChosenTool)
         return Turn(
@@ -160,7 +143,7 @@ class ResponsesRequest(Ignored, TextBody):
             choice="required" if named else choice,
             only=choice.name if named else None,
             parallel=self.parallel_tool_calls is not False,
-            rules=None if schema is None else form_rules(schema, None, "text.format"),
+            rules=None if schema is None else fields.form_rules(schema, None, "text.format"),
             rules_param="text.format",
         )
 
@@ -173,7 +156,7 @@ class ResponsesRequest(Ignored, TextBody):
         for number, item in enumerate(items):
             param = f"input.{number}"
             if isinstance(item, ResultItem):
-                shown.append(tool_message(shown, item.call_id, joined(item.output), param))
+                shown.append(tool_message(shown, item.call_id, fields.joined(item.output), param))
             elif isinstance(item, CallItem):
                 call = Call(item.call_id, item.name, item.arguments)
                 message = assistant_message("", [call], param)
@@ -184,7 +167,7 @@ class ResponsesRequest(Ignored, TextBody):
                 shown.append(message)
             else:
                 role = "system" if item.role == "developer" else item.role
-                shown.append({"role": role, "content": joined(item.content)})
+                shown.append({"role": role, "content": fields.joined(item.content)})
         return shown
 
 
