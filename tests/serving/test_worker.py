@@ -1,9 +1,11 @@
 """Whatever else a server does, a text is the same; and clients may leave at any moment."""
 
+import asyncio
 import json
 import re
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from random import Random
@@ -14,6 +16,7 @@ import pytest
 
 import anyformer as af
 from anyformer.serving.state import Server
+from anyformer.serving.worker import BatchedCalls, Worker
 from tests.serving.running import running, small_models
 
 Running = tuple[httpx.Client, Server]
@@ -96,3 +99,34 @@ def test_tokens_that_come_fast_share_events_but_the_first_and_the_last_wait_for_
     assert sum(len(event["logprobs"]["tokens"]) for event in events) == 60
     assert "".join(event["text"] for event in events) == whole["text"]
     assert events[1]["finish_reason"] == "length"
+
+
+def test_embeddings_that_are_answered_together_do_not_share_a_fault() -> None:
+    """Neither a client that leaves nor a crash in one request is noticed by the others."""
+
+    def answer(items: Sequence[int]) -> Sequence[int]:
+        if 13 in items:
+            raise RuntimeError("13")
+        return [10 * item for item in items]
+
+    async def ask() -> list[Any]:
+        worker = Worker(small_models()["gpt"][0], None, 4)
+        worker.start(asyncio.get_running_loop())
+        free = threading.Event()
+        worker.put(lambda: [free.wait()].clear())
+        calls = BatchedCalls(worker, answer)
+        asked = [asyncio.create_task(calls(items)) for items in ([1], [2, 3], [13], [4])]  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        asked[0].cancel()
+        await asyncio.sleep(0.01)
+        free.set()
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+        later = await asyncio.wait_for(calls([5]), 20)
+        worker.stop()
+        return [*answers, later]
+
+    left, *answers = asyncio.run(ask())
+    assert isinstance(left, asyncio.CancelledError)
+    assert answers[0] == [20, 30]
+    assert str(answers[1]) == "13"
+    assert answers[2:] == [[40], [50]]

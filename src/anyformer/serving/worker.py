@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
-from anyformer.errors import UserError
 from anyformer.generation.batching import BatchingEngine
 from anyformer.generation.inference import evaluating
 from anyformer.generation.request import Finish, Request, TokenLogprob
@@ -185,8 +184,12 @@ class Worker:
     async def call(self, function: Callable[[], T]) -> T:
         """Do other work with the model, between two steps, and return its result or raise its exception."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(partial(_settle, future, function))
+        self.put(partial(_settle, future, function))
         return await future
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Have a job done that raises nothing, between two steps."""
+        self._jobs.put(job)
 
     def _run(self) -> None:
         busy = False
@@ -240,7 +243,7 @@ class BatchedCalls(Generic[Item, Answer]):
         future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, future))
         if len(self._waiting) == 1:
-            await self._worker.call(self._answer_all)
+            self._worker.put(self._answer_all)  # whoever asked first may leave: the others are answered all the same
         return await future
 
     def _answer_all(self) -> None:
@@ -248,7 +251,7 @@ class BatchedCalls(Generic[Item, Answer]):
         waiting = [(items, future) for items, future in waiting if not future.cancelled()]
         try:
             answers = iter(self._function([item for items, _ in waiting for item in items]))
-        except UserError:
+        except Exception:  # of one request, perhaps, so each is answered alone
             for items, future in waiting:
                 _settle(future, partial(self._function, items))
         else:
