@@ -1,6 +1,7 @@
 """A batch: the tensors of one training step, as numpy arrays."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
@@ -16,6 +17,7 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
 Rng = np.random.Generator
+Ids = Sequence[int] | Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +102,34 @@ class EmbeddingBatch(Batch):
     """
 
     slots: Int64 | None = None
+
+
+def padded(rows: Sequence[Any], value: int, dtype: type = np.int64, length: int = 0) -> Any:
+    """[rows, longest] rows filled up on the right, to `length` at least."""
+    filled = np.full((len(rows), max(length, *map(len, rows))), value, dtype)
+    for number, row in enumerate(rows):
+        filled[number, : len(row)] = row
+    return filled
+
+
+def padding_mask(rows: Sequence[Ids], length: int = 0) -> Bool | None:
+    """[rows, longest] False for the padding of `padded`; None where there is none."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(max(length, lengths.max())) < lengths[:, None]
+    return None if mask.all() else mask
+
+
+def pair_batch(
+    sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: int, lengths: tuple[int, int] = (0, 0)
+) -> Batch:
+    """Sources and targets, each with its end, for an encoder-decoder.
+
+    Args:
+        start: the decoder's first input.
+        lengths: fewest tokens of the padded sources, and of the padded targets.
+    """
+    source, written = padded(sources, pad, length=lengths[0]), padded(targets, IGNORED, length=lengths[1])
+    tokens = np.full_like(written, pad)
+    tokens[:, 0] = start
+    tokens[:, 1:] = np.where(written[:, 1:] == IGNORED, pad, written[:, :-1])
+    return Batch(tokens, written, source=source, source_mask=padding_mask(sources, lengths[0]))

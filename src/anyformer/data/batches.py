@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64
+from anyformer.data.batch import Batch, Bool, Int64, pair_batch
 from anyformer.data.objectives import Causal, Objective
 from anyformer.data.pairs import PairFile
 from anyformer.errors import UserError
@@ -277,19 +277,11 @@ class PairBatches:
             yield self._collate(self._sorted[begin:end])
 
     def _collate(self, members: Int64) -> Batch:
-        text = self._longest - 1
-        sources = [self._pairs.source(index)[:text] for index in members.tolist()]
-        targets = [self._pairs.target(index)[:text] for index in members.tolist()]
-        source = np.full((len(members), max(map(len, sources)) + 1), self._pad, dtype=np.int64)
-        target = np.full((len(members), max(map(len, targets)) + 1), IGNORED, dtype=np.int64)
-        tokens = np.full_like(target, self._pad)
-        tokens[:, 0] = self._start
-        for row, (read, written) in enumerate(zip(sources, targets, strict=True)):
-            source[row, : len(read)], source[row, len(read)] = read, self._eos
-            target[row, : len(written)], target[row, len(written)] = written, self._eos
-            tokens[row, 1 : len(written) + 1] = written
-        mask = np.arange(source.shape[1]) <= np.array([[len(read)] for read in sources])
-        return Batch(tokens, target, source=source, source_mask=None if mask.all() else mask)
+        sources, targets = (
+            [np.append(text_of(index)[: self._longest - 1], self._eos) for index in members.tolist()]
+            for text_of in (self._pairs.source, self._pairs.target)
+        )
+        return pair_batch(sources, targets, self._pad, self._start)
 
 
 def _edges(lengths: Int64, batch_tokens: int) -> Int64:

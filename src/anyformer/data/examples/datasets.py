@@ -13,15 +13,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from anyformer.data.batch import IGNORED, Batch, Bool, EmbeddingBatch, Float32, Int64, PreferenceBatch
+from anyformer.data.batch import (
+    IGNORED,
+    Batch,
+    EmbeddingBatch,
+    Float32,
+    Ids,
+    Int64,
+    PreferenceBatch,
+    padded,
+    padding_mask,
+    pair_batch,
+)
 from anyformer.data.batches import feistel_shuffle, mix_seed
 from anyformer.data.examples.encoded import EncodedRow
-
-Ids = Sequence[int]
 
 _ORDER, _POOL = 6, 7  # other draws than those of `batches`
 _POOL_BATCHES = 32, 128
@@ -51,13 +59,13 @@ def causal(rows: Sequence[Sequence[EncodedRow]], pad: int) -> Dataset:
 
     def collate(members: Sequence[int]) -> Batch:
         chosen = [rows[member] for member in members]
-        tokens = _padded([[token for text in row for token in text.tokens[:-1]] for row in chosen], pad)
-        targets = _padded([[target for text in row for target in _targets(text)] for row in chosen], IGNORED)
+        tokens = padded([[token for text in row for token in text.tokens[:-1]] for row in chosen], pad)
+        targets = padded([[target for text in row for target in _targets(text)] for row in chosen], IGNORED)
         if all(len(row) == 1 for row in chosen):
             return Batch(tokens, targets)
         numbers = [[number for number, text in enumerate(row) for _ in text.tokens[:-1]] for row in chosen]
         # Padding is a document of its own, without targets.
-        return Batch(tokens, targets, documents=_padded(numbers, max(map(len, chosen))))
+        return Batch(tokens, targets, documents=padded(numbers, max(map(len, chosen))))
 
     return Dataset(_lengths(sum(len(text.tokens) - 1 for text in row) for row in rows), collate)
 
@@ -87,8 +95,8 @@ def preferences(chosen: Sequence[EncodedRow], rejected: Sequence[EncodedRow], pa
 
     def collate(members: Sequence[int]) -> PreferenceBatch:
         texts = [text for member in members for text in (chosen[member], rejected[member])]
-        tokens = _padded([text.tokens[:-1] for text in texts], pad)
-        targets = _padded([_targets(text) for text in texts], IGNORED)
+        tokens = padded([text.tokens[:-1] for text in texts], pad)
+        targets = padded([_targets(text) for text in texts], IGNORED)
         return PreferenceBatch(tokens, targets, reference=reference[list(members)].reshape(-1))
 
     pairs = zip(chosen, rejected, strict=True)
@@ -105,8 +113,8 @@ def labeled(texts: Sequence[Ids], labels: Int64 | Float32, pad: int, segments: S
 
     def collate(members: Sequence[int]) -> Batch:
         rows = [texts[member] for member in members]
-        kinds = None if segments is None else _padded([segments[member] for member in members], 0)
-        return Batch(_padded(rows, pad), labels[list(members)], _mask(rows), kinds)
+        kinds = None if segments is None else padded([segments[member] for member in members], 0)
+        return Batch(padded(rows, pad), labels[list(members)], padding_mask(rows), kinds)
 
     return Dataset(_lengths(map(len, texts)), collate)
 
@@ -119,7 +127,9 @@ def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtyp
 
     def collate(members: Sequence[int]) -> Batch:
         rows = [texts[member] for member in members]
-        return Batch(_padded(rows, pad), _padded([tags[member] for member in members], IGNORED, dtype), _mask(rows))
+        return Batch(
+            padded(rows, pad), padded([tags[member] for member in members], IGNORED, dtype), padding_mask(rows)
+        )
 
     return Dataset(_lengths(map(len, texts)), collate)
 
@@ -133,7 +143,7 @@ def compared(texts: Sequence[Sequence[Ids]], labels: Int64 | Float32, pad: int) 
     def collate(members: Sequence[int]) -> EmbeddingBatch:
         rows = [text for member in members for text in texts[member]]
         slots = np.arange(len(members), dtype=np.int64)
-        return EmbeddingBatch(_padded(rows, pad), labels[list(members)], _mask(rows), slots=slots)
+        return EmbeddingBatch(padded(rows, pad), labels[list(members)], padding_mask(rows), slots=slots)
 
     return Dataset(_lengths(max(map(len, each)) for each in texts), collate)
 
@@ -143,8 +153,7 @@ def rewrites(sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: in
 
     def collate(members: Sequence[int]) -> Batch:
         read, written = ([side[member] for member in members] for side in (sources, targets))
-        tokens = _padded([[start, *target[:-1]] for target in written], pad)
-        return Batch(tokens, _padded(written, IGNORED), source=_padded(read, pad), source_mask=_mask(read))
+        return pair_batch(read, written, pad, start)
 
     pairs = zip(sources, targets, strict=True)
     return Dataset(_lengths(max(len(source), len(target)) for source, target in pairs), collate)
@@ -157,20 +166,6 @@ def _lengths(values: Iterable[int]) -> Int64:
 def _targets(text: EncodedRow) -> list[int]:
     pairs = zip(text.tokens[1:], text.loss_mask[1:], strict=True)
     return [token if is_target else IGNORED for token, is_target in pairs]
-
-
-def _padded(rows: Sequence[Sequence[float]], value: int, dtype: type = np.int64) -> Any:
-    """[rows, longest] rows filled up on the right."""
-    filled = np.full((len(rows), max(map(len, rows))), value, dtype)
-    for number, row in enumerate(rows):
-        filled[number, : len(row)] = row
-    return filled
-
-
-def _mask(rows: Sequence[Ids]) -> Bool | None:
-    """[rows, longest] False for padding; None where there is none."""
-    lengths = np.array([len(row) for row in rows])
-    return None if (lengths == lengths.max()).all() else np.arange(lengths.max()) < lengths[:, None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
