@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
-from anyformer.data.examples import ClassifyExample, EmbedExample, TagExample
-from anyformer.data.examples.parts import as_number, fault, number_of
+from anyformer.data.examples import ClassifyExample, EmbedExample, Example, TagExample
+from anyformer.data.examples.parts import as_number, fault, kind_of, number_of
 from anyformer.data.formats import Location
 from anyformer.errors import UserError, quote
 
@@ -55,22 +55,22 @@ def resolve_labels(
     Raises:
         UserError: Labels are of different types, unknown, or not finite.
     """
-    raw = _raw_labels(examples)
-    _check_pairs(examples)
-    if isinstance(raw[0].value, tuple):
+    values = _checked_labels(examples)
+    _check_same(examples, ["one text" if each.second is None else "a pair of texts" for each in examples])
+    if isinstance(values[0], tuple):
         if kind not in (None, "multiple"):
-            raise fault(raw[0].location, f"has a list of labels, and {kind} labels were asked for")
-        values, labels = _several(raw, names, classes)
-    elif kind == "regression" or (kind is None and names is None and not classes and _has_decimals(raw)):
-        values = [as_number(value, location, "its label") for value, location in raw]
+            raise fault(examples[0].location, f"has a list of labels, and {kind} labels were asked for")
+        values, labels = _several(examples, values, names, classes)
+    elif kind == "regression" or (kind is None and names is None and not classes and _has_decimals(examples, values)):
+        values = _numbers(examples, values)
         note, why = f"numbers from {min(values):g} to {max(values):g}", "as asked" if kind else "as some have decimals"
         labels = Labels("regression", (), f"{note} to be predicted, {why}")
     else:
-        texts = [each._replace(value=_text(each.value)) for each in raw] if classes else _texts_of_numbers(raw)
+        texts = [*map(_text, values)] if classes else _texts_of_numbers(examples, values)
         if kind == "multiple":
-            values, labels = _several([each._replace(value=(each.value,)) for each in texts], names, classes)
+            values, labels = _several(examples, [(text,) for text in texts], names, classes)
         else:
-            values, labels = _single(texts, names, classes)
+            values, labels = _single(examples, texts, names, classes)
     return [replace(example, label=value) for example, value in zip(examples, values, strict=True)], labels
 
 
@@ -78,8 +78,8 @@ def resolve_tags(
     examples: Sequence[TagExample], names: Sequence[str] | None = None, classes: Sequence[str] = ()
 ) -> tuple[list[TagExample], Labels]:
     """Make names of tags that are as the rows have them; see `resolve_labels`."""
-    raw = [_Raw(tuple(example.tags), example.location) for example in examples]
-    names, name_of, note = _vocabulary(_parts(raw, "tags", raw[0].value[0]), names, classes, "tag")
+    rows = [example.tags for example in examples]
+    names, name_of, note = _vocabulary(_parts(examples, rows, "tags", rows[0][0]), names, classes, "tag")
     made = [
         replace(example, tags=tuple(name_of(str(tag), example.location) for tag in example.tags))
         for example in examples
@@ -95,19 +95,17 @@ def resolve_embeddings(
     Raises UserError for examples with different parts, unknown classes, or scores of an unknown range.
     """
     count = len(examples[0].texts)
-    for example in examples:
-        if len(example.texts) != count:
-            raise fault(example.location, f"has {len(example.texts)} texts, and the rows before have {count}")
+    _check_same(examples, [len(each.texts) for each in examples], " texts")
     if examples[0].score is not None:
         return _scored(examples, [cast("float", example.score) for example in examples])
     if examples[0].label is None:
         kinds = {2: "pairs", 3: "triplets"}
         note = kinds.get(count, f"anchors with one text like them and {count - 2} unlike them")
         return list(examples), Labels(None, (), note)
-    raw = _raw_labels(examples)
-    if count == 2 and _has_decimals(raw):
-        return _scored(examples, [as_number(value, location, "its label") for value, location in raw])
-    values, labels = _single(_texts_of_numbers(raw), names, ())
+    values = _checked_labels(examples)
+    if count == 2 and _has_decimals(examples, values):
+        return _scored(examples, _numbers(examples, values))
+    values, labels = _single(examples, _texts_of_numbers(examples, values), names, ())
     made = [replace(example, label=value) for example, value in zip(examples, values, strict=True)]
     return made, replace(labels, kind=None)
 
@@ -128,30 +126,28 @@ def check_learnable(labels: Sequence[object], location: Location, *, named: bool
         )
 
 
-class _Raw(NamedTuple):
-    """A label as a row has it."""
-
-    value: Any
-    location: Location
-
-
-def _raw_labels(examples: Sequence[ClassifyExample | EmbedExample]) -> list[_Raw]:
-    """The labels of examples. Raises UserError for the first that is of another type than the first one."""
-    raw = [_Raw(example.label, example.location) for example in examples]
-    kind = _type(raw[0].value)
-    for label, location in raw:
-        if _type(label) != kind:
-            raise fault(
-                location, f"has {_type(label)} as its label, and the rows before have {kind}", "use one of the two"
-            )
+def _checked_labels(examples: Sequence[ClassifyExample | EmbedExample]) -> list[Any]:
+    """The labels as the rows have them. Raises UserError for one of another type than the first, or not finite."""
+    labels = [example.label for example in examples]
+    _check_same(examples, [*map(kind_of, labels)], " as its label", "use one of the two")
+    for example, label in zip(examples, labels, strict=True):
         if isinstance(label, float) and not math.isfinite(label):
-            raise fault(location, f"has {label} as its label", "only finite numbers can be learned")
-    return raw
+            raise fault(example.location, f"has {label} as its label", "only finite numbers can be learned")
+    return labels
 
 
-def _type(label: object) -> str:
-    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "a text"))
-    return next((name for kind, name in kinds if isinstance(label, kind)), "a list")
+def _check_same(
+    examples: Sequence[Example], facts: Sequence[object], noun: str = "", advice: str | None = None
+) -> None:
+    """Raise UserError for the first example that has something else than the first one."""
+    for example, fact in zip(examples, facts, strict=True):
+        if fact != facts[0]:
+            raise fault(example.location, f"has {fact}{noun}, and the rows before have {facts[0]}", advice)
+
+
+def _numbers(examples: Sequence[Example], labels: Sequence[object]) -> list[float]:
+    pairs = zip(examples, labels, strict=True)
+    return [as_number(label, example.location, "its label") for example, label in pairs]
 
 
 def _scored(examples: Sequence[EmbedExample], scores: Sequence[float]) -> tuple[list[EmbedExample], Labels]:
@@ -169,29 +165,34 @@ def _scored(examples: Sequence[EmbedExample], scores: Sequence[float]) -> tuple[
     return [replace(example, score=score / scale, label=None) for example, score in pairs], Labels(None, (), note)
 
 
-def _single(raw: Sequence[_Raw], names: Sequence[str] | None, classes: Sequence[str]) -> tuple[list[Any], Labels]:
-    names, name_of, note = _vocabulary((label for label, _ in raw), names, classes)
-    return [name_of(label, location) for label, location in raw], Labels("single", names, note)
+def _single(
+    examples: Sequence[Example], labels: Sequence[str], names: Sequence[str] | None, classes: Sequence[str]
+) -> tuple[list[Any], Labels]:
+    names, name_of, note = _vocabulary(labels, names, classes)
+    pairs = zip(examples, labels, strict=True)
+    return [name_of(label, example.location) for example, label in pairs], Labels("single", names, note)
 
 
-def _several(raw: Sequence[_Raw], names: Sequence[str] | None, classes: Sequence[str]) -> tuple[list[Any], Labels]:
-    if _is_indicator([row for row, _ in raw]):
+def _several(
+    examples: Sequence[Example], rows: Sequence[Any], names: Sequence[str] | None, classes: Sequence[str]
+) -> tuple[list[Any], Labels]:
+    if _is_indicator(rows):
         # A 1 for each label that a text has.
-        width = 1 + max((index for row, _ in raw for index, is_one in enumerate(row) if is_one), default=0)
-        raw = [_Raw(tuple(index for index, is_one in enumerate(row) if is_one), location) for row, location in raw]
-        classes = classes or tuple(map(str, range(width)))
-    first = next((row[0] for row, _ in raw if row), "")
-    names, name_of, note = _vocabulary(_parts(raw, "labels", first), names, classes)
-    values = [tuple(dict.fromkeys(name_of(str(each), location) for each in row)) for row, location in raw]
+        rows = [[index for index, is_one in enumerate(row) if is_one] for row in rows]
+        classes = classes or tuple(map(str, range(1 + max(map(max, filter(None, rows)), default=0))))
+    first = next((row[0] for row in rows if row), "")
+    names, name_of, note = _vocabulary(_parts(examples, rows, "labels", first), names, classes)
+    pairs = zip(examples, rows, strict=True)
+    values = [tuple(dict.fromkeys(name_of(str(each), example.location) for each in row)) for example, row in pairs]
     return list(values), Labels("multiple", names, f"several of {note}")
 
 
-def _parts(raw: Sequence[_Raw], noun: str, first: object) -> set[str]:
+def _parts(examples: Sequence[Example], rows: Sequence[Sequence[object]], noun: str, first: object) -> set[str]:
     """All texts or numbers in lists. Raises UserError where they are not all what the first one is."""
-    for row, location in raw:
+    for example, row in zip(examples, rows, strict=True):
         if any(isinstance(each, str) != isinstance(first, str) for each in row):
-            raise fault(location, f"has texts as {noun}, and the rows before numbers, or the other way round")
-    return {str(each) for row, _ in raw for each in row}
+            raise fault(example.location, f"has texts as {noun}, and the rows before numbers, or the other way round")
+    return {str(each) for row in rows for each in row}
 
 
 def _is_indicator(rows: Sequence[tuple[str | int, ...]]) -> bool:
@@ -204,35 +205,25 @@ def _is_indicator(rows: Sequence[tuple[str | int, ...]]) -> bool:
     )
 
 
-def _check_pairs(examples: Sequence[ClassifyExample]) -> None:
-    is_pair = examples[0].second is not None
-    for example in examples:
-        if (example.second is not None) != is_pair:
-            own, others = ("a pair of texts", "one text") if not is_pair else ("one text", "a pair of texts")
-            raise fault(example.location, f"has {own}, and the rows before have {others}")
-
-
-def _has_decimals(raw: Sequence[_Raw]) -> bool:
+def _has_decimals(examples: Sequence[Example], labels: Sequence[object]) -> bool:
     """Whether all labels are numbers, one with decimals. Raises UserError if most have some, and one is no number."""
-    numbers = [number_of(label) for label, _ in raw]
+    numbers = [*map(number_of, labels)]
     with_decimals = sum(number is not None and not float(number).is_integer() for number in numbers)
     if None not in numbers:
         return with_decimals > 0
-    if 2 * with_decimals > len(raw):
-        label, location = raw[numbers.index(None)]
-        raise fault(location, f"has {quote(str(label))} as its label", "that is no number, as most labels are")
+    if 2 * with_decimals > len(labels):
+        index = numbers.index(None)
+        problem = f"has {quote(str(labels[index]))} as its label"
+        raise fault(examples[index].location, problem, "that is no number, as most labels are")
     return False
 
 
-def _texts_of_numbers(raw: Sequence[_Raw]) -> list[_Raw]:
+def _texts_of_numbers(examples: Sequence[Example], labels: Sequence[object]) -> list[str]:
     """Labels as texts; where all are numbers, each has one text however it is written."""
-    if any(number_of(label) is None for label, _ in raw):
-        return [each._replace(value=_text(each.value)) for each in raw]
-    numbers = [as_number(label, location, "its label") for label, location in raw]
-    return [
-        each._replace(value=_text(each.value if isinstance(each.value, int) else number))
-        for each, number in zip(raw, numbers, strict=True)
-    ]
+    if None in map(number_of, labels):
+        return [*map(_text, labels)]
+    pairs = zip(labels, _numbers(examples, labels), strict=True)
+    return [_text(label if isinstance(label, int) else number) for label, number in pairs]
 
 
 def _text(label: object) -> str:
