@@ -45,6 +45,22 @@ class Batch:
     source_mask: Bool | None = None
     documents: Int64 | None = None
 
+    @classmethod
+    def of_pairs(
+        cls, sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: int, lengths: tuple[int, int] = (0, 0)
+    ) -> Self:
+        """Sources and targets, each with its end, for an encoder-decoder.
+
+        Args:
+            start: the decoder's first input.
+            lengths: fewest tokens of the padded sources, and of the padded targets.
+        """
+        source, written = padded(sources, pad, length=lengths[0]), padded(targets, IGNORED, length=lengths[1])
+        tokens = np.full_like(written, pad)
+        tokens[:, 0] = start
+        tokens[:, 1:] = np.where(written[:, 1:] == IGNORED, pad, written[:, :-1])
+        return cls(tokens, written, source=source, source_mask=padding_mask(sources, lengths[0]))
+
     @property
     def examples(self) -> int:
         """The number of examples that the batch can be split into: of rows, or of the targets of several together."""
@@ -117,19 +133,3 @@ def padding_mask(rows: Sequence[Ids], length: int = 0) -> Bool | None:
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(max(length, lengths.max())) < lengths[:, None]
     return None if mask.all() else mask
-
-
-def pair_batch(
-    sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: int, lengths: tuple[int, int] = (0, 0)
-) -> Batch:
-    """Sources and targets, each with its end, for an encoder-decoder.
-
-    Args:
-        start: the decoder's first input.
-        lengths: fewest tokens of the padded sources, and of the padded targets.
-    """
-    source, written = padded(sources, pad, length=lengths[0]), padded(targets, IGNORED, length=lengths[1])
-    tokens = np.full_like(written, pad)
-    tokens[:, 0] = start
-    tokens[:, 1:] = np.where(written[:, 1:] == IGNORED, pad, written[:, :-1])
-    return Batch(tokens, written, source=source, source_mask=padding_mask(sources, lengths[0]))

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from anyformer.data.batch import Batch, Bool, Int64, pair_batch
+from anyformer.data.batch import Batch, Bool, Int64
 from anyformer.data.objectives import Causal, Objective
 from anyformer.data.pairs import PairFile
 from anyformer.errors import UserError
@@ -281,7 +281,7 @@ class PairBatches:
             [np.append(text_of(index)[: self._longest - 1], self._eos) for index in members.tolist()]
             for text_of in (self._pairs.source, self._pairs.target)
         )
-        return pair_batch(sources, targets, self._pad, self._start)
+        return Batch.of_pairs(sources, targets, self._pad, self._start)
 
 
 def _edges(lengths: Int64, batch_tokens: int) -> Int64:

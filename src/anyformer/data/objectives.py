@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import decoders, models
 
 from anyformer.config import SpecialTokens
-from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng, padded, pair_batch
+from anyformer.data.batch import IGNORED, Batch, Bool, Int64, Rng, padded
 from anyformer.errors import UserError, nearest, quote
 from anyformer.tokenizer import Tokenizer
 
@@ -324,7 +324,7 @@ class SpanCorruption:
         parts = [self._corrupt(windows[row, :size], loss_mask[row, :size], rng) for row, size in enumerate(sizes)]
         sources, written, learned = zip(*parts, strict=True)
         lengths = self.lengths(length)
-        batch = pair_batch(sources, written, self.pad, self.start, lengths)
+        batch = Batch.of_pairs(sources, written, self.pad, self.start, lengths)
         is_target = padded(learned, False, np.bool_, lengths[1])
         return replace(batch, targets=np.where(is_target, batch.targets, IGNORED))
 

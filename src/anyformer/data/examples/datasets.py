@@ -10,26 +10,17 @@ lengths, where a token counts as much in a short text as in a long one.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from anyformer.data.batch import (
-    IGNORED,
-    Batch,
-    EmbeddingBatch,
-    Float32,
-    Ids,
-    Int64,
-    PreferenceBatch,
-    padded,
-    padding_mask,
-    pair_batch,
-)
+from anyformer.data.batch import IGNORED, Batch, EmbeddingBatch, Float32, Int64, PreferenceBatch, padded, padding_mask
 from anyformer.data.batches import feistel_shuffle, mix_seed
 from anyformer.data.examples.encoded import EncodedRow
+
+Ids = Sequence[int]
 
 _ORDER, _POOL = 6, 7  # other draws than those of `batches`
 _POOL_BATCHES = 32, 128
@@ -67,7 +58,7 @@ def causal(rows: Sequence[Sequence[EncodedRow]], pad: int) -> Dataset:
         # Padding is a document of its own, without targets.
         return Batch(tokens, targets, documents=padded(numbers, max(map(len, chosen))))
 
-    return Dataset(_lengths(sum(len(text.tokens) - 1 for text in row) for row in rows), collate)
+    return Dataset(np.fromiter((sum(len(text.tokens) - 1 for text in row) for row in rows), np.int64), collate)
 
 
 def pack(texts: Sequence[EncodedRow], capacity: int) -> list[list[EncodedRow]]:
@@ -100,7 +91,7 @@ def preferences(chosen: Sequence[EncodedRow], rejected: Sequence[EncodedRow], pa
         return PreferenceBatch(tokens, targets, reference=reference[list(members)].reshape(-1))
 
     pairs = zip(chosen, rejected, strict=True)
-    return Dataset(_lengths(max(len(a.tokens), len(b.tokens)) - 1 for a, b in pairs), collate, reference)
+    return Dataset(np.fromiter((max(len(a.tokens), len(b.tokens)) - 1 for a, b in pairs), np.int64), collate, reference)
 
 
 def labeled(texts: Sequence[Ids], labels: Int64 | Float32, pad: int, segments: Sequence[Ids] | None = None) -> Dataset:
@@ -116,7 +107,7 @@ def labeled(texts: Sequence[Ids], labels: Int64 | Float32, pad: int, segments: S
         kinds = None if segments is None else padded([segments[member] for member in members], 0)
         return Batch(padded(rows, pad), labels[list(members)], padding_mask(rows), kinds)
 
-    return Dataset(_lengths(map(len, texts)), collate)
+    return Dataset(np.fromiter(map(len, texts), np.int64), collate)
 
 
 def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtype: type = np.int64) -> Dataset:
@@ -131,7 +122,7 @@ def tagged(texts: Sequence[Ids], tags: Sequence[Sequence[float]], pad: int, dtyp
             padded(rows, pad), padded([tags[member] for member in members], IGNORED, dtype), padding_mask(rows)
         )
 
-    return Dataset(_lengths(map(len, texts)), collate)
+    return Dataset(np.fromiter(map(len, texts), np.int64), collate)
 
 
 def compared(texts: Sequence[Sequence[Ids]], labels: Int64 | Float32, pad: int) -> Dataset:
@@ -145,7 +136,7 @@ def compared(texts: Sequence[Sequence[Ids]], labels: Int64 | Float32, pad: int) 
         slots = np.arange(len(members), dtype=np.int64)
         return EmbeddingBatch(padded(rows, pad), labels[list(members)], padding_mask(rows), slots=slots)
 
-    return Dataset(_lengths(max(map(len, each)) for each in texts), collate)
+    return Dataset(np.fromiter((max(map(len, each)) for each in texts), np.int64), collate)
 
 
 def rewrites(sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: int) -> Dataset:
@@ -153,14 +144,10 @@ def rewrites(sources: Sequence[Ids], targets: Sequence[Ids], pad: int, start: in
 
     def collate(members: Sequence[int]) -> Batch:
         read, written = ([side[member] for member in members] for side in (sources, targets))
-        return pair_batch(read, written, pad, start)
+        return Batch.of_pairs(read, written, pad, start)
 
     pairs = zip(sources, targets, strict=True)
-    return Dataset(_lengths(max(len(source), len(target)) for source, target in pairs), collate)
-
-
-def _lengths(values: Iterable[int]) -> Int64:
-    return np.array(list(values), np.int64)
+    return Dataset(np.fromiter((max(len(source), len(target)) for source, target in pairs), np.int64), collate)
 
 
 def _targets(text: EncodedRow) -> list[int]:
