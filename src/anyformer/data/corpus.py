@@ -71,38 +71,25 @@ class Sizes(NamedTuple):
     is_open: bool = False
 
     @classmethod
-    def of(cls, documents: Iterable[Document], root: Path) -> Sizes:
-        """Measure documents; hashes depend only on paths relative to the folder `root`."""
-        size, document = 0, None
-
-        def sizes() -> Iterator[tuple[Path, int | None, int]]:
-            nonlocal size, document
-            for document in documents:
-                size += len(document.text)
-                if document.last:
-                    yield document.path, document.line, size
-                    size = 0
-            if document is not None and size:
-                yield document.path, document.line, size
-
-        return cls.hashed(sizes(), root)._replace(is_open=size > 0)
-
-    @classmethod
-    def hashed(cls, sizes: Iterable[tuple[Path, int | None, int]], root: Path) -> Sizes:
-        """Add the hashes to the path, the line and the number of characters of each document."""
+    def of(cls, items: Iterable[Any], root: Path) -> Sizes:
+        """Measure documents or pairs; hashes depend only on paths relative to the folder `root`."""
 
         @lru_cache(maxsize=1)  # once a file and not once a line, which would take longer than reading it
         def path_hash(path: Path):
             name = path.absolute().relative_to(root).as_posix()
             return hashlib.sha256(f"{name}:".encode("utf-8", "surrogateescape"))
 
-        characters, hashes = array("q"), array("Q")
-        for path, line, size in sizes:
-            own = path_hash(path).copy()
-            own.update(str(line or 0).encode())
-            characters.append(size)
-            hashes.append(int.from_bytes(own.digest()[:8], "big"))
-        return cls(np.frombuffer(characters, np.int64), np.frombuffer(hashes, np.uint64))
+        characters, hashes, is_open = array("q"), array("Q"), False
+        for item in items:
+            if is_open:
+                characters[-1] += len(item)
+            else:
+                own = path_hash(item.path).copy()
+                own.update(str(item.line or 0).encode())
+                characters.append(len(item))
+                hashes.append(int.from_bytes(own.digest()[:8], "big"))
+            is_open = not item.last
+        return cls(np.frombuffer(characters, np.int64), np.frombuffer(hashes, np.uint64), is_open)
 
     @classmethod
     def joined(cls, each: Iterable[Sizes]) -> tuple[Sizes, Int64]:
@@ -248,7 +235,12 @@ class Corpus:
         """
         self.files = find_files(paths)
         self._field, self._max_record_bytes = field, max_record_bytes
-        self.split = self._new_split(measure) if split is None else split
+        if split is None:
+            sizes, before = Sizes.joined(measure(partial(Sizes.of, root=common_folder(self.files)), self._shards()))
+            if not len(sizes.characters):
+                raise no_text(self.files)
+            split = replace(Split.by_hash(sizes), before=before)
+        self.split = split
 
     def __iter__(self) -> Iterator[Document]:
         return documents(self.files, self._field, max_record_bytes=self._max_record_bytes)
@@ -285,10 +277,3 @@ class Corpus:
 
     def _shards(self) -> list[Shard]:
         return list(shards(self.files, self._field, self._max_record_bytes))
-
-    def _new_split(self, measure: Measure) -> Split:
-        each = measure(partial(Sizes.of, root=common_folder(self.files)), self._shards())
-        sizes, before = Sizes.joined(each)
-        if not len(sizes.characters):
-            raise no_text(self.files)
-        return replace(Split.by_hash(sizes), before=before)

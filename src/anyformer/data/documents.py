@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anyformer import limits
-from anyformer.data.formats import decoded
+from anyformer.data.formats import byte_lines, decoded
 from anyformer.data.input_files import TEXT_SUFFIXES, WHOLE, Paths, Stretch, find_files, opened, stretch_of, suffix_of
 from anyformer.data.rows import records, row_groups
 from anyformer.errors import UserError
@@ -45,6 +45,9 @@ class Document:
     path: Path
     line: int | None = None
     last: bool = True
+
+    def __len__(self) -> int:
+        return len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +154,15 @@ def _lines(file: BinaryIO, path: Path, size: int, count: int, longest: int) -> I
     """The first line after each of so many parts of a file, and its number; none after one that is too long to read."""
     position, line = 0, 1
     for number in range(1, count):
-        while position < size * number // count and (
-            block := file.read(min(_BLOCK, size * number // count - position))
-        ):
+        end = size * number // count
+        while position < end and (block := file.read(min(_BLOCK, end - position))):
             position += len(block)
             line += block.count(b"\n")
-        begin = position
-        while rest := file.readline(_BLOCK):
-            position += len(rest)
-            if rest.endswith(b"\n"):
-                line += 1
-                break
-            if position - begin > longest:
-                return
+        rest = next(byte_lines(file, longest), b"")
+        if len(rest) > longest and not rest.endswith(b"\n"):
+            return
+        position += len(rest)
+        line += rest.endswith(b"\n")
         if position < size:
             yield position, line
 

@@ -42,6 +42,9 @@ class Pair:
     path: Path
     line: int
 
+    def __len__(self) -> int:
+        return len(self.source) + len(self.target)
+
     @property
     def is_whole(self) -> bool:
         """Whether neither side is empty."""
@@ -96,15 +99,15 @@ class PairCorpus:
     def _new_split(self) -> Split:
         dropped = 0
 
-        def sizes() -> Iterator[tuple[Path, int, int]]:
+        def whole() -> Iterator[Pair]:
             nonlocal dropped
             for pair in self._all():
                 if pair.is_whole:
-                    yield pair.path, pair.line, len(pair.source) + len(pair.target)
+                    yield pair
                 else:
                     dropped += 1
 
-        split = Split.by_hash(Sizes.hashed(sizes(), common_folder(self.files)))
+        split = Split.by_hash(Sizes.of(whole(), common_folder(self.files)))
         if not split.count:
             reason = f"all {dropped} have an empty side" if dropped else "it is empty"
             raise UserError(f"There is no pair to read in {' and '.join(map(str, self.files[:2]))}: {reason}.")

@@ -72,7 +72,7 @@ def tokenize_shards(
         UserError: as `measure_shards`.
         OSError: a file can't be written.
     """
-    saved = cache.entry(f"{_FOLDER}/{name}", "tokenizer", tokenizer.save, lambda folder: folder)
+    saved = cache.entry(f"{_FOLDER}/{name}", "tokenizer", tokenizer.save, Path)
     made: list[Path] = []
     for folder in _make_each(cache, name, partial(_write_tokens, saved.absolute()), parts, executor):
         made.append(folder)
@@ -92,8 +92,9 @@ def _make_each(
     folder.mkdir(parents=True, exist_ok=True)
     done = {path.name for path in folder.iterdir()}
     names = [f"{index:06}" for index in range(len(items))]
+    entry = Cache(root).entry
     futures = {
-        each: executor.submit(_make, root, kind, each, partial(make, item))
+        each: executor.submit(entry, kind, each, partial(make, item), Path)
         for each, item in zip(names, items, strict=True)
         if each not in done
     }
@@ -112,10 +113,6 @@ def _make_each(
                     "a file system that all workers share."
                 )
         yield folder / each
-
-
-def _make(root: Path, kind: str, name: str, make: Callable[[Path], None]) -> None:
-    Cache(root).entry(kind, name, make, lambda folder: folder)
 
 
 def _forget(cache: Cache, name: str) -> None:
