@@ -11,7 +11,6 @@ import shlex
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
@@ -160,7 +159,7 @@ def opened(path: Path, shown: Path | None = None) -> Generator[BinaryIO, None, N
         byte = "is a NUL byte, which no text has" if fault.is_null else "can't be part of a text"
         reason = f"{shown}, line {fault.line}, is not UTF-8 text: byte {fault.offset} {byte}."
         if fault.encoding is not None and shown == path:
-            reason += f" {conversion(path, fault, _PROGRAMS.get(path.suffix.lower()))}"
+            reason += f" {_conversion(path, fault.encoding)}"
         raise UserError(reason) from error
 
 
@@ -279,10 +278,10 @@ _NOT_WESTERN = re.compile(rb"[\0-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]|[\x80-\x
 side by side, as others, of two bytes each, do."""
 _OUTSIDE_LATIN_1 = re.compile(rb"[\x80-\x9f]")
 """Controls in Latin-1, quotes and dashes in Windows' code page 1252, which is the same otherwise."""
+_NAMES = {"WINDOWS-1252": "Windows-1252 (Latin-1 with curly quotes)", "ISO-8859-1": "Latin-1"}
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """The first bytes of a file that are not UTF-8.
 
     Attributes:
@@ -295,8 +294,7 @@ class Fault:
     line: int
     offset: int
     encoding: str | None = None
-    name: str = ""
-    is_null: bool = field(default=False, kw_only=True)
+    is_null: bool = False
 
 
 def find_fault(file: BinaryIO) -> Fault | None:
@@ -304,12 +302,12 @@ def find_fault(file: BinaryIO) -> Fault | None:
     decoder, number, offset = codecs.getincrementaldecoder("utf-8")(), 1, 0
     for part in chain(iter(partial(file.readline, _PART), b""), [b""]):
         if offset == 0 and (wide := _utf16(part)):
-            return Fault(1, 0, wide, "UTF-16")
+            return Fault(1, 0, wide)
         held = len(decoder.getstate()[0])
         try:
             decoder.decode(part, final=not part)
         except UnicodeDecodeError as error:
-            return Fault(number, offset - held + error.start, *(_western(part) if part else ()))
+            return Fault(number, offset - held + error.start, _western(part) if part else None)
         if (null := part.find(b"\0")) >= 0:
             return Fault(number, offset + null, is_null=True)
         number += part.endswith(b"\n")
@@ -317,13 +315,14 @@ def find_fault(file: BinaryIO) -> Fault | None:
     return None
 
 
-def conversion(path: Path, fault: Fault, unpack: str | None) -> str:
-    """Sentence with the command that makes UTF-8 of a file; `unpack`: the program that decompresses it, or None."""
+def _conversion(path: Path, encoding: str) -> str:
+    """Sentence with the command that makes UTF-8 of a file."""
+    unpack = _PROGRAMS.get(path.suffix.lower())
     name = path.with_suffix("") if unpack else path
     source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}-utf8{name.suffix}")))
-    command = f"iconv -f {fault.encoding} -t UTF-8"
+    command = f"iconv -f {encoding} -t UTF-8"
     whole = f"{unpack} -dc {source} | {command} > {target}" if unpack else f"{command} {source} > {target}"
-    return f"It looks like {fault.name}, which this command converts: {whole}"
+    return f"It looks like {_NAMES.get(encoding, 'UTF-16')}, which this command converts: {whole}"
 
 
 def _utf16(start: bytes) -> str | None:
@@ -334,10 +333,8 @@ def _utf16(start: bytes) -> str | None:
     return next((kind for kind, pattern in _UTF16.items() if b"\0" in start and pattern.fullmatch(start)), None)
 
 
-def _western(line: bytes) -> tuple[str, str] | tuple[()]:
-    """The encoding of western text, and its name for people; () where a line is no such text."""
+def _western(line: bytes) -> str | None:
+    """The encoding of western text; None where a line is no such text."""
     if _NOT_WESTERN.search(line):
-        return ()
-    if _OUTSIDE_LATIN_1.search(line):
-        return "WINDOWS-1252", "Windows-1252 (Latin-1 with curly quotes)"
-    return "ISO-8859-1", "Latin-1"
+        return None
+    return "WINDOWS-1252" if _OUTSIDE_LATIN_1.search(line) else "ISO-8859-1"

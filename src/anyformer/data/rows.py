@@ -133,10 +133,10 @@ def _parquet(
         groups = None if stretch == WHOLE else range(stretch.start, stretch.stop or table.num_row_groups)
         for number, values in enumerate(parquet_rows(table, fields or None, groups), start=stretch.first):
             location = Location(shown, number, "row")
-            size = measure(values, location)
-            if size.content > limit:
+            content, in_memory = measure(values, location)
+            if content > limit:
                 raise too_large(limit, path, number, "row")
-            expansion.add(size.memory)
+            expansion.add(in_memory)
             yield Row(location, values) if fields else typed_row(location, values, classes)
 
 
@@ -154,18 +154,11 @@ def _checked(row: Row) -> Row:
 
 def memory(row: Row) -> int:
     """About how many bytes of memory a row takes."""
-    return measure(row.values, row.location).memory
+    return measure(row.values, row.location)[1]
 
 
-class Size(NamedTuple):
-    """The size of a row: about how many bytes its values have, and how many it takes in memory."""
-
-    content: int
-    memory: int
-
-
-def measure(values: Mapping[str, Any], location: Location) -> Size:
-    """Count the bytes of the values of a row, lists and objects among them.
+def measure(values: Mapping[str, Any], location: Location) -> tuple[int, int]:
+    """About how many bytes the values of a row have, lists and objects among them, and how many it takes in memory.
 
     Raises UserError for more than `limits.DEPTH` levels of lists and objects, and for a text with half a character.
     """
@@ -188,7 +181,7 @@ def measure(values: Mapping[str, Any], location: Location) -> Size:
                 size += len(each) if isinstance(each, bytes) else _NUMBER_BYTES
         count += len(inner)
         if not inner:
-            return Size(size, size + VALUE_BYTES * count + ROW_BYTES)
+            return size, size + VALUE_BYTES * count + ROW_BYTES
         level = inner
     raise UserError(f"{location}, is nested more than {limits.DEPTH} levels deep.")
 
@@ -252,16 +245,13 @@ def _require_text(schema: Any, field: str, path: Path) -> None:
     """Raise UserError where a parquet file has no such field, or one that holds something else than text."""
     from pyarrow import types
 
-    inside: list[Any] = list(schema)
-    name, kind = field, None
-    while kind is None:
-        kinds = {each.name: each.type for each in inside}
-        first, dot, rest = name.partition(".")
-        kind = kinds.get(name)
-        if kind is None:
-            if not dot or first not in kinds or not types.is_struct(kinds[first]):
-                raise UserError(f"{path} {unknown_field(field, schema.names)}")
-            inside, name = list(kinds[first]), rest
+    kinds, name = {each.name: each.type for each in schema}, field
+    while name not in kinds:
+        first, dot, name = name.partition(".")
+        if not dot or first not in kinds or not types.is_struct(kinds[first]):
+            raise UserError(f"{path} {unknown_field(field, schema.names)}")
+        kinds = {each.name: each.type for each in kinds[first]}
+    kind = kinds[name]
     text = kind.value_type if types.is_dictionary(kind) else kind
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(test(text) for test in tests):
@@ -273,15 +263,8 @@ def records(
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Read fields of a file's records, in order: the line or row of each, from 1, and their texts, "" for null.
 
-    Args:
-        path: .jsonl, .json (an array of objects, an object a line, or {"data": [...]}), .csv or .tsv (with a header) or
-            .parquet, compressed or not.
-        fields: their names; a field inside another is written with a dot, `translation.de`.
-        max_record_bytes: the size that a line, or these texts of a row, may have.
-        stretch: the part of a .jsonl or .parquet file to read.
-
-    Raises:
-        UserError: the file can't be read; a record is faulty or too large, or a field is missing or no text.
+    The file, its fields and its stretch are as in `read_file`; a line, or these texts of a row, may have
+    `max_record_bytes`. Raises UserError as it does, and where a field is missing or no text.
     """
     for row in read_file(path, max_record_bytes, fields, stretch=stretch):
         yield row.location.number, tuple(text_of(row.values, field, row.location) for field in fields)
