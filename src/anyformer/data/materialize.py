@@ -39,8 +39,7 @@ def materialize(
     A data set is read over the network once; from then on it is the file, with the text of these fields. Standard input
     is read at each call. `progress` is called with a line on what is being read.
 
-    Raises:
-        UserError: there is nothing on standard input, or a data set can't be had or lacks a field.
+    Raises UserError where there is nothing on standard input, or a data set can't be had or lacks a field.
     """
 
     def file(path: str) -> str:
@@ -93,15 +92,13 @@ def read_rows(
     columns: Sequence[str] = (),
     max_record_bytes: int = limits.RECORD_BYTES,
 ) -> Iterator[Row]:
-    """Read the rows of files, in order.
+    """Read the rows of files, in order, each file as `read_file` does.
 
     Args:
         paths: Files of `SUFFIXES`, compressed or not, folders and globs of them, `-` for standard input, data sets of
-            the hub as `hf:NAME[:CONFIG][:SPLIT]`, and two files of parallel lines as `SOURCE,TARGET`. A sentence of
-            CoNLL has the columns `tokens` and `ner_tags`, a text file is one row with the column `text`, parallel lines
-            have the columns `source` and `target`.
+            the hub as `hf:NAME[:CONFIG][:SPLIT]`, and two files of parallel lines as `SOURCE,TARGET`, which have the
+            columns `source` and `target`.
         cache: For standard input and data sets of the hub; None: the user's own.
-        columns: The names of the columns of .csv and .tsv files that have no header.
 
     Raises:
         UserError: What `find_files` raises; a file can't be read, or a row is faulty or too large (with its number).

@@ -245,11 +245,7 @@ def join(parts: Iterable[str | os.PathLike[str]], path: Path, separator: int | N
 
 
 class _Writer:
-    """Writes a token file bit by bit; `finish` makes it complete.
-
-    Attributes:
-        bytes, documents: as in `Header`.
-    """
+    """Writes a token file bit by bit; `finish` makes it complete."""
 
     def __init__(self, file: BinaryIO, vocab_size: int, separator: int | None) -> None:
         self._file = file

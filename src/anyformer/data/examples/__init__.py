@@ -149,9 +149,7 @@ def held_out(examples: Sequence[Example], share: float = SHARE, seed: int = 0) -
 
     Examples that say the same, or ask the same of a classifier, a tagger or a translator, are on the same side. The
     split depends on nothing but the examples, the share (of the different ones; at least one is held out) and the seed.
-
-    Raises:
-        UserError: The share is not between 0 and 1, or there are no two different examples.
+    Raises UserError for a share that is not between 0 and 1, or where there are no two different examples.
     """
     if not 0 < share < 1:
         raise UserError(f"The share of examples that are held out must be between 0 and 1, not {share:g}.")

@@ -142,10 +142,8 @@ def encode_texts(
 ) -> list[ClassifierInput]:
     """Encode texts, each with its second one or None, as `transformers` does.
 
-    At most `max_length` tokens are kept; of a pair the longer text is cut, at its end.
-
-    Raises:
-        UserError: a text can't be encoded, or `max_length` has no room beside the special tokens.
+    At most `max_length` tokens are kept; of a pair the longer text is cut, at its end. Raises UserError where a text
+    can't be encoded, or `max_length` has no room beside the special tokens.
     """
     encodings = _encodings(tokenizer, texts, max_length)
     return [ClassifierInput(encoding.ids, encoding.type_ids, cut) for encoding, cut in encodings]
@@ -169,20 +167,16 @@ def _encodings(
 ) -> list[tuple[Any, int]]:
     """The encoding of each text, and how many tokens of it were cut off."""
     encodings = tokenizer.encodings([text if second is None else (text, second) for text, second in texts])
-    result: list[tuple[Any, int]] = []
-    for (text, second), encoding in zip(texts, encodings, strict=True):
-        if max_length is None or len(encoding.ids) <= max_length:
-            result.append((encoding, 0))
-        else:
-            result.append((_truncated(tokenizer, text, second, max_length), len(encoding.ids) - max_length))
-    return result
+    pairs = zip(texts, encodings, strict=True)
+    return [_shortened(tokenizer.backend, own, encoding, max_length) for own, encoding in pairs]
 
 
-def _truncated(tokenizer: Tokenizer, text: str, second: str | None, max_length: int) -> Any:
-    """The encoding of a text that is too long, the longer one of two being cut first."""
-    backend: Any = tokenizer.backend
-    parts = [backend.encode(part, add_special_tokens=False) for part in (text, second) if part is not None]
-    room = max_length - backend.num_special_tokens_to_add(second is not None)
+def _shortened(backend: Any, texts: tuple[str, str | None], encoding: Any, max_length: int | None) -> tuple[Any, int]:
+    """The encoding in at most so many tokens, the longer of two texts cut first, and how many tokens were cut off."""
+    if max_length is None or len(encoding.ids) <= max_length:
+        return encoding, 0
+    parts = [backend.encode(text, add_special_tokens=False) for text in texts if text is not None]
+    room = max_length - backend.num_special_tokens_to_add(len(parts) == 2)
     if room < len(parts):
         raise UserError(f"A context of {max_length} tokens has no room for a text beside the special tokens: raise it.")
     lengths = [room]
@@ -192,4 +186,4 @@ def _truncated(tokenizer: Tokenizer, text: str, second: str | None, max_length: 
         lengths = [shorter, room - shorter] if first <= other else [room - shorter, shorter]
     for part, length in zip(parts, lengths, strict=True):
         part.truncate(length)
-    return backend.post_process(*parts)
+    return backend.post_process(*parts), len(encoding.ids) - max_length

@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from anyformer import limits
 from anyformer.data.disk_cache import Cache
@@ -30,23 +30,16 @@ _SHOWN, _MOST_COLUMNS = 5, 20
 """Names that a message repeats of a mapping, and of columns."""
 
 
-class PandasLike(Protocol):
-    """A data frame of pandas."""
+class DataFrame(Protocol):
+    """A data frame of pandas or polars."""
 
-    def to_dict(self, orient: Literal["records"], /) -> Any:
-        """The rows as dicts."""
+    @property
+    def columns(self) -> Any:
+        """The names of its columns."""
         ...
 
 
-class PolarsLike(Protocol):
-    """A data frame of polars."""
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """The rows as dicts."""
-        ...
-
-
-Data = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]] | PandasLike | PolarsLike
+Data = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]] | DataFrame
 """Files, folders and globs; or rows: dicts as in a .jsonl file, a data frame of pandas or polars, a
 `datasets.Dataset`."""
 Texts = str | Iterable[str] | Iterable[Mapping[str, Any]] | Data
@@ -104,11 +97,6 @@ class Table:
         file.write_table(arrow.Table.from_pylist(list(self.values)).replace_schema_metadata(notes), written)
         return written.getvalue()
 
-    def keep(self, cache: Cache) -> Path:
-        """Write `file` into a folder of the cache; raises UserError as it, and where the disk refuses."""
-        name, content = self.file
-        return cache.file(KEPT, name, lambda path: path.write_bytes(content))
-
 
 def read_data(data: object) -> tuple[str, ...] | Table:
     """The paths of the data, or its rows; see `Data`.
@@ -134,7 +122,10 @@ def read_data(data: object) -> tuple[str, ...] | Table:
         if not hasattr(source, "columns"):
             name = quote(getattr(source, "name", None) or "text")
             raise UserError(f"data is a {type(source).__name__}, one column: give rows, such as df[[{name}]].")
-        _check_names(list(source.columns))
+        # Of two columns of the same name, dicts would have the last one only.
+        for name, count in Counter(map(str, source.columns)).items():
+            if count > 1:
+                raise UserError(f"data has {count} columns called {quote(name)}: give them different names.")
         return _table(source.to_dict("records"), is_typed=True)
     if hasattr(source, "to_pylist"):  # pyarrow
         return _table(source.to_pylist(), is_typed=True)
@@ -150,9 +141,15 @@ def read_data(data: object) -> tuple[str, ...] | Table:
 
 
 def kept_paths(data: object, cache: Callable[[], Cache]) -> tuple[str, ...]:
-    """Files with the data: those that are named, or one of the cache that holds the rows. Raises as `read_data`."""
-    content = read_data(data)
-    return (str(content.keep(cache())),) if isinstance(content, Table) else content
+    """Files with the data: those that are named, or one of the cache that holds the rows.
+
+    Raises as `read_data` and `Table.file`, and where the disk refuses.
+    """
+    found = read_data(data)
+    if not isinstance(found, Table):
+        return found
+    name, content = found.file
+    return (str(cache().file(KEPT, name, lambda path: path.write_bytes(content))),)
 
 
 def _table(rows: Any, classes: Mapping[str, tuple[str, ...]] | None = None, *, is_typed: bool = False) -> Table:
@@ -202,13 +199,6 @@ def _plain(value: Any, depth: int = 0) -> Any:
     raise TypeError(f"a value of type {kind.__name__}")
 
 
-def _check_names(columns: Sequence[object]) -> None:
-    """Raise UserError for two columns of the same name, of which dicts would have the last one only."""
-    for name, count in Counter(map(str, columns)).items():
-        if count > 1:
-            raise UserError(f"data has {count} columns called {quote(name)}: give them different names.")
-
-
 def read_texts(data: Texts, columns: Columns | Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
     """Each text with its second one, or None where texts are no pairs.
 
@@ -231,17 +221,12 @@ def read_sentences(data: Sentences, columns: Columns | Mapping[str, str] | None 
     tags, are left alone. Raises UserError where there is no such column, or a row has nothing there.
     """
     parts = _texts_or_parts(data, columns, ("tokens", "text"), (*WORDS, *TEXTS))
-    return [
-        _sentence(each) if isinstance(each, Parts) else _words(each, number)
-        for number, each in enumerate(parts, start=1)
-    ]
+    return [_sentence(each, number) for number, each in enumerate(parts, start=1)]
 
 
-def _words(text: object, number: int) -> str | list[str]:
-    return text if isinstance(text, str) else texts_of(text, f"Text {number}: word")
-
-
-def _sentence(parts: Parts) -> str | list[str]:
+def _sentence(parts: Parts | object, number: int) -> str | list[str]:
+    if not isinstance(parts, Parts):
+        return parts if isinstance(parts, str) else texts_of(parts, f"Text {number}: word")
     if "tokens" not in parts.required:
         return parts.text("text")
     place = f"the list of {parts.place('tokens')}"
