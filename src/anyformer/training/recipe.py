@@ -86,7 +86,6 @@ class Recipe(ABC, Generic[_Config]):
 
     def prepare(self, strategy: Strategy) -> None:
         """Compute with the first weights what training needs; all processes call it."""
-        del strategy
 
     @abstractmethod
     def summary(self) -> Sequence[str]:
@@ -108,7 +107,6 @@ class Recipe(ABC, Generic[_Config]):
 
         Returns figures to log beside its validation loss. More may be written into the run directory.
         """
-        del model, directory, step
         return {}
 
     @abstractmethod
@@ -117,7 +115,6 @@ class Recipe(ABC, Generic[_Config]):
 
     def report(self, directory: Path) -> Sequence[str]:
         """Write about the finished run into its directory, and return lines for people."""
-        del directory
         return ()
 
 

@@ -11,17 +11,22 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from anyformer import limits
 from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Dropout, Linear
+from anyformer.checkpoint import write_tensors
+from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch
 from anyformer.data.batches import mix_seed
 from anyformer.errors import UserError, cut
@@ -32,7 +37,6 @@ from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import clip_grad_norm_, flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import FIXED_SHAPES, Precision
 from anyformer.training.strategies.group import Group
-from anyformer.training.strategies.state_files import read_state, write_state
 
 _DROPOUT = 0x0D
 
@@ -72,6 +76,9 @@ class Strategy:
 
     Args:
         model: with its first weights; is trained in place.
+
+    Attributes:
+        data_group: the processes that a batch is spread over.
     """
 
     engine = ""
@@ -79,9 +86,10 @@ class Strategy:
     """Devices that this process drives."""
     is_spread = False
     """Whether no process ever holds the whole model."""
+    _file = "state"
 
     def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
-        self.plan, self.group = plan, group
+        self.plan, self.group, self.data_group = plan, group, group
         self.before_change: Callable[[], None] = lambda: None  # called before weights or the optimizer's state change
         self.model = self._placed(model)
         if plan.precision.int8:
@@ -210,7 +218,11 @@ class Strategy:
 
         Raises OSError or SafetensorError.
         """
-        return write_state(folder, state, f"state{part}.safetensors")
+        if not state:
+            return None
+        file = folder / f"{self._file}{part}.safetensors"
+        write_tensors(file, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
+        return file
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
@@ -220,11 +232,6 @@ class Strategy:
         """Let go of all tensors: those that are shared must be gone before the group is."""
         self._pool.shutdown()
         del self.optimizer, self.wrapped, self.model
-
-    @property
-    def data_group(self) -> Group:
-        """The processes that a batch is spread over."""
-        return self.group
 
     @override
     def __str__(self) -> str:
@@ -241,7 +248,6 @@ class Strategy:
 
     def _last(self, last: bool) -> AbstractContextManager[object]:
         """Context of a part of a batch: gradients have to be added up over the processes after the last one alone."""
-        del last
         return nullcontext()
 
     def _loss_and_gradient(self, number: int, batch: Batch) -> Tensor:
@@ -312,7 +318,6 @@ class Strategy:
         return checkpoint
 
     def _backward(self, loss: Tensor, last: bool) -> None:
-        del last
         self._scaler.scale(loss).backward()
 
     def _clip(self) -> Tensor:
@@ -392,10 +397,6 @@ class DDP(Strategy):
     engine = "ddp"
 
     @override
-    def write(self, folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path | None:
-        return super().write(folder, state, part) if state else None
-
-    @override
     def state(self) -> dict[str, Tensor]:
         # All processes have the same.
         return super().state() if self.group.is_main else {}
@@ -427,10 +428,7 @@ class Sharded(Strategy):
     def gathered(self) -> Generator[Transformer | None]:
         with self.averaged():
             if self._gathered is None and self.group.is_main:
-                self._gathered = build(self.model.config)
-                self._gathered.origin = self.model.origin
-                for name, config in self.model.adapter_configs.items():
-                    add_adapter(self._gathered, config, name)
+                self._gathered = like(self.model, build)
             targets = {} if self._gathered is None else self._gathered.state_dict()
             with torch.no_grad():
                 for name, tensor in self._full_weights():
@@ -441,6 +439,29 @@ class Sharded(Strategy):
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole weights one by one; all processes must iterate over them."""
         raise NotImplementedError
+
+
+def like(model: Transformer, make: Callable[[ModelConfig], Transformer]) -> Transformer:
+    """A model that `make` makes of a model's config, with the same adapters."""
+    other = make(model.config)
+    other.origin = model.origin
+    for name, config in model.adapter_configs.items():
+        add_adapter(other, config, name)
+    return other
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """Read what one or several processes wrote. Raises UserError where it is missing or damaged."""
+    limits.check_files(folder, ("*.safetensors",))
+    if not (folder / "state.safetensors").exists() and any(folder.glob("*.safetensors")):
+        # It imports torch.distributed's tensors, which takes a second.
+        from anyformer.training.strategies.shards import read_shards
+
+        return read_shards(folder)
+    try:
+        return load_file(folder / "state.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error
 
 
 def _in_threads(count: int, function: Callable[[Batch], Tensor], part: Batch) -> Tensor:

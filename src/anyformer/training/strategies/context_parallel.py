@@ -26,7 +26,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch
 from anyformer.errors import UserError
 from anyformer.model import Transformer
-from anyformer.training.strategies.parallel_layers import gather
+from anyformer.training.strategies.parallel_layers import become, gather
 
 _SHORTEST = 2
 """Tokens of a stretch at least: a single query is taken for the newest token, which sees all."""
@@ -60,12 +60,12 @@ def make_context_parallel(model: Transformer, mesh: DeviceMesh) -> None:
     check_model(model.config)
     for module in [*model.modules()]:
         if isinstance(module, Stack):
-            _become(module, ContextStack, mesh)
+            become(module, ContextStack, context=mesh)
         elif isinstance(module, TransformerBlock):
             kind = ContextLatentAttention if isinstance(module.attention, LatentAttention) else ContextAttention
-            _become(module.attention, kind, mesh)
+            become(module.attention, kind, context=mesh)
             if module.cross_attention is not None:
-                _become(module.cross_attention, ContextCrossAttention, mesh)
+                become(module.cross_attention, ContextCrossAttention, context=mesh)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -141,11 +141,6 @@ class ContextStack(_InContext, Stack):
 
     def _whole_mask(self, mask: Tensor | None) -> Tensor | None:
         return None if mask is None else self.whole(mask.to(torch.uint8), 1).bool()
-
-
-def _become(module: nn.Module, kind: type[_InContext], mesh: DeviceMesh) -> None:
-    module.context = mesh  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    module.__class__ = type(f"{kind.__name__}{type(module).__name__}", (kind, type(module)), {})
 
 
 def _padded(length: int, count: int) -> int:

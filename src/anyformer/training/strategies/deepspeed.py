@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +30,6 @@ from anyformer.training.optimizer import set_learning_rate
 from anyformer.training.strategies.base import Plan, Sharded
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.shards import names, read_shards
-from anyformer.training.strategies.state_files import write_state
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 100_000
@@ -45,6 +44,7 @@ class DeepSpeed(Sharded):
 
     def __init__(self, model: Transformer, plan: Plan, group: Group, stage: int) -> None:
         self.stage, self.engine = stage, f"deepspeed ZeRO-{stage}"
+        self._file = f"shard-{group.rank + 1:05}"
         self._frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         if model.pooler is not None and isinstance(model.head, LanguageModelHead):
             # No loss reaches it, but DeepSpeed would give it gradients of zeros, and the optimizer decay it.
@@ -106,10 +106,6 @@ class DeepSpeed(Sharded):
             if writer == self.group.rank:
                 mine[name] = tensor.detach().to("cpu", copy=True)
         return mine
-
-    @override
-    def write(self, folder: Path, state: Mapping[str, Tensor], part: str = "") -> Path:
-        return write_state(folder, state, f"shard-{self.group.rank + 1:05}{part}.safetensors")
 
     @override
     def load(self, folder: Path) -> None:

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.weak import WeakIdKeyDictionary
 from typing_extensions import override
 
-from anyformer.adapters import add_adapter
 from anyformer.blocks.initialization import Cut
 from anyformer.data.batch import Batch
 from anyformer.dtensor import cut_rows, full_tensor, is_dtensor, local_tensor
@@ -27,7 +26,7 @@ from anyformer.errors import UserError
 from anyformer.model import Transformer, skeleton
 from anyformer.quantization import quantized_weights
 from anyformer.training.losses import LossModule
-from anyformer.training.strategies.base import Plan, Sharded, rows
+from anyformer.training.strategies.base import Plan, Sharded, like, rows
 from anyformer.training.strategies.group import Group
 from anyformer.training.strategies.shards import read_shards, write_shards
 
@@ -42,13 +41,7 @@ class FSDP(Sharded):
         self, model: Transformer, plan: Plan, group: Group, *, tensor_parallel: int = 1, context_parallel: int = 1
     ) -> None:
         self._tensor_parallel, self._context_parallel = tensor_parallel, context_parallel
-        self._data_group = group
         super().__init__(model, plan, group)
-
-    @property
-    @override
-    def data_group(self) -> Group:
-        return self._data_group
 
     @override
     def __str__(self) -> str:
@@ -83,16 +76,10 @@ class FSDP(Sharded):
                 yield self.model
                 return
             trained = {name: full_tensor(tensor) for name, tensor in self._weights().items()}
-            yield self._adapter_alone(trained) if self.group.is_main else None
-
-    def _adapter_alone(self, trained: dict[str, Tensor]) -> Transformer:
-        """A model whose trained weights alone have storage."""
-        model = skeleton(self.model.config)
-        model.origin = self.model.origin
-        for name, config in self.model.adapter_configs.items():
-            add_adapter(model, config, name)
-        model.load_state_dict(trained, assign=True, strict=False)
-        return model
+            model = like(self.model, skeleton) if self.group.is_main else None
+            if model is not None:  # its trained weights alone have storage
+                model.load_state_dict(trained, assign=True, strict=False)
+            yield model
 
     @override
     def _placed(self, model: Transformer) -> Transformer:
@@ -139,7 +126,7 @@ class FSDP(Sharded):
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         mesh = init_device_mesh(device, (processes // tensor, tensor), mesh_dim_names=("fsdp", "tensor"))
         make_tensor_parallel(self.model, mesh["tensor"])
-        self._data_group = self.group.along(mesh["fsdp"])
+        self.data_group = self.group.along(mesh["fsdp"])
         return mesh["fsdp"]
 
     @override

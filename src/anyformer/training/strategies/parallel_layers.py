@@ -30,12 +30,17 @@ _BYTES = 1 << 26
 
 def enter(x: Tensor, mesh: DeviceMesh) -> Tensor:
     """The tensor, whose gradient is the sum of the gradients of all processes."""
-    return DTensor.from_local(x, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
+    return DTensor.from_local(x, mesh, [SAME], run_check=False).to_local(grad_placements=[Partial()])
+
+
+def redistribute(x: Tensor, mesh: DeviceMesh, placement: Placement, wanted: Placement) -> Tensor:
+    """This process's tensor of one that is spread in a way, as it is where that is spread in another."""
+    return DTensor.from_local(x, mesh, [placement], run_check=False).redistribute(placements=[wanted]).to_local()
 
 
 def leave(x: Tensor, mesh: DeviceMesh) -> Tensor:
     """The sum over all processes."""
-    return DTensor.from_local(x, mesh, [Partial()], run_check=False).redistribute(placements=[Replicate()]).to_local()
+    return redistribute(x, mesh, Partial(), SAME)
 
 
 def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement = SAME) -> Tensor:
@@ -44,21 +49,15 @@ def gather(x: Tensor, mesh: DeviceMesh, dim: int, size: int, gradient: Placement
     Args:
         gradient: how its gradients are: the same in all processes, or their sum is meant.
     """
-    shape = [*x.shape]
-    shape[dim] = size
-    strides = [1]
-    for length in reversed(shape[1:]):
-        strides.insert(0, strides[0] * length)
-    part = DTensor.from_local(
-        x.contiguous(), mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=tuple(strides)
-    )
+    whole = torch.empty((*x.shape[:dim], size, *x.shape[dim + 1 :]), device="meta")
+    shape, stride = whole.shape, whole.stride()
+    part = DTensor.from_local(x.contiguous(), mesh, [Shard(dim)], run_check=False, shape=shape, stride=stride)
     return part.redistribute(placements=[SAME]).to_local(grad_placements=[gradient])
 
 
 def own_part(x: Tensor, mesh: DeviceMesh, dim: int) -> Tensor:
     """The inverse of `gather`: this process's part."""
-    whole = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
-    return whole.redistribute(placements=[Shard(dim)]).to_local()
+    return redistribute(x, mesh, SAME, Shard(dim))
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,13 @@ class WidthNorm(Parallel):
         return own_part(super().forward(gather(x, self.mesh, last, self.width)), self.mesh, last)
 
 
+def become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
+    """Let a module be of a class as well that goes before its own, and give it what that needs."""
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    module.__class__ = type(f"{kind.__name__}{type(module).__name__}", (kind, type(module)), {})
+
+
 class Style(ParallelStyle):
     """How a module is spread: the class that it becomes, the parts in its parameters, and what else the class needs."""
 
@@ -142,9 +148,7 @@ class Style(ParallelStyle):
                 whole = distribute_tensor(parameter.detach(), device_mesh, [placement], src_data_rank=None)
                 self.spread[parameter] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
             module.register_parameter(name, self.spread[parameter])
-        for name, value in {"parts": self.parts, "mesh": device_mesh, **self.attributes}.items():
-            setattr(module, name, value)
-        module.__class__ = type(f"{self.kind.__name__}{type(module).__name__}", (self.kind, type(module)), {})
+        become(module, self.kind, parts=self.parts, mesh=device_mesh, **self.attributes)
         return module
 
 

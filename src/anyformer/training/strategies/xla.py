@@ -121,7 +121,6 @@ def _checkpoint(function: Callable[..., Tensor], *args: Any, use_reentrant: bool
 
     PyTorch/XLA's own takes tensors one by one, one of which at least has to need a gradient.
     """
-    del use_reentrant
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     leaves, spec = tree_flatten((args, kwargs))
