@@ -7,7 +7,7 @@ values are narrow beside the rest, and the scores of a stretch are of any mask: 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Partial
 from typing_extensions import override
 
-from anyformer.blocks.attention import UNROTATED, MultiHeadAttention
+from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.kv_cache import KeysValues
-from anyformer.blocks.latent_attention import LatentAttention
-from anyformer.blocks.position import Rotation
 from anyformer.blocks.stack import Positions, Stack
 from anyformer.config import ModelConfig
 from anyformer.data.batch import IGNORED, Batch
@@ -38,17 +36,16 @@ def stretch(batch: Batch, index: int, count: int) -> Batch:
         raise UserError(
             "--context-parallel reads a row as one text, and these have several: leave --document-masking out."
         )
-    fields: dict[str, Any] = {"targets": _stretch(batch.targets, index, count, IGNORED)}
-    for name, mask, array in (("tokens", "mask", batch.tokens), ("source", "source_mask", batch.source)):
-        if array is not None:
-            fields[name] = _stretch(array, index, count, 0)
-            real = getattr(batch, mask)
-            if real is None and _padded(array.shape[1], count) > array.shape[1]:
-                real = np.ones(array.shape, dtype=bool)
-            fields[mask] = None if real is None else _stretch(real, index, count, False)
-    if batch.segments is not None:
-        fields["segments"] = _stretch(batch.segments, index, count, 0)
-    return dataclasses.replace(batch, **fields)
+    names = ("tokens", "mask", "segments", "targets", "source", "source_mask")
+    arrays: dict[str, Any] = {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
+    for name, mask in (("tokens", "mask"), ("source", "source_mask")):
+        if name in arrays and mask not in arrays and _lacking(arrays[name], count):
+            arrays[mask] = np.ones(arrays[name].shape, dtype=bool)
+    for name, array in arrays.items():
+        filler = IGNORED if name == "targets" else 0
+        padded = np.pad(array, ((0, 0), (0, _lacking(array, count))), constant_values=filler)
+        arrays[name] = np.split(padded, count, axis=1)[index]
+    return dataclasses.replace(batch, **arrays)
 
 
 def make_context_parallel(model: Transformer, mesh: DeviceMesh) -> None:
@@ -62,8 +59,7 @@ def make_context_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         if isinstance(module, Stack):
             become(module, ContextStack, context=mesh)
         elif isinstance(module, TransformerBlock):
-            kind = ContextLatentAttention if isinstance(module.attention, LatentAttention) else ContextAttention
-            become(module.attention, kind, context=mesh)
+            become(module.attention, ContextAttention, context=mesh)
             if module.cross_attention is not None:
                 become(module.cross_attention, ContextCrossAttention, context=mesh)
 
@@ -92,15 +88,13 @@ class _InContext(nn.Module):
         return gather(x, self.context, dim, x.shape[dim] * self.context.size(), Partial())
 
 
-class ContextAttention(_InContext, MultiHeadAttention):
+class ContextAttention(_InContext):
     """Attention from the tokens of a stretch to those of all."""
 
-    @override
-    def project(
-        self, x: Tensor, states: Tensor | KeysValues | None = None, rotation: Rotation = UNROTATED
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = super().project(x, states, rotation)
-        return query, self.whole(key, 2), self.whole(value, 2)
+    def project(self, *inputs: Any, **options: Any) -> tuple[Tensor, ...]:
+        """Make own queries, and all keys and values, or the latents that latent attention has in their place."""
+        query, *others = cast("Any", super()).project(*inputs, **options)
+        return query, *(self.whole(each, 2) for each in others)
 
 
 class ContextCrossAttention(_InContext, MultiHeadAttention):
@@ -109,15 +103,6 @@ class ContextCrossAttention(_InContext, MultiHeadAttention):
     @override
     def keys_values(self, states: Tensor) -> KeysValues:
         return KeysValues(*(self.whole(each, 2) for each in super().keys_values(states)))
-
-
-class ContextLatentAttention(_InContext, LatentAttention):
-    """Latent attention from the tokens of a stretch to those of all."""
-
-    @override
-    def project(self, x: Tensor, states: Tensor | None = None, rotation: Rotation = UNROTATED) -> tuple[Tensor, Tensor]:
-        query, latent = super().project(x, states, rotation)
-        return query, self.whole(latent, 2)
 
 
 class ContextStack(_InContext, Stack):
@@ -143,11 +128,7 @@ class ContextStack(_InContext, Stack):
         return None if mask is None else self.whole(mask.to(torch.uint8), 1).bool()
 
 
-def _padded(length: int, count: int) -> int:
-    return max(_SHORTEST, -(-length // count)) * count
-
-
-def _stretch(array: Any, index: int, count: int, filler: int) -> Any:
-    length = _padded(array.shape[1], count)
-    padded = np.pad(array, ((0, 0), (0, length - array.shape[1])), constant_values=filler)
-    return padded[:, length // count * index : length // count * (index + 1)]
+def _lacking(array: Any, count: int) -> int:
+    """Tokens that the rows lack for so many stretches of one length."""
+    length: int = array.shape[1]
+    return max(_SHORTEST, -(-length // count)) * count - length

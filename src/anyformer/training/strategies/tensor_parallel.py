@@ -12,7 +12,7 @@ process's own tokens. Embeddings and what follows a stack each process computes 
 is spread as well.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -128,24 +128,18 @@ class SpreadCrossAttention(SpreadLayer, MultiHeadAttention):
         return super().keys_values(enter(states, self.mesh))
 
 
-class SpreadLatentAttention(Parallel):
-    """Latent attention, whose processes make the latents of their own tokens."""
+class Followed(Parallel):
+    """A layer of own tokens whose outputs are summed, or gathered for what follows.
 
-    stream: Tokens
+    Attributes:
+        follow: what does that.
+    """
+
+    follow: Callable[[Tensor], Tensor]
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """Compute this process's heads, and sum up."""
-        return self.stream.leave(super().forward(*inputs, **options))
-
-
-class Gathered(Parallel):
-    """A layer of own tokens that layers which are spread follow."""
-
-    stream: Tokens
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the outputs of own tokens, and gather those of all."""
-        return self.stream.enter(super().forward(x))
+        """Compute the outputs, and sum or gather them."""
+        return self.follow(super().forward(*inputs, **options))
 
 
 class SpreadExperts(Parallel, Experts):
@@ -186,16 +180,6 @@ class SequenceDropout(Parallel, Dropout):
             return x
         kept = super().forward(x.new_ones((*self.stream.shape, x.shape[-1]))) != 0.0
         return x.where(self.stream.own(kept), 0.0) / (1.0 - self.p)
-
-
-class SequenceFinalNorm(Parallel):
-    """The last norm of a stack, after which each process has all tokens."""
-
-    stream: OwnTokens
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize own tokens."""
-        return self.stream.all(super().forward(x))
 
 
 class SequenceStack(Parallel, Stack):
@@ -270,9 +254,8 @@ def _styles(model: Transformer, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, S
             rows, padding = own_rows(table.num_embeddings, mesh), table.padding_idx
             if padding is not None:
                 padding = padding - rows.start if rows.start <= padding < rows.stop else None
-            yield table, Style(VocabularyEmbedding, {"weight": ROWS}, padding_idx=padding)
-            for adapter in _adapters(table):
-                yield adapter, Style(Parallel, {"a": COLUMNS, "b": SUMMED})
+            style = Style(VocabularyEmbedding, {"weight": ROWS}, padding_idx=padding)
+            yield from _layer(table, style, {"a": COLUMNS, "b": SUMMED})
         elif isinstance(module, LanguageModelHead):
             yield module, Style(VocabularyHead, {"bias": SLICED}, vocab_size=model.config.vocab_size)
             if module.projection is not None:
@@ -280,7 +263,7 @@ def _styles(model: Transformer, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, S
         elif isinstance(module, Stack):
             stream = OwnTokens(mesh)
             yield module, Style(SequenceStack, {}, stream=stream)
-            yield module.final_norm, Style(SequenceFinalNorm, _OF_OWN_TOKENS, stream=stream)
+            yield module.final_norm, Style(Followed, _OF_OWN_TOKENS, follow=stream.all)
             for block in cast("Iterable[TransformerBlock]", module.blocks):
                 yield from _block_styles(block, stream)
 
@@ -306,11 +289,10 @@ def _block_styles(block: TransformerBlock, stream: OwnTokens) -> Iterator[tuple[
 
 
 def _latent_styles(part: LatentAttention, stream: OwnTokens) -> Iterator[tuple[nn.Module, Style]]:
-    yield part, Style(SpreadLatentAttention, {}, stream=stream)
+    yield part, Style(Followed, {}, follow=stream.leave)  # its processes make the latents of their own tokens
     for layer in (part.query_down, part.latent_down):
-        yield layer, Style(Gathered, _OF_OWN_TOKENS, stream=stream)
-        for adapter in _adapters(layer):
-            yield adapter, Style(Parallel, dict.fromkeys(("a", "b", "magnitude"), SUMMED))
+        style = Style(Followed, _OF_OWN_TOKENS, follow=stream.enter)
+        yield from _layer(layer, style, dict.fromkeys(("a", "b", "magnitude"), SUMMED))
     for norm in (part.query_norm, part.latent_norm):
         yield norm, Style(Parallel, {"weight": SUMMED})
     for layer in (part.query, part.latent_up):
@@ -334,9 +316,7 @@ def _heads_styles(part: MultiHeadAttention, mesh: DeviceMesh) -> Iterator[tuple[
 def _experts_styles(part: Experts, mesh: DeviceMesh) -> Iterator[tuple[nn.Module, Style]]:
     for layer in (part.up, part.gate, part.down):
         if layer is not None:
-            yield layer, Style(Parallel, {"weight": ROWS, "bias": SLICED})
-            for adapter in _adapters(layer):
-                yield adapter, Style(Parallel, {"a": ROWS, "b": ROWS})
+            yield from _layer(layer, Style(Parallel, {"weight": ROWS, "bias": SLICED}), {"a": ROWS, "b": ROWS})
     if part.shared is not None:
         yield from _feed_forward_styles(part.shared, Tokens(mesh))
 
@@ -351,21 +331,22 @@ def _feed_forward_styles(part: FeedForward, stream: Tokens) -> Iterator[tuple[nn
 
 def _columns(layer: Linear | Embedding, *, weight: Part = ROWS) -> Iterator[tuple[nn.Module, Style]]:
     """The styles of a layer whose outputs are spread, and of its adapters."""
-    yield layer, Style(Parallel, {"weight": weight, "bias": SLICED})
-    for adapter in _adapters(layer):
-        yield adapter, Style(Parallel, {"a": SUMMED, "b": ROWS, "magnitude": SLICED})
+    style = Style(Parallel, {"weight": weight, "bias": SLICED})
+    return _layer(layer, style, {"a": SUMMED, "b": ROWS, "magnitude": SLICED})
 
 
 def _row(layer: Linear) -> Iterator[tuple[nn.Module, Style]]:
     """The styles of a layer whose inputs are spread, and of its adapters."""
-    yield layer, Style(Parallel, {"weight": COLUMNS, "bias": DIVIDED})
-    for adapter in _adapters(layer):
-        if adapter.magnitude is not None:
-            raise UserError(
-                "--tensor-parallel doesn't train DoRA, whose lengths are of whole rows: leave one of the two out."
-            )
-        yield adapter, Style(Parallel, {"a": COLUMNS, "b": SUMMED})
+    if any(isinstance(part, LowRankAdapter) and part.magnitude is not None for part in layer.modules()):
+        raise UserError(
+            "--tensor-parallel doesn't train DoRA, whose lengths are of whole rows: leave one of the two out."
+        )
+    return _layer(layer, Style(Parallel, {"weight": COLUMNS, "bias": DIVIDED}), {"a": COLUMNS, "b": SUMMED})
 
 
-def _adapters(layer: nn.Module) -> list[LowRankAdapter]:
-    return [part for part in layer.modules() if isinstance(part, LowRankAdapter)]
+def _layer(layer: nn.Module, style: Style, parts: Mapping[str, Part]) -> Iterator[tuple[nn.Module, Style]]:
+    """The style of a layer, and that of its adapters, whose parameters are spread so."""
+    yield layer, style
+    for adapter in layer.modules():
+        if isinstance(adapter, LowRankAdapter):
+            yield adapter, Style(Parallel, parts)
