@@ -303,7 +303,7 @@ class Finetuning(BaseFinetuning):
         """The examples as a dataset; counts them, and keeps the first ones to be drawn."""
         assert self.task.encode is not None
         assert self.task.dataset is not None
-        encoded = self.task.encode(encoding, examples)
+        encoded = list(self.task.encode(encoding, examples))
         for each in encoded:
             check.add(each)
         self.preview += encoded[: max(0, ROWS - len(self.preview))]

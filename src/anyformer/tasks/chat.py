@@ -1,7 +1,7 @@
 """The assistant's answers in conversations."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,19 +77,16 @@ def add_system(example: ChatExample | CompletionExample, text: str) -> tuple[Cha
     return replace(example, messages=messages, loss_mask=[False, *example.loss_mask]), 1
 
 
-def _encode(encoding: Encoding, examples: Sequence[ChatExample]) -> list[Encoded]:
-    tokenizer, added, encoded = encoding.tokenizer, added_system_prompt(encoding.tokenizer), list[Encoded]()
+def _encode(encoding: Encoding, examples: Sequence[ChatExample]) -> Iterator[Encoded]:
+    tokenizer, added = encoding.tokenizer, added_system_prompt(encoding.tokenizer)
     for number, example in enumerate(examples):
         rows = encode_chat_rows(tokenizer, example, learn_all=encoding.learn_all)
-        encoded.append(
-            Encoded(
-                example=example,
-                texts=[EncodedText.of(row, encoding.context) for row in rows],
-                mismatch=generation_mismatch(tokenizer, example, rows) if number < TEMPLATES_CHECKED else None,
-                system_prompt=None if example.messages[0]["role"] == "system" else added,
-            )
+        yield Encoded(
+            example=example,
+            texts=[EncodedText.of(row, encoding.context) for row in rows],
+            mismatch=generation_mismatch(tokenizer, example, rows) if number < TEMPLATES_CHECKED else None,
+            system_prompt=None if example.messages[0]["role"] == "system" else added,
         )
-    return encoded
 
 
 def _commands(config: Any, example: ChatExample, evaluate: str) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """One label, several labels or a number for a text, or a pair of texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -29,14 +29,12 @@ def _build(parts: Parts) -> ClassifyExample:
     return ClassifyExample(location=parts.location, text=parts.text("text"), second=second, label=read_label(parts))
 
 
-def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> list[Encoded]:
+def _encode(encoding: Encoding, examples: Sequence[ClassifyExample]) -> Iterator[Encoded]:
     inputs = encode_texts(encoding.tokenizer, [(each.text, each.second) for each in examples], encoding.context)
-    encoded = list[Encoded]()
     for example, each in zip(examples, inputs, strict=True):
         labels = [_number(example)] if encoding.kind == "regression" else _names(example)
         text = EncodedText(tokens=each.tokens, segments=each.segments, cut=Truncation(tokens=each.cut))
-        encoded.append(Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels))
-    return encoded
+        yield Encoded(example=example, texts=[text], label=", ".join(map(str, labels)), labels=labels)
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:

@@ -1,6 +1,6 @@
 """Completions of prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from anyformer.config import ModelConfig
@@ -57,11 +57,9 @@ def encode_prompt(encoding: Encoding, example: CompletionExample) -> EncodedRow:
     )
 
 
-def _encode(encoding: Encoding, examples: Sequence[CompletionExample]) -> list[Encoded]:
-    return [
-        Encoded(example=each, texts=[EncodedText.of(encode_prompt(encoding, each), encoding.context)])
-        for each in examples
-    ]
+def _encode(encoding: Encoding, examples: Sequence[CompletionExample]) -> Iterator[Encoded]:
+    for each in examples:
+        yield Encoded(example=each, texts=[EncodedText.of(encode_prompt(encoding, each), encoding.context)])
 
 
 def causal_dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:

@@ -1,7 +1,7 @@
 """Vectors that are near for texts of the same meaning."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 
@@ -67,18 +67,15 @@ def _by_order(sample: Mapping[str, Any]) -> tuple[RowSchema, dict[str, str]] | N
     return RowSchema(build=build, required={part: (column,) for part, column in columns.items()}), columns
 
 
-def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> list[Encoded]:
+def _encode(encoding: Encoding, examples: Sequence[EmbedExample]) -> Iterator[Encoded]:
     every = [(text, None) for each in examples for text in each.texts]
-    inputs, encoded = iter(encode_texts(encoding.tokenizer, every, encoding.context)), list[Encoded]()
+    inputs = iter(encode_texts(encoding.tokenizer, every, encoding.context))
     for example in examples:
-        texts = [
-            EncodedText(tokens=each.tokens, cut=Truncation(tokens=each.cut))
-            for each in islice(inputs, len(example.texts))
-        ]
+        own = islice(inputs, len(example.texts))
+        texts = [EncodedText(tokens=each.tokens, cut=Truncation(tokens=each.cut)) for each in own]
         answer = example.label if example.score is None else example.score
         labels = [] if answer is None else [answer]
-        encoded.append(Encoded(example=example, texts=texts, label=str(answer) if labels else None, labels=labels))
-    return encoded
+        yield Encoded(example=example, texts=texts, label=str(answer) if labels else None, labels=labels)
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:

@@ -1,7 +1,7 @@
 """The better one of two answers, in all the ways that data sets write them (DPO)."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -153,15 +153,13 @@ def _add_system(example: PreferenceExample, text: str) -> tuple[PreferenceExampl
     return replace(example, chosen=chosen, rejected=rejected), one + other
 
 
-def _encode(encoding: Encoding, examples: Sequence[PreferenceExample]) -> list[Encoded]:
-    encoded = list[Encoded]()
+def _encode(encoding: Encoding, examples: Sequence[PreferenceExample]) -> Iterator[Encoded]:
     for number, example in enumerate(examples):
         rows, mismatch = [_row(encoding, side) for side in (example.chosen, example.rejected)], None
         if isinstance(example.chosen, ChatExample) and number < TEMPLATES_CHECKED:
             mismatch = generation_mismatch(encoding.tokenizer, example.chosen, rows[:1])
         texts = [EncodedText.of(row, encoding.context, title) for row, title in zip(rows, _SIDES, strict=True)]
-        encoded.append(Encoded(example=example, texts=texts, mismatch=mismatch))
-    return encoded
+        yield Encoded(example=example, texts=texts, mismatch=mismatch)
 
 
 def _row(encoding: Encoding, example: ChatExample | CompletionExample) -> EncodedRow:

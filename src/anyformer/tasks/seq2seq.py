@@ -1,6 +1,6 @@
 """To rewrite a source, as in translation and summaries."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from anyformer.config import ModelConfig
@@ -44,16 +44,14 @@ def _refusal(model: ModelConfig, name: str) -> str | None:
     return other_head(TASK.name, model)
 
 
-def _encode(encoding: Encoding, examples: Sequence[Seq2SeqExample]) -> list[Encoded]:
-    tokenizer, context, encoded = encoding.tokenizer, encoding.context, list[Encoded]()
-    eos = end_of_text(tokenizer)
+def _encode(encoding: Encoding, examples: Sequence[Seq2SeqExample]) -> Iterator[Encoded]:
+    tokenizer, context, eos = encoding.tokenizer, encoding.context, end_of_text(encoding.tokenizer)
     sides = [tokenizer.encode_batch([getattr(example, side) for example in examples]) for side in ("source", "target")]
     for example, source, target in zip(examples, *sides, strict=True):
         target = [*target] if target and target[-1] == eos else [*target, eos]
         rows = EncodedRow(source, [False] * len(source)), EncodedRow(target, [True] * len(target))
         texts = [EncodedText.of(rows[0], context, "source", asks=True), EncodedText.of(rows[1], context, "target")]
-        encoded.append(Encoded(example=example, texts=texts))
-    return encoded
+        yield Encoded(example=example, texts=texts)
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:

@@ -1,6 +1,6 @@
 """A tag for each word of a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -44,8 +44,8 @@ def _build(parts: Parts) -> TagExample:
     return TagExample(location=parts.location, words=tuple(words), tags=tuple(tags))
 
 
-def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]:
-    grouped, encoded = is_entity_scheme(encoding.labels), list[Encoded]()
+def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> Iterator[Encoded]:
+    grouped = is_entity_scheme(encoding.labels)
     for example in examples:
         words = encode_words(encoding.tokenizer, example.words, encoding.context)
         tags: list[str | None] = [None] * len(words.tokens)
@@ -54,8 +54,7 @@ def _encode(encoding: Encoding, examples: Sequence[TagExample]) -> list[Encoded]
                 tags[position] = tag
         text = EncodedText(tokens=words.tokens, tags=tags, grouped=grouped, cut=Truncation(tokens=words.cut))
         kinds = [entity.kind for entity in entities(example.tags)] if grouped else []
-        encoded.append(Encoded(example=example, texts=[text], labels=example.tags, entities=kinds))
-    return encoded
+        yield Encoded(example=example, texts=[text], labels=example.tags, entities=kinds)
 
 
 def _dataset(encoding: Encoding, encoded: Sequence[Encoded]) -> Dataset:

@@ -216,7 +216,7 @@ class Task:
     refusal: Callable[[ModelConfig, str], str | None] = lambda model, name: None
     instead: Callable[[ModelConfig], tuple[Task, Callable[[Any], Example]] | None] = lambda model: None
 
-    encode: Callable[[Encoding, Sequence[Any]], Sequence[Encoded]] | None = None
+    encode: Callable[[Encoding, Sequence[Any]], Iterable[Encoded]] | None = None
     dataset: Callable[[Encoding, Sequence[Encoded]], Dataset] | None = None
     checks_ends: bool = True
     prepare: Callable[[Strategy, Sequence[Dataset], Any], None] | None = None
