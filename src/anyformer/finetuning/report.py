@@ -115,12 +115,10 @@ class Report:
         """Answers of the model to examples: those that were measured just now, or a few."""
         latest, self._latest = self._latest, None
         if latest is None and len(self._examples) > 1:
-            few, options = (
-                self._examples[:_SAMPLED],
-                Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True),
-            )
+            options = Options(max_new_tokens=_NEW_TOKENS, rouge=False, skip_missing=True)
+            few, task = self._examples[:_SAMPLED], self._config.task
             with self._autocast():
-                latest = evaluate_examples(model, self._tokenizer, few, self._config.task, options)
+                latest = evaluate_examples(model, self._tokenizer, few, task, options)
         return () if latest is None else latest.rows
 
     def conclude(self, directory: Path, *, first_loss: bool = True) -> Sequence[str]:

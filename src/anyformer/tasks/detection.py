@@ -12,6 +12,7 @@ from anyformer.config import ModelConfig
 from anyformer.data.examples.columns import Columns
 from anyformer.data.rows import MISSING, Row, find, unknown_field
 from anyformer.errors import UserError, nearest, quote
+from anyformer.pages.formatting import listed
 from anyformer.tasks import TASKS
 from anyformer.tasks.task import RowSchema
 
@@ -119,8 +120,7 @@ def _inside_translation(column: str, sample: Mapping[str, Any]) -> str:
 
 
 def _listed(match: Mapping[str, str]) -> str:
-    *first, last = map(repr, match.values())
-    return f"the columns {', '.join(first)} and {last}" if first else f"the column {last}"
+    return f"the column{'s' * (len(match) > 1)} {listed([repr(column) for column in match.values()])}"
 
 
 def _no_task(

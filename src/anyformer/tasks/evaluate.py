@@ -22,6 +22,7 @@ from anyformer.runs.directory import CONFIG, MODEL
 from anyformer.tasks import TASKS
 from anyformer.tasks.loading import load_examples
 from anyformer.tokenizer import Tokenizer
+from anyformer.training.config_file import absolute
 
 _KINDS: Mapping[ProblemType | None, LabelKind] = {"regression": "regression", "multi_label_classification": "multiple"}
 
@@ -115,12 +116,12 @@ def trained_on(model: Transformer, data: Iterable[str | Path] | Table) -> str | 
     """
     for path in model.origin.paths:
         settings = _settings(path)
-        trained = [_absolute(each) for each in _texts(settings.get("data"))]
+        trained = [absolute(each) for each in _texts(settings.get("data"))]
         if isinstance(data, Table):
             rows = [path for entry in trained if holds_kept_rows(path := Path(entry))]
             names = ["these rows"] * any(entry.name == data.file[0] for entry in rows)
         else:
-            found = [str(each) for each in data if any(_covers(entry, _absolute(each)) for entry in trained)]
+            found = [str(each) for each in data if any(_covers(entry, absolute(each)) for entry in trained)]
             names = [path if path.startswith(HUB) else Path(path).name for path in found]
         if names:
             rest = "" if _texts(settings.get("validation")) else ", but for the tenth that was held out"
@@ -146,10 +147,6 @@ def _settings(path: Path) -> dict[str, Any]:
 def _texts(values: object) -> list[str]:
     listed = cast("list[object]", values) if isinstance(values, list) else [values]
     return [each for each in listed if isinstance(each, str)]
-
-
-def _absolute(path: str | Path) -> str:
-    return str(path) if str(path).startswith(HUB) else str(Path(path).absolute())
 
 
 def _covers(entry: str, file: str) -> bool:

@@ -39,7 +39,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         if isinstance(value, ModelConfig):
             value = value.to_dict()
         elif name in ("data", "validation"):
-            value = [_absolute(source) for source in value]
+            value = [absolute(source) for source in value]
         elif isinstance(value, tuple):
             value = list(cast("tuple[str, ...]", value))
         elif (
@@ -47,7 +47,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
             or (name == "base" and Path(value).exists())
             or (name in ("source", "target") and value and not config.data)
         ):
-            value = _absolute(value)
+            value = absolute(value)
         if name not in ("name", "scheduler", *_MODEL):
             values[name] = value
     return values
@@ -58,7 +58,7 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True)
 
 
-def _absolute(source: str | Path) -> str:
+def absolute(source: str | Path) -> str:
     """The absolute path; standard input and data sets of the hub are no paths."""
     return str(source) if str(source) == "-" or str(source).startswith("hf:") else str(Path(source).absolute())
 

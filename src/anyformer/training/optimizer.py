@@ -290,7 +290,8 @@ class Muon(_Eager):
     def _update(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
         ahead = [full_tensor(self._ahead(matrix, group["momentum"])) for matrix in matrices]
         parts = [
-            gradient.unflatten(0, (self._count(matrix), -1)) for matrix, gradient in zip(matrices, ahead, strict=True)
+            gradient.unflatten(0, (self._grouped.get(matrix, 1), -1))
+            for matrix, gradient in zip(matrices, ahead, strict=True)
         ]
         updates = orthogonalise(torch.cat([part if _is_wide(part) else part.mT for part in parts]), self.dtype)
         for matrix, part, update in zip(matrices, parts, updates.split([len(part) for part in parts]), strict=True):
@@ -302,15 +303,11 @@ class Muon(_Eager):
             matrix.mul_(1 - decay)
             matrix.add_(mine, alpha=-0.2 * group["lr"] * math.sqrt(max(part.shape[1:])))
 
-    def _count(self, parameter: nn.Parameter) -> int:
-        """Matrices that lie one below another in a parameter."""
-        return self._grouped.get(parameter, 1)
-
     def _stacks(self, matrices: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         """Parameters whose matrices have one shape, lying or standing, a few at a time."""
         alike: defaultdict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for matrix in matrices:
-            count = self._count(matrix)
+            count = self._grouped.get(matrix, 1)
             alike[(*sorted((matrix.shape[0] // count, matrix.shape[1])), count)].append(matrix)
         for sizes, members in alike.items():
             count = max(1, _STACK // math.prod(sizes))

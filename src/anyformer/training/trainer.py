@@ -79,7 +79,7 @@ class Trainer:
         self.recipe, self.config, self.batches = recipe, recipe.config, recipe.batches
         self.precision = run.plan.precision
         self.directory, self.strategy, self.group = directory, strategy, strategy.group
-        self.trackers, self.console = trackers, console
+        self.trackers, self.console, self._say = trackers, console, console.say
         self.checkpoints = Checkpoints(directory.checkpoints, self.config.keep)
         self.trained_parameters = trained_parameters
         self.resumed = resumed is not None
@@ -386,6 +386,3 @@ class Trainer:
         """Remove the state that only further steps would need."""
         if not self.config.keep_optimizer:
             self.checkpoints.finish(self.group)
-
-    def _say(self, text: str) -> None:
-        self.console.say(text)

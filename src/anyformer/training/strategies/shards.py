@@ -106,7 +106,10 @@ def _contents(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def _unreadable(folder: Path, error: BaseException) -> UserError:
-    return UserError(f"The checkpoint {folder} can't be read: {cut(_reason(error))}.")
+    reason = getattr(error, "strerror", None) or error
+    if isinstance(error, CheckpointException):
+        reason = next(iter(error.failures.values()))[0]
+    return UserError(f"The checkpoint {folder} can't be read: {cut(str(reason))}.")
 
 
 def _namesake(name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
@@ -116,9 +119,3 @@ def _namesake(name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
         if not dot:
             return None
     return parameters[name]
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):
-        return str(next(iter(error.failures.values()))[0])
-    return str(getattr(error, "strerror", None) or error)
