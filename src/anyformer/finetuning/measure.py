@@ -108,10 +108,6 @@ def measure(
     def evaluate(rows: Sequence[Example]) -> Evaluation:
         return evaluate_examples(model, tokenizer, rows, task, options)
 
-    def read(text: Text, window: int, windows: int | None, share: float) -> list[tuple[float, int]]:
-        limit = None if windows is None else max(1, windows)
-        return _read(model, text, window, limit, None if seconds is None else share * seconds)
-
     generates = TASKS[task].generates
     count = min(len(examples), _GENERATED if generates else _EXAMPLES)
     if before is not None:
@@ -124,7 +120,7 @@ def measure(
         each = max(1e-9, time.monotonic() - begin) / first
         count = max(first, min(count, int((1 - _GENERAL_SHARE) * seconds / each)))
     if text is not None:
-        windows = read(text, window, None if before is None else before.examples, 1 - _GENERAL_SHARE)
+        windows = _read(model, text, window, before and before.examples, seconds and (1 - _GENERAL_SHARE) * seconds)
         count = len(windows)
         evaluation = Evaluation(task=task, metrics=_perplexity(windows))
     else:
@@ -132,7 +128,7 @@ def measure(
     general = _general_text(model, tokenizer)
     parts: list[tuple[float, int]] = []
     if general is not None:
-        parts = read(general, _WINDOW, None if before is None else before.windows, _GENERAL_SHARE)
+        parts = _read(model, general, _WINDOW, before and before.windows, seconds and _GENERAL_SHARE * seconds)
     measured = Measurement(
         examples=count,
         figures={name: Figure.of(metric) for name, metric in evaluation.metrics.items()},
@@ -162,9 +158,10 @@ def _general_text(model: Transformer, tokenizer: Tokenizer) -> Text | None:
 
 
 def _read(
-    model: Transformer, text: Text, window: int, limit: int | None, seconds: float | None
+    model: Transformer, text: Text, window: int, windows: int | None, seconds: float | None
 ) -> list[tuple[float, int]]:
-    """The loss in nats and the predictions of windows of a text, as far as the time goes."""
+    """The loss in nats and the predictions of so many windows of a text, but one at least, or as far as time goes."""
+    limit = None if windows is None else max(1, windows)
     longest = model.config.context_length or model.config.max_length
     begin = time.monotonic()
     parts: list[tuple[float, int]] = []

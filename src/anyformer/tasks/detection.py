@@ -225,9 +225,8 @@ def _by_value(part: str, values: Mapping[str, Any]) -> str | None:
     if part in _LISTS:
         return next(iter(lists), None)
     if part in ("label", "score"):
-        return min(
-            (each for each in columns if each not in lists), key=lambda each: len(str(values[each])), default=None
-        )
+        others = [column for column in columns if column not in lists]
+        return min(others, key=lambda column: len(str(values[column])), default=None)
     texts = [column for column in columns if isinstance(values[column], str)]
     if part in ("prompt", "source"):  # a question comes before its answer, however long that is
         return next(iter(texts), None)
