@@ -15,19 +15,16 @@ from typing_extensions import override
 from anyformer.config import HeadConfig, HeadKind, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import (
-    albert,
     bart,
     bert,
     deberta,
     deepseek,
     gemma,
     gpt2,
-    gpt_oss,
     llama,
     mixtral,
     modernbert,
-    nanochat,
-    olmo,
+    norms,
     own,
     parallel,
     phi3,
@@ -41,22 +38,19 @@ FAMILIES: dict[str, Family] = {
         *gpt2.FAMILIES,
         *llama.FAMILIES,
         *gemma.FAMILIES,
-        *olmo.FAMILIES,
+        *norms.OLMO,
         llama.SMOLLM3,
         *mixtral.FAMILIES,
         *deepseek.FAMILIES,
-        gpt_oss.FAMILY,
+        mixtral.GPT_OSS,
         parallel.GPT_NEOX,
         parallel.PHI,
         phi3.FAMILY,
         llama.GRANITE,
         parallel.COHERE,
         parallel.FALCON,
-        nanochat.FAMILY,
+        norms.NANOCHAT,
         *bert.FAMILIES,
-        bert.ELECTRA,
-        albert.FAMILY,
-        bert.MPNET,
         deberta.FAMILY,
         modernbert.FAMILY,
         *t5.FAMILIES,
@@ -149,18 +143,15 @@ def _unsupported(raw: Raw) -> UserError | None:
     most of its fields is meant.
     """
     said = [name for name, value in raw.items() if value and name not in _ABOUT_NO_MODEL]
-    name, known = max(
-        ((name, _known(raw, family)) for name, family in _NAMED.items()),
-        key=lambda pair: _nearness(raw, said, _NAMED[pair[0]], pair[1]),
-    )
-    lacking = [field for field in said if field not in known]
+    known = {name: _known(raw, family) for name, family in _NAMED.items()}
+    name = max(known, key=lambda name: _nearness(raw, said, _NAMED[name], known[name]))
+    lacking = [field for field in said if field not in known[name]]
     if len(said) - len(lacking) < _FEWEST:
         return None
     listed = ", ".join(map(quote, lacking[:_LISTED]))
     more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
-    lacks = (
-        f"which does not know {listed}{more}" if lacking else "which knows all its fields: what differs is in its code"
-    )
+    unknown = f"which does not know {listed}{more}"
+    lacks = unknown if lacking else "which knows all its fields: what differs is in its code"
     kind = quote(raw.get("model_type"))
     return UserError(f"The model type {kind} is not supported; the nearest here is {name!r}, {lacks}.")
 

@@ -24,10 +24,7 @@ from anyformer.families.base import (
 )
 from anyformer.families.rows import ROW, Row, alias, linear, linears, row, tied
 
-_DECODER = (
-    ("attention", "heads", "decoder_attention_heads", 16),
-    ("feed_forward", "width", "decoder_ffn_dim", 4096),
-)
+_DECODER = ("attention", "heads", "decoder_attention_heads", 16), ("feed_forward", "width", "decoder_ffn_dim", 4096)
 """Fields that a decoder has of its own: part and name in ModelConfig, name in config.json, and default."""
 
 
@@ -59,8 +56,7 @@ def _written(config: ModelConfig) -> dict[str, Any]:
 
 
 def _written_marian(config: ModelConfig) -> dict[str, Any]:
-    shared = config.source_vocab_size is None
-    own = {"decoder_vocab_size": config.vocab_size, "share_encoder_decoder_embeddings": shared}
+    own = {"decoder_vocab_size": config.vocab_size, "share_encoder_decoder_embeddings": not config.source_vocab_size}
     return {**_written(config), **own}
 
 

@@ -1,14 +1,17 @@
 """BERT (Devlin et al. 2019, 1810.04805), RoBERTa (Liu et al. 2019, 1907.11692), XLM-R (Conneau et al. 2020,
-1911.02116), DistilBERT (Sanh et al. 2019), MPNet (Song et al. 2020, 2004.09297) and ELECTRA (Clark et al. 2020,
-2003.10555).
+1911.02116), DistilBERT (Sanh et al. 2019), MPNet (Song et al. 2020, 2004.09297), ELECTRA (Clark et al. 2020,
+2003.10555) and ALBERT (Lan et al. 2020, 1909.11942).
 
 RoBERTa is BERT with positions counted from `padding + 1`, XLM-R is RoBERTa with 250,002 tokens of a hundred languages;
 DistilBERT is BERT without segments, under other names; MPNet is RoBERTa without segments, with the relative bias of T5
 beside its positions. In ELECTRA a small generator, which is a masked language model, replaces tokens of a text, and the
-discriminator tells which ones: BERT with a score for each token, and in the small sizes with narrow embeddings.
+discriminator tells which ones: BERT with a score for each token, and in the small sizes with narrow embeddings. ALBERT
+is BERT with one block for all layers and narrow embeddings (section 3.1).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from anyformer.config import HeadConfig, HeadKind, ModelConfig
@@ -68,9 +71,9 @@ def write_head(head: HeadConfig) -> dict[str, Any]:
     return {**write_labels(head), "classifier_dropout": head.dropout if head.kind in CLASSIFIERS else None}
 
 
-def _write_distilbert_head(head: HeadConfig) -> dict[str, Any]:
-    dropout = {"seq_classif_dropout": head.dropout} if head.kind == "classification" else {}
-    return {**write_labels(head), **dropout}
+def _write_dropout(head: HeadConfig, name: str, kinds: Sequence[str]) -> dict[str, Any]:
+    """The fields with the labels, and those of classifiers of these kinds with the dropout, under its name there."""
+    return {**write_labels(head), **({name: head.dropout} if head.kind in kinds else {})}
 
 
 LAYER = {
@@ -102,7 +105,7 @@ def body(prefix: str, layer: str, layers: dict[str, str]) -> list[Row]:
         row(f"{prefix}embeddings.position_embeddings.weight", "encoder.position.table.weight"),
         row(f"{prefix}embeddings.token_type_embeddings.weight", "encoder.embedding.segments.weight"),
         *linear(f"{prefix}embeddings.LayerNorm", "encoder.embedding.norm"),
-        *linears(f"{prefix}{layer}.{{i}}.", "encoder.blocks.{i}.", layers),
+        *linears(f"{prefix}{layer}.", "encoder.blocks.{i}.", layers),
     ]
 
 
@@ -132,7 +135,9 @@ def _roberta_heads(prefix: str) -> list[Row]:
     ]
 
 
-_CLS = "cls.predictions"
+CLS = "cls.predictions"
+CLS_HEAD = masked_lm(f"{CLS}.transform.dense", f"{CLS}.transform.LayerNorm", CLS, f"{CLS}.decoder")
+POSITION_IDS = r"(.*\.)?embeddings\.position_ids"
 BERT = Family(
     model_type="bert",
     architectures={**classes("Bert", "ForMaskedLM"), "BertForPreTraining": "language_model"},
@@ -158,17 +163,13 @@ BERT = Family(
     read_head=plain_head,
     write_head=write_head,
     rows=[
-        *body("bert.", "encoder.layer", LAYER),
+        *body("bert.", "encoder.layer.{i}", LAYER),
         *linear("bert.pooler.dense", "pooler.dense"),
-        *masked_lm(f"{_CLS}.transform.dense", f"{_CLS}.transform.LayerNorm", _CLS, f"{_CLS}.decoder"),
+        *CLS_HEAD,
         *linear("classifier", "head.labels"),
     ],
     prefix="bert.",
-    ignored=(
-        r"(.*\.)?embeddings\.position_ids",
-        r"cls\.seq_relationship\.(weight|bias)",
-        r"(.*\.)?pooler\.dense\.(weight|bias)",
-    ),
+    ignored=(POSITION_IDS, r"cls\.seq_relationship\.(weight|bias)", r"(.*\.)?pooler\.dense\.(weight|bias)"),
     # TensorFlow's names.
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     published={
@@ -187,7 +188,7 @@ _ROBERTA = replace(
     constants={**BERT.constants, "position.skip_padding": True, "init.kind": "normal"},
     derived=_derived_roberta,
     written=_written_roberta,
-    rows=[*body("roberta.", "encoder.layer", LAYER), *_roberta_heads("roberta.")],
+    rows=[*body("roberta.", "encoder.layer.{i}", LAYER), *_roberta_heads("roberta.")],
     prefix="roberta.",
     published={"roberta-base": _ROBERTA_PRESET, "roberta-large": SIZES(1024, 24, 16, 4096, **_ROBERTA_PRESET)},
 )
@@ -222,9 +223,9 @@ _DISTILBERT = replace(
     },
     constants={**BERT.constants, "norm.eps": 1e-12, "init.kind": "normal"},
     derived=_derived_distilbert,
-    write_head=_write_distilbert_head,
+    write_head=partial(_write_dropout, name="seq_classif_dropout", kinds=("classification",)),
     rows=[
-        *body("distilbert.", "transformer.layer", _DISTILBERT_LAYER),
+        *body("distilbert.", "transformer.layer.{i}", _DISTILBERT_LAYER),
         *linear("pre_classifier", "pooler.dense"),
         *linear("classifier", "head.labels"),
         *masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector"),
@@ -253,7 +254,7 @@ _MPNET_LAYER = {
     "attention.LayerNorm": "attention_norm",
     **{name: ours for name, ours in LAYER.items() if not name.startswith("attention.")},
 }
-MPNET = replace(
+_MPNET = replace(
     BERT,
     model_type="mpnet",
     architectures=classes("MPNet", "ForMaskedLM"),
@@ -270,12 +271,12 @@ MPNET = replace(
     written=_written_roberta,
     write_head=write_labels,
     rows=[
-        *body("mpnet.", "encoder.layer", _MPNET_LAYER),
+        *body("mpnet.", "encoder.layer.{i}", _MPNET_LAYER),
         row("mpnet.encoder.relative_attention_bias.weight", "encoder.position.relative.table.weight"),
         *_roberta_heads("mpnet."),
     ],
     prefix="mpnet.",
-    ignored=(r"(.*\.)?embeddings\.position_ids", r"(.*\.)?pooler\.dense\.(weight|bias)"),
+    ignored=(POSITION_IDS, r"(.*\.)?pooler\.dense\.(weight|bias)"),
     renamed=(),
     published={"mpnet-base": {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}},
 )
@@ -286,13 +287,9 @@ _DISCRIMINATOR = "ElectraForPreTraining"
 def _derived_electra(raw: Raw, values: Values, kind: HeadKind) -> Values:
     width = {"embedding.width": none_if_default(values["embedding.width"], values["d_model"])}
     if kind == "token_classification" and raw.get("architectures") == [_DISCRIMINATOR]:
-        labels = {
-            "head.labels": 1,
-            "head.label_names": ("replaced",),
-            "head.problem_type": "multi_label_classification",
-        }
+        labels = {"head.labels": 1, "head.label_names": ("replaced",)}
         transform = {"head.transform": values["feed_forward.activation"], "head.transform_norm": False}
-        return {**transform, **labels, **width}
+        return {**transform, **labels, "head.problem_type": "multi_label_classification", **width}
     head = derived(raw, values, kind, "gelu" if kind == "classification" else None)
     return {**head, **width, **({"head.transform": "gelu"} if kind == "language_model" else {})}
 
@@ -306,7 +303,7 @@ def _write_electra_head(head: HeadConfig) -> dict[str, Any]:
 
 
 _electra_sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size embedding_size")
-ELECTRA = replace(
+_ELECTRA = replace(
     BERT,
     model_type="electra",
     architectures={**classes("Electra", "ForMaskedLM"), _DISCRIMINATOR: "token_classification"},
@@ -315,7 +312,7 @@ ELECTRA = replace(
     written=_written_electra,
     write_head=_write_electra_head,
     rows=[
-        *body("electra.", "encoder.layer", LAYER),
+        *body("electra.", "encoder.layer.{i}", LAYER),
         *linear("electra.embeddings_project", "encoder.embedding.projection"),
         # The transforms of both heads are one thing to us, and the discriminator's has no norm.
         *linear("generator_predictions.dense", "head.transform.dense", requires="head.transform.norm.weight"),
@@ -329,7 +326,7 @@ ELECTRA = replace(
         *linear("classifier", "head.labels"),
     ],
     prefix="electra.",
-    ignored=(r"(.*\.)?embeddings\.position_ids",),
+    ignored=(POSITION_IDS,),
     published={
         "electra-small": {},
         "electra-base": _electra_sizes(768, 12, 12, 3072, 768),
@@ -338,4 +335,62 @@ ELECTRA = replace(
         "electra-large-generator": _electra_sizes(256, 24, 4, 1024, 1024),
     },
 )
-FAMILIES = [BERT, _ROBERTA, _XLM_ROBERTA, _DISTILBERT]
+
+
+def _derived_albert(raw: Raw, values: Values, kind: HeadKind) -> Values:
+    if raw.get("inner_group_num", 1) != 1:
+        raise UserError("config.json: ALBERT is supported where inner_group_num = 1, as in all that were published.")
+    for name, ours in (("embedding_size", "embedding.width"), ("num_hidden_groups", "distinct_layers")):
+        if values[ours] is None:
+            raise UserError(f"config.json: ALBERT needs a number as {name}.")
+    layers, groups = values["encoder_layers"], values["distinct_layers"]
+    if not 1 <= groups <= layers or layers % groups:
+        raise UserError(
+            f"config.json: num_hidden_groups = {groups} is no number of blocks that {layers} layers can share evenly."
+        )
+    return derived({"classifier_dropout": raw.get("classifier_dropout_prob", 0.1)}, values, kind)
+
+
+_ALBERT_LAYER = {
+    "attention.query": "attention.query",
+    "attention.key": "attention.key",
+    "attention.value": "attention.value",
+    "attention.dense": "attention.output",
+    "attention.LayerNorm": "attention_norm",
+    "ffn": "feed_forward.up",
+    "ffn_output": "feed_forward.down",
+    "full_layer_layer_norm": "feed_forward_norm",
+}
+_ALBERT = replace(
+    BERT,
+    model_type="albert",
+    architectures={**classes("Albert", "ForMaskedLM"), "AlbertForPreTraining": "language_model"},
+    fields=fields_of(
+        BERT.fields,
+        {"embedding_size": ("embedding.width", 128), "num_hidden_groups": ("distinct_layers", 1)},
+        special_tokens(pad=0, bos=2, eos=3),
+        **SIZES(4096, 12, 64, 16384, vocab_size=30000, hidden_act="gelu_new"),
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+    ),
+    refused={},
+    derived=_derived_albert,
+    write_head=partial(_write_dropout, name="classifier_dropout_prob", kinds=CLASSIFIERS),
+    rows=[
+        *body("albert.", "encoder.albert_layer_groups.{i}.albert_layers.0", _ALBERT_LAYER),
+        *linear("albert.encoder.embedding_hidden_mapping_in", "encoder.embedding.projection"),
+        *linear("albert.pooler", "pooler.dense"),
+        *masked_lm("predictions.dense", "predictions.LayerNorm", "predictions", "predictions.decoder"),
+        *linear("classifier", "head.labels"),
+    ],
+    prefix="albert.",
+    ignored=(POSITION_IDS, r"sop_classifier\.classifier\.(weight|bias)", r"(.*\.)?pooler\.(weight|bias)"),
+    renamed=(),
+    published={
+        "albert-base-v2": SIZES(768, 12, 12, 3072),
+        "albert-large-v2": SIZES(1024, 24, 16, 4096),
+        "albert-xlarge-v2": SIZES(2048, 24, 16, 8192),
+        "albert-xxlarge-v2": {},
+    },
+)
+FAMILIES = [BERT, _ROBERTA, _XLM_ROBERTA, _DISTILBERT, _ELECTRA, _ALBERT, _MPNET]

@@ -19,7 +19,7 @@ from anyformer.families.base import (
     write_activation,
     write_labels,
 )
-from anyformer.families.bert import BERT, LAYER, body, masked_lm
+from anyformer.families.bert import BERT, CLS, CLS_HEAD, LAYER, POSITION_IDS, body
 from anyformer.families.rows import linear, row
 
 _FORM: dict[str, Any] = {
@@ -87,7 +87,6 @@ _LAYER = {
     **{name.replace("attention.self.", ""): ours for name, ours in LAYER.items() if "self" not in name},
     **{f"attention.self.{name}_proj": f"attention.{name}" for name in ("query", "key", "value")},
 }
-_CLS = "cls.predictions"
 _V3 = {**_FORM, "position_buckets": 256}
 FAMILY = replace(
     BERT,
@@ -107,22 +106,18 @@ FAMILY = replace(
     write_head=_write_head,
     rows=[
         row("deberta.encoder.rel_embeddings.weight", "encoder.position.table.weight"),
-        *body("deberta.", "encoder.layer", _LAYER),
+        *body("deberta.", "encoder.layer.{i}", _LAYER),
         *linear("deberta.encoder.LayerNorm", "encoder.position.norm"),
-        *masked_lm(f"{_CLS}.transform.dense", f"{_CLS}.transform.LayerNorm", _CLS, f"{_CLS}.decoder"),
+        *CLS_HEAD,
         *linear("pooler.dense", "pooler.dense"),
         *linear("classifier", "head.labels"),
     ],
     prefix="deberta.",
-    ignored=(
-        r"(.*\.)?embeddings\.position_ids",
-        r"(.*\.)?embeddings\.position_embeddings\.weight",
-        r"mask_predictions\..*",
-    ),
+    ignored=(POSITION_IDS, r"(.*\.)?embeddings\.position_embeddings\.weight", r"mask_predictions\..*"),
     renamed=(
         *BERT.renamed,
-        (r"^lm_predictions\.lm_head\.bias$", f"{_CLS}.bias"),
-        (r"^lm_predictions\.lm_head\.", f"{_CLS}.transform."),
+        (r"^lm_predictions\.lm_head\.bias$", f"{CLS}.bias"),
+        (r"^lm_predictions\.lm_head\.", f"{CLS}.transform."),
     ),
     published={
         "deberta-v3-base": SIZES(768, 12, 12, 3072, **_V3),

@@ -9,8 +9,8 @@ from typing import Any, cast
 from anyformer.config import HeadKind, ModelConfig, check_layers
 from anyformer.errors import UserError, quote
 from anyformer.families.base import Fields, Raw, Values, classes, fields_of, refuse, sizes, special_tokens
-from anyformer.families.llama import FIELDS, LLAMA
-from anyformer.families.rotary import read_rope, write_rope
+from anyformer.families.llama import BIAS, FIELDS, LLAMA
+from anyformer.families.rotary import read_rope, write_rope, yarn
 from anyformer.families.rows import Row, experts, linear, row, split_heads
 
 _DIGITS = 9
@@ -136,28 +136,26 @@ def _rows(config: ModelConfig) -> Sequence[Row]:
     ]
 
 
-_ATTENTION: Fields = {
-    "attention_bias": ("attention.bias attention.output_bias", False),
+_OWN: Fields = {
+    **BIAS,
     "kv_lora_rank": ("attention.latent.rank", 512),
     "q_lora_rank": ("attention.latent.query_rank", 1536),
     "qk_rope_head_dim": ("attention.latent.rotary_dim", 64),
     "v_head_dim": ("attention.latent.value_dim", 128),
+    "moe_intermediate_size": ("feed_forward.width", 1407),
+    "n_routed_experts": ("feed_forward.experts.count", 64),
+    "num_experts_per_tok": ("feed_forward.experts.used", None),
+    "n_shared_experts": ("feed_forward.experts.shared", 2),
+    "routed_scaling_factor": ("feed_forward.experts.scale", 1.0),
 }
-_FIELDS = fields_of(FIELDS, _ATTENTION, without=("num_key_value_heads", "head_dim", "intermediate_size"))
+_moe_sizes = sizes("hidden_size num_hidden_layers num_attention_heads moe_intermediate_size")
 _sizes = sizes("hidden_size num_hidden_layers num_attention_heads intermediate_size moe_intermediate_size")
-_YARN: dict[str, Any] = {
-    "rope_type": "yarn",
-    "factor": 40.0,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-}
 _LONG = {"max_position_embeddings": 163_840}
 _V2_PRESET: dict[str, Any] = {
     **_LONG,
     "num_experts_per_tok": 6,
     "first_k_dense_replace": 1,
-    "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "rope_scaling": yarn(40.0, 4096, mscale=0.707, mscale_all_dim=0.707),
     "bos_token_id": 100_000,
     "eos_token_id": 100_001,
 }
@@ -165,15 +163,9 @@ _V2 = replace(
     LLAMA,
     model_type="deepseek_v2",
     architectures=classes("DeepseekV2", "ForCausalLM", ("Model", "ForSequenceClassification")),
-    fields={
-        **_FIELDS,
-        "vocab_size": ("vocab_size", 102_400),
-        "moe_intermediate_size": ("feed_forward.width", 1407),
-        "n_routed_experts": ("feed_forward.experts.count", 64),
-        "num_experts_per_tok": ("feed_forward.experts.used", None),
-        "n_shared_experts": ("feed_forward.experts.shared", 2),
-        "routed_scaling_factor": ("feed_forward.experts.scale", 1.0),
-    },
+    fields=fields_of(
+        FIELDS, _OWN, without=("num_key_value_heads", "head_dim", "intermediate_size"), vocab_size=102_400
+    ),
     constants={**LLAMA.constants, "feed_forward.bias": False, "feed_forward.experts.normalized": False},
     refused={"norm_topk_prob": True, "mlp_bias": True},
     derived=_derived_v2,
@@ -196,21 +188,15 @@ _V3 = replace(
     _V2,
     model_type="deepseek_v3",
     architectures=classes("DeepseekV3", "ForCausalLM"),
-    fields={
-        **_FIELDS,
-        "vocab_size": ("vocab_size", 129_280),
-        "hidden_size": ("d_model", 7168),
-        "num_hidden_layers": ("decoder_layers", 61),
-        "num_attention_heads": ("attention.heads", 128),
-        "max_position_embeddings": ("max_length", 4096),
-        "moe_intermediate_size": ("feed_forward.width", 2048),
-        "n_routed_experts": ("feed_forward.experts.count", 256),
-        "num_experts_per_tok": ("feed_forward.experts.used", 8),
-        "n_shared_experts": ("feed_forward.experts.shared", 1),
-        "routed_scaling_factor": ("feed_forward.experts.scale", 2.5),
-        "norm_topk_prob": ("feed_forward.experts.normalized", True),
-        **special_tokens(bos=0, eos=1),
-    },
+    fields=fields_of(
+        _V2.fields,
+        {"norm_topk_prob": ("feed_forward.experts.normalized", True)},
+        special_tokens(bos=0, eos=1),
+        **_moe_sizes(7168, 61, 128, 2048, vocab_size=129_280, max_position_embeddings=4096, n_routed_experts=256),
+        num_experts_per_tok=8,
+        n_shared_experts=1,
+        routed_scaling_factor=2.5,
+    ),
     constants={
         **LLAMA.constants,
         "feed_forward.bias": False,
@@ -222,6 +208,6 @@ _V3 = replace(
     written=_written,
     # The layer that predicts one token more.
     ignored=(r"model\.layers\.61\..*",),
-    published={"deepseek-v3": {**_LONG, "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}},
+    published={"deepseek-v3": {**_LONG, "rope_scaling": yarn(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)}},
 )
 FAMILIES = [_V2, _V3]

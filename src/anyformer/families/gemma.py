@@ -8,15 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
-from anyformer.families.base import (
-    GROUPED_SIZES,
-    Raw,
-    Values,
-    classes,
-    fields_of,
-    none_if_default,
-    special_tokens,
-)
+from anyformer.families.base import GROUPED_SIZES, Raw, Values, classes, fields_of, none_if_default, special_tokens
 from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, NANO, decoder_rows
 from anyformer.families.rotary import (
     layers_with_window,
@@ -24,10 +16,9 @@ from anyformer.families.rotary import (
     read_layers,
     read_period,
     read_rope,
-    window_of,
-    write_layer_types,
     write_rope,
     write_ropes,
+    write_windows,
 )
 from anyformer.families.rows import linear, linears
 
@@ -78,11 +69,7 @@ def _written3(config: ModelConfig) -> dict[str, Any]:
 
 def _written_layers(config: ModelConfig) -> dict[str, Any]:
     scale = config.attention.scale
-    return {
-        "query_pre_attn_scalar": config.head_dim if scale is None else round(scale**-2),
-        "sliding_window": window_of(config) or config.max_length,
-        "layer_types": write_layer_types(config),
-    }
+    return {"query_pre_attn_scalar": config.head_dim if scale is None else round(scale**-2), **write_windows(config)}
 
 
 _LAYER = {

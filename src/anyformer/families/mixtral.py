@@ -1,7 +1,10 @@
 """Mixtures of experts on LLaMA's plan: Mixtral (Jiang et al. 2024, 2401.04088), section 2.1; Qwen3-MoE (2505.09388),
-section 2; OLMoE (Muennighoff et al. 2024, 2409.02060), section 2; Granite 3's (IBM 2024).
+section 2; OLMoE (Muennighoff et al. 2024, 2409.02060), section 2; Granite 3's (IBM 2024); gpt-oss (OpenAI 2025,
+gpt-oss-120b & gpt-oss-20b Model Card, 2508.10925), section 2.
 
-They differ in the number and width of their experts, and in whether the weights of the chosen ones sum to 1.
+They differ in the number and width of their experts, and in whether the weights of the chosen ones sum to 1. Those of
+gpt-oss have biases and a bounded gate; it has a sink in each head's softmax, a window in every other layer, and YaRN
+whose range is not rounded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +13,17 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
+from anyformer.families.base import (
+    GROUPED_SIZES,
+    SIZES,
+    Fields,
+    Raw,
+    Values,
+    classes,
+    fields_of,
+    sizes,
+    special_tokens,
+)
 from anyformer.families.llama import (
     BIAS,
     FIELDS,
@@ -22,22 +35,19 @@ from anyformer.families.llama import (
     QWEN3,
     ROWS_WITHOUT_NETWORKS,
 )
-from anyformer.families.rotary import read_rope, write_rope
-from anyformer.families.rows import Row, experts, linear, row, stacked
+from anyformer.families.rotary import layers_with_window, read_layer_types, read_rope, write_rope, write_windows
+from anyformer.families.rows import Row, experts, experts_by_columns, linear, row, stacked
 
 _BLOCK = "decoder.blocks.{i}.feed_forward."
+_MLP, _MOE = "model.layers.{i}.mlp.", "model.layers.{i}.block_sparse_moe."
 _COUNTS = ("num_local_experts", "num_experts")
 """Names of the number of experts, which transformers takes for the same."""
 
 
 def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     """Rotary positions and the number of experts. Raises UserError for switches that no model here can follow."""
-    for name, plain in (
-        ("router_jitter_noise", 0.0),
-        ("clip_qkv", None),
-        ("mlp_only_layers", []),
-        ("decoder_sparse_step", 1),
-    ):
+    off = {"router_jitter_noise": 0.0, "clip_qkv": None, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    for name, plain in off.items():
         if raw.get(name) not in (None, plain):
             kind = quote(raw.get("model_type"))
             raise UserError(f"config.json: {name} = {quote(raw[name])} is not supported for model type {kind}.")
@@ -45,21 +55,17 @@ def _derived(raw: Raw, values: Values, head: HeadKind) -> Values:
     return {**read_rope(raw, values, head), "feed_forward.experts.count": count}
 
 
-def rows_with_experts(router: str, matrices: str, layers: Mapping[str, str]) -> Callable[[ModelConfig], Sequence[Row]]:
+def _count(config: ModelConfig) -> int:
+    return 0 if config.feed_forward.experts is None else config.feed_forward.experts.count
+
+
+def _rows_with(router: str, matrices: str, layers: Mapping[str, str]) -> Callable[[ModelConfig], Sequence[Row]]:
     """LLaMA's table, with the matrices of experts in the place of those of its feed-forward."""
-
-    def rows(config: ModelConfig) -> Sequence[Row]:
-        count = 0 if config.feed_forward.experts is None else config.feed_forward.experts.count
-        return [
-            *ROWS_WITHOUT_NETWORKS,
-            *linear(router, f"{_BLOCK}router"),
-            *experts(matrices, layers, _BLOCK, count),
-        ]
-
-    return rows
+    shared = [*ROWS_WITHOUT_NETWORKS, *linear(router, f"{_BLOCK}router")]
+    return lambda config: [*shared, *experts(matrices, layers, _BLOCK, _count(config))]
 
 
-def experts_fields(count: str, used: int, most: int, balance: float) -> Fields:
+def _experts_fields(count: str, used: int, most: int, balance: float) -> Fields:
     """The fields of a mixture of experts, with their defaults."""
     return {
         count: ("feed_forward.experts.count", most),
@@ -69,14 +75,14 @@ def experts_fields(count: str, used: int, most: int, balance: float) -> Fields:
 
 
 _NORMALIZED: Fields = {"norm_topk_prob": ("feed_forward.experts.normalized", False)}
-MIXTRAL = replace(
+_MIXTRAL = replace(
     LLAMA,
     model_type="mixtral",
     architectures=classes("Mixtral", "ForCausalLM"),
     fields=fields_of(
         FIELDS,
         {"sliding_window": ("attention.window", None)},
-        experts_fields("num_local_experts", 2, 8, 0.001),
+        _experts_fields("num_local_experts", 2, 8, 0.001),
         max_position_embeddings=131072,
         num_key_value_heads=8,
         intermediate_size=14336,
@@ -85,11 +91,7 @@ MIXTRAL = replace(
     ),
     constants={**LLAMA.constants, **NO_BIAS},
     derived=_derived,
-    rows=rows_with_experts(
-        "model.layers.{i}.block_sparse_moe.gate",
-        "model.layers.{i}.block_sparse_moe.experts.{e}.{name}.weight",
-        {"w1": "gate", "w3": "up", "w2": "down"},
-    ),
+    rows=_rows_with(f"{_MOE}gate", f"{_MOE}experts.{{e}}.{{name}}.weight", {"w1": "gate", "w3": "up", "w2": "down"}),
     published={
         "mixtral-8x7b": SIZES(4096, 32, 32, 14336, max_position_embeddings=32768, router_aux_loss_coef=0.02),
         "mixtral-8x22b": SIZES(6144, 56, 48, 16384, max_position_embeddings=65536, router_aux_loss_coef=0.02),
@@ -109,7 +111,7 @@ _QWEN3_PRESET = {
     "eos_token_id": 151645,
 }
 _QWEN_LAYERS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
-_ROWS = rows_with_experts("model.layers.{i}.mlp.gate", "model.layers.{i}.mlp.experts.{e}.{name}.weight", _QWEN_LAYERS)
+_ROWS = _rows_with(f"{_MLP}gate", f"{_MLP}experts.{{e}}.{{name}}.weight", _QWEN_LAYERS)
 
 
 def _derived_qwen(raw: Raw, values: Values, head: HeadKind) -> Values:
@@ -124,7 +126,7 @@ def _written_qwen(config: ModelConfig) -> dict[str, Any]:
     return {**write_rope(config), **rest, "intermediate_size": config.feed_forward.width}
 
 
-QWEN3_MOE = replace(
+_QWEN3_MOE = replace(
     QWEN3,
     model_type="qwen3_moe",
     architectures=classes("Qwen3Moe", "ForCausalLM"),
@@ -132,7 +134,7 @@ QWEN3_MOE = replace(
         QWEN3.fields,
         {"moe_intermediate_size": ("feed_forward.width", 768)},
         _NORMALIZED,
-        experts_fields("num_experts", 8, 128, 0.001),
+        _experts_fields("num_experts", 8, 128, 0.001),
         without=("intermediate_size",),
         num_key_value_heads=4,
         head_dim=None,  # transformers 5.24 has no default of its own for it
@@ -145,7 +147,7 @@ QWEN3_MOE = replace(
         "qwen3-235b-a22b": _qwen_sizes(4096, 94, 64, 1536, **_QWEN3_PRESET),
     },
 )
-OLMOE = replace(
+_OLMOE = replace(
     LLAMA,
     model_type="olmoe",
     architectures=classes("Olmoe", "ForCausalLM", ("Model",)),
@@ -153,7 +155,7 @@ OLMOE = replace(
         FIELDS,
         BIAS,
         _NORMALIZED,
-        experts_fields("num_experts", 8, 64, 0.01),
+        _experts_fields("num_experts", 8, 64, 0.01),
         special_tokens(eos=50279, pad=1),
         **SIZES(2048, 16, 16, 2048, vocab_size=50304, max_position_embeddings=4096),
         rms_norm_eps=1e-5,
@@ -175,13 +177,12 @@ _GRANITE_PRESET = {
 
 
 def _granite_rows(config: ModelConfig) -> Sequence[Row]:
-    operation = stacked(0 if config.feed_forward.experts is None else config.feed_forward.experts.count)
-    moe = "model.layers.{i}.block_sparse_moe."
+    operation = stacked(_count(config))
     return [
         *ROWS_WITHOUT_NETWORKS,
-        *linear(f"{moe}router.layer", f"{_BLOCK}router"),
-        row(f"{moe}input_linear.weight", (f"{_BLOCK}gate.weight", f"{_BLOCK}up.weight"), operation),
-        row(f"{moe}output_linear.weight", f"{_BLOCK}down.weight", operation),
+        *linear(f"{_MOE}router.layer", f"{_BLOCK}router"),
+        row(f"{_MOE}input_linear.weight", (f"{_BLOCK}gate.weight", f"{_BLOCK}up.weight"), operation),
+        row(f"{_MOE}output_linear.weight", f"{_BLOCK}down.weight", operation),
     ]
 
 
@@ -189,12 +190,12 @@ def _derived_granite(raw: Raw, values: Values, head: HeadKind) -> Values:
     return {**GRANITE.derived(raw, values, head), **_derived(raw, values, head)}
 
 
-GRANITE_MOE = replace(
+_GRANITE_MOE = replace(
     GRANITE,
     model_type="granitemoe",
-    experts="model.layers.{i}.block_sparse_moe.experts",
+    experts=f"{_MOE}experts",
     architectures=classes("GraniteMoe", "ForCausalLM", ("Model",)),
-    fields={**GRANITE.fields, **experts_fields("num_local_experts", 2, 8, 0.001)},
+    fields={**GRANITE.fields, **_experts_fields("num_local_experts", 2, 8, 0.001)},
     constants={**GRANITE.constants, "feed_forward.bias": False},
     derived=_derived_granite,
     rows=_granite_rows,
@@ -203,4 +204,85 @@ GRANITE_MOE = replace(
         "granite-3.0-3b-a800m": _granite_sizes(1536, 32, 24, 40, **_GRANITE_PRESET),
     },
 )
-FAMILIES = [MIXTRAL, QWEN3_MOE, OLMOE, GRANITE_MOE]
+FAMILIES = [_MIXTRAL, _QWEN3_MOE, _OLMOE, _GRANITE_MOE]
+
+_YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+"""Positions where config.json has none."""
+_ALPHA = 1.702
+
+
+def _derived_gpt_oss(raw: Raw, values: Values, head: HeadKind) -> Values:
+    if raw.get("swiglu_alpha", _ALPHA) != _ALPHA:
+        raise UserError(f"config.json: gpt-oss is supported where swiglu_alpha = {_ALPHA}.")
+    count = raw.get("num_experts", values["feed_forward.experts.count"])
+    types = read_layer_types(raw, values["decoder_layers"], lambda layer: layer % 2 == 0)
+    has_rope = raw.get("rope_scaling") or raw.get("rope_parameters")
+    rope = read_rope(raw if has_rope else {"rope_parameters": _YARN}, values, head)
+    # The published factor of 0.9 is meant for a training from nothing: transformers leaves the loss out unless told.
+    is_balanced = raw.get("output_router_logits", False)
+    return {
+        **rope,
+        **layers_with_window(types, raw.get("sliding_window", 128)),
+        "feed_forward.experts.count": count,
+        "feed_forward.experts.balance": raw.get("router_aux_loss_coef", 0.001) if is_balanced else 0.0,
+    }
+
+
+def _written_gpt_oss(config: ModelConfig) -> dict[str, Any]:
+    balance = config.feed_forward.experts and config.feed_forward.experts.balance
+    return {
+        **write_rope(config),
+        **write_windows(config),
+        "hidden_act": "silu",
+        "output_router_logits": bool(balance),
+        "router_aux_loss_coef": balance or 0.9,
+    }
+
+
+def _rows_gpt_oss(config: ModelConfig) -> Sequence[Row]:
+    columns, matrices = experts_by_columns(_count(config)), f"{_MLP}experts."
+    return [
+        *ROWS_WITHOUT_NETWORKS,
+        row("model.layers.{i}.self_attn.sinks", "decoder.blocks.{i}.attention.sinks"),
+        *linear(f"{_MLP}router", f"{_BLOCK}router"),
+        row(f"{matrices}gate_up_proj", (f"{_BLOCK}gate.weight", f"{_BLOCK}up.weight"), columns),
+        row(f"{matrices}gate_up_proj_bias", (f"{_BLOCK}gate.bias", f"{_BLOCK}up.bias"), columns),
+        row(f"{matrices}down_proj", f"{_BLOCK}down.weight", columns),
+        row(f"{matrices}down_proj_bias", f"{_BLOCK}down.bias", columns),
+    ]
+
+
+GPT_OSS = replace(
+    LLAMA,
+    model_type="gpt_oss",
+    architectures=classes("GptOss", "ForCausalLM"),
+    fields=fields_of(
+        FIELDS,
+        BIAS,
+        {
+            "swiglu_limit": ("feed_forward.limit", 7.0),
+            "num_local_experts": ("feed_forward.experts.count", 128),
+            "num_experts_per_tok": ("feed_forward.experts.used", 4),
+        },
+        special_tokens(),
+        without=("hidden_act",),
+        **GROUPED_SIZES(2880, 36, 64, 8, 2880, head_dim=64, vocab_size=201088, max_position_embeddings=131072),
+        attention_bias=True,
+        rope_theta=150_000.0,
+        rms_norm_eps=1e-5,
+    ),
+    constants={
+        **LLAMA.constants,
+        "attention.sinks": True,
+        "feed_forward.activation": "quick_gelu",
+        "feed_forward.up_offset": 1.0,
+        "feed_forward.experts.router_bias": True,
+    },
+    derived=_derived_gpt_oss,
+    written=_written_gpt_oss,
+    rows=_rows_gpt_oss,
+    published={
+        name: {"num_hidden_layers": layers, "num_local_experts": count, "eos_token_id": 200002, "pad_token_id": 199999}
+        for name, layers, count in (("gpt-oss-20b", 24, 32), ("gpt-oss-120b", 36, 128))
+    },
+)

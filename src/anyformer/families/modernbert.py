@@ -68,18 +68,14 @@ def _head(raw: Raw, kind: HeadKind) -> Values:
 
 def _write_head(head: HeadConfig) -> dict[str, Any]:
     poolings = {ours: theirs for theirs, ours in _POOLINGS.items()}
-    pooled = {"classifier_pooling": poolings.get(head.pooling)}
-    if head.transform is None:
-        return {**write_labels(head), **pooled}
-    written: dict[str, Any] = {
-        "classifier_activation": write_activation(head.transform),
-        "classifier_bias": head.transform_bias,
-    }
+    written = {**write_labels(head), "classifier_pooling": poolings.get(head.pooling)}
+    if head.transform is not None:
+        written |= {"classifier_activation": write_activation(head.transform), "classifier_bias": head.transform_bias}
     if head.kind == "language_model":
         written["decoder_bias"] = head.bias == "learned"
     if head.kind in CLASSIFIERS:
         written["classifier_dropout"] = head.dropout
-    return {**write_labels(head), **written, **pooled}
+    return written
 
 
 def _written(config: ModelConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from anyformer.families.base import (
     sizes,
     special_tokens,
 )
-from anyformer.families.llama import BIAS, FIELDS, LLAMA, decoder_rows
+from anyformer.families.llama import BIAS, FIELDS, LAYER, LLAMA, decoder_rows
 from anyformer.families.rotary import head_operations, read_rope, rotary_rows, write_rope
 from anyformer.families.rows import QKV, Row, linear, linears, row, tied
 
@@ -170,15 +170,10 @@ def _derived_falcon(raw: Raw, values: Values, head: HeadKind) -> Values:
     }
 
 
-def _grouped(config: ModelConfig) -> bool:
-    """Whether keys and values have groups of queries, as in Falcon-40B."""
-    heads, placement = config.attention.heads, config.norm.placement
-    return placement == "parallel" or config.attention.kv_heads not in (None, 1, heads)
-
-
 def _written_falcon(config: ModelConfig) -> dict[str, Any]:
-    heads, grouped, placement = config.attention.heads, _grouped(config), config.norm.placement
+    heads, placement = config.attention.heads, config.norm.placement
     kv_heads = config.attention.kv_heads or heads
+    grouped = placement == "parallel" or kv_heads not in (1, heads)  # keys have groups of queries, as in Falcon-40B
     return {
         **write_rope(config),
         "alibi": False,
@@ -258,14 +253,7 @@ FALCON = Family(
     },
 )
 
-_COHERE_LAYER = {
-    "input_layernorm": "attention_norm",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.output",
-    "mlp.gate_proj": "feed_forward.gate",
-    "mlp.up_proj": "feed_forward.up",
-    "mlp.down_proj": "feed_forward.down",
-}
+_COHERE_LAYER = {name: ours for name, ours in LAYER.items() if ours not in ("attention.query", "attention.key")}
 
 
 def _rows_cohere(config: ModelConfig) -> Sequence[Row]:

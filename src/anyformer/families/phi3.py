@@ -10,7 +10,7 @@ from typing import Any
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
 from anyformer.families.base import SIZES, Raw, Values, classes, fields_of, special_tokens
-from anyformer.families.llama import FIELDS, LLAMA, NO_BIAS, decoder_rows
+from anyformer.families.llama import FIELDS, LAYER, LLAMA, NO_BIAS, decoder_rows
 from anyformer.families.rotary import ORIGINAL, head_operations, read_rope, write_rope
 from anyformer.families.rows import QKV, SPLIT, Row, linear
 
@@ -34,23 +34,15 @@ def _written(config: ModelConfig) -> dict[str, Any]:
     return {**write_rope(config), ORIGINAL: (scaling and scaling.original_length) or _ORIGINAL_LENGTH}
 
 
-_LAYER = {
-    "input_layernorm": "attention_norm",
-    "self_attn.o_proj": "attention.output",
-    "post_attention_layernorm": "feed_forward_norm",
-    "mlp.down_proj": "feed_forward.down",
-}
 _GATE_UP = [f"decoder.blocks.{{i}}.feed_forward.{part}" for part in ("gate", "up")]
+_LAYER = {name: ours for name, ours in LAYER.items() if f"decoder.blocks.{{i}}.{ours}" not in (*QKV, *_GATE_UP)}
 
 
 def _rows(config: ModelConfig) -> Sequence[Row]:
     heads = config.attention.heads
     kv_heads = config.attention.kv_heads or heads
-    joined = [
-        *linear("model.layers.{i}.self_attn.qkv_proj", QKV, head_operations(config)(heads, kv_heads, kv_heads)),
-        *linear("model.layers.{i}.mlp.gate_up_proj", _GATE_UP, SPLIT),
-    ]
-    return decoder_rows(_LAYER, joined)
+    qkv = linear("model.layers.{i}.self_attn.qkv_proj", QKV, head_operations(config)(heads, kv_heads, kv_heads))
+    return decoder_rows(_LAYER, [*qkv, *linear("model.layers.{i}.mlp.gate_up_proj", _GATE_UP, SPLIT)])
 
 
 # Ding et al. search for these factors, which have no formula.

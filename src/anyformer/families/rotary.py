@@ -56,6 +56,12 @@ def read_rope(raw: Raw, values: Values, head: HeadKind) -> Values:
     return {**position, "position.scaling": scaling}
 
 
+def yarn(factor: float, original_length: int, **others: Any) -> dict[str, Any]:
+    """The `rope_scaling` of a preset with YaRN's usual range."""
+    range_ = {"beta_fast": 32.0, "beta_slow": 1.0}
+    return {"rope_type": "yarn", "factor": factor, ORIGINAL: original_length, **range_, **others}
+
+
 def _attention_factor(rope: Raw, factor: float) -> float | None:
     """YaRN's factor on cosines and sines where it is given, or follows from DeepSeek's two mscales."""
     mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
@@ -143,6 +149,11 @@ def window_of(config: ModelConfig) -> int | None:
     return (config.other_layers and config.other_layers.window) or config.attention.window
 
 
+def write_windows(config: ModelConfig) -> dict[str, Any]:
+    """The layers that have a window, and its length, which config.json has in any case."""
+    return {"sliding_window": window_of(config) or config.max_length, "layer_types": write_layer_types(config)}
+
+
 def read_layers(
     raw: Raw,
     values: Values,
@@ -192,10 +203,9 @@ def rotary_rows(config: ModelConfig, pairs: Pairs = "halves") -> list[Row]:
     """The rows of queries and keys that have matrices of their own, and turn in other pairs on disk than here."""
     operation, attention = head_operations(config, pairs), config.attention
     heads = {"q_proj": ("query", attention.heads), "k_proj": ("key", attention.kv_heads or attention.heads)}
+    their_block, our_block = "model.layers.{i}.self_attn.", "decoder.blocks.{i}.attention."
     return [
         line
         for theirs, (ours, count) in heads.items()
-        for line in linear(
-            f"model.layers.{{i}}.self_attn.{theirs}", f"decoder.blocks.{{i}}.attention.{ours}", operation(count)
-        )
+        for line in linear(their_block + theirs, our_block + ours, operation(count))
     ]

@@ -54,13 +54,11 @@ class HeadLayout:
     def write(self, tensors: Sequence[Tensor]) -> Tensor:
         """The inverse of `read`."""
         inverse = None if self.order is None else sorted(range(self.head_dim), key=self.order.__getitem__)
-        return _join(
-            [
-                self._moved(part.reshape(self.groups, count, self.head_dim, *part.shape[1:]), inverse, index)
-                for index, (part, count) in enumerate(zip(tensors, self.counts, strict=True))
-            ],
-            dim=1,
-        ).flatten(0, 2)
+        heads = [
+            self._moved(part.reshape(self.groups, count, self.head_dim, *part.shape[1:]), inverse, index)
+            for index, (part, count) in enumerate(zip(tensors, self.counts, strict=True))
+        ]
+        return _join(heads, dim=1).flatten(0, 2)
 
     def _moved(self, part: Tensor, order: Sequence[int] | None, index: int) -> Tensor:
         return part if order is None or index == 2 else part[:, :, list(order)]
@@ -108,9 +106,7 @@ def stacked(count: int) -> Operation:
         return [stack.flatten(0, 1).contiguous() for stack in stacks]
 
     def write(tensors: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        return torch.cat([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
+        return _join([tensor.unflatten(0, (count, -1)) for tensor in tensors], dim=1)
 
     return Operation(read, write, experts=count)
 
@@ -204,14 +200,10 @@ def linear(
 ) -> list[Row]:
     """A layer's weight and, where it has one, its bias, of which a matrix is transposed alone."""
     layers = [ours] if isinstance(ours, str) else ours
+    operations = {"weight": operation, "bias": COPY if operation is TRANSPOSE else operation}
     return [
-        row(f"{theirs}.weight", [f"{layer}.weight" for layer in layers], operation, requires),
-        row(
-            f"{theirs}.bias",
-            [f"{layer}.bias" for layer in layers],
-            COPY if operation is TRANSPOSE else operation,
-            requires,
-        ),
+        row(f"{theirs}.{part}", [f"{layer}.{part}" for layer in layers], each, requires)
+        for part, each in operations.items()
     ]
 
 
