@@ -244,16 +244,14 @@ def _inferred(contents: Contents, fields: Mapping[str, str]) -> dict[str, Any]:
     if len(set(widths.values())) > 1 and "attention.latent.rank" not in fields:
         listed = ", ".join(f"{key} {width}" for key, width in widths.items())
         raise UserError(f"Keys, values and rotary positions of different widths are not supported ({listed}).")
-    return {
+    inferred: dict[str, Any] = {
         "vocab_size": contents.shapes["token_embd.weight"][0],
         "embedding.tied": contents.output != "own",
         "embedding.segments": contents.shapes.get("token_types.weight", (0,))[0],
         "attention.bias": "blk.0.attn_q.bias" in contents.shapes,
         "feed_forward.bias": "blk.0.ffn_up.bias" in contents.shapes,
-        **({"position.rotary_fraction": _rotary_fraction(contents)} if is_partial else {}),
     }
-
-
-def _rotary_fraction(contents: Contents) -> float:
-    width = contents.get("embedding_length") // contents.get("attention.head_count")
-    return (contents.get("rope.dimension_count") or width) / width
+    if is_partial:
+        width = contents.get("embedding_length") // contents.get("attention.head_count")
+        inferred["position.rotary_fraction"] = (contents.get("rope.dimension_count") or width) / width
+    return inferred

@@ -246,12 +246,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             inferred=_gpt_oss,
             more=lambda config: {_WINDOW: config.other_layers and config.other_layers.window},
         ),
-        Architecture(
-            "command-r",
-            ("cohere",),
-            keys={"logit_scale": "head.scale"},
-            inferred=_plain,
-        ),
+        Architecture("command-r", ("cohere",), keys={"logit_scale": "head.scale"}, inferred=_plain),
         Architecture(
             "falcon",
             ("falcon",),
@@ -319,8 +314,7 @@ def architecture_of(config: ModelConfig) -> Architecture | None:
 def to_gguf(config: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that can hold this model, and the metadata that describes it, without the tokenizer's.
 
-    Raises:
-        UserError: GGUF, or llama.cpp that computes by it, can't express the model; it names what stands in the way.
+    Raises UserError where GGUF, or llama.cpp that computes by it, can't express the model, naming what is in the way.
     """
     kind = architecture_of(config)
     if kind is None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,7 @@ class Container:
         metadata: Key -> number, bool, text, list of texts, or array of numbers.
         tensors: Name -> position, in the file's order.
 
-    Raises:
-        UserError: not a GGUF file, one that is cut off or damaged, or of a version or type that is not known.
+    Raises UserError for what is no GGUF file, is cut off or damaged, or of a version or type that is not known.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -138,11 +137,11 @@ class _Reader:
         if self.content[:4] != b"GGUF":
             raise UserError(f"{self.path} is not a GGUF file: it does not begin with GGUF.")
         self.position = 4
-        version = self.integer("<I")
+        version = self.number("<I")
         if version not in _VERSIONS:
             big_endian = "; it is big-endian" if version >> 24 in _VERSIONS else ""
             raise UserError(f"{self.path} is of GGUF version {version}, and only 2 and 3 can be read{big_endian}.")
-        tensors, pairs = self.integer("<Q"), self.integer("<Q")
+        tensors, pairs = self.number("<Q"), self.number("<Q")
         self.require_bytes(pairs * _SMALLEST_PAIR, f"{pairs} pairs")
         self.require_bytes(tensors * _SMALLEST_TENSOR, f"{tensors} tensors")
         return tensors, pairs
@@ -158,7 +157,7 @@ class _Reader:
         return items
 
     def value(self, key: str) -> Any:
-        kind = self.integer("<I")
+        kind = self.number("<I")
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
@@ -171,7 +170,7 @@ class _Reader:
 
     def array(self, key: str) -> list[str] | NDArray[Any]:
         """Numbers stay where they are in the file; texts become a list."""
-        kind, count = self.integer("<I"), self.integer("<Q")
+        kind, count = self.number("<I"), self.number("<Q")
         if kind != _STRING and kind not in _NUMBERS:
             raise self.damaged(f"{quote(key)} is an array of the type {kind}, neither numbers nor texts")
         dtype = np.dtype(_NUMBERS.get(kind, "<Q"))  # of a text, at least its length
@@ -184,16 +183,16 @@ class _Reader:
 
     def tensor(self, name: str) -> TensorInfo:
         """The type and shape of a tensor; `start` counts from the beginning of the data."""
-        dimensions = self.integer("<I")
+        dimensions = self.number("<I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise self.damaged(f"the tensor {quote(name)} has {dimensions} dimensions")
-        shape = tuple(self.integer("<Q") for _ in range(dimensions))[::-1]
+        shape = tuple(self.number("<Q") for _ in range(dimensions))[::-1]
         if min(shape) < 1:
             raise self.damaged(f"the tensor {quote(name)} has a dimension of size 0")
-        kind = self.integer("<I")
+        kind = self.number("<I")
         if kind not in TYPES:
             raise UserError(f"{self.path}: the tensor {quote(name)} is of the type {kind}, which is not known.")
-        return TensorInfo(shape, TYPES[kind], self.integer("<Q"))
+        return TensorInfo(shape, TYPES[kind], self.number("<Q"))
 
     def positioned(self, declared: Mapping[str, TensorInfo], alignment: Any) -> dict[str, TensorInfo]:
         """The tensors with `start` counted from the beginning of the file, none beyond its end or in another."""
@@ -230,10 +229,7 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise self.damaged(f"the text at byte {start} is not UTF-8") from error
 
-    def integer(self, form: str) -> int:
-        return cast("int", self.number(form))
-
-    def number(self, form: str) -> int | float | bool:
+    def number(self, form: str) -> Any:
         length = struct.calcsize(form)
         self.require_bytes(length, "a number")
         (value,) = struct.unpack_from(form, self.content, self.position)

@@ -113,12 +113,7 @@ GRANITE = Architecture(
     more=_write_granite,
     ignored=ROPE_BUFFERS,
 )
-MIXTRAL = Architecture(
-    "llama",
-    ("mixtral",),
-    neighboring=True,
-    ignored=ROPE_BUFFERS,
-)
+MIXTRAL = Architecture("llama", ("mixtral",), neighboring=True, ignored=ROPE_BUFFERS)
 """LLaMAs with experts, which GGUF calls LLaMAs."""
 MIXTURES = [
     replace(GRANITE, name="granitemoe", model_types=("granitemoe",)),

@@ -36,8 +36,7 @@ _HEAD, _TABLE, _FACTORS = "output.weight", "token_embd.weight", "rope_freqs.weig
 class GGUFSource(TensorSource):
     """A GGUF file, mapped into memory. Its dtype is the widest of its tensors, float32 for quantized ones.
 
-    Raises:
-        UserError: a file that is damaged, or holds what is not supported; it names the file and the reason.
+    Raises UserError for one that is damaged, or holds what is not supported, naming it and the reason.
     """
 
     described_by = "its metadata"
@@ -137,8 +136,7 @@ def _rope_factors(container: Container) -> list[float] | None:
 def dense(container: Container, name: str) -> Tensor:
     """One tensor in floating point; a copy, which does not hold on to the file.
 
-    Raises:
-        UserError: a format that can't be turned into floats, or the package that does it is not installed.
+    Raises UserError where its format can't be turned into floats, or the package that does it is not installed.
     """
     info = container.tensors[name]
     blocks = container.blocks(name)

@@ -19,14 +19,7 @@ from anyformer.errors import UserError, quote
 from anyformer.families.base import supported
 from anyformer.tokenizer.core import Tokenizer
 from anyformer.tokenizer.files import CONVENTIONS
-from anyformer.tokenizer.library import (
-    WORD_PATTERN,
-    add,
-    byte_words,
-    surround,
-    translated,
-    word_piece,
-)
+from anyformer.tokenizer.library import WORD_PATTERN, add, byte_words, surround, translated, word_piece
 from anyformer.tokenizer.sentencepiece import SPACE, pipeline, unigram_model
 
 KEY = "tokenizer.ggml."
@@ -157,8 +150,7 @@ class _Source:
 def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer of a GGUF file; None where it has none.
 
-    Raises:
-        UserError: a kind of tokenizer or a pre-tokenizer that is not supported, or metadata that is damaged.
+    Raises UserError for a kind of tokenizer or a pre-tokenizer that is not supported, or metadata that is damaged.
     """
     kind = str(metadata.get(KEY + "model", "none"))
     if kind in ("none", "no_vocab"):
@@ -171,7 +163,6 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
 
 
 def _config(source: _Source) -> dict[str, Any]:
-    """tokenizer_config.json."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -5,11 +5,10 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
-from anyformer.checkpoint.gguf.merge_scores import scores
 from anyformer.checkpoint.gguf.tokenizer_reader import (
     BYTE,
     CONTROL,
@@ -112,8 +111,7 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 def tokenizer_metadata(tokenizer: Tokenizer | None, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
     """The metadata of a tokenizer. `notes` gets a sentence for everything that llama.cpp does in another way.
 
-    Raises:
-        UserError: a tokenizer that llama.cpp can't follow, and why.
+    Raises UserError for a tokenizer that llama.cpp can't follow, saying why.
     """
     if (ends := len(config.special_tokens.eos)) > len(_ENDS):
         notes.append(f"A GGUF file has {len(_ENDS)} tokens that end a text, of the model's {ends}.")
@@ -170,10 +168,8 @@ def _pretokenizer_name(pre_tokenizer: Any, ignores_merges: bool, composes: bool)
     """llama.cpp's name for the pre_tokenizer of a tokenizer.json, as `PRETOKENIZERS` describe them.
 
     It has each of them compiled in, and a file only names one (`tokenizer.ggml.pre`): another way of splitting gives
-    other tokens. It never composes text, but some names promise it, and those come first.
-
-    Raises:
-        UserError: there is no name for it.
+    other tokens. It never composes text, but some names promise it, and those come first. Raises UserError where there
+    is no name for it.
     """
     steps = _steps(pre_tokenizer)
     for composed in (True, False) if composes else (False,):
@@ -207,14 +203,13 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> dict[str, Any]:
     """SentencePiece's BPE with bytes for what it does not know, llama.cpp's `llama` (Kudo & Richardson 2018).
 
-    llama.cpp has scores where `tokenizer.json` has merges: it joins the two neighbors that make the token of the
-    highest score, whichever two they are.
+    It has scores where `tokenizer.json` has merges: the two neighbors that make the best token are joined.
     """
     model = pipeline["model"]
     prefix = _adds_space(pipeline, notes)
     has_bytes = set(entries.tokens).issuperset(f"<0x{byte:02X}>" for byte in range(256))
     _require(has_bytes, "llama.cpp's SentencePiece tokenizer needs a token for every byte, which this one lacks")
-    entries.scores = scores(model, entries.tokens)
+    entries.scores = _merge_scores(model, entries.tokens)
     for i, token in enumerate(entries.tokens):
         if _BYTE.fullmatch(token) and entries.token_types[i] == NORMAL:
             entries.token_types[i] = BYTE
@@ -223,12 +218,64 @@ def _sentencepiece_bpe(pipeline: Any, entries: _Entries, notes: list[str]) -> di
     return {"model": "llama", "pre": "default", "add_space_prefix": prefix, **entries.around()}
 
 
-_GEMMA_SPLIT = {
-    "type": "Split",
-    "pattern": {"String": " "},
-    "behavior": "MergedWithPrevious",
-    "invert": False,
-}
+def _merge_scores(model: Any, tokens: Sequence[str]) -> list[float]:
+    """The score of each token: minus the rank of its first merge.
+
+    Raises UserError where scores can't stand for these merges. Runs of a character that are as good as each other
+    (Gemma's spaces, tabs and line ends) share a rank.
+    """
+    not_scores = UserError(
+        "llama.cpp can't follow this tokenizer: it joins any two neighbors that make a token, best score first, and "
+        "these merges are not in such an order."
+    )
+    pairs = [cast("tuple[str, str]", tuple(p.split(" ") if isinstance(p, str) else p)) for p in model["merges"]]
+    first: dict[str, int] = {}
+    scattered: set[str] = set()
+    last = ""
+    for rank, (left, right) in enumerate(pairs):
+        token = left + right
+        if token != last and token in first:
+            scattered.add(token)
+        first.setdefault(token, rank)
+        last = token
+    if scattered:
+        runs = None if any(len({*token}) > 1 for token in scattered) else _runs(pairs, scattered)
+        if runs is None:
+            raise not_scores
+        first |= runs
+    vocabulary, made = set(model["vocab"]), set(pairs)
+    for pair in ((token[:cut], token[cut:]) for token in first for cut in range(1, len(token))):
+        if vocabulary.issuperset(pair) and pair not in made:
+            raise not_scores
+    # A token that nothing makes is a single character, or one that is found before any merging.
+    return [float(-first[token]) if token in first else float(-len(pairs)) for token in tokens]
+
+
+def _runs(pairs: Sequence[tuple[str, str]], scattered: Set[str]) -> dict[str, int] | None:
+    """The rank of every run of the characters that these runs are of; None where one rank can't stand for them all.
+
+    A run grows from its left end, by one character at a time, before anything else is made of that character: so it
+    does in llama.cpp, which joins the leftmost of neighbors that are as good as others.
+    """
+    lengths: dict[str, list[tuple[int, int]]] = {token[0]: [] for token in scattered}
+    first, used = len(pairs), set[str]()
+    for rank, (left, right) in enumerate(pairs):
+        characters = {*left, *right}
+        if len(characters) == 1 and left[0] in lengths:
+            if not used.isdisjoint(characters):
+                return None
+            lengths[left[0]].append((len(left), len(right)))
+            first = min(first, rank)
+        else:
+            used |= characters
+    for found in lengths.values():
+        longest = max(map(sum, found), default=0)
+        if found != [(left, right) for left in range(longest - 1, 0, -1) for right in range(longest - left, 0, -1)]:
+            return None
+    return {character * count: first for character, found in lengths.items() for count in range(2, found[0][0] + 2)}
+
+
+_GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 """Gemma's pre_tokenizer, which finds no space: its normalizer has replaced them all."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ FORMATS = {name.lower(): NAMED[name] for name in ("F32", "F16", "BF16", "Q8_0", 
 
 _EXACT = ("position_embd.weight", "token_types.weight", "attn_rel_b.weight", "ffn_gate_inp.weight")
 """Small tables that llama.cpp adds or reads as they are, and routers, whose choice rounding would change."""
+_FACTORS = "rope_freqs.weight"
+"""No weight of the model, but what its rotary frequencies are divided by."""
 _OUTER = ("token_embd.weight", "output.weight")
 _AT_ONCE = 2**22
 """Weights that are quantized at once: the quantizer needs several times their room."""
@@ -94,17 +96,21 @@ def save_gguf(
         **({"general.quantization_version": 2} if file_type.block > 1 else {}),
     }
     rows = table(architecture, config, set(skeleton(config).state_dict()))
-    tensors = _tensors(model, dict(split_latents(rows, config)))
-    formats = {name: _stored_as(name, tensor.shape, file_type) for name, tensor in tensors.items()}
+    # A second name with an operation of its own is no second name but another tensor (T5's head).
+    rows = {name: row for name, row in split_latents(rows, config) if not row.alias or row.operation is not COPY}
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if factors := rope_factors(config):
+        rows = {_FACTORS: Row(_FACTORS, (_FACTORS,)), **rows}
+        state[_FACTORS] = torch.tensor(factors)
+    on_meta = {name: tensor.to("meta") for name, tensor in state.items()}
+    shapes = {name: row.write(on_meta).shape for name, row in rows.items()}
+    formats = {name: _stored_as(name, shape, file_type) for name, shape in shapes.items()}
     if fallbacks := [name for name, stored in formats.items() if file_type.block > 1 and stored.name == "F16"]:
         notes.append(
             f"{len(fallbacks)} tensors are stored as F16, because their rows are no whole number of blocks of "
-            f"{file_type.block} (such as {fallbacks[0]}, of {tensors[fallbacks[0]].shape[-1]})."
+            f"{file_type.block} (such as {fallbacks[0]}, of {shapes[fallbacks[0]][-1]})."
         )
-    counts = Counter(stored.name for stored in formats.values())
-    if factors := rope_factors(config):
-        name, values = "rope_freqs.weight", torch.tensor(factors)
-        tensors, formats = {name: _Tensor(Row(name, ()), [values]), **tensors}, {name: NAMED["F32"], **formats}
+    counts = Counter(stored.name for name, stored in formats.items() if name != _FACTORS)
     with (
         atomic.replacing(path, make_parents=True) as temporary,
         closing(gguf.GGUFWriter(temporary, architecture.name)) as writer,
@@ -114,36 +120,15 @@ def save_gguf(
         for key, value in {**metadata, **general, **vocabulary}.items():
             if key != "general.architecture":
                 add.get(type(value), writer.add_array)(key, value)
-        for name, tensor in tensors.items():
-            stored, size = gguf.GGMLQuantizationType(formats[name].number), formats[name].size(tensor.shape)
-            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, raw_dtype=stored)
+        for name, shape in shapes.items():
+            stored, size = gguf.GGMLQuantizationType(formats[name].number), formats[name].size(shape)
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in tensors.items():
-            writer.write_tensor_data(_encode(name, tensor.row.operation.write(tensor.parts), formats[name]))
+        for name, row in rows.items():
+            writer.write_tensor_data(_encode(name, row.write(state), formats[name]))
     return Written(architecture.name, counts, path.stat().st_size, notes)
-
-
-class _Tensor(NamedTuple):
-    """A tensor of the file: its row in the table, and the weights that it is made of."""
-
-    row: Row
-    parts: list[Tensor]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.row.operation.write([part.to("meta") for part in self.parts]).shape
-
-
-def _tensors(model: Transformer, rows: Mapping[str, Row]) -> dict[str, _Tensor]:
-    state = model.state_dict()
-    return {
-        theirs: _Tensor(row, [state[name].detach().cpu() for name in row.ours])
-        for theirs, row in rows.items()
-        # A second name with an operation of its own is no second name but another tensor (T5's head).
-        if not row.alias or row.operation is not COPY
-    }
 
 
 def storable(config: ModelConfig, notes: list[str]) -> ModelConfig:
@@ -238,8 +223,7 @@ def _stored_as(name: str, shape: Sequence[int], file_type: TensorType) -> Tensor
 def _encode(name: str, tensor: Tensor, kind: TensorType) -> NDArray[Any]:
     """The bytes of a tensor in this format, [..., bytes of a row]; F32 and F16 as numbers.
 
-    Raises:
-        UserError: a number too large for F16.
+    Raises UserError for a number too large for F16.
     """
     if kind.name == "F32":
         return cast("NDArray[np.float32]", tensor.float().contiguous().numpy())
@@ -265,9 +249,8 @@ def save_gguf_adapter(model: Transformer, path: Path, name: str) -> None:
 
     What it is multiplied by is in its matrices: llama.cpp knows one alpha for all layers, and takes 0 for none.
 
-    Raises:
-        UserError: llama.cpp can't compute the model, or an adapter of this kind (DoRA, embeddings, other weights); the
-            package gguf is missing, or the disk is full.
+    Raises UserError where llama.cpp can't compute the model, or an adapter of this kind (DoRA, embeddings, other
+    weights); the package gguf is missing, or the disk is full.
     """
     gguf = package("Writing GGUF")
     config = model.adapter_configs[name]
