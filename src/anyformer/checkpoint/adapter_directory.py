@@ -73,9 +73,8 @@ def path_and_weight(directory: str | Path) -> tuple[Path, float]:
 def read_base(directory: Path) -> str:
     """The model that an adapter's directory names.
 
-    Raises:
-        UserError: it names no base on this machine, as a file or in the hub's cache; or it belongs to another user,
-            who may not choose what is read.
+    Raises UserError where it names no base on this machine, as a file or in the hub's cache; or belongs to another
+    user, who may not choose what is read.
     """
     base = limits.read_object(limits.path_inside(directory, CONFIG)).get("base_model_name_or_path")
     advice = f"load the model that it belongs to, with --adapter {directory}"
@@ -93,8 +92,7 @@ def read_head(path: Path) -> HeadConfig | None:
     An adapter for PEFT's task FEATURE_EXTRACTION was trained without a head, whatever its base has, and one for
     SEQ_2_SEQ_LM with one, which files of a BART may lack.
 
-    Raises:
-        UserError: they are not what a head could have.
+    Raises UserError where they are not what a head could have.
     """
     directory = find_adapter(path) or path
     if not (directory / HEAD).exists():

@@ -33,8 +33,7 @@ def config_of(source: TensorSource) -> ModelConfig:
     A head that differs from the token table is its own, a language model whose file lacks all weights of its head is a
     bare model (all-mpnet-base-v2, Qwen3-Embedding-8B), and a bare model without the weights of a pooler has none.
 
-    Raises:
-        UserError: more layers than tensors. A number costs nothing to write, and a layer to build.
+    Raises UserError for more layers than tensors: a number costs nothing to write, and a layer to build.
     """
     config, count = source.config, len(source.names)
     layers = min(config.encoder_layers, config.distinct_layers or config.encoder_layers) + config.decoder_layers

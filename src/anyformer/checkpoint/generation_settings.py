@@ -68,8 +68,7 @@ FIELDS = list(_TESTS)
 def read(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's generation_config.json, {} where it has none; then `config`, its config.json, is asked for the same.
 
-    Raises:
-        UserError: a field that `anyformer.generation` reads holds something else than it should.
+    Raises UserError where a field that `anyformer.generation` reads holds something else than it should.
     """
     path = directory / FILE
     settings = read_object(path) if path.is_file() else {}

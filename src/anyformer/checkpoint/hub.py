@@ -26,8 +26,7 @@ def find(path_or_hub_id: str | Path, *, allow_pickle: bool = False) -> Path:
 
     A .gguf file is a whole model, and a directory without a config.json may stand for the one that it has.
 
-    Raises:
-        UserError: neither a directory nor a hub id, several GGUF files, no such repository, or no network.
+    Raises UserError for neither a directory nor a hub id, several GGUF files, no such repository, or no network.
     """
     check_named(path_or_hub_id)
     path, name = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)

@@ -113,8 +113,7 @@ def require_model(path_or_hub_id: str | Path) -> None:
 def inspect_adapter(directory: Path) -> ModelConfig:
     """The config of what `load` makes of a directory that holds an adapter alone: its base's, with the adapter's head.
 
-    Raises:
-        UserError: as `load`.
+    Raises UserError as `load` does.
     """
     (config, _), head = inspect(read_base(directory)), read_head(directory)
     return config if head is None else _with_head_of(head, config)

@@ -5,11 +5,11 @@ import logging
 import re
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -28,8 +28,6 @@ from anyformer.quantization import bits_of
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.files import TOKENIZER_FILES
 
-T = TypeVar("T")
-
 GIGABYTE = 10**9
 OWN = "no Hugging Face class can express this model, so only anyformer opens it."
 
@@ -47,38 +45,11 @@ _GENERATION_FIELDS = {*generation_settings.FIELDS, "max_length"} - {"do_sample",
 """Settings of generation in the config.json of older models; they belong into generation_config.json now."""
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """The processes that a model is spread over, all of which call the same methods in the same order."""
-
-    rank: int = 0
-    size: int = 1
-
-    def broadcast(self, value: T) -> T:
-        """The value that process 0 has."""
-        if self.size == 1:
-            return value
-        import torch.distributed as dist
-
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def wait(self) -> None:
-        """Wait until all processes have come here."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
-
-
-def _processes_of(model: nn.Module) -> _Processes:
-    """The processes that hold a share each of a model's weights; one alone for an ordinary model."""
+def _rank_and_size(model: nn.Module) -> tuple[int, int]:
+    """The number of this process, and of those that hold a share each of a model's weights: (0, 1) for a whole one."""
     if not any(is_dtensor(parameter) for parameter in model.parameters()):
-        return _Processes()
-    import torch.distributed as dist
-
-    return _Processes(dist.get_rank(), dist.get_world_size())
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def save(
@@ -105,8 +76,8 @@ def save(
     """
     if Path(directory).suffix == ".gguf":
         raise UserError(f"{directory} would be a directory of this name: `save_gguf` writes the file.")
-    processes = _processes_of(model)
-    if processes.rank == 0:
+    rank, processes = _rank_and_size(model)
+    if rank == 0:
         check_target(Path(directory))
     if next(adapters(model), None) is not None:
         raise UserError("The model has adapters: `merge` them into its weights first, or `save_adapter`.")
@@ -126,10 +97,10 @@ def save(
         ).items()
         if not line.alias or (line.is_separate and not config.embedding.tied)
     }
-    with _replacing_directory(Path(directory), processes) as target:
-        _write_weights(rows, state, target, max_shard_size, processes)
+    with _replacing_directory(Path(directory), rank, processes) as target:
+        _write_weights(rows, state, target, max_shard_size, rank, processes)
         pooled = {name: full_tensor(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
-        if processes.rank:
+        if rank:
             return family.model_type
         for name, value in pooling.files(config.pooling, config.d_model).items():
             _write_json(target / name, value)
@@ -177,34 +148,34 @@ def _generation(model: Transformer) -> dict[str, Any]:
 
 
 def _write_weights(
-    rows: Mapping[str, Row], state: Mapping[str, Tensor], directory: Path, max_shard_size: int, processes: _Processes
+    rows: Mapping[str, Row], state: Mapping[str, Tensor], target: Path, max_shard_size: int, rank: int, processes: int
 ) -> None:
     """Write the tensors of rows, a file in turn by each process, which holds those of one file at a time."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
     sizes = {name: line.write(shapes).nbytes for name, line in rows.items()}
-    if processes.size > 1:
-        max_shard_size = min(max_shard_size, -(-sum(sizes.values()) // processes.size))
+    if processes > 1:
+        max_shard_size = min(max_shard_size, -(-sum(sizes.values()) // processes))
     shards: Any = split_state_dict_into_shards_factory(
         sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     mine: dict[str, Tensor] = {}
     own = ""
     for number, (file, names) in enumerate(shards.filename_to_tensors.items()):
-        is_mine = number % processes.size == processes.rank
+        is_mine = number % processes == rank
         if is_mine:
-            _write_shard(directory / own, mine)  # not before, so that all processes write at the same time
+            _write_shard(target / own, mine)  # not before, so that all processes write at the same time
             own = file
         for name in names:
             parts = {ours: full_tensor(state[ours]) for ours in rows[name].ours}
             if is_mine:
                 tensor = rows[name].write(parts).contiguous().cpu()
                 mine[name] = tensor.clone() if rows[name].alias else tensor  # no two share their memory in a file
-    _write_shard(directory / own, mine)
-    if shards.is_sharded and processes.rank == 0:
+    _write_shard(target / own, mine)
+    if shards.is_sharded and rank == 0:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        _write_json(directory / SAFETENSORS_INDEX, index)
+        _write_json(target / SAFETENSORS_INDEX, index)
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -220,20 +191,23 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def _replacing_directory(directory: Path, processes: _Processes) -> Generator[Path]:
+def _replacing_directory(directory: Path, rank: int, processes: int) -> Generator[Path]:
     """A fresh directory for all processes to write into, whose files are moved into place when all of them are whole.
 
-    Raises:
-        UserError: the disk is full or the place can't be written to; what was there before is untouched.
+    Raises UserError where the disk is full or the place can't be written to; what was there before is untouched.
     """
     directory = directory.absolute()
     with atomic.writing(directory, SafetensorError), ExitStack() as stack:
-        own = stack.enter_context(atomic.temporary_folder(directory)) if processes.rank == 0 else directory
-        yield processes.broadcast(own)
-        processes.wait()
-        if processes.rank == 0:
-            _move(own, directory)
-        processes.wait()
+        fresh = [stack.enter_context(atomic.temporary_folder(directory)) if rank == 0 else directory]
+        if processes > 1:
+            dist.broadcast_object_list(fresh, src=0)
+        yield fresh[0]
+        if processes > 1:
+            dist.barrier()
+        if rank == 0:
+            _move(fresh[0], directory)
+        if processes > 1:
+            dist.barrier()
 
 
 def check_target(directory: Path) -> None:

@@ -105,8 +105,7 @@ class _ModelDirectory(TensorSource):
 class SafetensorsSource(_ModelDirectory):
     """``model.safetensors``, or the shards that ``model.safetensors.index.json`` names, mapped into memory.
 
-    Raises:
-        UserError: damaged files, or an index that leads elsewhere.
+    Raises UserError for damaged files, or an index that leads elsewhere.
     """
 
     def __init__(self, path: Path, raw: Mapping[str, Any], family: Family | None = None) -> None:
@@ -182,8 +181,7 @@ class QuantizedSource(SafetensorsSource):
 class PickleSource(_ModelDirectory):
     """``pytorch_model.bin``, or the shards that its index names, of which only tensors are unpickled.
 
-    Raises:
-        UserError: no weights, damaged files, or pickles that are not allowed.
+    Raises UserError where there are no weights, for damaged files, or pickles that are not allowed.
     """
 
     def __init__(self, path: Path, raw: Mapping[str, Any], *, allow_pickle: bool) -> None:
@@ -206,8 +204,7 @@ class PickleSource(_ModelDirectory):
 def read_config_json(path: Path) -> dict[str, Any]:
     """The config.json of a model directory.
 
-    Raises:
-        UserError: it can't be read, or a file of the model or its tokenizer is a link out of the directory, or no file.
+    Raises UserError where it can't be read, or a file of the model or tokenizer is a link out of it, or no file.
     """
     check_files(path, _READ)
     return read_object(path / "config.json")

@@ -222,10 +222,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "tie_word_embeddings": False,
                 "attention_bias": True,
             },
-            more=lambda config: {
-                **_write_rotary(config),
-                "use_parallel_residual": config.norm.placement == "parallel",
-            },
+            more=lambda config: {**_write_rotary(config), "use_parallel_residual": config.norm.placement == "parallel"},
         ),
         Architecture(
             "phi2",
@@ -359,9 +356,7 @@ def _computed(config: ModelConfig) -> ModelConfig:
 def _contents(config: ModelConfig, kind: Architecture, metadata: dict[str, Any]) -> Contents:
     state = skeleton(config).state_dict()
     shapes = {
-        theirs: tuple(line.operation.write([state[name] for name in line.ours]).shape)
-        for theirs, line in table(kind, config, state).items()
-        if not line.alias
+        theirs: tuple(line.write(state).shape) for theirs, line in table(kind, config, state).items() if not line.alias
     }
     tied = config.head.kind != "language_model" or config.embedding.tied
     output = "own" if not tied else "scaled" if config.head.scaled else "same"
