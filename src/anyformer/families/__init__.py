@@ -15,7 +15,6 @@ from typing_extensions import override
 from anyformer.config import HeadConfig, HeadKind, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import (
-    bart,
     bert,
     deberta,
     deepseek,
@@ -24,11 +23,10 @@ from anyformer.families import (
     llama,
     mixtral,
     modernbert,
-    norms,
     own,
     parallel,
-    phi3,
-    t5,
+    seq2seq,
+    variants,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
@@ -38,23 +36,22 @@ FAMILIES: dict[str, Family] = {
         *gpt2.FAMILIES,
         *llama.FAMILIES,
         *gemma.FAMILIES,
-        *norms.OLMO,
+        *variants.OLMO,
         llama.SMOLLM3,
         *mixtral.FAMILIES,
         *deepseek.FAMILIES,
         mixtral.GPT_OSS,
         parallel.GPT_NEOX,
         parallel.PHI,
-        phi3.FAMILY,
+        variants.PHI3,
         llama.GRANITE,
         parallel.COHERE,
         parallel.FALCON,
-        norms.NANOCHAT,
+        variants.NANOCHAT,
         *bert.FAMILIES,
         deberta.FAMILY,
         modernbert.FAMILY,
-        *t5.FAMILIES,
-        *bart.FAMILIES,
+        *seq2seq.FAMILIES,
         own.FAMILY,
     )
 }

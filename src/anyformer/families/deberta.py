@@ -93,10 +93,7 @@ FAMILY = replace(
     model_type="deberta-v2",
     architectures=classes("DebertaV2", "ForMaskedLM"),
     fields=fields_of(
-        BERT.fields,
-        **SIZES(1536, 24, 24, 6144, vocab_size=128100),
-        layer_norm_eps=1e-7,
-        type_vocab_size=0,
+        BERT.fields, **SIZES(1536, 24, 24, 6144, vocab_size=128100), layer_norm_eps=1e-7, type_vocab_size=0
     ),
     constants={**BERT.constants, "position.kind": "disentangled", "init.kind": "normal"},
     refused={},

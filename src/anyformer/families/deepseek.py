@@ -11,7 +11,7 @@ from anyformer.errors import UserError, quote
 from anyformer.families.base import Fields, Raw, Values, classes, fields_of, refuse, sizes, special_tokens
 from anyformer.families.llama import BIAS, FIELDS, LLAMA
 from anyformer.families.rotary import read_rope, write_rope, yarn
-from anyformer.families.rows import Row, experts, linear, row, split_heads
+from anyformer.families.rows import Row, experts, linear, linears, row, split_heads
 
 _DIGITS = 9
 """Decimals of mscale_all_dim, which follows from the factor on the scores; published files have three."""
@@ -126,11 +126,7 @@ def _rows(config: ModelConfig) -> Sequence[Row]:
         *linear(f"{theirs}kv_b_proj", f"{ours}latent_up"),
         *linear(f"{_LAYER}mlp.gate", f"{_BLOCK}feed_forward.router"),
         row(f"{_LAYER}mlp.gate.e_score_correction_bias", f"{_BLOCK}feed_forward.correction"),
-        *(
-            line
-            for name, our in _MATRICES.items()
-            for line in linear(f"{_LAYER}mlp.shared_experts.{name}", f"{_BLOCK}feed_forward.shared.{our}")
-        ),
+        *linears(f"{_LAYER}mlp.shared_experts.", f"{_BLOCK}feed_forward.shared.", _MATRICES),
         *(replace(line, requires=(router,)) for line in mixed),
         *LLAMA.rows_of(config),
     ]

@@ -155,12 +155,7 @@ _GEMMA3_TEXT = replace(
         "gemma-3-27b": GROUPED_SIZES(5376, 62, 32, 16, 21504, head_dim=128, query_pre_attn_scalar=168, **_LINEAR),
         # Six layers, so that one is without a window, which is shorter than the texts.
         "gemma3-nano": GROUPED_SIZES(
-            *(128, 6, 4, 1, 384),
-            **NANO,
-            head_dim=32,
-            query_pre_attn_scalar=32,
-            sliding_window=32,
-            pad_token_id=None,
+            128, 6, 4, 1, 384, **NANO, head_dim=32, query_pre_attn_scalar=32, sliding_window=32, pad_token_id=None
         ),
     },
 )

@@ -13,17 +13,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import (
-    GROUPED_SIZES,
-    SIZES,
-    Fields,
-    Raw,
-    Values,
-    classes,
-    fields_of,
-    sizes,
-    special_tokens,
-)
+from anyformer.families.base import GROUPED_SIZES, SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
 from anyformer.families.llama import (
     BIAS,
     FIELDS,

@@ -52,10 +52,7 @@ def _rows_neox(config: ModelConfig) -> Sequence[Row]:
 
 
 def _derived_neox(raw: Raw, values: Values, head: HeadKind) -> Values:
-    head_dim: Any = raw.get("head_dim")
-    numbers = (head_dim, values["attention.heads"], values["d_model"])
-    is_usual = all(isinstance(number, int) for number in numbers) and numbers[0] * numbers[1] == numbers[2]
-    if head_dim is not None and not is_usual:
+    if (head_dim := raw.get("head_dim")) is not None and head_dim != values["d_model"] / values["attention.heads"]:
         refuse(raw, head_dim=head_dim)
     placement = "parallel" if raw.get("use_parallel_residual", True) else "pre"
     return {**read_rope(raw, values, head), "norm.placement": placement}
@@ -136,10 +133,7 @@ PHI = Family(
     prefix="model.",
     published={
         "phi-2": SIZES(
-            *(2560, 32, 32, 10240),
-            partial_rotary_factor=0.4,
-            resid_pdrop=0.1,
-            **dict.fromkeys(("bos_token_id", "eos_token_id"), 50256),
+            2560, 32, 32, 10240, partial_rotary_factor=0.4, resid_pdrop=0.1, bos_token_id=50256, eos_token_id=50256
         ),
         "phi-1.5": dict.fromkeys(("bos_token_id", "eos_token_id")),
     },

@@ -227,11 +227,6 @@ def tied(theirs: str) -> list[Row]:
     return [row(name, "head.projection.weight"), alias(name, "token_embedding.table.weight")]
 
 
-def prefixed(prefix: str, rows: Iterable[Row], requires: str) -> list[Row]:
-    """Rows with a prefix to each name on disk, for models that have this weight of ours."""
-    return [replace(line, theirs=prefix + line.theirs, requires=(*line.requires, requires)) for line in rows]
-
-
 def resolve(rows: Iterable[Row], ours: Collection[str]) -> dict[str, Row]:
     """The rows of a family that apply to a model with these weights, one for each layer, by name on disk.
 
