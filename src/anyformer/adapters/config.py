@@ -262,7 +262,6 @@ def _repeated(step: _Step, least: int, most: float) -> _Step:
 
 
 _compiled = lru_cache(maxsize=2 * MOST_NAMES)(Pattern)
-"""A pattern that is made once."""
 
 
 def check_patterns(patterns: Iterable[str]) -> None:

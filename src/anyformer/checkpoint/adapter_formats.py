@@ -53,10 +53,8 @@ _WITHOUT_EFFECT = {
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
 }
 """Fields that say how it was made, or where: what it computes is the same."""
-FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-"""PEFT's task of a model without a head."""
-SEQ2SEQ = "SEQ_2_SEQ_LM"
-"""PEFT's task of an encoder-decoder."""
+FEATURE_EXTRACTION, SEQ2SEQ = "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"
+"""PEFT's tasks of a model without a head, and of an encoder-decoder."""
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "token_classification": "TOKEN_CLS"}
 
 Parts = Mapping[str, Tensor]

@@ -148,7 +148,6 @@ def load_with_head(
     Raises:
         UserError: as `load`; a family without such a head, or labels that don't fit.
     """
-
     change = partial(with_head, kind=kind, labels=labels, problem_type=problem_type)
     return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut)
 

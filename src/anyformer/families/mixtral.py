@@ -56,7 +56,6 @@ def _rows_with(router: str, matrices: str, layers: Mapping[str, str]) -> Callabl
 
 
 def _experts_fields(count: str, used: int, most: int, balance: float) -> Fields:
-    """The fields of a mixture of experts, with their defaults."""
     return {
         count: ("feed_forward.experts.count", most),
         "num_experts_per_tok": ("feed_forward.experts.used", used),

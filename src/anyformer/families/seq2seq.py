@@ -275,7 +275,6 @@ _T5_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
 
 def _t5_stack(stack: str, feed_forward_index: int) -> list[Row]:
-    """The rows of the encoder or decoder, which T5 and we call the same."""
     theirs, ours = f"{stack}.block.{{i}}.layer", f"{stack}.blocks.{{i}}"
     dense, feed_forward = f"{theirs}.{feed_forward_index}.DenseReluDense", f"{ours}.feed_forward"
     bias = "layer.0.SelfAttention.relative_attention_bias"
