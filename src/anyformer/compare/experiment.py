@@ -24,15 +24,15 @@ from anyformer.checkpoint.adapter_directory import find_adapter
 from anyformer.compare import corpus, matching, verdicts
 from anyformer.compare.corpus import SharedText
 from anyformer.compare.request import Request
-from anyformer.compare.result import VERSION, Ablation, ComparedModel
+from anyformer.compare.result import VERSION, Ablation, ComparedModel, Comparison
 from anyformer.compare.training import flops_per_token, objective_of, require_step, seconds_per_step
 from anyformer.data.disk_cache import identity, key
 from anyformer.errors import UserError, quote
 from anyformer.finetuning.config import read_fine_tuning
 from anyformer.runs.directory import CONFIG, model_directory
-from anyformer.schema import make, to_plain
+from anyformer.schema import make, to_plain, typed
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.config import default_learning_rate
+from anyformer.training.config import TrainConfig, default_learning_rate
 from anyformer.training.config_file import read_yaml
 from anyformer.training.prepare import fit_model
 
@@ -159,18 +159,11 @@ def _read(request: Request, key_of_request: dict[str, Any], files: Sequence[Path
     text = corpus.prepare(out / DATA, files, request.field, request.context, request.tokenizer, None)
     grid = _grid(request)
     try:
-        models = make(_Models, {"models": stored.get("models")}).models
+        models = typed(Comparison, {"models": stored.get("models")})["models"]
         _check(models, [*(request.models if grid is None else verdicts.specs(grid).values())], request, text)
     except UserError as error:
         raise UserError(f"{out / PLAN} is damaged, so choose another folder with --out: {error}") from error
     return Plan(out=out, request=request, text=text, models=models, ablation=grid)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Models:
-    """The part of plan.json that the request doesn't determine."""
-
-    models: tuple[ComparedModel, ...]
 
 
 def _check(models: Sequence[ComparedModel], specs: Sequence[str], request: Request, text: SharedText) -> None:
@@ -202,13 +195,14 @@ def _fit(model: ComparedModel, text: SharedText) -> ComparedModel:
 
 def _with_costs(model: ComparedModel, first: ComparedModel, request: Request, text: SharedText) -> ComparedModel:
     """A model with its objective, learning rate and costs, and a note on depth and width where the first has others."""
-    config, trained = model.config, _OBJECTIVES[objective_of(model.config)]
+    config = model.config
+    run = None if model.directory is None else _training_config(model.directory)
     sizes = [(each.config.d_model, matching.depth(each.config, request.match)) for each in (model, first)]
     note = f"d_model {sizes[0][0]} and {sizes[0][1]} blocks, where {first.name} has {sizes[1][0]} and {sizes[1][1]}"
     size = sum(part.parameters for part in part_costs(config, config.max_length))
     return replace(
         model,
-        objective=trained if model.directory is None else _objective_of_run(model.directory) or trained,
+        objective=(run and run.objective) or _OBJECTIVES[objective_of(config)],
         learning_rate=default_learning_rate(config) if model.directory is None else 0.0,
         notes=model.notes if sizes[0] == sizes[1] else (*model.notes, note),
         parameters=size,
@@ -219,11 +213,10 @@ def _with_costs(model: ComparedModel, first: ComparedModel, request: Request, te
     )
 
 
-def _objective_of_run(directory: Path) -> str | None:
-    """Training objective of a run; None where its directory does not say."""
+def _training_config(directory: Path) -> TrainConfig | None:
+    """The config of a run of `anyformer train`; None where the directory holds something else."""
     path = directory / CONFIG
-    is_training = path.is_file() and read_fine_tuning(path) is None
-    return getattr(read_yaml(path), "objective", None) if is_training else None
+    return read_yaml(path) if path.is_file() and read_fine_tuning(path) is None else None
 
 
 def _tokenizer_of_runs(models: Sequence[ComparedModel]) -> Tokenizer | None:
@@ -257,11 +250,8 @@ def _pipeline(tokenizer: Tokenizer) -> object:
 
 def _data_of_runs(request: Request) -> tuple[str, ...]:
     """The data of the first finished run among the models, of which a part was held out; examples are no text."""
-    for spec in request.models:
-        config = Path(spec) / CONFIG
-        if Path(spec).is_dir() and config.is_file() and read_fine_tuning(config) is None:
-            return read_yaml(config).data
-    return ()
+    configs = (_training_config(Path(spec)) for spec in request.models)
+    return next((config.data for config in configs if config is not None), ())
 
 
 def default_folder(request: Request) -> Path:

@@ -168,9 +168,7 @@ def _blanks(model: Transformer, tokenizer: Tokenizer, text: SharedText) -> tuple
 def _blank(model: Transformer, tokenizer: Tokenizer, ids: Int64, boundaries: WordBoundaries) -> Blank | None:
     starts = np.flatnonzero(boundaries.first(ids[None])[0]).tolist()
     for index in (each for each in starts if len(ids) // 2 <= each < len(ids) - 2):
-        before, answer, after = (
-            tokenizer.decode(part.tolist()) for part in (ids[:index], ids[index : index + 1], ids[index + 1 :])
-        )
+        before, answer, after = (tokenizer.decode(part.tolist()) for part in np.split(ids, [index, index + 1]))
         if index + 1 in starts and answer.strip().isalpha() and len(answer.strip()) > 1:
             try:
                 (guesses,) = fill(model, tokenizer, f"{before}{tokenizer.mask_token}{after}", 5)
