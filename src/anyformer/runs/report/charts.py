@@ -4,10 +4,11 @@ A chart's data is ``{"axes": [{"step", "time", "tokens"}], "charts": [{"title", 
 names the axis that its values stand over. What is not a finite number is None, and leaves a gap.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 from anyformer.pages.formatting import finite
 from anyformer.runs.listing import Line, Run, flops_per_second, number
@@ -134,20 +135,11 @@ def _axis(run: Run, lines: Sequence[Line]) -> dict[str, Values]:
 
 def tokens_at(run: Run, lines: Sequence[Line]) -> Values:
     """The tokens read before each line. Evaluations don't record them: theirs lie between those of two steps."""
-    own = _column(lines, "tokens")
     counts = [(line["step"], tokens) for line in run.steps if (tokens := number(line, "tokens")) is not None]
-    return [_between(counts, line["step"]) if value is None else value for line, value in zip(lines, own, strict=True)]
-
-
-def _between(counts: Sequence[tuple[int, float]], step: int) -> float | None:
-    """The tokens at a step, between those of its neighbors; at step 0 none."""
-    if not counts:
-        return 0.0 if step == 0 else None
-    index = bisect_left(counts, step, key=lambda pair: pair[0])
-    if index == len(counts):
-        return counts[-1][1]
-    (before, low), (after, high) = counts[index - 1] if index else (0, 0.0), counts[index]
-    return low + (high - low) * (step - before) / (after - before) if after > before else high
+    steps, tokens = zip((0, 0.0), *counts, strict=True)  # at step 0 none
+    places = [line["step"] for line in lines]
+    between = np.interp(places, steps, tokens).tolist() if counts else [None if step else 0.0 for step in places]
+    return [value if own is None else own for own, value in zip(_column(lines, "tokens"), between, strict=True)]
 
 
 def _column(lines: Sequence[Line], name: str) -> Values:
