@@ -305,5 +305,4 @@ def language_model(nats: Numbers, tokens: Numbers, size: Numbers | None = None) 
 
 
 def _perplexity(sums: Array) -> Array:
-    predicted = sums[..., 1]
-    return np.where(predicted > 0, np.exp(np.minimum(sums[..., 0] / np.maximum(predicted, 1), 700)), np.nan)
+    return np.exp(np.minimum(_quotient(sums), 700))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from typing_extensions import override
 
 from anyformer.blocks.head import Classifier, LanguageModelHead
@@ -252,12 +252,7 @@ def _processes(workload: Workload) -> Generator[Callable[..., Strategy]]:
         from anyformer.training.strategies.fsdp import FSDP  # it takes most of a second
 
         mesh = init_device_mesh(device, (processes,))  # while tensors have memory
-
-        def made(strategy: Strategy) -> DeviceMesh:
-            del strategy
-            return mesh
-
-        with replaced(FSDP, _flat_mesh=made):
+        with replaced(FSDP, _flat_mesh=staticmethod(lambda: mesh)):
             yield partial(FSDP, group=group)
     finally:
         dist.destroy_process_group()

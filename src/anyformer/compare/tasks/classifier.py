@@ -40,7 +40,7 @@ from anyformer.model import Transformer, build
 from anyformer.tasks.classify import TASK
 from anyformer.tasks.loading import load_examples
 from anyformer.tokenizer import Tokenizer
-from anyformer.training.optimizer import make_optimizer
+from anyformer.training.optimizer import make_optimizer, set_learning_rate
 from anyformer.training.schedule import learning_rate_factor
 
 TRAINING, TEST = 1_000, 400
@@ -262,8 +262,7 @@ def fit(module: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_r
     module.train()
     for step in range(steps):
         factor = learning_rate_factor("linear", (step + 1) / (steps + 1), warmup=_WARMUP)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * factor
+        set_learning_rate(optimizer, learning_rate * factor)
         loss(step).backward()
         nn.utils.clip_grad_norm_(module.parameters(), _GRAD_CLIP)
         optimizer.step()

@@ -79,10 +79,14 @@ class WordStatistics:
         """Count the words of texts, or of the first four million characters."""
         counts, neighbors = Counter[str](), set[str]()
         for texts, counted in ((train_texts, counts), (held_out_texts, Counter[str]())):
-            for text in _first(texts):
-                inside = words(text)
+            left = _CHARACTERS
+            for text in texts:
+                inside = words(text[:left])
                 counted.update(word.text for word in inside)
                 neighbors.update(text[a.begin : b.end] for a, b in pairwise(inside) if b.begin - a.end <= _GAP)
+                left -= len(text)
+                if left <= 0:
+                    break
         return cls(counts, counts.total(), frozenset(neighbors))
 
     def is_frequent(self, word: str) -> bool:
@@ -96,15 +100,6 @@ class WordStatistics:
     def expected(self, left: str, right: str) -> float:
         """Expected number of times that a word follows another one, were words drawn one by one."""
         return self.counts[left] * self.counts[right] / max(1, self.total)
-
-
-def _first(texts: Iterable[str]) -> Iterator[str]:
-    left = _CHARACTERS
-    for text in texts:
-        yield text[:left]
-        left -= len(text)
-        if left <= 0:
-            return
 
 
 _BOUNDARY = re.compile(r"\n+|(?<=[.!?])[ \t]+|[。！？]")
