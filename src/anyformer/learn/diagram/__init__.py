@@ -1,7 +1,6 @@
 """Drawings of models, from their configs: the same places in every drawing, and in color only what differs.
 
-facts    what a drawing says of a model, and at which place
-panel    models beside each other: their costs, and where they differ
+facts    what a drawing says of models, and at which place; their costs, and where they differ
 stack    the blocks of a stack, thumbnails of masks; ghosts of what a model lacks, and color
 lesson   pictures of a computation: products of matrices, the residual stream
 svg      shapes, and the width of a line of text; picture.css, their style
@@ -17,9 +16,8 @@ from xml.etree.ElementTree import Element
 from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
 from anyformer.learn.diagram import stack, svg
-from anyformer.learn.diagram.facts import STACKS
+from anyformer.learn.diagram.facts import ABSENT, STACKS, Panel, differences, panels, undrawn
 from anyformer.learn.diagram.lesson import Matrix, matrices, stream
-from anyformer.learn.diagram.panel import ABSENT, Panel, differences, panels, undrawn
 from anyformer.learn.diagram.stack import (
     LEFT,
     SIZE,

@@ -1,4 +1,4 @@
-"""Statements of a drawing about a model: each has a place, which is the same for every model.
+"""Statements of a drawing about models: each has a place, which is the same for every model.
 
 ::
 
@@ -7,23 +7,28 @@
     decoder.attention.heads          12 heads × 64
     decoder.attention.before         layer norm         before the block; .after: after the sum; .output: of the block
 
-Two models are compared place by place.
+Models are compared place by place.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
+from anyformer.analysis import PartCost, cache_bytes_per_token, part_costs
 from anyformer.blocks.position import POSITIONS, PositionalEncoding
-from anyformer.config import AttentionConfig, FeedForwardConfig, ModelConfig
+from anyformer.config import AttentionConfig, ModelConfig, diff
+from anyformer.errors import UserError
+from anyformer.pages.formatting import setting
+from anyformer.schema import ConfigError
 from anyformer.terminal import shorten
 
 STACKS = ("encoder", "decoder")
 SUBLAYERS = ("attention", "cross-attention", "feed-forward")
+ABSENT = "absent"
 
 _LONGEST = 200
-"""Characters of a statement: a file may call a block anything."""
+"""Characters of a statement, a name or a value: a file may call a block anything."""
 _NORMS = {
     "layer": "layer norm",
     "layer_no_bias": "layer norm",
@@ -31,15 +36,8 @@ _NORMS = {
     "rms_offset": "RMS 1+w",
     "rms_plain": "RMS norm",
 }
-_PLACES = {
-    "pre": ("before",),
-    "post": ("after",),
-    "branch": ("output",),
-    "sandwich": ("before", "output"),
-    "parallel": ("before",),
-    "parallel_shared": ("before",),
-}
-"""Places of the norms of a block: before it, on its output, and after the sum."""
+_PLACES = {"post": ("after",), "branch": ("output",), "sandwich": ("before", "output")}
+"""Places of the norms of a block where they are not before it: on its output, and after the sum."""
 _BIASES = {
     (True, True): "bias",
     (True, False): "bias: q, k, v",
@@ -89,11 +87,6 @@ def attention_of(config: ModelConfig, stack: str) -> AttentionConfig:
     return (config.decoder_attention if stack == "decoder" else None) or config.attention
 
 
-def feed_forward_of(config: ModelConfig, stack: str) -> FeedForwardConfig:
-    """The feed-forward of a stack."""
-    return (config.decoder_feed_forward if stack == "decoder" else None) or config.feed_forward
-
-
 def windows(config: ModelConfig, stack: str) -> list[int | None]:
     """The windows of the stack's layers, each once; None: a token sees any distance."""
     attention = attention_of(config, stack)
@@ -124,8 +117,7 @@ def _input(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
     own = stack == "encoder" and config.source_vocab_size is not None
     size = config.source_vocab_size if own else config.vocab_size
     yield "embedding", Fact("token embedding", ())
-    table = Fact(f"{size:,} × {columns}", ("source_vocab_size" if own else "vocab_size", sized))
-    yield "embedding.table", table
+    yield "embedding.table", Fact(f"{size:,} × {columns}", ("source_vocab_size" if own else "vocab_size", sized))
     if embedding.width:
         yield "embedding.projection", Fact(f"to {width} after the norm", ("embedding.width", "d_model"))
     if stack == "decoder" and config.is_encoder_decoder and config.source_vocab_size is None:
@@ -139,11 +131,8 @@ def _input(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
     if embedding.segments:
         yield "segments", Fact(_many(embedding.segments, "segment"), ("embedding.segments",))
     if embedding.ngrams > 1:
-        rows = f"{embedding.ngram_rows:,}"
-        yield (
-            "ngrams",
-            Fact(f"n-grams to {embedding.ngrams:,}, {rows}", ("embedding.ngrams", "embedding.ngram_rows")),
-        )
+        text = f"n-grams to {embedding.ngrams:,}, {embedding.ngram_rows:,}"
+        yield "ngrams", Fact(text, ("embedding.ngrams", "embedding.ngram_rows"))
     if embedding.norm:
         yield "embedding_norm", Fact(_norm(config), ("embedding.norm", "norm.kind"))
     yield "stream", Fact(f"batch × {time(config, stack)} × {width}", ("encoder_layers", "decoder_layers", "d_model"))
@@ -157,7 +146,7 @@ def time(config: ModelConfig, stack: str) -> str:
 def _block(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[str, Fact]]:
     stacks = ("encoder_layers", "decoder_layers")
     yield block, Fact(block, stacks if block == "cross-attention" else (f"{stack}_layers",))
-    for place in _PLACES[config.norm.placement]:
+    for place in _PLACES.get(config.norm.placement, ("before",)):
         if place == "output":  # written over a short arrow; its kind is that of all norms
             yield f"{block}.{place}", Fact("norm", ("norm.placement",))
             continue
@@ -214,7 +203,8 @@ def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]
 
 
 def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
-    feed_forward, field = feed_forward_of(config, stack), _names("feed_forward", config.decoder_feed_forward, stack)
+    feed_forward = (config.decoder_feed_forward if stack == "decoder" else None) or config.feed_forward
+    field = _names("feed_forward", config.decoder_feed_forward, stack)
     width = f"{config.d_model:,} → {feed_forward.width:,} → {config.d_model:,}"
     yield "width", Fact(width, (*field("width"), "d_model"))
     yield "activation", Fact(feed_forward.activation, field("activation"))
@@ -329,3 +319,90 @@ def _norm(config: ModelConfig) -> str:
 
 def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model in a drawing."""
+
+    name: str
+    config: ModelConfig
+    facts: Facts
+    costs: dict[str, PartCost] | None
+    """The cost of each part, by its name; None: the config names a block of somebody's own."""
+    cache_bytes: int
+    """Keys and values of one token, in bfloat16."""
+    context: int
+    """Tokens that each token attends to, where FLOPs are counted."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Weights of the whole model."""
+        return None if self.costs is None else sum(cost.parameters for cost in self.costs.values())
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of a forward pass for one token."""
+        return None if self.costs is None else sum(cost.flops for cost in self.costs.values())
+
+    def masks(self, stack: str) -> list[str]:
+        """Masks of the first layers of a stack, and of the others: full, causal, band or window."""
+        kinds = ("causal", "window") if stack == "decoder" else ("full", "band")
+        return [kinds[window is not None] for window in windows(self.config, stack)]
+
+
+def panels(models: Sequence[tuple[str, ModelConfig]], context: int | None = None) -> list[Panel]:
+    """Describe models for one drawing.
+
+    Args:
+        models: Their names and configs.
+        context: Tokens that each token attends to, where FLOPs are counted; None: as many as the shortest of the
+            models was made for.
+
+    Raises:
+        UserError: the context is too small, or a model too large to be counted.
+    """
+    if context is None:
+        context = min(config.max_length for _, config in models)
+    if context < 1:
+        raise UserError(f"context is a number of tokens, at least 1, not {context}.")
+    return [_panel(shorten(name, _LONGEST), config, context) for name, config in models]
+
+
+def _panel(name: str, config: ModelConfig, context: int) -> Panel:
+    try:
+        costs = {cost.name: cost for cost in part_costs(config, context)}
+    except ConfigError:
+        costs = None
+    return Panel(name, config, facts(config), costs, cache_bytes_per_token(config), context)
+
+
+def differences(drawn: Sequence[Panel]) -> dict[str, tuple[str, ...]]:
+    """Texts of the places at which models differ, in each of them; `ABSENT` where a model has nothing."""
+    facts_at = {place: [panel.facts.get(place) for panel in drawn] for panel in drawn for place in panel.facts}
+    return {
+        place: tuple(fact.text if fact else ABSENT for fact in of_models)
+        for place, of_models in facts_at.items()
+        if len({fact and fact.text for fact in of_models}) > 1
+    }
+
+
+def undrawn(drawn: Sequence[Panel]) -> dict[str, tuple[str, ...]]:
+    """The fields in which models differ, and that none of the places at which they do shows, with their values."""
+    places = differences(drawn)
+    shown = {
+        field for panel in drawn for place, fact in panel.facts.items() if place in places for field in fact.fields
+    }
+    first, *others = drawn
+    differing = dict.fromkeys(field for panel in others for field in diff(first.config, panel.config))
+    return {field: tuple(_value(panel.config, field) for panel in drawn) for field in differing if field not in shown}
+
+
+def _value(config: ModelConfig, field: str) -> str:
+    value: Any = config
+    for name in field.split("."):
+        value = getattr(value, name, None)
+    if is_dataclass(value):
+        value = asdict(cast("Any", value))
+    text = setting(list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value)
+    return shorten(text, _LONGEST)

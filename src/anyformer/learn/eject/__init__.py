@@ -1,8 +1,7 @@
 """An architecture as one Python file that needs torch and safetensors alone.
 
 architecture   values on the model: constants, embeddings, feed-forward, head
-parts          values on its attention, blocks and stacks
-stacks         the stacks of a config, what they share, and their positions
+parts          the stacks of a config, what they share, and values on their attention and blocks
 
 Here the templates are filled with a config; values on loading, sampling and training are here as well.
 """
@@ -26,8 +25,7 @@ from anyformer.families import own, to_huggingface
 from anyformer.families.rows import ROW, SPLIT, TRANSPOSE
 from anyformer.learn import require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, POSITIONS, architecture
-from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH
-from anyformer.learn.eject.stacks import distinct_layers
+from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH, distinct_layers
 from anyformer.model import skeleton
 from anyformer.spec import read_config
 

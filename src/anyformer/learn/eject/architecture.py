@@ -8,32 +8,26 @@ from typing import Any
 
 from anyformer.blocks.latent_attention import EPS as LATENT_EPS
 from anyformer.blocks.position import yarn_range
-from anyformer.config import FeedForwardConfig, ModelConfig, PositionConfig
+from anyformer.config import FeedForwardConfig, ModelConfig
 from anyformer.learn.eject.parts import (
     ACTIVATIONS,
     NORMS,
     WIDTH,
-    attention_part,
-    module_dict,
-    qk_norm_class,
-    stack_part,
-)
-from anyformer.learn.eject.stacks import (
     Group,
     Stack,
     alike,
     attention_groups,
+    attention_part,
     distinct_layers,
-    head_dim,
     is_partial,
-    layers_name,
+    module_dict,
     positions_of,
+    qk_norm_class,
     reads_tokens,
-    rotary_dim,
     rotates,
     sharpness,
+    stack_part,
     stacks_of,
-    turned_dim,
 )
 
 POSITIONS = ("none", "sinusoidal", "learned", "rotary", "relative", "disentangled")
@@ -45,6 +39,11 @@ INITIALIZERS = {
 }
 HASH_FACTOR, HASH_SHIFT = -7046029254386353131, 24
 """Constants of the hash of n-grams, see `anyformer.blocks.embedding`."""
+_SCALING = {
+    "llama3": ("original_length", "low_frequency", "high_frequency"),
+    "longrope": ("original_length", "short_factor", "long_factor"),
+}
+"""Numbers of a way of scaling that the code uses, beside its factor."""
 _Values = dict[str, float | str | Sequence[float] | None]
 
 
@@ -52,12 +51,11 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     """The values of architecture.py.jinja."""
     stacks, cross, head = stacks_of(config), config.is_encoder_decoder, config.head
     # Two stacks of the same parts share their classes, and a class takes what one of its uses needs.
-    attentions = {group: attention_part(config, group) for group in attention_groups(config, stacks)}
+    attentions = {group: attention_part(group) for group in attention_groups(stacks)}
     feed_forwards = feed_forward_parts(feed_forward_groups(stacks))
     other = next((part["made"] for group, part in feed_forwards.items() if group.name == "Other"), "")
     parts = [
         stack_part(
-            config,
             stack,
             next(part for group, part in attentions.items() if stack in group.stacks),
             next(part["made"] for group, part in feed_forwards.items() if stack in group.stacks),
@@ -65,7 +63,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         )
         for stack in stacks
     ]
-    layers = " + ".join(layers_name(stack, cross) for stack in stacks)
+    layers = " + ".join(stack.layers_name for stack in stacks)
     return {
         "config": config,
         "constants": constants(config, stacks, list(attentions), feed_forwards),
@@ -134,11 +132,6 @@ def constants(
     position, embedding, head, tokens = config.position, config.embedding, config.head, config.special_tokens
     is_fairseq = (position.kind, position.layout) == ("sinusoidal", "fairseq")
     kind, pattern = position.kind, stacks[0].pattern
-    rotary = [
-        _angles(config, each, prefix, attentions)
-        for prefix, each in positions_of(config).items()
-        if each.kind == "rotary"
-    ]
     has_ngrams, has_labels = embedding.ngrams > 1, "classification" in head.kind
     reads_start = config.is_encoder_decoder and head.kind in ("language_model", "classification")
     starts = (tokens.decoder_start, tokens.bos, tokens.pad, 0)
@@ -148,14 +141,14 @@ def constants(
         "D_MODEL": config.d_model,
         "EMBEDDING_WIDTH": embedding.width,
         "MAX_LENGTH": config.max_length,
-        **{layers_name(stack, config.is_encoder_decoder): stack.layers for stack in stacks},
+        **{stack.layers_name: stack.layers for stack in stacks},
         "DISTINCT_LAYERS": distinct_layers(config),
         **{name: value for group in attentions for name, value in _heads(config, group).items()},
         **feed_forward_sizes(feed_forwards),
         "POSITION_OFFSET": (position.offset or None) if kind == "learned" else position.offset if is_fairseq else None,
         "BUCKETS": position.buckets if position.has_buckets else None,
         "MAX_DISTANCE": position.max_distance if position.has_buckets else None,
-        **{name: value for part in rotary for name, value in part.items()},
+        **_angles(config, attentions),
         "NGRAMS": embedding.ngrams if has_ngrams else None,
         "NGRAM_ROWS": embedding.ngram_rows if has_ngrams else None,
         "HASH_FACTOR": HASH_FACTOR if has_ngrams else None,
@@ -194,15 +187,16 @@ def literal(value: float | str | Sequence[float]) -> str:
 
 
 def _heads(config: ModelConfig, group: Group) -> _Values:
-    attention, latent, turned = group.attention, group.attention.latent, turned_dim(config, group)
+    attention, latent = group.attention, group.attention.latent
     widths = {
-        f"{group.head_prefix}{prefix}ROTARY_DIM": rotary_dim(position, turned) if is_partial(position) else None
+        f"{group.head_prefix}{prefix}ROTARY_DIM": int(group.turned_dim * position.rotary_fraction)
         for prefix, position in positions_of(config).items()
+        if is_partial(position)
     }
     return {
         f"{group.prefix}HEADS": attention.heads,
         f"{group.prefix}KV_HEADS": attention.kv_heads if attention.kv_heads != attention.heads else None,
-        f"{group.head_prefix}HEAD_DIM": head_dim(config, group),
+        f"{group.head_prefix}HEAD_DIM": group.head_dim,
         **widths,
         f"{group.head_prefix}TURNED_DIM": latent and latent.rotary_dim,
         f"{group.prefix}VALUE_DIM": latent and latent.value_dim,
@@ -211,32 +205,30 @@ def _heads(config: ModelConfig, group: Group) -> _Values:
     }
 
 
-def _angles(config: ModelConfig, position: PositionConfig, prefix: str, groups: Sequence[Group]) -> _Values:
+def _angles(config: ModelConfig, groups: Sequence[Group]) -> _Values:
     """The numbers of rotary positions; those of YaRN depend on the width of heads."""
-    scaling, factor = position.scaling, sharpness(position, config.max_length)
-    values: _Values = {"THETA": position.theta}
-    kind = None if scaling is None else scaling.kind
-    if scaling is not None and kind != "longrope":
-        values["ROPE_FACTOR"] = scaling.factor
-    if scaling is not None and kind in ("llama3", "longrope"):
-        values["ORIGINAL_LENGTH"] = scaling.original_length
-    if scaling is not None and kind == "longrope":
-        values |= {"SHORT_FACTOR": scaling.short_factor, "LONG_FACTOR": scaling.long_factor}
-    if scaling is not None and kind == "llama3":
-        values |= {"LOW_FREQUENCY": scaling.low_frequency, "HIGH_FREQUENCY": scaling.high_frequency}
-    values = {f"{prefix}{name}": value for name, value in values.items()}
-    if scaling is not None and kind == "yarn" and scaling.original_length is not None:
-        for group in groups:
-            rotated = rotary_dim(position, turned_dim(config, group))
-            low, high = yarn_range(scaling, scaling.original_length, position.theta, rotated)
-            values |= {f"{group.head_prefix}{prefix}YARN_LOW": low, f"{group.head_prefix}{prefix}YARN_HIGH": high}
-    return values | {f"{prefix}ATTENTION_FACTOR": factor if factor != 1.0 else None}
+    values: _Values = {}
+    for prefix, position in positions_of(config).items():
+        if position.kind != "rotary":
+            continue
+        scaling, factor = position.scaling, sharpness(position, config.max_length)
+        values[f"{prefix}THETA"] = position.theta
+        if scaling is not None:
+            values |= {f"{prefix}ROPE_FACTOR": scaling.factor} if scaling.kind != "longrope" else {}
+            values |= {f"{prefix}{name.upper()}": getattr(scaling, name) for name in _SCALING.get(scaling.kind, ())}
+        if scaling is not None and scaling.kind == "yarn" and scaling.original_length is not None:
+            for group in groups:
+                rotated = int(group.turned_dim * position.rotary_fraction)
+                low, high = yarn_range(scaling, scaling.original_length, position.theta, rotated)
+                values |= {f"{group.head_prefix}{prefix}YARN_LOW": low, f"{group.head_prefix}{prefix}YARN_HIGH": high}
+        values[f"{prefix}ATTENTION_FACTOR"] = factor if factor != 1.0 else None
+    return values
 
 
 def _scores(config: ModelConfig, group: Group) -> _Values:
     attention, stack, scale = group.attention, group.stacks[0], group.attention.scale
     if config.position.kind == "disentangled":  # the sum of three scores
-        scale = (head_dim(config, group) ** -0.5 if scale is None else scale) / 3**0.5
+        scale = (group.head_dim**-0.5 if scale is None else scale) / 3**0.5
     return {
         f"{group.prefix}SCALE": None if scale is None else float(scale),
         f"{group.prefix}SOFTCAP": attention.softcap,
