@@ -76,7 +76,7 @@ LONG = (
         "plan/test_dry_run",
     ),
     *("training/strategies/test_base", "training/test_int8", "finetuning/test_end_to_end", "compare/tasks/test_tasks"),
-    *("training/test_end_to_end", "generation/test_batch_job", "learn/test_explain", "test_dtensor"),
+    *("training/test_end_to_end", "generation/test_batch_job", "learn/explain/test_description", "test_dtensor"),
     *("test_hostile_folder", "test_planted_links", "finetuning/test_report", "fuzz/test_fuzz"),
 )
 """Files that take longest. They come first, so that no worker is left alone with one at the end."""

@@ -30,8 +30,7 @@ def run(argv: list[str]) -> int:
     options = parse(ExplainOptions, argv, "explain")
     atomic.check_new(options.output)
 
-    from anyformer.learn.explain import explain
-    from anyformer.learn.explain.page import check_stored
+    from anyformer.learn.explain import check_stored, explain
 
     check_stored(options.model)  # before its weights are read
     model, tokenizer = options.load_model()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from anyformer.learn.explain.page import engine, source
+from anyformer.learn.explain import engine, source
 
 READ = """
 const given = JSON.parse(require("fs").readFileSync(0, "utf8"));

@@ -138,10 +138,6 @@ class QuantizedRows:
     scales: Float[Tensor, " rows"]
     """In float32."""
 
-    def dequantize(self) -> Float[Tensor, "rows columns"]:
-        """The matrix in float32."""
-        return self.integers.float() * self.scales[:, None]
-
 
 def quantize_rows(weight: Float[Tensor, "rows columns"]) -> QuantizedRows:
     """The nearest integers from -127 to 127, where the largest number of a row is 127."""

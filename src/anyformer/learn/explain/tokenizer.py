@@ -22,17 +22,12 @@ Settings = Mapping[str, Any]
 
 _BYTE_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Words as byte-level BPE splits them by default (GPT-2's code, encoder.py)."""
-_NORMALIZERS = frozenset(
-    {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
-    | {"Strip", "Replace", "Prepend", "ByteLevel", "BertNormalizer", "Precompiled"}
-)
-_PRE_TOKENIZERS = frozenset(
-    {"Sequence", "ByteLevel", "Metaspace", "Split", "BertPreTokenizer"}
-    | {"Whitespace", "WhitespaceSplit", "Punctuation", "Digits"}
-)
-_DECODERS = frozenset(
-    {"Sequence", "ByteLevel", "WordPiece", "Metaspace", "Fuse"} | {"Replace", "ByteFallback", "Strip", "BPEDecoder"}
-)
+_KINDS = {
+    "normalizer": "NFC NFD NFKC NFKD Lowercase StripAccents Strip Replace Prepend ByteLevel BertNormalizer Precompiled",
+    "pre-tokenizer": "ByteLevel Metaspace Split BertPreTokenizer Whitespace WhitespaceSplit Punctuation Digits",
+    "decoder": "ByteLevel WordPiece Metaspace Fuse Replace ByteFallback Strip BPEDecoder",
+}
+"""The kinds of each part of a pipeline that a page's script knows, beside sequences of them."""
 _SEQUENCES = ("normalizers", "pretokenizers", "decoders")
 _UNKNOWN = "a page doesn't know it: train a tokenizer with anyformer, or take another model."
 
@@ -56,10 +51,10 @@ def describe_tokenizer(tokenizer: Tokenizer, tokens: SpecialTokens) -> dict[str,
         "vocabulary": vocabulary,
         "added": pipeline["added_tokens"],
         "special": [token["id"] for token in pipeline["added_tokens"] if token["special"]],
-        "normalizer": _part(pipeline["normalizer"], _NORMALIZERS, "normalizer"),
-        "pre_tokenizer": _part(pipeline["pre_tokenizer"], _PRE_TOKENIZERS, "pre-tokenizer"),
+        "normalizer": _part(pipeline["normalizer"], "normalizer"),
+        "pre_tokenizer": _part(pipeline["pre_tokenizer"], "pre-tokenizer"),
         "model": {"type": model["type"], **_MODELS[model["type"]](model)},
-        "decoder": _part(pipeline["decoder"], _DECODERS, "decoder"),
+        "decoder": _part(pipeline["decoder"], "decoder"),
         "around": {"before": before, "after": after},
         "empty": encode_decoder_prompt(tokenizer, "", tokens),
         "closed": not can_encode(tokenizer, "\U0010ffff"),
@@ -91,17 +86,17 @@ def can_encode(tokenizer: Tokenizer, text: str) -> bool:
     return True
 
 
-def _part(settings: Settings | None, kinds: frozenset[str], what: str) -> dict[str, Any] | None:
+def _part(settings: Settings | None, what: str) -> dict[str, Any] | None:
     """A normalizer, pre-tokenizer or decoder; its patterns become JavaScript's."""
     if settings is None:
         return None
     kind = str(settings["type"])
-    if kind not in kinds:
+    if kind not in ("Sequence", *_KINDS[what].split()):
         raise UserError(f"The tokenizer has the {what} {kind[:40]}, and {_UNKNOWN}")
     described = dict(settings)
     for name in _SEQUENCES:
         if name in described:
-            described[name] = [_part(part, kinds, what) for part in cast("list[Settings]", described[name])]
+            described[name] = [_part(part, what) for part in cast("list[Settings]", described[name])]
     if "pattern" in described:
         pattern: Any = described.pop("pattern")
         described["regex"] = to_javascript(pattern["Regex"]) if "Regex" in pattern else literal(pattern["String"])
@@ -206,14 +201,14 @@ def _ranges(codes: Iterable[int]) -> str:
 _WHITE_SPACE = r"\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u00b2\u00b3\u00b9\u00bc-\u00be"
 _SHORTHANDS = {"s": _WHITE_SPACE, "d": r"\p{Nd}", "w": _WORD}
-_GROUPS = ("(?:", "(?=", "(?!", "(?<=", "(?<!")
+_GROUPS = ("(?:", "(?=", "(?!", "(?<=", "(?<!", "(", "(?i:")
 _SYNTAX = r"^$\.*+?()[]{}|/"
 _CATEGORY = re.compile("L[ultmo]?|M[nce]?|N[dlo]?|P[cdseifo]?|S[mcko]?|Z[slp]?|C[cf]?")
 _SCRIPT = re.compile("Han|Hiragana|Katakana|Hangul|Thai|Lao|Khmer|Myanmar|Cyrillic|Latin|Greek|Arabic|Hebrew")
 _FOLDED = {"s": "\u017f", "k": "\u212a"}
 """Letters that differ from these in case alone, beside the capital."""
 _TOKEN = re.compile(
-    r"(?P<property>\\[pP]\{\^?\w+\})|(?P<escape>\\.)|(?P<group>\(\?(?:[a-z]*:|<[=!]|[=!]))"
+    r"(?P<property>\\[pP]\{\^?\w+\})|(?P<escape>\\.)|(?P<group>\((?:\?(?:[a-z]*:|<[=!]|[=!]))?)"
     r"|(?P<quantifier>\{\d*,?\d*\}|[*+?])|(?P<other>.)",
     re.DOTALL,
 )
@@ -235,23 +230,20 @@ def to_javascript(pattern: str) -> str:
         elif kind == "escape":
             out.append(_escape(text[1], in_class, case[-1], pattern))
         elif in_class:
-            if text in ("[", "&") or (text == "(?i:"):
+            if text in ("[", "&", "(?i:"):
                 raise _unknown(pattern, text)
             in_class = text != "]"
             out.append(text)
         elif kind == "group":
-            if text not in (*_GROUPS, "(?i:"):
+            if text not in _GROUPS:
                 raise _unknown(pattern, text)
             case.append(case[-1] or text == "(?i:")
-            out.append("(?:" if text == "(?i:" else text)
+            out.append("(?:" if text in ("(", "(?i:") else text)
         elif kind == "quantifier":
             # Possessive in Oniguruma, or a group of another kind.
             if (quantified and text != "?") or not out or out[-1][-1:] in "(|:":
                 raise _unknown(pattern, f"{out[-1]}{text}")
             out.append(text)
-        elif text == "(":
-            case.append(case[-1])
-            out.append("(?:")
         elif text == ")":
             if len(case) == 1:
                 raise _unknown(pattern, text)
