@@ -147,8 +147,6 @@ def step_flops(config: ModelConfig, rows: int, tokens: int, source: int = 0, pre
 def training_flops(config: ModelConfig, context: int) -> TrainingFlops:
     """A step costs three forward passes, as the backward pass costs two (Kaplan et al. 2020, section 2.1)."""
     costs = part_costs(config, context)
-    encoder = sum(part.flops for part in costs if part.name.startswith("encoder"))
-    everything = sum(part.flops for part in costs)
-    if config.is_encoder_decoder:
-        return TrainingFlops(3 * encoder, 3 * (everything - encoder))
-    return TrainingFlops(0, 3 * everything)
+    both = config.is_encoder_decoder
+    source = sum(part.flops for part in costs if both and part.name.startswith("encoder"))
+    return TrainingFlops(3 * source, 3 * (sum(part.flops for part in costs) - source))

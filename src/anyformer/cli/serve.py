@@ -1,10 +1,10 @@
 """`anyformer serve MODEL ...`: an OpenAI-compatible server."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyformer.cli.options import LoadOptions, Positional, parse
+from anyformer.cli.options import LoadOptions, Positional, make, parse
 from anyformer.errors import UserError
 from anyformer.serving.settings import ServerSettings
 from anyformer.terminal import message
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"A server takes {error.name}: pip install 'anyformer[serve]'.") from error
 
-    settings = ServerSettings(**{field.name: getattr(options, field.name) for field in fields(ServerSettings)})
+    settings = make(ServerSettings, vars(options))
     settings.check(api_key(settings))
     models, adapters = ([*map(_named, given)] for given in (options.models, options.adapter))
     names = [name for name, _ in (*models, *adapters)]

@@ -149,22 +149,11 @@ _PILL = 80.0
 _FRAME = 212.0
 """Where the pile of blocks begins."""
 _HEIGHTS = {"attention": 137.0, "cross-attention": 122.0, "feed-forward": 91.0}
-_LINES: dict[str, list[tuple[float, tuple[str, ...]]]] = {
-    "attention": [
-        (35, ("heads",)),
-        (50, ("kv_heads",)),
-        (65, ("mask",)),
-        (82, ("bias", "scale")),
-        (97, ("position",)),
-        (112, ("reach", "qk_norm", "sinks")),
-    ],
-    "cross-attention": [
-        (35, ("heads",)),
-        (50, ("kv_heads",)),
-        (65, ("mask",)),
-        (82, ("bias", "scale")),
-        (97, ("qk_norm", "sinks")),
-    ],
+_Lines = list[tuple[float, tuple[str, ...]]]
+_OF_ATTENTION: _Lines = [(35, ("heads",)), (50, ("kv_heads",)), (65, ("mask",)), (82, ("bias", "scale"))]
+_LINES: dict[str, _Lines] = {
+    "attention": [*_OF_ATTENTION, (97, ("position",)), (112, ("reach", "qk_norm", "sinks"))],
+    "cross-attention": [*_OF_ATTENTION, (97, ("qk_norm", "sinks"))],
     "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",))],
 }
 """The lines of a block: their baselines, and the facts in each."""

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from anyformer import __version__
-from anyformer.config import ModelConfig, ProblemType
+from anyformer.config import ModelConfig, OtherLayers, ProblemType
 from anyformer.errors import UserError
 from anyformer.families import own, to_huggingface
 from anyformer.families.rows import ROW, SPLIT, TRANSPOSE
@@ -162,27 +162,24 @@ def _side_by_side(items: Iterable[str], width: int = 108) -> list[str]:
 
 def _sources(config: ModelConfig) -> str:
     """The papers of what the config has."""
-    attention, feed_forward, head = config.attention, config.feed_forward, config.head
+    attention, position, head = config.attention, config.position, config.head
+    others = config.other_layers or OtherLayers()
     papers = {
         "Vaswani et al. 2017 (attention)": True,
         "Ba et al. 2016 (LayerNorm)": config.norm.kind.startswith("layer"),
         "Zhang & Sennrich 2019 (RMSNorm)": config.norm.kind.startswith("rms"),
-        "Su et al. 2021 (rotary positions)": config.position.kind == "rotary",
-        "Ding et al. 2024 (LongRoPE)": config.position.scaling is not None
-        and config.position.scaling.kind == "longrope",
-        "Raffel et al. 2020 (relative positions)": config.position.has_bias,
+        "Su et al. 2021 (rotary positions)": position.kind == "rotary",
+        "Ding et al. 2024 (LongRoPE)": position.scaling is not None and position.scaling.kind == "longrope",
+        "Raffel et al. 2020 (relative positions)": position.has_bias,
         "Lan et al. 2020 (shared layers)": distinct_layers(config) is not None,
         "Ainslie et al. 2023 (grouped queries)": attention.kv_heads not in (None, attention.heads),
-        "Jiang et al. 2023 (window)": any(
-            window is not None for window in (attention.window, config.other_layers and config.other_layers.window)
-        ),
+        "Jiang et al. 2023 (window)": (attention.window or others.window) is not None,
         "Gemma Team 2024 (bounded scores)": attention.softcap is not None,
-        "Yang et al. 2025 (layers without positions)": config.position.kind == "rotary"
-        and config.other_layers is not None
-        and config.other_layers.position is not None
-        and config.other_layers.position.kind == "none",
-        "Shazeer 2020 (gated feed-forward)": feed_forward.gated,
-        "Shazeer et al. 2017 (mixture of experts)": feed_forward.experts is not None,
+        "Yang et al. 2025 (layers without positions)": position.kind == "rotary"
+        and others.position is not None
+        and others.position.kind == "none",
+        "Shazeer 2020 (gated feed-forward)": config.feed_forward.gated,
+        "Shazeer et al. 2017 (mixture of experts)": config.feed_forward.experts is not None,
         "DeepSeek-AI 2024 (latent attention)": attention.latent is not None,
         "OpenAI 2025 (sinks)": attention.sinks,
         "Press & Wolf 2017 (tied head)": config.embedding.tied and head.kind == "language_model",
