@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.learn.attention_maps.weights import recording
+from anyformer.learn.attention_maps import recording
 from anyformer.model import Transformer
 from tests.parity import hf_models
 from tests.parity.conversion import ours_of

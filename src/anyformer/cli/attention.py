@@ -30,8 +30,7 @@ def run(argv: list[str]) -> int:
     """Write the page, and say what each head does."""
     options = parse(AttentionOptions, argv, "attention")
 
-    from anyformer.learn.attention_maps import attention
-    from anyformer.learn.attention_maps.page import most_tokens, notes, write_page
+    from anyformer.learn.attention_maps import attention, most_tokens, notes, write_page
     from anyformer.pages.render import require_page
 
     # Before the model is loaded.

@@ -14,7 +14,6 @@ from anyformer.compare import panels
 from anyformer.compare.result import ONE_SEED, ComparedModel, Comparison, Point
 from anyformer.errors import UserError
 from anyformer.learn import attention_maps, diagram
-from anyformer.learn.attention_maps.page import stacks
 from anyformer.pages.formatting import byte_size, clock, count, finite, fixed, setting, si, whole
 from anyformer.pages.render import render, require_page
 from anyformer.runs.listing import differences
@@ -205,7 +204,7 @@ def _stacks(each: ComparedModel, folder: Path, words: list[str]) -> list[dict[st
         return []
     return [
         {**stack, "title": f"{each.name}: {stack['title'].lower()}" if both else each.name}
-        for stack in stacks(shown, ends=True)
+        for stack in attention_maps.stacks(shown, ends=True)
     ]
 
 

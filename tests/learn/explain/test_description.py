@@ -13,7 +13,7 @@ import anyformer as af
 from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
 from anyformer.learn import explain
-from anyformer.learn.attention_maps.weights import recording
+from anyformer.learn.attention_maps import recording
 from anyformer.learn.explain.description import QuantizedRows, describe, pack, page_weights
 from tests.learn.explain.javascript import needs_node, run
 from tests.learn.test_eject import SOURCE_VOCAB, VOCAB, configs, filled, small, takes_source
