@@ -18,17 +18,7 @@ from anyformer.families import PRESETS
 from anyformer.learn.diagram import stack, svg
 from anyformer.learn.diagram.facts import ABSENT, STACKS, Panel, differences, panels, undrawn
 from anyformer.learn.diagram.lesson import Matrix, matrices, stream
-from anyformer.learn.diagram.stack import (
-    LEFT,
-    SIZE,
-    SMALL,
-    STREAM,
-    TITLE,
-    Style,
-    cost_text,
-    write_fact,
-    write_facts,
-)
+from anyformer.learn.diagram.stack import LEFT, SIZE, SMALL, STREAM, TITLE, Style
 from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.pages.formatting import count, si
 from anyformer.spec import config_of
@@ -148,7 +138,7 @@ def _model(parent: Element, style: Style, layout: _Layout) -> None:
     _head(parent, style, layout)
     end = _HEAD + layout.head_height
     svg.arrow(parent, f"M{last:g} {end:g}V{end + 17:g}", (last, end + 22), "down", "stream")
-    write_fact(parent, style, "output", last - 12, end + 17, 250, classes="soft", anchor="end")
+    style.write(parent, "output", last - 12, end + 17, 250, classes="soft", anchor="end")
     _numbers(parent, panel, layout)
 
 
@@ -160,21 +150,21 @@ def _encoded(parent: Element, style: Style, layout: _Layout) -> None:
     svg.arrow(parent, f"M{start:g} {low:g}{up}", (decoder + LEFT, high), "right")
     upright = svg.group(parent)
     upright.set("transform", f"translate({x - 6:g} {low - 15:g}) rotate(-90)")
-    write_fact(upright, style, "encoder.stream", 0, 0, 230, classes="soft")
+    style.write(upright, "encoder.stream", 0, 0, 230, classes="soft")
 
 
 def _head(parent: Element, style: Style, layout: _Layout) -> None:
     block = svg.group(parent, style.around("head"), place="head", title=style.tooltip("head"))
     svg.box(block, _EDGE, _HEAD, layout.span, layout.head_height)
-    x, y, room, cost = _EDGE + 12, _HEAD + 21, layout.span - 24, cost_text(style.cost("head"))
-    write_fact(block, style, "head", x, y, room, ghost="head", prefix="head: ", size=TITLE, classes="bold")
+    x, y, room, cost = _EDGE + 12, _HEAD + 21, layout.span - 24, style.cost("head")
+    style.write(block, "head", x, y, room, ghost="head", prefix="head: ", size=TITLE, classes="bold")
     if layout.is_narrow:
         for line, names in enumerate(_HEAD_FACTS):
-            write_facts(block, style, "head", names, x, y + 18 + 15 * line, room)
+            style.write_line(block, "head", names, x, y + 18 + 15 * line, room)
         svg.text(block, x, y + 63, cost, room, size=SMALL, style="soft")
     else:
         svg.text(block, x + room, y, cost, 260, size=SMALL, style="soft", anchor="end")
-        write_facts(block, style, "head", sum(_HEAD_FACTS, ()), x, y + 19, room)
+        style.write_line(block, "head", sum(_HEAD_FACTS, ()), x, y + 19, room)
 
 
 def _numbers(parent: Element, panel: Panel, layout: _Layout) -> None:

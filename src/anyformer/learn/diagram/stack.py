@@ -38,9 +38,9 @@ class Style:
         """The fact at a place."""
         return self.panel.facts.get(place)
 
-    def cost(self, part: str) -> PartCost | None:
-        """The cost of a part."""
-        return (self.panel.costs or {}).get(part)
+    def cost(self, *parts: str) -> str:
+        """Parameters and FLOPs of parts together, where they have any."""
+        return cost_text(*((self.panel.costs or {}).get(part) for part in parts))
 
     def of(self, place: str) -> str:
         """The classes of what stands at a place: a ghost where the model lacks it, lit where models differ."""
@@ -60,6 +60,40 @@ class Style:
         inside = [fact.text for each, fact in self.panel.facts.items() if each == place or each.startswith(f"{place}.")]
         return ": ".join([*inside[:1], *filter(None, ["; ".join(inside[1:])])]) or "absent"
 
+    def write(
+        self,
+        parent: Element,
+        place: str,
+        x: float,
+        y: float,
+        room: float,
+        *,
+        ghost: str = "",
+        prefix: str = "",
+        size: float = SMALL,
+        classes: str = "",
+        anchor: str = "start",
+    ) -> None:
+        """Write what is said at a place, see `svg.text`.
+
+        Args:
+            ghost: What to write where nothing is said.
+            prefix: What to write before it.
+            classes: More classes of the text.
+        """
+        fact = self.fact(place)
+        content = ghost if fact is None else prefix + fact.text
+        if content:
+            look = f"{classes} {self.of(place)}".strip()
+            svg.text(parent, x, y, content, room, size=size, style=look, anchor=anchor, place=place)
+
+    def write_line(self, parent: Element, block: str, names: tuple[str, ...], x: float, y: float, room: float) -> None:
+        """Write what is said at several places of a block into one line, see `svg.line`."""
+        places = [place for name in names if (place := f"{block}.{name}") in self.panel.facts]
+        if places:
+            parts = [(self.panel.facts[place].text, self.of(place), place) for place in places]
+            svg.line(parent, x, y, parts, room, SIZE)
+
 
 def cost_text(*costs: PartCost | None) -> str:
     """Parameters and FLOPs of parts together, where they have any."""
@@ -67,44 +101,6 @@ def cost_text(*costs: PartCost | None) -> str:
     parameters, flops = sum(cost.parameters for cost in present), sum(cost.flops for cost in present)
     amounts = ((parameters, f"{count(parameters)} parameters"), (flops, f"{si(flops)} FLOPs"))
     return " · ".join(text for amount, text in amounts if amount)
-
-
-def write_fact(
-    parent: Element,
-    style: Style,
-    place: str,
-    x: float,
-    y: float,
-    room: float,
-    *,
-    ghost: str = "",
-    prefix: str = "",
-    size: float = SMALL,
-    classes: str = "",
-    anchor: str = "start",
-) -> None:
-    """Write what is said at a place, see `svg.text`.
-
-    Args:
-        ghost: What to write where nothing is said.
-        prefix: What to write before it.
-        classes: More classes of the text.
-    """
-    fact = style.fact(place)
-    content = ghost if fact is None else prefix + fact.text
-    if content:
-        look = f"{classes} {style.of(place)}".strip()
-        svg.text(parent, x, y, content, room, size=size, style=look, anchor=anchor, place=place)
-
-
-def write_facts(
-    parent: Element, style: Style, block: str, names: tuple[str, ...], x: float, y: float, room: float
-) -> None:
-    """Write what is said at several places of a block into one line, see `svg.line`."""
-    places = [place for name in names if (place := f"{block}.{name}") in style.panel.facts]
-    if places:
-        parts = [(style.panel.facts[place].text, style.of(place), place) for place in places]
-        svg.line(parent, x, y, parts, room, SIZE)
 
 
 MASK_SIZE = 35.0
@@ -175,7 +171,7 @@ def draw(parent: Element, style: Style, stack: str, x: float, y: float) -> None:
     """Draw the encoder or decoder of a model, or the ghost of one, at a left and an upper edge."""
     is_there = style.fact(stack) is not None
     whole = svg.group(parent, "" if is_there else "ghost", x=x, y=y)
-    write_fact(whole, style, stack, LEFT, 12, 120, ghost=stack, size=TITLE, classes="bold")
+    style.write(whole, stack, LEFT, 12, 120, ghost=stack, size=TITLE, classes="bold")
     svg.text(whole, STREAM, 12, "tokens", 60, size=SMALL, style="soft", anchor="middle")
     tokens = f"batch × {time(style.panel.config, stack)}" if is_there else ""
     svg.text(whole, STREAM - 8, 27, tokens, 110, size=SMALL, style="soft", anchor="end")
@@ -188,7 +184,7 @@ def draw(parent: Element, style: Style, stack: str, x: float, y: float) -> None:
     for name in SUBLAYERS:
         _block(whole, style, f"{stack}.{name}", _top(name))
     _norm(whole, style, f"{stack}.final_norm", STREAM, HEIGHT - 34)
-    norms = cost_text(style.cost(f"{stack} norms"))
+    norms = style.cost(f"{stack} norms")
     svg.text(whole, LEFT, HEIGHT - 21, norms and f"norms: {norms}", 190, size=SMALL, style="soft")
 
 
@@ -197,7 +193,7 @@ def _embedding(parent: Element, style: Style, stack: str) -> None:
     block = svg.group(parent, style.around(place), place=place, title=style.tooltip(place))
     svg.box(block, LEFT, 36, WIDTH - 2 * LEFT - 6, 46)
     svg.text(block, x, 54, "token embedding", 150, size=TITLE, style="bold")
-    write_facts(block, style, place, ("table", "shared", "scaled", "projection"), x, 71, 264)
+    style.write_line(block, place, ("table", "shared", "scaled", "projection"), x, 71, 264)
     if style.fact(place) and not style.fact(f"{place}.shared"):
         config = style.panel.config
         rows = (stack == "encoder" and config.source_vocab_size) or config.vocab_size
@@ -213,7 +209,7 @@ def _inputs(parent: Element, style: Style, stack: str) -> None:
         block = svg.group(parent, style.of(place), place=place, title=style.tooltip(place))
         svg.box(block, LEFT, y, RIGHT - LEFT, 19, radius=9.5)
         prefix = "position: " if name == "position" else ""
-        write_fact(block, style, place, LEFT + _PAD, y + 13.2, RIGHT - LEFT - 2 * _PAD, ghost=label, prefix=prefix)
+        style.write(block, place, LEFT + _PAD, y + 13.2, RIGHT - LEFT - 2 * _PAD, ghost=label, prefix=prefix)
         if style.fact(place):
             ends.append(y + 9.5)
     if ends:
@@ -221,13 +217,13 @@ def _inputs(parent: Element, style: Style, stack: str) -> None:
         svg.path(parent, "".join(f"M{RIGHT:g} {end:g}H{bend:g}V{y:g}" for end in ends))
         svg.arrow(parent, f"M{bend:g} {y:g}H{STREAM - 14:g}", (STREAM - 9, y), "right")
     _sum(parent, _INPUT_SUM, "" if ends else "ghost")
-    cost = cost_text(style.cost(f"{stack} positions"), style.cost(f"{stack} n-grams"))
+    cost = style.cost(f"{stack} positions", f"{stack} n-grams")
     svg.text(parent, LEFT, 178, cost and f"added: {cost}", RIGHT - LEFT, size=SMALL, style="soft")
-    projection = cost_text(style.cost(f"{stack} projection"))
+    projection = style.cost(f"{stack} projection")
     if projection:
         svg.text(parent, LEFT, 190, f"projection: {projection}", 240, size=SMALL, style="soft")
     _norm(parent, style, f"{stack}.embedding_norm", STREAM, 165)
-    write_fact(parent, style, f"{stack}.stream", STREAM - 10, 201, 230, classes="soft", anchor="end")
+    style.write(parent, f"{stack}.stream", STREAM - 10, 201, 230, classes="soft", anchor="end")
 
 
 def _pile(parent: Element, style: Style, stack: str) -> None:
@@ -235,7 +231,7 @@ def _pile(parent: Element, style: Style, stack: str) -> None:
     high = _top(SUBLAYERS[-1]) + _HEIGHTS[SUBLAYERS[-1]] + 13 - _FRAME
     for shift in (8, 4, 0) if layers(style.panel.config, stack) > 1 else (0,):
         svg.box(parent, shift, _FRAME + shift, WIDTH - 8, high, "card" if style.fact(stack) else "card ghost", 10)
-    write_fact(parent, style, f"{stack}.layers", LEFT + 10, _FRAME + 22, 116, size=TITLE, classes="bold")
+    style.write(parent, f"{stack}.layers", LEFT + 10, _FRAME + 22, 116, size=TITLE, classes="bold")
 
 
 def _block(parent: Element, style: Style, place: str, top: float) -> None:
@@ -250,7 +246,7 @@ def _block(parent: Element, style: Style, place: str, top: float) -> None:
         svg.arrow(outer, f"M{RIGHT:g} {out:g}H{STREAM - 14:g}", (STREAM - 9, out), "right")
         if style.fact(f"{place}.before") is None:  # through the ghost of a norm
             svg.path(outer, f"M{RIGHT:g} {before:g}H{into:g}V{before + 9:g}")
-    write_fact(outer, style, f"{place}.output", (RIGHT + STREAM - 9) / 2, out - 5, STREAM - 9 - RIGHT, anchor="middle")
+    style.write(outer, f"{place}.output", (RIGHT + STREAM - 9) / 2, out - 5, STREAM - 9 - RIGHT, anchor="middle")
     _norm(outer, style, f"{place}.before", into, before - 9)
     block = svg.group(outer, style.around(place), place=place, title=style.tooltip(place))
     svg.box(block, LEFT, top, RIGHT - LEFT, high)
@@ -258,8 +254,8 @@ def _block(parent: Element, style: Style, place: str, top: float) -> None:
     if is_there:
         room, beside = RIGHT - LEFT - 2 * _PAD, _masks(block, style, place, top + 10)
         for baseline, names in _LINES[name]:
-            write_facts(block, style, place, names, x, top + baseline, room - beside * (baseline < MASK_SIZE + 12))
-        cost = cost_text(style.cost(f"{stack} {name}"))
+            style.write_line(block, place, names, x, top + baseline, room - beside * (baseline < MASK_SIZE + 12))
+        cost = style.cost(f"{stack} {name}")
         svg.text(block, x, top + high - 9, cost, room, size=SMALL, style="soft")
     _sum(outer, out, "")
     _norm(outer, style, f"{place}.after", STREAM, out + 18)
@@ -278,7 +274,7 @@ def _masks(parent: Element, style: Style, place: str, y: float) -> float:
 def _norm(parent: Element, style: Style, place: str, x: float, y: float) -> None:
     pill = svg.group(parent, style.of(place), place=place, title=style.tooltip(place))
     svg.box(pill, x - _PILL / 2, y, _PILL, 18, radius=9)
-    write_fact(pill, style, place, x, y + 12.6, _PILL - 8, anchor="middle")
+    style.write(pill, place, x, y + 12.6, _PILL - 8, anchor="middle")
 
 
 def _sum(parent: Element, y: float, ghost: str) -> None:
