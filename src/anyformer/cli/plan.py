@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
 
     from anyformer.console import Console
 
-    if values.get("devices") is not None or values.get("mesh") is not None:
+    if "devices" in values or "mesh" in values:
         return _cluster(values)
     with Console(stderr=True).status("reading the model") as status:
         arguments = _arguments(values)
@@ -119,7 +119,7 @@ def _cluster(values: Mapping[str, Any]) -> int:
         values.get("context", min(config.max_length or _LONGEST, _LONGEST)),
         recomputed=float(bool(values.get("gradient_checkpointing"))),
     )
-    price = device.price if values.get("price_per_hour") is None else values["price_per_hour"]
+    price = values.get("price_per_hour", device.price)
     if values.get("json"):
         figures = {name: getattr(step, name) for name in ("seconds", "tokens_per_second", "utilization")}
         write(json.dumps({**asdict(step), **figures}, indent=2))

@@ -149,11 +149,11 @@ def _listed(names: Sequence[str]) -> str:
     return line if len(line) <= WIDTH - len("LABELS = ") else "[\n" + "".join(f"    {item},\n" for item in items) + "]"
 
 
-def _side_by_side(items: Iterable[str], width: int = 108) -> list[str]:
+def _side_by_side(items: Iterable[str]) -> list[str]:
     """Items with commas between them, as many in a line as it has room for."""
     lines: list[str] = []
     for item in items:
-        if lines and len(lines[-1]) + 2 + len(item) <= width:
+        if lines and len(lines[-1]) + 2 + len(item) <= WIDTH - 12:
             lines[-1] += f", {item}"
         else:
             lines.append(item)

@@ -85,8 +85,8 @@ def explain(
         model, tokenizer = load(model)
     check(model.config, parameter_count(model))
     tokenizer = require_tokenizer(tokenizer, "copy the tokenizer.json that it was trained with beside its weights")
-    if tokenizer.vocab_size > (model.config.source_vocab_size or model.config.vocab_size):
-        largest = model.config.source_vocab_size or model.config.vocab_size
+    largest = model.config.source_vocab_size or model.config.vocab_size
+    if tokenizer.vocab_size > largest:
         raise UserError(
             f"The tokenizer has {tokenizer.vocab_size:,} tokens, and the model {largest:,}: take the tokenizer that it "
             "was trained with."
