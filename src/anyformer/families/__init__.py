@@ -15,18 +15,22 @@ from typing_extensions import override
 from anyformer.config import HeadConfig, HeadKind, InitConfig, ModelConfig, PoolingConfig, ProblemType
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import (
+    bart,
     bert,
     deberta,
     deepseek,
     gemma,
     gpt2,
+    gpt_oss,
     llama,
     mixtral,
     modernbert,
+    nanochat,
+    olmo,
     own,
     parallel,
-    seq2seq,
-    variants,
+    phi3,
+    t5,
 )
 from anyformer.families.base import Family, Raw, complete, supported, write_labels
 
@@ -36,22 +40,23 @@ FAMILIES: dict[str, Family] = {
         *gpt2.FAMILIES,
         *llama.FAMILIES,
         *gemma.FAMILIES,
-        *variants.OLMO,
+        *olmo.FAMILIES,
         llama.SMOLLM3,
         *mixtral.FAMILIES,
         *deepseek.FAMILIES,
-        mixtral.GPT_OSS,
+        gpt_oss.FAMILY,
         parallel.GPT_NEOX,
         parallel.PHI,
-        variants.PHI3,
+        phi3.FAMILY,
         llama.GRANITE,
         parallel.COHERE,
         parallel.FALCON,
-        variants.NANOCHAT,
+        nanochat.FAMILY,
         *bert.FAMILIES,
         deberta.FAMILY,
         modernbert.FAMILY,
-        *seq2seq.FAMILIES,
+        *t5.FAMILIES,
+        *bart.FAMILIES,
         own.FAMILY,
     )
 }

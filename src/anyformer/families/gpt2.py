@@ -4,9 +4,9 @@ Pre-trained Transformer Language Models" (Zhang et al. 2022), section 2.1: ReLU,
 
 from anyformer.config import HeadKind
 from anyformer.errors import UserError
+from anyformer.families.bart import LAYER as BART_LAYER
 from anyformer.families.base import Family, Raw, Values, classes, none_if_default, sizes, special_tokens
 from anyformer.families.rows import QKV, SPLIT, TRANSPOSE, linear, linears, row, tied
-from anyformer.families.seq2seq import LAYER as BART_LAYER
 
 _LAYER, _BLOCK = "transformer.h.{i}", "decoder.blocks.{i}"
 _size = sizes("n_layer n_embd n_head")

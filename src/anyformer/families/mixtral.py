@@ -1,10 +1,7 @@
 """Mixtures of experts on LLaMA's plan: Mixtral (Jiang et al. 2024, 2401.04088), section 2.1; Qwen3-MoE (2505.09388),
-section 2; OLMoE (Muennighoff et al. 2024, 2409.02060), section 2; Granite 3's (IBM 2024); gpt-oss (OpenAI 2025,
-gpt-oss-120b & gpt-oss-20b Model Card, 2508.10925), section 2.
+section 2; OLMoE (Muennighoff et al. 2024, 2409.02060), section 2; Granite 3's (IBM 2024).
 
-They differ in the number and width of their experts, and in whether the weights of the chosen ones sum to 1. Those of
-gpt-oss have biases and a bounded gate; it has a sink in each head's softmax, a window in every other layer, and YaRN
-whose range is not rounded.
+They differ in the number and width of their experts, and in whether the weights of the chosen ones sum to 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +10,7 @@ from typing import Any
 
 from anyformer.config import HeadKind, ModelConfig
 from anyformer.errors import UserError, quote
-from anyformer.families.base import GROUPED_SIZES, SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
+from anyformer.families.base import SIZES, Fields, Raw, Values, classes, fields_of, sizes, special_tokens
 from anyformer.families.llama import (
     BIAS,
     FIELDS,
@@ -25,8 +22,8 @@ from anyformer.families.llama import (
     QWEN3,
     ROWS_WITHOUT_NETWORKS,
 )
-from anyformer.families.rotary import layers_with_window, read_layer_types, read_rope, write_rope, write_windows
-from anyformer.families.rows import Row, experts, experts_by_columns, linear, row, stacked
+from anyformer.families.rotary import read_rope, write_rope
+from anyformer.families.rows import Row, experts, linear, row, stacked
 
 _BLOCK = "decoder.blocks.{i}.feed_forward."
 _MLP, _MOE = "model.layers.{i}.mlp.", "model.layers.{i}.block_sparse_moe."
@@ -194,84 +191,3 @@ _GRANITE_MOE = replace(
     },
 )
 FAMILIES = [_MIXTRAL, _QWEN3_MOE, _OLMOE, _GRANITE_MOE]
-
-_YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
-"""Positions where config.json has none."""
-_ALPHA = 1.702
-
-
-def _derived_gpt_oss(raw: Raw, values: Values, head: HeadKind) -> Values:
-    if raw.get("swiglu_alpha", _ALPHA) != _ALPHA:
-        raise UserError(f"config.json: gpt-oss is supported where swiglu_alpha = {_ALPHA}.")
-    count = raw.get("num_experts", values["feed_forward.experts.count"])
-    types = read_layer_types(raw, values["decoder_layers"], lambda layer: layer % 2 == 0)
-    has_rope = raw.get("rope_scaling") or raw.get("rope_parameters")
-    rope = read_rope(raw if has_rope else {"rope_parameters": _YARN}, values, head)
-    # The published factor of 0.9 is meant for a training from nothing: transformers leaves the loss out unless told.
-    is_balanced = raw.get("output_router_logits", False)
-    return {
-        **rope,
-        **layers_with_window(types, raw.get("sliding_window", 128)),
-        "feed_forward.experts.count": count,
-        "feed_forward.experts.balance": raw.get("router_aux_loss_coef", 0.001) if is_balanced else 0.0,
-    }
-
-
-def _written_gpt_oss(config: ModelConfig) -> dict[str, Any]:
-    balance = config.feed_forward.experts and config.feed_forward.experts.balance
-    return {
-        **write_rope(config),
-        **write_windows(config),
-        "hidden_act": "silu",
-        "output_router_logits": bool(balance),
-        "router_aux_loss_coef": balance or 0.9,
-    }
-
-
-def _rows_gpt_oss(config: ModelConfig) -> Sequence[Row]:
-    columns, matrices = experts_by_columns(_count(config)), f"{_MLP}experts."
-    return [
-        *ROWS_WITHOUT_NETWORKS,
-        row("model.layers.{i}.self_attn.sinks", "decoder.blocks.{i}.attention.sinks"),
-        *linear(f"{_MLP}router", f"{_BLOCK}router"),
-        row(f"{matrices}gate_up_proj", (f"{_BLOCK}gate.weight", f"{_BLOCK}up.weight"), columns),
-        row(f"{matrices}gate_up_proj_bias", (f"{_BLOCK}gate.bias", f"{_BLOCK}up.bias"), columns),
-        row(f"{matrices}down_proj", f"{_BLOCK}down.weight", columns),
-        row(f"{matrices}down_proj_bias", f"{_BLOCK}down.bias", columns),
-    ]
-
-
-GPT_OSS = replace(
-    LLAMA,
-    model_type="gpt_oss",
-    architectures=classes("GptOss", "ForCausalLM"),
-    fields=fields_of(
-        FIELDS,
-        BIAS,
-        {
-            "swiglu_limit": ("feed_forward.limit", 7.0),
-            "num_local_experts": ("feed_forward.experts.count", 128),
-            "num_experts_per_tok": ("feed_forward.experts.used", 4),
-        },
-        special_tokens(),
-        without=("hidden_act",),
-        **GROUPED_SIZES(2880, 36, 64, 8, 2880, head_dim=64, vocab_size=201088, max_position_embeddings=131072),
-        attention_bias=True,
-        rope_theta=150_000.0,
-        rms_norm_eps=1e-5,
-    ),
-    constants={
-        **LLAMA.constants,
-        "attention.sinks": True,
-        "feed_forward.activation": "quick_gelu",
-        "feed_forward.up_offset": 1.0,
-        "feed_forward.experts.router_bias": True,
-    },
-    derived=_derived_gpt_oss,
-    written=_written_gpt_oss,
-    rows=_rows_gpt_oss,
-    published={
-        name: {"num_hidden_layers": layers, "num_local_experts": count, "eos_token_id": 200002, "pad_token_id": 199999}
-        for name, layers, count in (("gpt-oss-20b", 24, 32), ("gpt-oss-120b", 36, 128))
-    },
-)
