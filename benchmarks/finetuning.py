@@ -149,7 +149,7 @@ def anyformer(row: Row, model: Path, setting: str, train: Path, dev: Path, seed:
     from anyformer.cli.main import main
     from anyformer.evaluation.result import Options
     from anyformer.tasks.evaluate import evaluate
-    from anyformer.training.strategies.base import read_state
+    from anyformer.training.strategies.state_files import read_state
 
     flags = {"data": train, "validation": dev, "task": row.task, "seed": seed, "runs": out, "name": "run"}
     if "own recipe" not in setting:

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from anyformer.config import SpecialTokens
 from anyformer.data.batch import IGNORED, Batch
+from anyformer.data.masked import WordBoundaries
 from anyformer.data.objectives import (
     OBJECTIVES,
     Causal,
     Masked,
     SpanCorruption,
-    WordBoundaries,
     decoder_start,
     objective,
 )

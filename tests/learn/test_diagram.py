@@ -292,13 +292,23 @@ def test_masks_are_those_of_attention() -> None:
 
 
 def test_windows_of_later_layers() -> None:
-    config = shrunk("qwen2.5-0.5b")
+    config, own = shrunk("qwen2.5-0.5b"), {"attention": {"window": 3}}
     for changes, kinds, text in (
         ({}, ["causal"], "causal mask"),
-        ({"attention": {"window": 3}}, ["window"], "window 3"),
+        (own, ["window"], "window 3"),
         ({"other_layers": {"first": "..", "window": 3}}, ["causal", "window"], "window 3 from layer 2"),
         ({"other_layers": {"then": "o.", "window": 3}}, ["window", "causal"], "window 3 in o."),
         ({"other_layers": {"then": "...o", "window": 3}}, ["causal"], "causal mask"),
+        (
+            {"attention": {"window": 3}, "other_layers": {"window": 4, "then": ".o"}},
+            ["window", "window"],
+            "windows 3 and 4 in .o",
+        ),
+        (
+            {"attention": {"window": 3}, "other_layers": {"first": ".", "then": "o"}},
+            ["window", "causal"],
+            "window 3 in o.",
+        ),
     ):
         (panel,) = panels([("", config.replace(**changes))])
         assert panel.masks("decoder") == kinds

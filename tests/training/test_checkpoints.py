@@ -26,8 +26,9 @@ from anyformer.training.checkpoints import Checkpoints, read_facts
 from anyformer.training.config import TrainConfig
 from anyformer.training.optimizer import make_optimizer
 from anyformer.training.precision import Precision
-from anyformer.training.strategies.base import Plan, Strategy, read_state
+from anyformer.training.strategies.base import Plan, Strategy
 from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.state_files import read_state
 from tests.training import strategies_worker
 from tests.training.conftest import TINY, Trains, metrics
 from tests.training.kills import Starts, assert_survives, driver, places_with_cache

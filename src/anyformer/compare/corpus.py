@@ -36,8 +36,9 @@ from anyformer.data.batch import Batch, Bool, Int64, Rng
 from anyformer.data.corpus import Corpus, standard_library
 from anyformer.data.disk_cache import Cache
 from anyformer.data.input_files import find_files
+from anyformer.data.masked import Masked
 from anyformer.data.materialize import HUB, STANDARD_INPUT, materialize
-from anyformer.data.objectives import Masked, SpanCorruption, decoder_start
+from anyformer.data.objectives import SpanCorruption, decoder_start
 from anyformer.data.token_files import TokenFile, tokenize_splits
 from anyformer.errors import UserError
 from anyformer.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from anyformer.compare.tasks import TaskResult
 from anyformer.compare.verdicts import Float64
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch, Int64, Rng
-from anyformer.data.objectives import WordBoundaries
+from anyformer.data.masked import WordBoundaries
 from anyformer.errors import UserError
 from anyformer.evaluation.scorer import MaskedText, Query, Scorer, pseudo_log_likelihoods
 from anyformer.generation import fill, generate

@@ -22,7 +22,8 @@ from anyformer.console import Console
 from anyformer.data.batch import Batch, Int64
 from anyformer.data.batches import Batches, count_validation_batches, validation_batches
 from anyformer.data.disk_cache import key
-from anyformer.data.objectives import PROBABILITY, SpanCorruption
+from anyformer.data.masked import PROBABILITY
+from anyformer.data.objectives import SpanCorruption
 from anyformer.errors import UserError
 from anyformer.fastest_dtype import TYPICAL, Products
 from anyformer.model import Transformer

@@ -8,16 +8,8 @@ from typing import Any
 from anyformer.data.examples import ChatExample, CompletionExample, Message
 from anyformer.data.examples.chat import added_system_prompt, encode_chat_rows, generation_mismatch
 from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
-from anyformer.data.examples.parts import (
-    Parts,
-    as_list,
-    as_text,
-    conversation,
-    fault,
-    from_json,
-    read_messages,
-    text_or_messages,
-)
+from anyformer.data.examples.messages import conversation, read_messages, text_or_messages
+from anyformer.data.examples.parts import Parts, as_list, as_text, fault, from_json
 from anyformer.errors import UserError
 from anyformer.evaluation.answers import evaluate_answers
 from anyformer.tasks.completion import causal_dataset

@@ -14,7 +14,8 @@ from anyformer.data.examples.chat import encode_chat, generation_mismatch
 from anyformer.data.examples.columns import COMPLETION, CONVERSATION, SYSTEM
 from anyformer.data.examples.datasets import Dataset, preferences
 from anyformer.data.examples.encoded import EncodedRow
-from anyformer.data.examples.parts import Parts, conversation, fault, text_or_messages
+from anyformer.data.examples.messages import conversation, text_or_messages
+from anyformer.data.examples.parts import Parts, fault
 from anyformer.data.rows import Row
 from anyformer.errors import UserError
 from anyformer.evaluation import answers

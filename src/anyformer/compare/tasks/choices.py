@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from anyformer.config import SpecialTokens
-from anyformer.data.objectives import SpanCorruption, WordBoundaries
+from anyformer.data.masked import WordBoundaries
+from anyformer.data.objectives import SpanCorruption
 from anyformer.errors import UserError
 from anyformer.evaluation.scorer import Continuation, MaskedText, log_likelihoods, pseudo_log_likelihoods
 from anyformer.model import Transformer

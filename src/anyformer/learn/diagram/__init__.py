@@ -16,8 +16,9 @@ from xml.etree.ElementTree import Element
 from anyformer.config import ModelConfig
 from anyformer.families import PRESETS
 from anyformer.learn.diagram import stack, svg
-from anyformer.learn.diagram.facts import ABSENT, STACKS, Panel, differences, panels, undrawn
+from anyformer.learn.diagram.facts import STACKS
 from anyformer.learn.diagram.lesson import Matrix, matrices, stream
+from anyformer.learn.diagram.panel import ABSENT, Panel, differences, panels, undrawn
 from anyformer.learn.diagram.stack import LEFT, SIZE, SMALL, STREAM, TITLE, Style
 from anyformer.learn.diagram.svg import clean, fit, width
 from anyformer.pages.formatting import count, si

@@ -18,7 +18,8 @@ from xml.etree.ElementTree import Element
 
 from anyformer.analysis import PartCost
 from anyformer.learn.diagram import svg
-from anyformer.learn.diagram.facts import SUBLAYERS, Fact, Panel, layers, time
+from anyformer.learn.diagram.facts import SUBLAYERS, Fact, layers, time
+from anyformer.learn.diagram.panel import Panel
 from anyformer.learn.diagram.svg import add
 from anyformer.pages.formatting import count, si
 

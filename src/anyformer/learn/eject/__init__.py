@@ -25,7 +25,8 @@ from anyformer.families import own, to_huggingface
 from anyformer.families.rows import ROW, SPLIT, TRANSPOSE
 from anyformer.learn import require_own_blocks
 from anyformer.learn.eject.architecture import INITIALIZERS, POSITIONS, architecture
-from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH, distinct_layers
+from anyformer.learn.eject.parts import ACTIVATIONS, NORMS, WIDTH
+from anyformer.learn.eject.stacks import distinct_layers
 from anyformer.model import skeleton
 from anyformer.spec import read_config
 

@@ -13,20 +13,22 @@ from anyformer.learn.eject.parts import (
     ACTIVATIONS,
     NORMS,
     WIDTH,
+    attention_part,
+    module_dict,
+    qk_norm_class,
+    stack_part,
+)
+from anyformer.learn.eject.stacks import (
     Group,
     Stack,
     alike,
     attention_groups,
-    attention_part,
     distinct_layers,
     is_partial,
-    module_dict,
     positions_of,
-    qk_norm_class,
     reads_tokens,
     rotates,
     sharpness,
-    stack_part,
     stacks_of,
 )
 

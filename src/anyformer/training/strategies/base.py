@@ -11,21 +11,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from anyformer import limits
 from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.experts import Experts
 from anyformer.blocks.head import LanguageModelHead
 from anyformer.blocks.linear import Dropout, Linear
-from anyformer.checkpoint import write_tensors
 from anyformer.config import ModelConfig
 from anyformer.data.batch import Batch
 from anyformer.data.batches import mix_seed
@@ -37,6 +33,7 @@ from anyformer.training.losses import LossModule, WholeBatch
 from anyformer.training.optimizer import clip_grad_norm_, flatten_state, load_flat_state, set_learning_rate
 from anyformer.training.precision import FIXED_SHAPES, Precision
 from anyformer.training.strategies.group import Group
+from anyformer.training.strategies.state_files import read_state, write_state
 
 _DROPOUT = 0x0D
 
@@ -218,11 +215,7 @@ class Strategy:
 
         Raises OSError or SafetensorError.
         """
-        if not state:
-            return None
-        file = folder / f"{self._file}{part}.safetensors"
-        write_tensors(file, {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()})
-        return file
+        return write_state(folder, state, f"{self._file}{part}.safetensors") if state else None
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes. Raises UserError where it does not fit the model."""
@@ -448,20 +441,6 @@ def like(model: Transformer, make: Callable[[ModelConfig], Transformer]) -> Tran
     for name, config in model.adapter_configs.items():
         add_adapter(other, config, name)
     return other
-
-
-def read_state(folder: Path) -> dict[str, Tensor]:
-    """Read what one or several processes wrote. Raises UserError where it is missing or damaged."""
-    limits.check_files(folder, ("*.safetensors",))
-    if not (folder / "state.safetensors").exists() and any(folder.glob("*.safetensors")):
-        # It imports torch.distributed's tensors, which takes a second.
-        from anyformer.training.strategies.shards import read_shards
-
-        return read_shards(folder)
-    try:
-        return load_file(folder / "state.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint {folder} can't be read: {cut(str(error))}.") from error
 
 
 def _in_threads(count: int, function: Callable[[Batch], Tensor], part: Batch) -> Tensor:

@@ -67,7 +67,7 @@ def names(folder: Path) -> set[str]:
 def read_shards(
     folder: Path, parameters: Mapping[str, Tensor] | None = None, only: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Read tensors that `write_shards` or another strategy wrote, pieces put together.
+    """Read tensors that `write_shards` or `write_state` wrote, pieces put together.
 
     Args:
         parameters: by name. A tensor whose name ends in a parameter's comes spread over the processes as that is, and

@@ -132,7 +132,7 @@ class Followed(Parallel):
     """A layer of own tokens whose outputs are summed, or gathered for what follows.
 
     Attributes:
-        follow: what does that.
+        follow: sums or gathers the outputs.
     """
 
     follow: Callable[[Tensor], Tensor]
