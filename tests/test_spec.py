@@ -140,6 +140,16 @@ def test_what_is_refused(spec: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_describes_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").touch()
+    Path("gpt2").touch()  # no model is read from a file of this name
+    for spec in ("model.safetensors", str(tmp_path / "model.safetensors")):
+        with pytest.raises(af.UserError, match=r"model\.safetensors' is a file, but describes no model: a model is"):
+            read_config(spec)
+    assert read_config("gpt2").config == af.preset("gpt2")
+
+
 @pytest.mark.parametrize("content", [[], {"model_type": "gpt5"}, {"model_type": "t5", "d_ff": []}])
 def test_a_file_that_is_no_config(content: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))

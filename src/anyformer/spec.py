@@ -64,10 +64,9 @@ def read_config(spec: str) -> SpecifiedModel:
     end = next((end for end in (len(spec), *colons) if _exists(spec[:end])), min(colons, default=len(spec)))
     source, changes = spec[:end], spec[end + 1 :]
     path = Path(source) if _exists(source) else None
-    if path is None and ("/" in source or Path(source).suffix in _READERS):
+    if path is None and ("/" in source or Path(source).suffix in (*_READERS, ".safetensors")):
         raise UserError(
-            f"There is no {quote(source)}: a model is a preset, a config file, a model or run directory, or a GGUF "
-            "file."
+            f"{_failure(source)}: a model is a preset, a config file, a model or run directory, or a GGUF file."
         )
     config = preset(source) if path is None else _read_file(path)
     if end < len(spec):
@@ -118,6 +117,14 @@ def _exists(source: str) -> bool:
         path = Path(source)
         return bool(source) and (path.is_dir() or (path.suffix in _READERS and path.exists()))
     return False
+
+
+def _failure(source: str) -> str:
+    """Why there is no model at this path."""
+    with suppress(OSError, ValueError):
+        if Path(source).is_file():
+            return f"{quote(source)} is a file, but describes no model"
+    return f"There is no {quote(source)}"
 
 
 def _read_file(path: Path) -> ModelConfig:
