@@ -352,6 +352,7 @@ def test_models_embed_and_learn_as_in_sentence_transformers(architecture: str, k
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     if not expected.requires_grad or kind == "class_triplet":  # whose distances are less exact there
         return
+    assume(kind != "in_batch_negatives" or expected > 1e-3)  # a softmax that is almost 1 has few digits of its distance
     loss.backward()
     expected.backward()
     found, exact = trace.our_gradients(ours), trace.their_gradients(cast("Any", theirs))
