@@ -142,11 +142,12 @@ def test_what_is_refused(spec: str) -> None:
 
 def test_a_file_that_describes_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("model.safetensors").touch()
+    for name in ("model.safetensors", "notes"):
+        Path(name).touch()
+        for spec in (name, str(tmp_path / name), f"{name}:norm.kind=rms"):
+            with pytest.raises(af.UserError, match=f"{name}' is a file, but describes no model: a model is a preset,"):
+                read_config(spec)
     Path("gpt2").touch()  # no model is read from a file of this name
-    for spec in ("model.safetensors", str(tmp_path / "model.safetensors")):
-        with pytest.raises(af.UserError, match=r"model\.safetensors' is a file, but describes no model: a model is"):
-            read_config(spec)
     assert read_config("gpt2").config == af.preset("gpt2")
 
 

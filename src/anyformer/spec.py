@@ -21,7 +21,7 @@ from anyformer.config import ModelConfig
 from anyformer.config import diff as config_diff
 from anyformer.config.model import from_earlier
 from anyformer.errors import UserError, located, quote
-from anyformer.families import from_huggingface, preset
+from anyformer.families import ALIASES, PRESETS, from_huggingface, preset
 from anyformer.limits import parse_json, path_inside, read_object, read_yaml
 from anyformer.schema import ConfigError, change
 
@@ -64,10 +64,10 @@ def read_config(spec: str) -> SpecifiedModel:
     end = next((end for end in (len(spec), *colons) if _exists(spec[:end])), min(colons, default=len(spec)))
     source, changes = spec[:end], spec[end + 1 :]
     path = Path(source) if _exists(source) else None
-    if path is None and ("/" in source or Path(source).suffix in (*_READERS, ".safetensors")):
-        raise UserError(
-            f"{_failure(source)}: a model is a preset, a config file, a model or run directory, or a GGUF file."
-        )
+    is_file = _is_file(source) and source not in (*PRESETS, *ALIASES)
+    if path is None and ("/" in source or Path(source).suffix in _READERS or is_file):
+        found = f"{quote(source)} is a file, but describes no model" if is_file else f"There is no {quote(source)}"
+        raise UserError(f"{found}: a model is a preset, a config file, a model or run directory, or a GGUF file.")
     config = preset(source) if path is None else _read_file(path)
     if end < len(spec):
         return SpecifiedModel(spec, _changed(config, changes, spec))
@@ -119,12 +119,10 @@ def _exists(source: str) -> bool:
     return False
 
 
-def _failure(source: str) -> str:
-    """Why there is no model at this path."""
-    with suppress(OSError, ValueError):
-        if Path(source).is_file():
-            return f"{quote(source)} is a file, but describes no model"
-    return f"There is no {quote(source)}"
+def _is_file(source: str) -> bool:
+    with suppress(OSError, ValueError):  # as above
+        return Path(source).is_file()
+    return False
 
 
 def _read_file(path: Path) -> ModelConfig:

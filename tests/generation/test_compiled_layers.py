@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from statistics import median
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from anyformer.adapters import LoraConfig, add_adapter, disabled
 from anyformer.adapters.modules import adapters, targets
-from anyformer.blocks.experts import Experts
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import using_adapters
 from anyformer.generation import compiled_decoder
@@ -79,16 +77,12 @@ def compare(model: Transformer, kind: str, choices: Sequence[Collection[str]], s
         step = DecoderStep(model)
         assert CompiledDecoder(model).adapters.supports(len(choices))
         caches = [begun(model, len(choices)) for _ in range(2)]
-        errors: list[float] = []
-        for new, last_only in ((5, True), (1, False), (3, False), (1, False), (2, True)):
+        for new, last_only in ((5, True), (1, False), (3, False)):
             tokens = torch.randint(VOCAB, (len(choices), new), generator=generator)
             ours = step(tokens, caches[0], last_only=last_only)
             theirs = model(tokens, cache=caches[1], last_only=last_only).logits.float()
             error = ((ours - theirs) / theirs.abs().max()).abs()
-            errors.append(float(error.max() if kind == "float32" else error.mean()))
-    # What is rounded otherwise may choose another expert, for a token now and then.
-    chooses = kind != "float32" and any(isinstance(part, Experts) for part in model.modules())
-    assert (median(errors) if chooses else max(errors)) < TOLERANCES[kind]
+            assert float(error.max() if kind == "float32" else error.mean()) < TOLERANCES[kind]
 
 
 @pytest.mark.parametrize("kind", TOLERANCES)
