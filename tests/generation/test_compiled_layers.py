@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from anyformer.adapters import LoraConfig, add_adapter, disabled
 from anyformer.adapters.modules import adapters, targets
+from anyformer.blocks.experts import Experts
 from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.blocks.linear import using_adapters
 from anyformer.generation import compiled_decoder
@@ -70,6 +72,33 @@ def begun(model: Transformer, texts: int) -> KeyValueCache:
     return cache
 
 
+@contextmanager
+def near_ties(model: Transformer, rows: int) -> Iterator[Tensor]:
+    """The rows with a token that has two experts with about the same score, of which one is left out.
+
+    The mask is complete once the model has computed. Another rounding may choose the other expert for such a token, and
+    its answer is another one then.
+    """
+    tied = torch.zeros(rows, dtype=torch.bool)
+
+    def note(part: Experts, logits: Tensor) -> None:
+        if part.used < part.count:
+            scores = logits.float().view(rows, -1, part.count)
+            best = scores.topk(part.used + 1).values
+            tied.logical_or_((best[..., -2] - best[..., -1] < 0.1 * scores.std(dim=-1)).any(dim=1))
+
+    hooks = [
+        part.router.register_forward_hook(lambda _module, _inputs, logits, part=part: note(part, logits))
+        for part in model.modules()
+        if isinstance(part, Experts)
+    ]
+    try:
+        yield tied
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def compare(model: Transformer, kind: str, choices: Sequence[Collection[str]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode(), using_adapters(acting(choices)):
@@ -80,9 +109,13 @@ def compare(model: Transformer, kind: str, choices: Sequence[Collection[str]], s
         for new, last_only in ((5, True), (1, False), (3, False)):
             tokens = torch.randint(VOCAB, (len(choices), new), generator=generator)
             ours = step(tokens, caches[0], last_only=last_only)
-            theirs = model(tokens, cache=caches[1], last_only=last_only).logits.float()
+            with near_ties(model, len(choices)) as tied:
+                theirs = model(tokens, cache=caches[1], last_only=last_only).logits.float()
             error = ((ours - theirs) / theirs.abs().max()).abs()
-            assert float(error.max() if kind == "float32" else error.mean()) < TOLERANCES[kind]
+            if kind == "float32":
+                assert float(error.max()) < TOLERANCES[kind]
+            elif not tied.all():
+                assert float(error[~tied].mean()) < TOLERANCES[kind]
 
 
 @pytest.mark.parametrize("kind", TOLERANCES)
