@@ -206,12 +206,23 @@ class AttentionKernel {
                key * tensor.time_stride;
     }
 
+    // Hardware foresees the next queries of a key's row, not the rows of the next keys.
+    void prefetch_bias(const TensorView& tensor, int64_t batch, int64_t head, int64_t key, int64_t first,
+                       int64_t count) const {
+        if (!tensor.data) return;
+        for (int64_t r = 0; r < LANES; r++) {
+            const float* row = bias_row(tensor, batch, head, key + r) + first;
+            for (int64_t i = 0; i < count; i += LANES) __builtin_prefetch(row + i);
+        }
+    }
+
     void forward_block(int64_t batch, int64_t head, int64_t first) const {
         const int64_t vectors = block_size(first) / LANES, count = num_visible(first);
         FloatVec maxima[QUERY_BLOCK / LANES], sums[QUERY_BLOCK / LANES] = {};
         for (auto& maximum : maxima) maximum = broadcast(-INFINITY);
         for (int64_t t = 0; t < count; t += LANES) {
             float* row = scores + t * QUERY_BLOCK;
+            prefetch_bias(args.bias, batch, head, t, first, block_size(first));
             multiply(key_rows + t * depth, depth, query_t, BACKWARD_BLOCK, depth, false, row, QUERY_BLOCK, vectors);
             bool all_keys_visible = all_visible(first, t);
             for (int64_t r = 0; r < LANES; r++, row += QUERY_BLOCK) {
@@ -300,31 +311,39 @@ class AttentionKernel {
     void score_gradients(int64_t batch, int64_t head, int64_t first, int64_t begin, int64_t count, int64_t t,
                          const float* logsumexp, const float* delta) const {
         const int64_t vectors = count / LANES;
+        prefetch_bias(args.bias, batch, head, t, first, count);
+        prefetch_bias(args.grad_bias, batch, head, t, first, count);
         multiply(key_rows + t * depth, depth, query_t + begin, BACKWARD_BLOCK, depth, false, scores, QUERY_BLOCK,
                  vectors);
         multiply(value_rows + t * depth, depth, grad_t + begin, BACKWARD_BLOCK, depth, false, grad_weights, QUERY_BLOCK,
                  vectors);
-        bool all_keys_visible = all_visible(first, t);
-        for (int64_t r = 0; r < LANES; r += 2)
-            for (int64_t v = 0; v < count; v += LANES) {
-                FloatVec grads[2];
-                for (int64_t k = 0; k < 2; k++) {
-                    int64_t key = t + r + k;
-                    FloatVec score = load(scores + (r + k) * QUERY_BLOCK + v) * scale;
-                    if (args.bias.data) score += load(bias_row(args.bias, batch, head, key) + first + v);
-                    FloatVec weight = attention_weight(score, load(logsumexp + v));
-                    if (!all_keys_visible) weight = select(visible(first + v, key), weight, FloatVec{});
-                    FloatVec grad = weight * (load(grad_weights + (r + k) * QUERY_BLOCK + v) - load(delta + v));
-                    if (args.grad_bias.data && key < args.keys) {
-                        float* sum = bias_row(args.grad_bias, batch, head, key) + first + v;
-                        store(sum, load(sum) + grad);
-                    }
-                    grads[k] = grad * scale;
-                    store(weights + key * BACKWARD_BLOCK + begin + v, weight);
-                    store(grad_scores + key * BACKWARD_BLOCK + begin + v, grads[k]);
+        const bool all_keys_visible = all_visible(first, t);
+        for (int64_t r = 0; r < LANES; r += 2) {
+            FloatVec grads[2][QUERY_BLOCK / LANES];
+            for (int64_t k = 0; k < 2; k++) {
+                const int64_t key = t + r + k;
+                const float *row = scores + (r + k) * QUERY_BLOCK, *grad_row = grad_weights + (r + k) * QUERY_BLOCK;
+                const float* bias = args.bias.data ? bias_row(args.bias, batch, head, key) + first : nullptr;
+                float* sum = args.grad_bias.data && key < args.keys
+                                 ? bias_row(args.grad_bias, batch, head, key) + first
+                                 : nullptr;
+                BFloat16 *to = weights + key * BACKWARD_BLOCK + begin,
+                         *grad_to = grad_scores + key * BACKWARD_BLOCK + begin;
+                for (int64_t v = 0; v < vectors; v++) {
+                    FloatVec score = load(row + v * LANES) * scale;
+                    if (bias) score += load(bias + v * LANES);
+                    FloatVec weight = attention_weight(score, load(logsumexp + v * LANES));
+                    if (!all_keys_visible) weight = select(visible(first + v * LANES, key), weight, FloatVec{});
+                    FloatVec grad = weight * (load(grad_row + v * LANES) - load(delta + v * LANES));
+                    if (sum) store(sum + v * LANES, load(sum + v * LANES) + grad);
+                    store(to + v * LANES, weight);
+                    store(grad_to + v * LANES, grads[k][v] = grad * scale);
                 }
-                store(weight_pairs + (t + r) / 2 * BACKWARD_BLOCK + begin + v, to_bf16_pairs(grads[0], grads[1]));
             }
+            for (int64_t v = 0; v < vectors; v++)
+                store(weight_pairs + (t + r) / 2 * BACKWARD_BLOCK + begin + v * LANES,
+                      to_bf16_pairs(grads[0][v], grads[1][v]));
+        }
     }
 };
 #endif
