@@ -94,8 +94,8 @@ def _by_key(attn_mask: Tensor, queries: int, block: int) -> Float[Tensor, "#batc
     """The mask as numbers added to the scores, transposed, with the queries padded to whole blocks."""
     if attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
-    padded = F.pad(attn_mask.float().expand(-1, -1, queries, -1).transpose(2, 3), (0, -queries % block))
-    return padded.contiguous()
+    by_key = attn_mask.float().expand(-1, -1, queries, -1).transpose(2, 3)
+    return (F.pad(by_key, (0, -queries % block)) if queries % block else by_key).contiguous()
 
 
 class RelativeVectors(NamedTuple):

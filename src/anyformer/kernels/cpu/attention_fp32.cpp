@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t QUERY_BLOCK = 4 * LANES;    // queries that are processed at a time
 constexpr int64_t ROWS = 8, MAX_VECTORS = 2;  // of a product: as many as there are registers for accumulators
+constexpr int64_t PREFETCHED_KEYS = 8;        // of a bias: hardware foresees the next queries of a key, not its next keys
 
 // An operand of a product, of which single numbers are read.
 struct Factor {
@@ -208,7 +209,10 @@ class AttentionKernel {
             const float* bias = args.bias.data ? bias_row(args.bias, block, t) : nullptr;
             for (int64_t v = 0; v < block.vectors; v++) {
                 FloatVec score = load(scores + t * QUERY_BLOCK + v * LANES);
-                if (bias) score += load(bias + v * LANES);
+                if (bias) {
+                    score += load(bias + v * LANES);
+                    __builtin_prefetch(bias + v * LANES + PREFETCHED_KEYS * args.bias.time_stride);
+                }
                 const int64_t first = block.first + v * LANES;
                 if (args.causal && t > first)
                     score = select(bit_cast<IntVec>(indices) >= int32_t(t - first), score, broadcast(-INFINITY));
@@ -329,6 +333,7 @@ class AttentionKernel {
                 if (args.grad_bias.data) {
                     float* sum = bias_row(args.grad_bias, block, t) + v * LANES;
                     store(sum, load(sum) + grad);
+                    __builtin_prefetch(sum + PREFETCHED_KEYS * args.grad_bias.time_stride);
                 }
                 store(scores + index, grad);
             }
