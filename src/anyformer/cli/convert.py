@@ -74,8 +74,9 @@ def run(argv: list[str]) -> int:
     elif options.source.endswith(".gguf") or merges:
         checks = _to_directory(options)
     else:
+        missing = "" if Path(options.source).exists() else f"There is no {options.source} here. "
         raise UserError(
-            "convert makes a GGUF file or reads one: one of the two names has to end in .gguf,"
+            f"{missing}convert makes a GGUF file or reads one: one of the two names has to end in .gguf,"
             " or --type is int8 or int4, or there is an adapter to merge: --adapter DIR, or a run that trained one."
         )
     return show(checks)

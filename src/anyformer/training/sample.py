@@ -50,7 +50,8 @@ def take_sample(model: Transformer, tokenizer: Tokenizer, config: RunConfig, bat
     prompt = "def "
     if config.data:
         text = tokenizer.decode(first.tokens[0, :64].tolist())
-        prompt = next((word for word in text.split() if any(character.isalpha() for character in word)), text)
+        words = [word for word in text.split() if any(character.isalpha() for character in word)]
+        prompt = next(iter(words[1:-1] or words), text)  # the first and the last may be cut
     return _continued(model, tokenizer, prompt, config.seed)
 
 

@@ -288,6 +288,7 @@ def test_convert_there_and_back(
         (["first", "second"], "one of the two names has to end in .gguf"),
         (["model.gguf", "second", "--type", "q8_0"], "no weights of type q8_0"),
         (["nowhere", "model.gguf"], "nowhere"),
+        (["nowhere", "second"], "There is no nowhere here"),
     ],
 )
 def test_convert_says_what_is_wrong(
