@@ -67,6 +67,12 @@ def test_validation_text_of_one_character(refuses: Any, text: Path, tmp_path: Pa
     refuses("validation data is too short", "gpt2-nano", *flags)
 
 
+def test_pairs_without_the_names_of_their_fields(refuses: Any, tmp_path: Path):
+    (tmp_path / "pairs.tsv").write_text("prompt\ttarget\na\tb\n")
+    said = "has no field 'text': that is 'prompt' here. It has 'prompt', 'target'. Name .* with --source and --target"
+    refuses(said, "t5-nano", "--data", str(tmp_path / "pairs.tsv"))
+
+
 def test_binary_data(refuses: Any, tmp_path: Path):
     (tmp_path / "image.txt").write_bytes(b"GIF89a\x00\xff\xfe" * 100)
     refuses("image.txt, line 1, is not UTF-8 text", "gpt2-nano", "--data", str(tmp_path / "image.txt"))

@@ -222,7 +222,7 @@ def _index(field: str, header: Sequence[str], path: Path) -> int:
     if (count := header.count(field)) > 1:
         raise UserError(f"{path} has {count} fields called {quote(field)}: give them different names.")
     if not count:
-        raise UserError(f"{path} {unknown_field(field, header)}")
+        raise UnknownFieldError(f"{path} {unknown_field(field, header)}")
     return header.index(field)
 
 
@@ -232,13 +232,17 @@ def check_characters(text: str, location: object) -> None:
         raise UserError(f"{location}, holds half a character: a \\ud800 without its other half.")
 
 
+class UnknownFieldError(UserError):
+    """A record has no such field."""
+
+
 def unknown_field(field: str, names: Iterable[str], noun: str = "field") -> str:
     """Say that there is no such field, and which ones there are."""
     names = [str(name) for name in names]
     hint = nearest(field, names)
     some = [repr(name) for name in names[:_FEW]] + ["..."] * (len(names) > _FEW)
     others = "" if hint.startswith("choose") or not names else f" It has {', '.join(some)}."
-    return f"has no {noun} {quote(field)}: {hint}{others}" + ("" if hint.endswith("?") else ".")
+    return f"has no {noun} {quote(field)}: {hint}{'' if hint.endswith('?') else '.'}{others}"
 
 
 def _require_text(schema: Any, field: str, path: Path) -> None:
@@ -249,7 +253,7 @@ def _require_text(schema: Any, field: str, path: Path) -> None:
     while name not in kinds:
         first, dot, name = name.partition(".")
         if not dot or first not in kinds or not types.is_struct(kinds[first]):
-            raise UserError(f"{path} {unknown_field(field, schema.names)}")
+            raise UnknownFieldError(f"{path} {unknown_field(field, schema.names)}")
         kinds = {each.name: each.type for each in kinds[first]}
     kind = kinds[name]
     text = kind.value_type if types.is_dictionary(kind) else kind
@@ -277,7 +281,7 @@ def text_of(record: Mapping[str, Any], field: str, location: object) -> str:
         check_characters(value, location)
         return value
     if value is MISSING:
-        raise UserError(f"{location}, {unknown_field(field, record)}")
+        raise UnknownFieldError(f"{location}, {unknown_field(field, record)}")
     if value is None:
         return ""
     kind = type(value).__name__

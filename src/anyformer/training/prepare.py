@@ -25,6 +25,7 @@ from anyformer.data.input_files import find_files
 from anyformer.data.materialize import STANDARD_INPUT, materialize
 from anyformer.data.objectives import decoder_start
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
+from anyformer.data.rows import UnknownFieldError
 from anyformer.data.shards import measure_shards, tokenize_shards
 from anyformer.data.token_files import FORMAT, TokenFile, tokenize_splits
 from anyformer.errors import UserError
@@ -154,7 +155,12 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
                 with _workers(config) as executor:
                     return corpus(measure=partial(measure_shards, cache, name, executor))
 
-            yield _with_split(corpus, cache, name, measured), name
+            try:
+                split = _with_split(corpus, cache, name, measured)
+            except UnknownFieldError as error:
+                advice = "Name that of the text with --field, of pairs with --source and --target."
+                raise UserError(f"{error} {advice}") from None
+            yield split, name
 
 
 def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
