@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -71,6 +72,7 @@ def test_mixed_load(caplog: pytest.LogCaptureFixture) -> None:
             medians.append(statistics.median(second for seconds, _ in found for second in seconds))
             statuses += sum((each for _, each in found), Counter())
             wait_until_idle(server)
+            gc.collect()
             sizes.append(resident() >> 20)
     print(f"MiB {sizes}, seconds {[round(each, 3) for each in medians]}, answers {dict(statuses)}")
     assert max(sizes[-3:]) - max(sizes[1:4]) < 32
