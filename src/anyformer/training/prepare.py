@@ -156,11 +156,11 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
                     return corpus(measure=partial(measure_shards, cache, name, executor))
 
             try:
-                split = _with_split(corpus, cache, name, measured)
+                complete = _with_split(corpus, cache, name, measured)
             except UnknownFieldError as error:
                 advice = "Name that of the text with --field, of pairs with --source and --target."
                 raise UserError(f"{error} {advice}") from None
-            yield split, name
+            yield complete, name
 
 
 def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress) -> Iterator[tuple[_Corpus, str]]:
