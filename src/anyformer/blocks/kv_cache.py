@@ -6,8 +6,8 @@ different lengths, be truncated one by one, and enter and leave while others go 
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -60,22 +60,44 @@ class WriteSlots(NamedTuple):
     layout: Layout = DENSE
 
 
+@dataclass(slots=True)
+class _Contents:
+    """The memory of a cache, and the part of it that is in use."""
+
+    keys_values: KeysValues
+    """Keys and values of all layers, [layers, rows, kv_heads, capacity, head_dim]: one operation copies a row."""
+    batch: int
+    slots: WriteSlots
+
+
 class LayerCache:
     """One layer's keys and values: of self-attention, and of cross-attention, which are computed once.
 
     Attributes:
-        keys, values: [batch, kv_heads, capacity, head_dim], the first of the `rows` that there is memory for.
         cross: those of each source once, [sources, kv_heads, source, head_dim].
         source_index: the source of each sequence, [batch]; None: each sequence has its own.
     """
 
-    def __init__(self, keys: Float[Tensor, "rows kv_heads capacity head_dim"], values: Tensor) -> None:
-        self.rows, self._cross = KeysValues(keys, values), None
-        self.keys, self.values = keys, values
+    def __init__(self, contents: _Contents, number: int) -> None:
+        self._contents, self._number = contents, number
         self.cross: KeysValues | None = None
         self.source_index: Tensor | None = None
-        self.slots = WriteSlots()
+        self._copied: KeysValues | None = None
         self._expanded: KeysValues | None = None
+
+    @property
+    def keys(self) -> Float[Tensor, "batch kv_heads capacity head_dim"]:
+        """Keys of each sequence."""
+        return self._view(self._contents.keys_values.keys)
+
+    @property
+    def values(self) -> Float[Tensor, "batch kv_heads capacity value_dim"]:
+        """Values of each sequence."""
+        return self._view(self._contents.keys_values.values)
+
+    def _view(self, cached: Tensor) -> Tensor:
+        """This layer's part, which counts its changes by itself: those of other layers don't spoil a backward pass."""
+        return cached[self._number, : self._contents.batch].data
 
     @property
     def encoder_kv(self) -> KeysValues | None:
@@ -100,8 +122,9 @@ class LayerCache:
 
         Where some of the new tokens are padding, they come with it or without.
         """
-        start, end, indices, layout = self.slots
-        for cached, new in ((self.keys, keys), (self.values, values)):
+        start, end, indices, layout = self._contents.slots
+        kept = KeysValues(self.keys, self.values)
+        for cached, new in zip(kept, (keys, values), strict=True):
             if indices is None:
                 cached[:, :, start:end] = new
             else:
@@ -109,46 +132,25 @@ class LayerCache:
                 # An indexed write doesn't convert, as one of a slice does: beside an adapter they can be float32.
                 new = new.transpose(1, 2).to(cached.dtype)
                 cached[rows, :, columns] = new if new.shape[:2] == rows.shape else layout.gather(new)
-        return KeysValues(self.keys[:, :, :end], self.values[:, :, :end])
+        return kept.map(lambda cached: cached[:, :, :end])
 
-    def select(self, rows: Int[Tensor, " kept"], length: int, *, sources: bool, moved: Tensor | None) -> None:
-        """Keep these rows as far as they are filled: most of the cache is still empty, and copying it takes long.
-
-        With `moved`, the positions of those that were another row, they are in the memory of the old ones, if there is
-        enough of it. Most beams go on by themselves.
-        """
-
-        def taken(old: Tensor) -> Tensor:
-            filled = old[:, :, :length]
-            if moved is not None and len(rows) <= len(old):
-                filled[: len(rows)].index_copy_(0, moved, filled.index_select(0, rows[moved]))
-                return old[: len(rows)]
-            new = old.new_empty((len(rows), *old.shape[1:]))
-            new[:, :, :length] = filled.index_select(0, rows)  # `out` in a part of a tensor takes twice as long
-            return new
-
-        self.rows = KeysValues(taken(self.keys), taken(self.values))
-        self.keys, self.values = self.rows
-        if self.cross is not None and sources:
+    def select_sources(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep the sources of these rows."""
+        if self.cross is not None:
             self.set_cross(self.cross, rows if self.source_index is None else self.source_index[rows])
 
-    def set_batch(self, batch: int) -> None:
-        """Let the first `batch` rows of the cache be the batch."""
-        self.keys, self.values = self.rows.map(lambda cached: cached[:batch])
-        self.set_cross(self._cross and self._cross.map(lambda cached: cached[:batch]))
+    def keep_sources(self, batch: int) -> None:
+        """Let the first ones that were copied be the sources of the batch."""
+        self.set_cross(self._copied and self._copied.map(lambda cached: cached[:batch]))
 
-    def copy_row(self, row: int, length: int, other: "LayerCache", other_row: int) -> None:
-        """Copy the first `length` slots of a row of another cache, and its source."""
-        for mine, theirs in zip(self.rows, other.rows, strict=True):
-            mine[row, :, :length] = theirs[other_row, :, :length]
-        if other.encoder_kv is None:
-            return
-        width = other.encoder_kv.keys.shape[2]
-        cross = self._cross or self.rows.map(lambda cached: cached[:, :, :0])
+    def copy_source(self, row: int, rows: int, theirs: KeysValues, other_row: int) -> None:
+        """Copy the source of a row of another cache into one of so many rows."""
+        width = theirs.keys.shape[2]
+        cross = self._copied or theirs.map(lambda cached: cached[:1, :, :0].expand(rows, -1, -1, -1))
         missing = max(0, width - cross.keys.shape[2])
-        self._cross = cross.map(lambda cached: F.pad(cached, (0, 0, 0, missing))) if missing else cross
-        for mine, theirs in zip(self._cross, other.encoder_kv, strict=True):
-            mine[row, :, :width] = theirs[other_row]
+        self._copied = cross.map(lambda cached: F.pad(cached, (0, 0, 0, missing))) if missing else cross
+        for mine, other in zip(self._copied, theirs, strict=True):
+            mine[row, :, :width] = other[other_row]
 
 
 class KeyValueCache:
@@ -160,7 +162,6 @@ class KeyValueCache:
 
     Attributes:
         tokens: ids of the tokens read, [batch, capacity].
-        batch: sequences in it.
         length: tokens of the longest of them.
         source_mask: which tokens of each source are real, [batch, source]; None: all.
     """
@@ -181,9 +182,10 @@ class KeyValueCache:
         shapes = [
             (batch, kv_heads, capacity, width) for width in (head_dim, head_dim if value_dim is None else value_dim)
         ]
-        self.layers = [LayerCache(*map(empty, shapes)) for _ in range(layers)]
+        self._contents = _Contents(KeysValues(*(empty((layers, *shape)) for shape in shapes)), batch, WriteSlots())
+        self.layers = [LayerCache(self._contents, number) for number in range(layers)]
         self.capacity, self.length = capacity, 0
-        self.batch = self._rows = batch
+        self._rows = batch
         self.source_mask: Bool[Tensor, "batch source"] | None = None
         self._tokens = self.tokens = torch.zeros((batch, capacity), dtype=torch.long, device=device)
         self._device = device
@@ -191,6 +193,16 @@ class KeyValueCache:
         self._source_masks: Tensor | None = None
         self._finite = 0
         """Slots of every row that hold numbers."""
+
+    @property
+    def batch(self) -> int:
+        """Sequences in it."""
+        return self._contents.batch
+
+    @property
+    def keys_values(self) -> KeysValues:
+        """The memory of all layers, [layers, rows, kv_heads, capacity, head_dim]."""
+        return self._contents.keys_values
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
@@ -212,7 +224,7 @@ class KeyValueCache:
             self._require(end)
             self.tokens[:, first:end] = tokens
             self.length = end
-            self._set_slots(WriteSlots(first, end))
+            self._contents.slots = WriteSlots(first, end)
             return NewTokens(torch.arange(first, end, device=self._device)[None])
         before, layout = self.lengths, DENSE
         if mask is None:
@@ -229,7 +241,7 @@ class KeyValueCache:
         self._clear(longest, before)
         self.tokens[slots] = layout.gather(tokens)
         self._set_lengths(after)
-        self._set_slots(WriteSlots(0, longest, slots, layout))
+        self._contents.slots = WriteSlots(0, longest, slots, layout)
         real = torch.arange(longest, device=self._device)[None] < after[:, None]
         return NewTokens(positions, real, layout)
 
@@ -251,14 +263,15 @@ class KeyValueCache:
     def copy(self, rows: Int[Tensor, " kept"]) -> "KeyValueCache":
         """A cache of its own with copies of these rows, of a single stack."""
         other = copy(self)
-        other.layers = [LayerCache(layer.keys, layer.values) for layer in self.layers]
+        other._contents = copy(self._contents)
+        other.layers = [LayerCache(other._contents, number) for number in range(len(self.layers))]
         other._select(rows, sources=True, in_place=False)
         return other
 
     def clear(self) -> None:
         """Forget all sequences. Others are brought in by `put`, up to the batch that the cache was made for."""
-        self.batch, self.length, self._lengths = 0, 0, None
-        self._set_batch()
+        self.length, self._lengths = 0, None
+        self._set_batch(0)
 
     def put(self, row: int, other: "KeyValueCache", other_row: int = 0) -> None:
         """Let a sequence of another cache, with its source, replace this row, or come after the last one.
@@ -269,10 +282,13 @@ class KeyValueCache:
             raise ValueError(f"the cache has {self.batch} sequences and room for {self._rows}: there is no row {row}")
         length = int(other.lengths[other_row])
         self._require(length)
-        for layer, theirs in zip(self.layers, other.layers, strict=True):
-            layer.copy_row(row, length, theirs, other_row)
+        for mine, theirs in zip(self.keys_values, other.keys_values, strict=True):
+            mine[:, row, :, :length] = theirs[:, other_row, :, :length]
         self._tokens[row, :length] = other.tokens[other_row, :length]
         if (encoder_kv := other.layers[0].encoder_kv) is not None:
+            for layer, of_other in zip(self.layers, other.layers, strict=True):
+                assert of_other.encoder_kv is not None
+                layer.copy_source(row, self._rows, of_other.encoder_kv, other_row)
             width, masks = encoder_kv.keys.shape[2], self._source_masks
             if masks is None:
                 masks = torch.zeros((self._rows, 0), dtype=torch.bool, device=self._device)
@@ -292,30 +308,45 @@ class KeyValueCache:
 
     def _select(self, rows: Tensor, *, sources: bool, in_place: bool) -> None:
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten() if in_place else None
-        for layer in self.layers:
-            layer.select(rows, self.length, sources=sources, moved=moved)
+        contents = self._contents
+        contents.keys_values = contents.keys_values.map(lambda cached: self._selected(cached, rows, moved))
+        if sources:
+            for layer in self.layers:
+                layer.select_sources(rows)
         self._tokens = self.tokens = self.tokens[rows]
         self._finite = min(self._finite, self.length)
-        self._rows = self.batch = len(rows)
+        self._rows = contents.batch = len(rows)
         if self._lengths is not None:
             self._set_lengths(self._lengths[rows])
         if self.source_mask is not None and sources:
             self.source_mask = self.source_mask[rows]
 
-    def _set_slots(self, slots: WriteSlots) -> None:
-        for layer in self.layers:
-            layer.slots = slots
+    def _selected(self, cached: Tensor, rows: Tensor, moved: Tensor | None) -> Tensor:
+        """These rows of all layers as far as they are filled: most is still empty, and copying it takes long.
+
+        With `moved`, the positions of those that were another row, they are in the memory of the old ones, if there is
+        enough of it. Most beams go on by themselves.
+        """
+        old, count = cached[:, : self.batch, :, : self.length], len(rows)
+        if moved is not None and count <= self.batch:
+            for layer in old:
+                layer[:count].index_copy_(0, moved, layer.index_select(0, rows[moved]))
+            return cached[:, :count] if count < cached.shape[1] else cached
+        new = cached.new_empty((len(cached), count, *cached.shape[2:]))
+        for before, after in zip(old, new[:, :, :, : self.length], strict=True):
+            after.copy_(before.index_select(0, rows))  # `out` in a part of a tensor takes twice as long
+        return new
 
     def _resize(self, lengths: list[int]) -> None:
-        self.batch = len(lengths)
         self._set_lengths(torch.tensor(lengths, dtype=torch.long, device=self._device))
-        self._set_batch()
+        self._set_batch(len(lengths))
 
-    def _set_batch(self) -> None:
+    def _set_batch(self, batch: int) -> None:
+        self._contents.batch = batch
         for layer in self.layers:
-            layer.set_batch(self.batch)
-        self.tokens = self._tokens[: self.batch]
-        self.source_mask = None if self._source_masks is None else self._source_masks[: self.batch]
+            layer.keep_sources(batch)
+        self.tokens = self._tokens[:batch]
+        self.source_mask = None if self._source_masks is None else self._source_masks[:batch]
 
     def _set_lengths(self, lengths: Tensor) -> None:
         counts: list[int] = lengths.tolist()
@@ -333,5 +364,5 @@ class KeyValueCache:
         first, self._finite = self._finite, min(self.capacity, -(-end // _CLEARED_SLOTS) * _CLEARED_SLOTS)
         filled = torch.cat((filled, filled.new_zeros(self._rows - self.batch)))
         empty = torch.arange(first, self._finite, device=filled.device) >= filled[:, None]
-        for cached in chain.from_iterable(layer.rows for layer in self.layers):
-            cached[:, :, first : self._finite].masked_fill_(empty[:, None, :, None], 0.0)
+        for cached in self.keys_values:
+            cached[:, :, :, first : self._finite].masked_fill_(empty[:, None, :, None], 0.0)

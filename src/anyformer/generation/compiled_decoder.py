@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import Structure, c_int64, c_void_p
 from functools import cache
+from itertools import chain
 from operator import is_not
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -105,10 +106,10 @@ class CompiledDecoder(CompiledLayers):
                 return False
         if self._max_length is not None and cache.length + tokens.shape[1] > self._max_length:
             return False
-        layer = cache.layers[0]
-        if layer.keys.dtype not in structs.DTYPES:
+        dtype, cross = cache.keys_values.keys.dtype, cache.layers[0].cross
+        if dtype not in structs.DTYPES:
             return False
-        return not self.has_cross_attention or (layer.cross is not None and layer.cross.keys.dtype == layer.keys.dtype)
+        return not self.has_cross_attention or (cross is not None and cross.keys.dtype == dtype)
 
     def __call__(self, tokens: Tensor, cache: KeyValueCache, mask: Tensor | None, *, num_logits: int) -> Tensor:
         """The logits after the last `num_logits` columns."""
@@ -152,7 +153,7 @@ class CompiledDecoder(CompiledLayers):
             adapters=adapters and ctypes.addressof(adapters),
             max_rank=max_rank,
             caches=ctypes.addressof(self._layer_caches(cache)),
-            cache_dtype=structs.DTYPES[layer.keys.dtype],
+            cache_dtype=structs.DTYPES[cache.keys_values.keys.dtype],
             source_length=source_length,
             source_index=address(layer.source_index),
             source_mask=address(source_mask),
@@ -198,15 +199,14 @@ class CompiledDecoder(CompiledLayers):
 
     def _layer_caches(self, cache: KeyValueCache) -> Any:
         """The addresses of a cache's keys and values, which are the same tensors at most steps."""
-        tensors: list[Tensor] = []
-        for layer in cache.layers:
-            tensors += (layer.keys, layer.values, *(layer.cross or ()))
+        layers, cross = cache.layers, [layer.cross for layer in cache.layers if layer.cross is not None]
+        tensors = [*cache.keys_values, *chain.from_iterable(cross)]
         latest, caches = self._addresses.get(cache, ([], None))
         if len(latest) != len(tensors) or any(map(is_not, latest, tensors)):
-            if any(tensor.stride(3) != 1 and tensor.shape[3] != 1 for tensor in tensors):
+            if any(tensor.stride(-1) != 1 and tensor.shape[-1] != 1 for tensor in tensors):
                 raise UnsupportedModelError("keys that are not contiguous")
-            caches = (structs.LayerCache * len(cache.layers))()
-            for views, layer in zip(caches, cache.layers, strict=True):
+            caches = (structs.LayerCache * len(layers))()
+            for views, layer in zip(caches, layers, strict=True):
                 for name, tensor in zip(views.types, (layer.keys, layer.values, *(layer.cross or ())), strict=False):
                     setattr(views, name, structs.view(tensor))
             self._addresses[cache] = tensors, caches
