@@ -173,10 +173,10 @@ def append_tokens(
     """
     before = len(request.tokens)
     try:
-        for row, best, guess in zip(logits.split(1), tokens, (*guesses, None), strict=False):
+        for number, (best, guess) in enumerate(zip(tokens, (*guesses, None), strict=False)):
             if best < 0:
                 raise DamagedError
-            request.append(row, best)
+            request.append(logits[number : number + 1], best)
             if request.finished or request.tokens[-1] != guess:
                 break
         request.latest_accepted = len(request.tokens) - before - 1

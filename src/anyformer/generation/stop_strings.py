@@ -84,8 +84,7 @@ class Detokenizer(StopStrings):
         super().__init__(stop)
         prompt = prompt[-_CONTEXT:]
         self._decoder = StreamDecoder(tokenizer, skip_special=skip_special)
-        decoded = sum(len(self._decoder.push(token)) for token in prompt)
-        self._pending = len(tokenizer.decode(prompt, skip_special)) - decoded if prompt else 0
+        self._pending = len(tokenizer.decode(prompt, skip_special)) - len(self._decoder.push(*prompt)) if prompt else 0
         """Characters of the prompt that the decoder holds back."""
 
     def push_token(self, token: int) -> str:

@@ -349,9 +349,9 @@ class StreamDecoder:
         self._window: list[int] = []
         self._sent = 0
 
-    def push(self, token: int) -> str:
-        """Take the next id and return the new text, "" while a character is incomplete."""
-        self._window.append(token)
+    def push(self, *tokens: int) -> str:
+        """Take the next ids and return the new text, "" while a character is incomplete."""
+        self._window += tokens
         text = self._decode(self._window)
         incomplete = _incomplete(text)
         if incomplete > 1:
