@@ -25,13 +25,14 @@ import argparse
 import asyncio
 import itertools
 import json
+import selectors
 import socket
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 PROMPT = "The history of the printing press in Europe, told by the people who worked with it, begins in"
@@ -55,34 +56,39 @@ NUMBERS = itertools.count(time.time_ns() // 1000)
 """Numbers that prompts begin with, no two alike in any run: no server has the keys and values of one already."""
 
 
-async def one_client(url: str, model: str, tokens: int) -> list[float]:
-    """The moments at which pieces came.
+def clients(url: str, model: str, count: int, tokens: int, measured: Measured) -> None:
+    """Ask for texts at the same time, and note the moments at which their events come.
 
-    The client reads bytes and counts events: it shares the cores with the server, and should cost next to nothing.
+    Bytes are read and events counted, with as little else as can be: the clients share the cores with the server.
     """
-    body = {"model": model, "prompt": f"{next(NUMBERS)}. {PROMPT}", "max_tokens": tokens, "temperature": 0}
-    sent = json.dumps({**body, "stream": True, "ignore_eos": True}).encode()
-    place = urlsplit(url)
-    reader, writer = await asyncio.open_connection(place.hostname, place.port)
-    head = f"POST {place.path}/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(sent)}\r\nConnection: close\r\n\r\n".encode() + sent)
-    if b" 200 " not in await reader.readline():
-        raise SystemExit((await reader.read()).decode(errors="replace"))
-    moments = list[float]()
-    while received := await reader.read(1 << 16):
-        moments += [time.perf_counter()] * received.count(b"data: {")
-    writer.close()
-    return moments
-
-
-async def clients(url: str, model: str, count: int, tokens: int, measured: Measured) -> None:
-    began = time.perf_counter()
-    answers = await asyncio.gather(*(one_client(url, model, tokens) for _ in range(count)))
+    place, began = urlsplit(url), time.perf_counter()
+    moments: dict[socket.socket, list[float]] = {}
+    with selectors.DefaultSelector() as selector:
+        for _ in range(count):
+            body = {"model": model, "prompt": f"{next(NUMBERS)}. {PROMPT}", "max_tokens": tokens, "temperature": 0}
+            sent = json.dumps({**body, "stream": True, "ignore_eos": True}).encode()
+            head = f"POST {place.path}/completions HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+            client = socket.create_connection((place.hostname, place.port))
+            client.sendall(head.encode() + sent)
+            selector.register(client, selectors.EVENT_READ)
+            moments[client] = []
+        while selector.get_map():
+            for key, _ in selector.select():
+                client, now = cast("socket.socket", key.fileobj), time.perf_counter()
+                received = client.recv(1 << 16)
+                if received.startswith(b"HTTP") and b" 200 " not in received[:20]:
+                    raise SystemExit(received.decode(errors="replace"))
+                if received:
+                    moments[client] += [now] * received.count(b"data: {")
+                else:
+                    selector.unregister(client)
+                    client.close()
     ended = time.perf_counter()
     measured.speeds.append(count * tokens / (ended - began))
-    for moments in answers:
-        measured.first.append(moments[0] - began)
-        measured.between += [after - before for before, after in itertools.pairwise(moments)]
+    for each in moments.values():
+        measured.first.append(each[0] - began)
+        measured.between += [after - before for before, after in itertools.pairwise(each)]
 
 
 def engine_alone(model: str, quantize: str | None, counts: list[int], tokens: int) -> dict[int, float]:
@@ -210,11 +216,11 @@ def main() -> None:
             assert server.stderr is not None
             print(server.stderr.readline().strip())
             for url, model in servers.values():
-                asyncio.run(clients(url, model, max(options.clients), 8, Measured()))
+                clients(url, model, max(options.clients), 8, Measured())
             for _ in range(options.rounds):
                 for count in options.clients:
                     for name, (url, model) in servers.items():
-                        asyncio.run(clients(url, model, count, options.tokens, found[name, count]))
+                        clients(url, model, count, options.tokens, found[name, count])
                 alone = [
                     sys.executable,
                     __file__,
