@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anyformer.adapters import LoraConfig, add_adapter, merge
 from anyformer.adapters.modules import adapters
+from anyformer.blocks.kv_cache import KeyValueCache
 from anyformer.errors import UserError
 from anyformer.generation import BatchingEngine, GenerationConfig, generate_ids
 from anyformer.generation.stop_strings import StopStrings, cut_at_stop
@@ -231,6 +232,31 @@ def test_what_prompts_have_in_common_is_read_once(name: str, data: st.DataObject
             engine.run()
             assert request.tokens == recompute(model, text, new)
             assert (sum(read) < len(shared)) == (turn > 0)
+
+
+@few
+@given(data=st.data())
+def test_memory_of_forgotten_texts_is_used_again(data: st.DataObject) -> None:
+    model, made = build(WRITERS["rotary"]), list[int]()
+    engine = BatchingEngine(model, slots=2, capacity=40, prefixes=2)
+    make_cache = model.make_cache
+
+    def counted(batch: int, capacity: int) -> KeyValueCache:
+        made.append(capacity)
+        return make_cache(batch, capacity)
+
+    model.make_cache = counted
+    for turn in range(12):
+        texts = data.draw(
+            st.lists(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=30), min_size=1, max_size=3)
+        )
+        if turn == 6:
+            made.clear()
+        requests = [engine.submit(each, max_new_tokens=4) for each in texts]
+        engine.run()
+        for each, request in zip(texts, requests, strict=True):
+            assert request.tokens == recompute(model, each, 4)
+    assert not made
 
 
 def test_a_text_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:

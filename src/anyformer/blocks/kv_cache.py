@@ -273,14 +273,15 @@ class KeyValueCache:
         self.length, self._lengths = 0, None
         self._set_batch(0)
 
-    def put(self, row: int, other: "KeyValueCache", other_row: int = 0) -> None:
+    def put(self, row: int, other: "KeyValueCache", other_row: int = 0, length: int | None = None) -> None:
         """Let a sequence of another cache, with its source, replace this row, or come after the last one.
 
-        Raises ValueError if there is no such row, or the sequence is too long.
+        `length` is that of its beginning; None: all of it is copied. Raises ValueError if there is no such row, or the
+        sequence is too long.
         """
         if not 0 <= row <= self.batch or row >= self._rows:
             raise ValueError(f"the cache has {self.batch} sequences and room for {self._rows}: there is no row {row}")
-        length = int(other.lengths[other_row])
+        length = int(other.lengths[other_row]) if length is None else length
         self._require(length)
         for mine, theirs in zip(self.keys_values, other.keys_values, strict=True):
             mine[:, row, :, :length] = theirs[:, other_row, :, :length]

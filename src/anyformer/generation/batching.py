@@ -86,7 +86,7 @@ class BatchingEngine:
         self._waiting = deque[Request]()
         """The first of them may have been read in part."""
         self._running: list[Request] = []
-        self._prefixes = PrefixStore(model, prefixes)
+        self._prefixes = PrefixStore(model, prefixes, self.capacity)
         self._lock = threading.RLock()
 
     @property
@@ -270,7 +270,7 @@ class BatchingEngine:
         prompt = request.prompt
         if request.cache is None:
             ids: list[int] = prompt.ids[0].tolist()
-            request.cache = self._prefixes.find(ids, request.adapter) or self.model.make_cache(1, len(ids))
+            request.cache = self._prefixes.find(ids, request.adapter)
         cache = request.cache
         chunk = prompt.ids[:, cache.length : cache.length + budget]
         source = prompt.source if cache.length == 0 else None

@@ -6,6 +6,7 @@ consists of the library's own modules; otherwise it is a call of the model.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +27,8 @@ _CHUNK_ROWS = 512
 _SMALLEST_PREFIX_CACHE = 1024
 _WORTH_SHARING = 16
 """Tokens in common below which a text is rather read anew."""
+_CAPACITY_STEP = 64
+"""Capacities of kept texts are multiples of it, so that others fit in their memory."""
 
 
 class DecoderStep:
@@ -165,38 +168,48 @@ class PrefixCache(CachedDecoder):
         return logits
 
 
+class _KeptText(NamedTuple):
+    """A text, and its keys and values by one of the adapters."""
+
+    adapter: str | None
+    ids: list[int]
+    cache: KeyValueCache
+
+
 class PrefixStore:
     """Keys and values of the latest texts of a decoder-only model, for others that begin with the same tokens: the next
     turn of a chat, or a shared prompt.
 
     Args:
         model: Its caches are kept.
-        texts: Number of texts; 0: none is kept.
+        texts: Number of texts; 0: none is kept. The memory of as many that were forgotten is used again.
+        capacity: Longest text in tokens.
     """
 
-    def __init__(self, model: Transformer, texts: int) -> None:
+    def __init__(self, model: Transformer, texts: int, capacity: int) -> None:
         self._model, self._most = model, 0 if model.config.is_encoder_decoder else texts
-        self._kept: list[tuple[str | None, list[int], KeyValueCache]] = []
+        self._capacity = capacity
+        self._kept: list[_KeptText] = []
         """The latest last."""
+        self._spare: list[KeyValueCache] = []
+        """Caches of forgotten texts: to take new memory from the system takes longer than to fill it."""
 
-    def find(self, ids: Sequence[int], adapter: str | None = None) -> KeyValueCache | None:
-        """A cache with the longest beginning that a prompt has in common with a text, and room for the prompt.
+    def find(self, ids: Sequence[int], adapter: str | None = None) -> KeyValueCache:
+        """A cache with room for a prompt, and with the longest beginning that it has in common with a text.
 
         Texts that were read with another adapter have other keys and values. The last token of the prompt is never in
-        it, since its logits are not kept. None: there is nothing worth it.
+        it, since its logits are not kept. It is empty where there is nothing worth it.
         """
         best, shared = None, _WORTH_SHARING - 1
-        for entry in self._kept:
-            common = min(common_prefix(entry[1], ids), len(ids) - 1)
-            if entry[0] == adapter and common > shared:
-                best, shared = entry, common
-        if best is None:
-            return None
-        self._kept.remove(best)
-        self._kept.append(best)
-        cache = self._model.make_cache(1, max(len(ids), best[2].length))
-        cache.put(0, best[2])
-        cache.truncate(shared)
+        for text in self._kept:
+            common = min(common_prefix(text.ids, ids), len(ids) - 1)
+            if text.adapter == adapter and common > shared:
+                best, shared = text, common
+        cache = self._empty(len(ids))
+        if best is not None:
+            self._kept.remove(best)
+            self._kept.append(best)
+            cache.put(0, best.cache, length=shared)
         return cache
 
     def keep(self, cache: KeyValueCache, row: int | None = None, adapter: str | None = None) -> None:
@@ -209,14 +222,28 @@ class PrefixStore:
         if self._most == 0:
             return
         if row is not None:
-            own = self._model.make_cache(1, int(cache.lengths[row]))
+            own = self._empty(int(cache.lengths[row]))
             own.put(0, cache, row)
             cache = own
         ids: list[int] = cache.tokens[0, : cache.length].tolist()
-        self._kept = [each for each in self._kept if each[0] != adapter or common_prefix(each[1], ids) < len(each[1])]
-        self._kept.append((adapter, ids, cache))
-        del self._kept[: -self._most]
+        kept = [text for text in self._kept if text.adapter != adapter or ids[: len(text.ids)] != text.ids]
+        kept = [*kept, _KeptText(adapter, ids, cache)][-self._most :]
+        self._spare += [text.cache for text in self._kept if text not in kept]
+        del self._spare[: -self._most]
+        self._kept = kept
 
     def clear(self) -> None:
         """Forget all texts."""
         self._kept.clear()
+        self._spare.clear()
+
+    def _empty(self, length: int) -> KeyValueCache:
+        """An empty cache for so many tokens: a spare one that is at most twice as large, or a new one."""
+        spare = [cache for cache in self._spare if length <= cache.capacity <= 2 * length + _CAPACITY_STEP]
+        if not spare:
+            rounded = -(-length // _CAPACITY_STEP) * _CAPACITY_STEP
+            return self._model.make_cache(1, min(rounded, self._capacity) if self._most else length)
+        cache = min(spare, key=lambda each: each.capacity)
+        self._spare.remove(cache)
+        cache.truncate(0)
+        return cache
