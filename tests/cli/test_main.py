@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import anyformer as af
 from anyformer.adapters import LoraConfig, add_adapter
-from anyformer.cli.main import COMMANDS, main
+from anyformer.cli.main import _ELSEWHERE, COMMANDS, main
 from anyformer.errors import UserError
 from anyformer.verify import _model_class
 
@@ -177,6 +177,16 @@ def test_vs_between_two_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'llama' is one argument too many" in _fails(capsys, "diff", "gpt2", "and", "llama")
     for words in (["gpt2", "vs", "llama"], ["gpt2 vs llama"]):
         assert f"there is no command {words[0]!r} (`anyformer compare A B` trains" in _fails(capsys, *words)
+
+
+def test_names_of_commands_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for theirs, ours in {"quantize": "convert", "eval": "evaluate", "inference": "generate", "sft": "finetune"}.items():
+        assert f"there is no command {theirs!r} (that is {ours!r} here)" in _fails(capsys, theirs, "model")
+    assert _ELSEWHERE.keys() <= COMMANDS.keys()
+    theirs = [name for names in _ELSEWHERE.values() for name in names.split()]
+    assert len(theirs) == len(set(theirs) - COMMANDS.keys())
+    for command, ours in {"train": "runs", "plan": "runs", "explain": "output"}.items():
+        assert f"--out (that is '--{ours}' here)" in _fails(capsys, command, "gpt2", "--out", "x")
 
 
 def test_looking_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,20 @@ _GROUPS = {
     },
 }
 COMMANDS = {name: summary for group in _GROUPS.values() for name, summary in group.items()}
+_ELSEWHERE = {
+    "train": "pretrain",
+    "finetune": "sft tune",
+    "generate": "inference infer sample complete predict run",
+    "embed": "encode vectorize",
+    "classify": "label tag ner",
+    "evaluate": "eval test perplexity ppl",
+    "convert": "quantize merge export",
+    "show": "info inspect summary describe",
+    "diagram": "draw plot visualize",
+    "compare": "benchmark bench",
+    "env": "version doctor",
+}
+"""Commands, each with the names that other programs have for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,8 +82,11 @@ def _run(argv: Sequence[str]) -> int:
         terminal.write(f"anyformer {__version__}")
     elif argv[0] not in COMMANDS:
         is_pair = "vs" in " ".join(argv).split()
-        hint = "`anyformer compare A B` trains two models, `anyformer diff A B` lists what separates them"
-        raise UserError(f"there is no command {argv[0]!r} ({hint if is_pair else nearest(argv[0], COMMANDS)}).")
+        ours = next((name for name, theirs in _ELSEWHERE.items() if argv[0] in theirs.split()), None)
+        hint = f"that is {ours!r} here" if ours else nearest(argv[0], COMMANDS)
+        if is_pair:
+            hint = "`anyformer compare A B` trains two models, `anyformer diff A B` lists what separates them"
+        raise UserError(f"there is no command {argv[0]!r} ({hint}).")
     else:
         return import_module(f"anyformer.cli.{argv[0]}").run(argv[1:])
     return 0
