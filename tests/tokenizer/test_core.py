@@ -88,10 +88,11 @@ def test_a_stream_is_the_whole(trained: dict[tuple[str, str], tuple[Tokenizer, A
     tokenizer = trained[spec, special][0]
 
     @examples(50)
-    @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=120))
-    def random(ids: list[int]) -> None:
+    @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=120), st.integers(0, 120))
+    def random(ids: list[int], at_once: int) -> None:
         stream = StreamDecoder(tokenizer)
-        assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+        first, rest = ids[:at_once], ids[at_once:]
+        assert stream.push(*first) + "".join(map(stream.push, rest)) + stream.flush() == tokenizer.decode(ids)
 
     @examples(50)
     @given(st.lists(known, max_size=8).map("".join))
