@@ -19,7 +19,7 @@ from tokenizers import models
 from anyformer import atomic, limits
 from anyformer.errors import UserError, quote
 from anyformer.tokenizer import files, training
-from anyformer.tokenizer.library import translated
+from anyformer.tokenizer.library import closed_alphabet, translated
 from anyformer.tokenizer.texts import check_text, texts_of
 
 Message = Mapping[str, Any]
@@ -78,7 +78,7 @@ class Tokenizer:
         if isinstance(longest, int | float) and 1 <= longest < _UNLIMITED:
             self.model_max_length = int(longest)
         self.cleans_up = bool(config.get("clean_up_tokenization_spaces")) and not isinstance(backend.model, models.BPE)
-        self.alphabet = _closed_alphabet(backend)
+        self.alphabet = closed_alphabet(backend)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -389,15 +389,3 @@ def clean_up(text: str) -> str:
     for spaced in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(spaced, spaced.strip())
     return text
-
-
-def _closed_alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
-    """The characters of a character-level model without an unknown token: BPE drops all others silently."""
-    model = backend.model
-    if not isinstance(model, models.BPE) or model.unk_token is not None or model.byte_fallback:
-        return None
-    if backend.pre_tokenizer is not None or backend.normalizer is not None:
-        return None
-    vocabulary = backend.get_vocab(with_added_tokens=False)
-    words = set(vocabulary) - {token.content for token in backend.get_added_tokens_decoder().values()}
-    return frozenset(words) if all(len(word) == 1 for word in words) else None

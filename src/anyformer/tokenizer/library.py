@@ -105,3 +105,15 @@ def bert_normalizer(config: Mapping[str, Any]) -> normalizers.BertNormalizer:
         strip_accents=config.get("strip_accents"),
         lowercase=bool(config.get("do_lower_case", True)),
     )
+
+
+def closed_alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
+    """The characters of a character-level model without an unknown token: BPE drops all others silently."""
+    model = backend.model
+    if not isinstance(model, models.BPE) or model.unk_token is not None or model.byte_fallback:
+        return None
+    if backend.pre_tokenizer is not None or backend.normalizer is not None:
+        return None
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    words = set(vocabulary) - {token.content for token in backend.get_added_tokens_decoder().values()}
+    return frozenset(words) if all(len(word) == 1 for word in words) else None
