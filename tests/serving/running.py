@@ -1,9 +1,14 @@
-"""A server that runs in a thread, with small models."""
+"""A server with small models that runs in a thread, and the command in a process of its own."""
 
 import contextlib
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -79,3 +84,21 @@ def running(
         instance.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def command(models: Mapping[str, Path], *flags: str) -> Generator[tuple[subprocess.Popen[str], str]]:
+    """The process of `anyformer serve` with saved models, and the address that it says; killed at the end."""
+    given = [f"{name}={directory}" for name, directory in models.items()]
+    argv = [sys.executable, "-P", "-m", "anyformer", "serve", *given, "--port", "0", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        found = re.search(r" at (http://127\.0\.0\.1:\d+)/v1, and a page at \1 \(Ctrl-C stops\)", said)
+        assert found, said + process.stderr.read()
+        assert all(name in said for name in models)
+        try:
+            yield process, found[1]
+        finally:
+            process.kill()

@@ -24,10 +24,10 @@ from tests.serving.running import running, small_models
 PLAIN = {"model": "gpt", "prompt": "the cat", "max_tokens": 9, "temperature": 0}
 
 
-def resident() -> int:
-    """Bytes of memory of this process."""
+def resident(process: int | str = "self") -> int:
+    """Bytes of memory of a process."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
 
 
 @contextlib.contextmanager

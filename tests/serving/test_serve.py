@@ -1,11 +1,9 @@
 """`anyformer serve` begins, says where it is, and ends as it is told."""
 
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Generator
@@ -18,7 +16,7 @@ import pytest
 import anyformer as af
 from anyformer.cli.main import main
 from anyformer.serving.settings import ServerSettings
-from tests.serving.running import small_models
+from tests.serving.running import command, small_models
 from tests.serving.test_adapters import saved
 
 
@@ -37,26 +35,18 @@ def adapters(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def command(
-    request: pytest.FixtureRequest, model: Path, tmp_path: Path
-) -> Generator[tuple[subprocess.Popen[str], str]]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", "anyformer", "serve", f"mine={model}", "--port", "0", "--grace", "20"]
+def serving(request: pytest.FixtureRequest, model: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
+    flags = ["--grace", "20"]
     if "adapters" in request.fixturenames:
         given: dict[str, Path] = request.getfixturevalue("adapters")
-        argv += ["--adapter", *(f"{name}={place}" for name, place in given.items())]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        found = re.search(r"mine.* at (http://127\.0\.0\.1:\d+)/v1, and a page at \1 \(Ctrl-C stops\)", said)
-        assert found, said + process.stderr.read()
-        yield process, found[1]
-        process.kill()
+        flags += ["--adapter", *(f"{name}={place}" for name, place in given.items())]
+    with command({"mine": model}, *flags) as started:
+        yield started
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_runs_is_finished(command: tuple[subprocess.Popen[str], str], number: signal.Signals) -> None:
-    process, url = command
+def test_what_runs_is_finished(serving: tuple[subprocess.Popen[str], str], number: signal.Signals) -> None:
+    process, url = serving
     body = {"model": "mine", "prompt": "the", "max_tokens": 200, "ignore_eos": True, "n": 4}
     answers: list[httpx.Response] = []
     with httpx.Client(base_url=url, timeout=60) as client:
@@ -74,8 +64,8 @@ def test_what_runs_is_finished(command: tuple[subprocess.Popen[str], str], numbe
     assert process.stderr.read() == ""
 
 
-def test_ctrl_c_twice_ends_it_at_once(command: tuple[subprocess.Popen[str], str]) -> None:
-    process, url = command
+def test_ctrl_c_twice_ends_it_at_once(serving: tuple[subprocess.Popen[str], str]) -> None:
+    process, url = serving
     body = {"model": "mine", "prompt": "the", "max_tokens": 10, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body | {"max_tokens": 250, "ignore_eos": True}):
         process.send_signal(signal.SIGINT)
@@ -87,11 +77,11 @@ def test_ctrl_c_twice_ends_it_at_once(command: tuple[subprocess.Popen[str], str]
 
 
 def test_adapters_are_added_or_merged(
-    model: Path, adapters: dict[str, Path], command: tuple[subprocess.Popen[str], str]
+    model: Path, adapters: dict[str, Path], serving: tuple[subprocess.Popen[str], str]
 ) -> None:
     body = {"prompt": "the cat sat", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
     texts = set[str]()
-    with httpx.Client(base_url=command[1], timeout=60) as client:
+    with httpx.Client(base_url=serving[1], timeout=60) as client:
         listed = {each["id"]: each.get("parent") for each in client.get("/v1/models").json()["data"]}
         assert listed == {"mine": None, "low": "mine", "all": "mine"}
         for name in listed:
