@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import socket
 import threading
 import time
@@ -160,6 +161,19 @@ def test_tokens_come_and_go(served: Running) -> None:
     assert served[0].get("/health").json() == {"status": "ok"}
     assert served[0].head("/health").status_code == 200
     assert "anyformer_requests_total" in served[0].get("/metrics").text
+
+
+def test_tokens_of_prompts_are_counted(served: Running) -> None:
+    def counts() -> list[int]:
+        text = served[0].get("/metrics").text
+        found = dict(re.findall(r'anyformer_(\w*)prompt_tokens_total{model="gpt"} (\S+)', text))
+        return [int(float(found.get(kind, 0))) for kind in ("", "cached_")]
+
+    prompt = [5 + number % 200 for number in range(40)]
+    before = counts()
+    post(served, "/v1/completions", model="gpt", prompt=[prompt, prompt[::-1]], max_tokens=1)
+    post(served, "/v1/completions", model="gpt", prompt=[*prompt, 7], max_tokens=1)
+    assert [after - count for after, count in zip(counts(), before, strict=True)] == [121, 40]
 
 
 PLAIN = {"model": "gpt", "prompt": "the cat", "max_tokens": 3}

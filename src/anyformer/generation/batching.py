@@ -271,6 +271,7 @@ class BatchingEngine:
         if request.cache is None:
             ids: list[int] = prompt.ids[0].tolist()
             request.cache = self._prefixes.find(ids, request.adapter)
+            request.cached_tokens = request.cache.length
         cache = request.cache
         chunk = prompt.ids[:, cache.length : cache.length + budget]
         source = prompt.source if cache.length == 0 else None

@@ -77,6 +77,8 @@ class Request:
     """Keys and values of the prompt while it is prefilled."""
     adapter: str | None = None
     """The adapter that it is generated with."""
+    cached_tokens: int = 0
+    """Tokens of the prompt whose keys and values an earlier text had left."""
     guessed: int = 0
     """Tokens that a draft has guessed."""
     accepted: int = 0

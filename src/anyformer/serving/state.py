@@ -28,7 +28,8 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         counter = partial(Counter, registry=registry)
         self._requests = counter("anyformer_requests", "Answered requests.", ["path", "status"])
-        self._prompt = counter("anyformer_prompt_tokens", "Tokens of prompts.", ["model"])
+        self._prompt = counter("anyformer_prompt_tokens", "Tokens of the prompts of all texts.", ["model"])
+        self._cached = counter("anyformer_cached_prompt_tokens", "Those of them that an earlier text had.", ["model"])
         self._generated = counter("anyformer_generated_tokens", "New tokens.", ["model"])
         self._guessed = counter("anyformer_guessed_tokens", "Tokens that a draft guessed.", ["model"])
         self._accepted = counter("anyformer_accepted_tokens", "Guesses that the model chose.", ["model"])
@@ -46,10 +47,10 @@ class Metrics:
     def finished(self, model: str, streams: Sequence[Stream], seconds: float) -> None:
         """Count a request for text."""
         self._duration.labels(model).observe(seconds)
-        if streams:
-            prompt = streams[0].request.prompt
-            self._prompt.labels(model).inc((prompt.ids if prompt.source is None else prompt.source).shape[1])
         for stream in streams:
+            prompt = stream.request.prompt
+            self._prompt.labels(model).inc((prompt.ids if prompt.source is None else prompt.source).shape[1])
+            self._cached.labels(model).inc(stream.request.cached_tokens)
             self._generated.labels(model).inc(len(stream.request.tokens))
             self._guessed.labels(model).inc(stream.request.guessed)
             self._accepted.labels(model).inc(stream.request.accepted)
