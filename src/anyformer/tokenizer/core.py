@@ -65,7 +65,7 @@ class Tokenizer:
         )
         declared = files.declared(config, special_map)
         padding: dict[str, Any] | None = cast("Any", backend).padding
-        self._roles = files.roles_of(declared, backend.get_vocab(with_added_tokens=True), padding)
+        self._roles = files.roles_of(declared, backend.token_to_id, padding)
         files.add_declared(backend, declared, self._roles, added)
         # Settings of a saved pipeline, not of the text: `transformers` pads and cuts only when asked to.
         backend.no_padding()

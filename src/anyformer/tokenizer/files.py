@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,15 +99,16 @@ def declared(config: Mapping[str, Any], special_map: Mapping[str, Any] | None) -
 
 
 def roles_of(
-    config: Mapping[str, Any], vocabulary: Mapping[str, int], padding: Mapping[str, Any] | None = None
+    config: Mapping[str, Any], id_of: Callable[[str], int | None], padding: Mapping[str, Any] | None = None
 ) -> dict[str, AddedToken]:
     """Return the token of every role: the declared ones, completed by convention for non-generic classes.
 
-    The padding set up in a `tokenizer.json`, where there is one, names the padding token as a last resort.
+    `id_of` looks a token up in the vocabulary. The padding set up in a `tokenizer.json`, where there is one, names the
+    padding token as a last resort.
     """
     usual: Mapping[str, str] = {}
     if config.get("tokenizer_class") not in GENERIC_CLASSES:
-        usual = next((roles for roles in CONVENTIONS if vocabulary.keys() >= set(roles.values())), {})
+        usual = next((roles for roles in CONVENTIONS if None not in map(id_of, roles.values())), {})
     tokens = {role: as_token(config.get(f"{role}_token", usual.get(role))) for role in ROLES}
     if padding is not None and tokens["pad"] is None and "pad_token" not in config:
         tokens["pad"] = AddedToken(str(padding["pad_token"]), special=True, normalized=False)

@@ -40,9 +40,12 @@ def _read(path: Path, directory: Path) -> Tokenizer:
     chosen = path / files.TOKENIZER if path.is_dir() else path
     if chosen.suffix == ".json" and chosen.is_file() and chosen.name != "vocab.json":
         content = limits.read_bytes(chosen)
-        limits.parse_object(content, chosen)
         with translated(f"{chosen} is not a tokenizer that the tokenizers library can read"):
-            backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+            try:
+                backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+            except Exception:
+                limits.parse_object(content, chosen)  # or it says where this is no JSON
+                raise
         is_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
         if is_bert and "do_lower_case" in config and config.get("tokenizer_class") not in files.GENERIC_CLASSES:
             # it and its like win over tokenizer.json, as in BERT's own class
@@ -96,7 +99,7 @@ def _word_piece(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeni
     path = directory / "vocab.txt"
     with translated(f"{path} can't be read as a WordPiece vocabulary"):
         vocabulary = models.WordPiece.read_file(str(path))
-    roles = files.roles_of(config, vocabulary)
+    roles = files.roles_of(config, vocabulary.get)
     if any(role not in roles or roles[role].content not in vocabulary for role in ("unk", "cls", "sep")):
         raise UserError(f"{path} has no [UNK], [CLS] and [SEP], so it is not a BERT vocabulary.")
     unk, cls, sep = (roles[role].content for role in ("unk", "cls", "sep"))
@@ -127,7 +130,7 @@ def _byte_level(directory: Path, config: Mapping[str, Any]) -> tokenizers.Tokeni
         backend.pre_tokenizer = byte_words(add_prefix_space=space)
         return backend
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    roles = {role: token.content for role, token in files.roles_of(config, vocabulary).items()}
+    roles = {role: token.content for role, token in files.roles_of(config, vocabulary.get).items()}
     if "cls" in roles and "sep" in roles:
         sep, cls = ((roles[role], vocabulary[roles[role]]) for role in ("sep", "cls"))
         backend.post_processor = processors.RobertaProcessing(sep, cls, bool(config.get("trim_offsets", True)), space)
