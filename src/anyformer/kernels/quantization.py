@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Float, Float16, Int8, UInt8
 from torch import Tensor
 
+from anyformer.kernels.cpu import structs
+from anyformer.kernels.cpu.library import Kernel
+
 Quantization = Literal["int8", "int4"]
 
+KERNEL = Kernel("quantize_int4", structs.QuantizeArgs, "quantization to int4")
 GROUP = 32
 """Neighbors in a row that share a scale."""
 _HALF = GROUP // 2
@@ -117,6 +121,8 @@ _REFITS = 2
 
 
 def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tensor]:
+    if groups.is_cpu and KERNEL.supported():
+        return _compiled_int4(groups.contiguous())
     lowest, highest = groups.aminmax(dim=-1)
     middle, span = (lowest + highest) / 2, (highest - lowest) / 15
     scales, minima, least = span, lowest, torch.full_like(span, torch.inf)
@@ -133,6 +139,14 @@ def _int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tens
             scales, minima = torch.where(better, scale, scales), torch.where(better, minimum, minima)
     codes = _codes(groups, scales, minima).to(torch.uint8)
     return pack_int4(codes.flatten(1)), scales.half(), minima.half()
+
+
+def _compiled_int4(groups: Float[Tensor, "rows groups 32"]) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = groups.shape[:2]
+    integers = torch.empty(rows, columns * _HALF, dtype=torch.uint8)
+    scales, minima = (torch.empty(rows, columns, dtype=torch.float16) for _ in range(2))
+    KERNEL.run(weights=groups, integers=integers, scales=scales, minima=minima, groups=rows * columns)
+    return integers, scales, minima
 
 
 def _fit(groups: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:

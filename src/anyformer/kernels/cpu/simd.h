@@ -294,6 +294,37 @@ inline V load_float16(const uint16_t* from) {
     });
 }
 
+// float32 to float16, to nearest, ties to even. Beyond the largest float16 it is infinity; there must be no NaN.
+inline void store_float16(uint16_t* to, const FloatVec& from) {
+    map_store(to, from, [](uint16_t* to, const auto& v) {
+        typedef std::decay_t<decltype(v)> Part;
+        constexpr int COUNT = LANES_OF<Part>;
+#if defined(__AVX512F__)
+        if constexpr (COUNT == 16) {
+            auto halves = _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+            memcpy(to, &halves, sizeof halves);
+            return;
+        }
+#endif
+#if defined(__F16C__)
+        if constexpr (COUNT == 8) {
+            auto halves = _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+            memcpy(to, &halves, sizeof halves);
+            return;
+        }
+#endif
+        typedef Vector<uint32_t, COUNT> Bits;
+        auto sign = bit_cast<Bits>(v) & 0x80000000u, size = bit_cast<Bits>(v) ^ sign;
+        // Adding 1/2 rounds to multiples of 2^-24, of which there are as many as a subnormal float16's bits count.
+        auto subnormal = bit_cast<Bits>(bit_cast<Part>(size) + 0.5f) - 0x3f000000u;
+        auto normal = (size + 0xfff + ((size >> 13) & 1) - (112u << 23)) >> 13;
+        auto rounded = size < Bits{} + (113u << 23) ? subnormal : normal;
+        rounded = size < Bits{} + (143u << 23) && rounded < Bits{} + 0x7c00u ? rounded : Bits{} + 0x7c00u;
+        auto halves = __builtin_convertvector(rounded | (sign >> 16), Vector<uint16_t, COUNT>);
+        memcpy(to, &halves, sizeof halves);
+    });
+}
+
 inline float max(float a, float b) { return a > b ? a : b; }
 inline int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
 template <class V>

@@ -211,6 +211,15 @@ struct RotaryArgs {
     int64_t num_threads;
 };
 
+// weight = scale * integer + minimum for each group of 32 weights, in integers of 4 bits.
+struct QuantizeArgs {
+    const float* weights;       // [groups, 32]
+    uint8_t* integers;          // [groups, 16]: byte j has weight j in its low bits, and weight j + 16 in its high ones
+    uint16_t *scales, *minima;  // [groups], float16
+    int64_t groups;
+    int64_t num_threads;
+};
+
 // A floating-point matrix [rows, depth] that is quantized row by row.
 struct MatmulOperand {
     const void* data;
