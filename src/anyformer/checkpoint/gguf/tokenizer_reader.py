@@ -210,15 +210,15 @@ def _merges(source: _Source) -> list[tuple[str, str]]:
     pairs, those with the longest left part. What users defined is found in a text before anything is joined, unless
     it has the mark of a space, which the text has not yet.
     """
-    ids = source.ids
-    halves = (
-        (-score, token[:at], token[at:])
-        for token, score, kind in zip(source.tokens, source.scores(), source.types, strict=True)
+    tokens, id_of = source.tokens, source.ids.get
+    halves = [
+        (-score, -length, left, right)
+        for token, score, kind in zip(tokens, source.scores(), source.types, strict=True)
         if kind not in (UNKNOWN, CONTROL, BYTE) and (kind != USER or SPACE in token)
-        for at in range(1, len(token))
-    )
-    scored = [(score, -len(a), ids[a], ids[b], a, b) for score, a, b in halves if a in ids and b in ids]
-    return [(left, right) for *_, left, right in sorted(scored)]
+        for length in range(1, len(token))
+        if (left := id_of(token[:length])) is not None and (right := id_of(token[length:])) is not None
+    ]
+    return [(tokens[left], tokens[right]) for *_, left, right in sorted(halves)]
 
 
 def _word_piece(source: _Source) -> tokenizers.Tokenizer:
