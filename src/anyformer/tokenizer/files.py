@@ -8,6 +8,9 @@ from typing import Any, cast
 
 import tokenizers
 from tokenizers import AddedToken
+from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
 from anyformer.tokenizer.library import add
 
@@ -44,22 +47,24 @@ def vocabulary_files(backend: tokenizers.Tokenizer) -> dict[str, bytes]:
 
     Returns {} for every other pipeline: its vocabulary alone would give other ids.
     """
-    pipeline: dict[str, Any] = json.loads(backend.to_str())
-    model = pipeline["model"]
-    pre_tokenizer: dict[str, Any] = pipeline["pre_tokenizer"] or {}
-    normalizer: dict[str, Any] = pipeline["normalizer"] or {}
-    kinds = model["type"], pre_tokenizer.get("type"), normalizer.get("type")
-    if kinds == ("WordPiece", "BertPreTokenizer", "BertNormalizer") and model["continuing_subword_prefix"] == "##":
-        return {"vocab.txt": "".join(f"{token}\n" for token in sorted(model["vocab"], key=model["vocab"].get)).encode()}
-    if kinds == ("BPE", "ByteLevel", None):
-        if pre_tokenizer["add_prefix_space"] or not pre_tokenizer.get("use_regex", True):
-            return {}
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        return {
-            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False).encode(),
-            "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)).encode(),
-        }
-    return {}
+    model, words, normalizer = backend.model, backend.pre_tokenizer, backend.normalizer
+    if isinstance(model, WordPiece):
+        kinds = isinstance(words, BertPreTokenizer), isinstance(normalizer, BertNormalizer)
+        is_known = all(kinds) and model.continuing_subword_prefix == "##"
+    else:
+        kinds = isinstance(model, BPE), isinstance(words, ByteLevel), normalizer is None
+        is_known = all(kinds) and not words.add_prefix_space and words.use_regex
+    if not is_known:  # the rest copies the vocabulary, which may have a quarter of a million tokens
+        return {}
+    saved: dict[str, Any] = json.loads(backend.to_str())["model"]
+    vocabulary: dict[str, int] = saved["vocab"]
+    if isinstance(model, WordPiece):
+        return {"vocab.txt": "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__)).encode()}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in saved["merges"]]
+    return {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode(),
+        "merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)).encode(),
+    }
 
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
