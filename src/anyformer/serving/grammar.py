@@ -148,10 +148,11 @@ class _Vocabulary:
         for token in special:
             self.tokens[token] = self.tokens[token] or b"<special>"
         self.tokens.append(b"<end>")
-        self.special_token_ids = [*special, vocab_size]
+        special.add(vocab_size)
+        self.special_token_ids = list(special)
         self.eos_token_id = eos[0] if eos else vocab_size
         self._tokenizer = tokenizer
-        self._ids = {raw: token for token, raw in enumerate(self.tokens) if raw and token not in self.special_token_ids}
+        self._ids = {raw: token for token, raw in enumerate(self.tokens) if raw and token not in special}
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:

@@ -18,7 +18,8 @@ class TokenText:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._added = set(tokenizer.backend.get_added_tokens_decoder())
-        decoder: Any = json.loads(tokenizer.backend.to_str()).get("decoder") or {}
+        found: Any = tokenizer.backend.decoder  # by itself, since the whole pipeline has a vocabulary
+        decoder = {} if found is None else json.loads(found.__getstate__())
         kinds = {step.get("type") for step in (decoder, *decoder.get("decoders", ()))}
         self._bytes = _byte_of_character() if "ByteLevel" in kinds else None
         self._metaspace = bool(kinds & {"Metaspace", "ByteFallback", "Replace"})
