@@ -21,7 +21,7 @@ GROUP = 32
 _HALF = GROUP // 2
 _LARGEST = 32_000.0
 """The scales and minima are float16, which ends at 65,504, and the ends of a group may be this far apart twice."""
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 """Weights that are quantized at a time: the search for a scale needs several times their memory."""
 
 
