@@ -5,6 +5,7 @@ PYTHONPATH=src:. qemu-aarch64 -L ROOT ROOT/usr/bin/python3.13 .ci/kernels.py
 
 import time
 from copy import deepcopy
+from unittest.mock import patch
 
 import torch
 from tests.generation.models import COMPILED, VOCAB, WRITERS, batch, build
@@ -13,7 +14,7 @@ from anyformer.families import preset
 from anyformer.generation import compiled_decoder
 from anyformer.generation.cached_decoder import DecoderStep
 from anyformer.generation.compiled_decoder import CompiledDecoder
-from anyformer.kernels import quantized_linear, reference
+from anyformer.kernels import quantization, quantized_linear, reference
 from anyformer.kernels.cpu.library import LIBRARIES
 from anyformer.kernels.packed_weight import pack
 from anyformer.kernels.quantization import QUANTIZERS, dequantize
@@ -49,6 +50,16 @@ def products() -> None:
             report(f"{kind}, {rows} rows", distance(ours, theirs), 0.02)
 
 
+def searches() -> None:
+    """The scales of 4 bits that compiled code finds, against those that torch finds."""
+    for size in (1e-7, 1e-3, 1e3):
+        matrix = size * torch.randn(37, 160)
+        ours = dequantize(QUANTIZERS["int4"](matrix), torch.float32)
+        with patch.object(quantization.KERNEL, "supported", return_value=False):
+            theirs = dequantize(QUANTIZERS["int4"](matrix), torch.float32)
+        report(f"int4 of numbers near {size:g}", distance(ours, theirs), 1e-3)
+
+
 def steps() -> None:
     """Every block of decoders that compiled code knows: prompts of different lengths, then a token, nine, and 70."""
     wide = preset("llama-nano", vocab_size=VOCAB, decoder_layers=2)  # the others are too narrow to be quantized
@@ -81,4 +92,5 @@ if __name__ == "__main__":
     print(levels.level(), [each.name for each in LIBRARIES if each.absence() is None], torch.__version__, flush=True)
     assert compiled_decoder.LIBRARY.get() is not None
     products()
+    searches()
     steps()
