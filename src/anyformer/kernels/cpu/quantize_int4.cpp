@@ -40,7 +40,7 @@ struct Groups {
         }
         middle = (lowest + highest) * 0.5f;
         span = (highest - lowest) * (1.0f / LARGEST);
-        for (auto& each : weights) sum += load(each) - middle;  // small numbers, so that the sum is exact to their size
+        for (auto& each : weights) sum += load(each) - middle;  // of weights far from 0, their differences alone count
         mean = sum * (1.0f / GROUP);
     }
 
@@ -61,7 +61,7 @@ struct Groups {
             squares += c * c;
             products += c * (x - middle);
         }
-        const FloatVec mean_code = sum * (1.0f / GROUP), variation = squares - sum * mean_code;  // exact
+        const FloatVec mean_code = sum * (1.0f / GROUP), variation = squares - sum * mean_code;  // exact, of integers
         const FloatVec slope = (products - sum * mean) * inverse(variation);
         fit.scale = round_float16(select(variation > FloatVec{}, slope, by.scale));
         fit.minimum = round_float16(middle + (mean - fit.scale * mean_code));
