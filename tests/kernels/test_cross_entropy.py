@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import anyformer as af
@@ -17,7 +18,7 @@ from anyformer.kernels import cross_entropy as module
 from anyformer.kernels import linear_cross_entropy, quantized_linear_cross_entropy
 from anyformer.kernels.packed_weight import pack, transpose
 from anyformer.kernels.quantization import GROUP, QUANTIZERS, Quantization, dequantize
-from anyformer.native.levels import SWITCH
+from anyformer.native.levels import SWITCH, has_avx512_bf16
 
 
 @settings(max_examples=60)
@@ -225,3 +226,122 @@ def test_logits_are_freed_before_the_next_are_computed() -> None:
         patch.setattr(module, "_BYTES", 4 * 30 * 10)
         linear_cross_entropy(torch.randn(40, 8), torch.randn(30, 8), torch.randint(30, (40,)))
     assert alive == [0] * 4
+
+
+sampled_only = pytest.mark.skipif(
+    not has_avx512_bf16(), reason="needs a processor that multiplies pairs of bfloat16 numbers"
+)
+
+
+def _sampled(logits: Tensor, targets: Tensor, smoothing: float, scale: float, samples: int) -> tuple[Tensor, Tensor]:
+    """The losses of logits, and their gradient with what was not sampled as 0."""
+    rows, vocab = logits.shape
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SAMPLES", samples)
+        # The products of the gradient with a unit matrix are the gradient.
+        grads = torch.full((rows, vocab), torch.nan), torch.full((vocab, rows), torch.nan), torch.empty(vocab)
+        sampled = module.SampledGradient(torch.eye(vocab), grads[0], None, grads[2])
+        losses = sampled.loss_and_grad(logits, targets[:, None], smoothing, scale)
+        sampled.backward(torch.zeros(rows, vocab), logits, slice(0, rows))
+        transposed = module.SampledGradient(torch.zeros(vocab, rows), None, grads[1], None)
+        transposed._rows, transposed._starts = sampled._rows, sampled._starts
+        transposed.backward(torch.eye(rows), logits, slice(0, rows))
+    assert torch.equal(grads[1].t(), grads[0])
+    torch.testing.assert_close(grads[2], grads[0].sum(dim=0), rtol=1e-4, atol=1e-5)
+    return losses, grads[0]
+
+
+@sampled_only
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 9),
+    vocab=st.sampled_from([1, 2, 15, 16, 17, 255, 256, 257, 700]),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    samples=st.sampled_from([1, 16, 256]),
+    spread=st.sampled_from([0.0, 1.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_large_numbers_of_a_sampled_gradient_are_exact(
+    rows: int, vocab: int, smoothing: float, samples: int, spread: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits, targets, scale = (spread * torch.randn(rows, vocab)).bfloat16(), torch.randint(vocab, (rows,)), 1 / 16
+    exact = logits.float()
+    expected = module.loss_and_grad_(exact, targets[:, None], smoothing, scale)
+    losses, found = _sampled(logits, targets, smoothing, scale, samples)
+    torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-5)
+    step = scale / samples
+    is_large = exact.abs() > step * 1.0001
+    torch.testing.assert_close(found[is_large], exact[is_large], rtol=1e-4, atol=1e-6)
+    # The others are a step, of the same sign, or nothing.
+    small, signs = found[exact.abs() < step * 0.9999], exact.sign()[exact.abs() < step * 0.9999]
+    assert bool(((small == 0) | torch.isclose(small, step * signs)).all())
+
+
+@sampled_only
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_mean_of_sampled_gradients_is_the_gradient(smoothing: float) -> None:
+    torch.manual_seed(0)
+    rows, samples = 4000, 16
+    logits, target = (2 * torch.randn(1, 300)).bfloat16(), torch.tensor([7])
+    exact = logits.float()
+    module.loss_and_grad_(exact, target[:, None], smoothing, 1.0)
+    # Each row has random numbers of its own.
+    _, found = _sampled(logits.repeat(rows, 1), target.repeat(rows), smoothing, 1.0, samples)
+    share = (exact.abs() * samples).clamp(max=1)
+    spread = (share * (1 - share) / rows).sqrt() / samples
+    errors = (found.mean(dim=0) - exact[0]).abs()
+    assert bool((errors <= 5 * spread[0] + 1e-5).all())
+    assert float((found != 0).float().mean()) < 2 * samples / 300
+
+
+@sampled_only
+@settings(max_examples=30)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 600), st.integers(1, 530)),
+    dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16])] * 2),
+    accumulate=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_products_of_a_sampled_gradient(
+    shape: tuple[int, int, int], dtypes: tuple[torch.dtype, torch.dtype], accumulate: bool, threads: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    rows, vocab, width = shape
+    logits, targets = torch.randn(rows, vocab).bfloat16(), torch.randint(vocab, (rows,))
+    x, weight = torch.randn(rows + 2, width, dtype=dtypes[0]), torch.randn(vocab, width, dtype=dtypes[1])
+    _, dense = _sampled(logits.clone(), targets, 0.0, 1.0, 256)
+    before = torch.randn(vocab, width), torch.randn(vocab)
+    grads = torch.full((rows + 5, width), torch.nan, dtype=dtypes[0]), *(part.clone() for part in before)
+    sampled = module.SampledGradient(weight, *grads)
+    sampled.loss_and_grad(logits, targets[:, None], 0.0, 1.0)
+    first, others = (3 if accumulate else 0), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        padded = torch.cat([torch.full((first, width), torch.nan, dtype=dtypes[0]), x])
+        sampled.backward(padded, logits, slice(first, first + rows + 2))
+    assert torch.get_num_threads() == others
+    rounded = x[:rows].bfloat16().float()
+    expected = [dense @ weight.float(), dense.t() @ rounded, dense.sum(dim=0)]
+    if accumulate:
+        expected[1:] = [part + grad for part, grad in zip(before, expected[1:], strict=True)]
+    found = grads[0][first : first + rows].float(), *grads[1:]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2 if ours is found[0] else 1e-4, atol=1e-3)
+    assert bool((grads[0][first + rows : first + rows + 2] == 0).all())
+    assert bool(grads[0][first + rows + 2 :].isnan().all())
+
+
+@sampled_only
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_sampled_gradient_hides_no_nan(wrong: float) -> None:
+    logits = torch.randn(3, 5000).bfloat16()
+    logits[1, 4000] = wrong
+    grads = torch.empty(3, 8), torch.empty(5000, 8), None
+    sampled = module.SampledGradient(torch.randn(5000, 8), *grads)
+    losses = sampled.loss_and_grad(logits, torch.tensor([[1], [2], [3]]), 0.0, 1.0)
+    sampled.backward(torch.randn(3, 8), logits, slice(0, 3))
+    assert losses.isfinite().tolist() == [True, False, True]
+    assert grads[0].isfinite().all(dim=1).tolist() == [True, False, True]
+    assert not grads[1].isfinite().all()

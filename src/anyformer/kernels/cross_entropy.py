@@ -6,6 +6,7 @@ by their gradient, which is known in the forward pass because nothing comes afte
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from anyformer.kernels.operation import operation
 from anyformer.kernels.packed_weight import PackedWeight
 
 KERNEL = Kernel("cross_entropy", structs.CrossEntropyArgs, "linear_cross_entropy in bfloat16", "avx512bf16")
+SPARSE = Kernel("sparse_matmul", structs.SparseMatmulArgs, "gradients of linear_cross_entropy in int8", "avx512bf16")
 
 IGNORED = -100
 """Targets of this value are ignored."""
@@ -40,6 +42,15 @@ _CHUNK_CPU, _CHUNK = 1 << 20, 1 << 25
 _VOCAB_CHUNK, _PACKED_VOCAB_CHUNK = 1 << 12, 1 << 14
 """Rows of the weight whose gradient is computed at a time: it comes in the dtype of the products and is accumulated in
 float32; compiled products need room for packed operands."""
+
+_SAMPLES = 256
+"""Steps that the probabilities of a token are divided into, where the gradient of its logits is sampled."""
+
+_SAMPLED_VOCAB = 1 << 12
+"""Vocabulary from which it is sampled in int8: of fewer tokens, too many numbers are left to gain by it."""
+
+_BLOCK = 256
+"""Rows of the weight whose gradient a thread computes at a time."""
 
 _ROW_MULTIPLE = 32
 """The number of kept rows is rounded up to a multiple of it, so that products have few shapes: torch's library for them
@@ -158,14 +169,79 @@ def chunked_cross_entropy(
             if grad_weight is not None:
                 matmul(logits[:, part].t(), x.t(), out=grad_weight[part], add=add, **rounding)
 
-    most_rows = max(1, _BYTES // (vocab * dtype.itemsize))
-    loss, scale = in_chunks(input, target, label_smoothing, forward, backward, most_rows, dtype)
+    most_rows, compute = max(1, _BYTES // (vocab * dtype.itemsize)), None
+    sampling = int8 and vocab >= _SAMPLED_VOCAB and KERNEL.supports_bf16(input, dtype)
+    sampling = sampling and {input.dtype, weight.dtype} <= structs.DTYPES.keys()
+    if sampling and bool((target != IGNORED).all()):
+        sampled = SampledGradient(weight, grad_input, grad_weight, grad_bias)
+        compute, backward = sampled.loss_and_grad, partial(sampled.backward, input)
+    loss, scale = in_chunks(input, target, label_smoothing, forward, backward, most_rows, dtype, compute)
     grads: list[Tensor] = []
     for grad, part in ((grad_input, input), (grad_weight, weight), (grad_bias, bias)):
         if grad is not None and scale is not None:
             grad *= scale
         grads.append(input.new_empty(0) if grad is None or part is None else grad.to(part.dtype))
     return loss, grads[0], grads[1], grads[2]
+
+
+class SampledGradient:
+    """An unbiased estimate of the gradient of logits, which is 0 nearly everywhere, and the products with it.
+
+    Numbers of a step or more, 1/256 of a token's share of the loss, stay what they are. A smaller one becomes a step
+    with the probability that it is a part of one, and else 0 (systematic sampling: Madow 1949). Some 250 numbers of a
+    row of 50,257 are left, so the gradients of input and weight, two of the three products with a vocabulary, are sums
+    of a few rows for each token, as near to the exact ones as products of int8 (docs/measurements/quality.md).
+
+    Args:
+        weight: [vocab, d_model].
+        grad_input, grad_weight, grad_bias: Where to write the gradients; None: nowhere.
+    """
+
+    def __init__(
+        self, weight: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
+    ) -> None:
+        self._weight = weight.contiguous()
+        self._grad_input, self._grad_weight, self._grad_bias = grad_input, grad_weight, grad_bias
+
+    def loss_and_grad(
+        self,
+        logits: BFloat16[Tensor, "rows vocab"],
+        targets: Int[Tensor, "rows 1"],
+        label_smoothing: float,
+        grad_scale: float,
+    ) -> Float[Tensor, " rows"]:
+        """The losses; the gradient of their sum, times `grad_scale`, is kept until `backward`."""
+        rows, vocab = logits.shape
+        capacity = 2 * _SAMPLES + 32  # a gradient's absolute values sum up to 2, and each lane may round up
+        blocks = -(-vocab // _BLOCK)
+        self._kept = torch.empty(rows, capacity), torch.empty(rows, capacity, dtype=torch.int32)
+        self._starts = torch.empty(rows, blocks + 1, dtype=torch.int32)
+        self._rows = structs.SparseRows(*map(structs.address, (*self._kept, self._starts)), capacity, _BLOCK)
+        return compiled_loss_and_grad_(
+            logits, targets, label_smoothing, grad_scale, sampled=self._rows, samples=_SAMPLES
+        )
+
+    def backward(self, input: Float[Tensor, "tokens d_model"], logits: Tensor, rows: slice) -> None:
+        """Write the gradients of the rows, and those of weight and bias, or add to them."""
+        count = len(self._starts)
+        x, grad_input = input[rows][:count].bfloat16().contiguous(), None
+        if self._grad_input is not None:
+            grad_input = self._grad_input[rows]
+            grad_input[count:] = 0  # rows without a target
+        SPARSE.run(
+            grad=self._rows,
+            input=x,
+            weight=self._weight,
+            weight_dtype=structs.DTYPES[self._weight.dtype],
+            grad_input=grad_input,
+            grad_input_dtype=structs.DTYPES[input.dtype],
+            grad_weight=self._grad_weight,
+            grad_bias=self._grad_bias,
+            rows=count,
+            vocab_size=len(self._weight),
+            width=x.shape[1],
+            accumulate=rows.start > 0,
+        )
 
 
 def quantized_linear_cross_entropy(
@@ -310,7 +386,11 @@ def loss_and_grad_(
 
 
 def compiled_loss_and_grad_(
-    logits: BFloat16[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], label_smoothing: float, grad_scale: float
+    logits: BFloat16[Tensor, "rows vocab"],
+    targets: Int[Tensor, "rows 1"],
+    label_smoothing: float,
+    grad_scale: float,
+    **sampled: Any,
 ) -> Float[Tensor, " rows"]:
     """`loss_and_grad_` of contiguous logits in compiled code (see cpu/cross_entropy.cpp).
 
@@ -323,7 +403,7 @@ def compiled_loss_and_grad_(
         raise IndexError(f"targets lie in [{targets.min()}, {targets.max()}], but the vocabulary has {vocab} tokens")
     losses, sizes = torch.empty(rows), {"rows": rows, "vocab_size": vocab}
     factors = {"label_smoothing": label_smoothing, "grad_scale": grad_scale}
-    KERNEL.run(logits=logits, targets=targets, losses=losses, **sizes, **factors)
+    KERNEL.run(logits=logits, targets=targets, losses=losses, **sizes, **factors, **sampled)
     return losses
 
 

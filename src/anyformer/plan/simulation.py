@@ -223,7 +223,7 @@ class Simulation(TorchDispatchMode):
 
     def _in_few_chunks(self, x: Tensor, target: Tensor, *rest: Any) -> Any:
         """The loss of two chunks of rows for that of all."""
-        rows = 2 * cross_entropy.chunk_rows(len(x), rest[-2])
+        rows = 2 * cross_entropy.chunk_rows(len(x), rest[3])
         if rows >= len(target):
             return _in_chunks(x, target, *rest)
         before = self.flops

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.kernels import linear_cross_entropy
+from anyformer.kernels import cross_entropy, linear_cross_entropy
 from anyformer.kernels.cpu import matmul
 from anyformer.kernels.cpu.matmul import int8_matmul
 
@@ -123,6 +123,8 @@ def test_the_largest_numbers_stay_what_they_are(standing: bool, sign: int) -> No
     smoothing=st.sampled_from([0.0, 0.1]),
     biased=st.booleans(),
     narrow=st.booleans(),
+    sampled=st.booleans(),
+    ignored=st.sampled_from([0.0, 0.3]),
     seed=st.integers(0, 1000),
 )
 def test_a_loss_of_rounded_numbers(
@@ -132,12 +134,16 @@ def test_a_loss_of_rounded_numbers(
     smoothing: float,
     biased: bool,
     narrow: bool,
+    sampled: bool,
+    ignored: float,
     seed: int,
 ) -> None:
     monkeypatch.setattr(matmul, "_MIN_SIZE", 0)
+    monkeypatch.setattr(cross_entropy, "_SAMPLED_VOCAB", 0 if sampled else vocab + 1)
     torch.manual_seed(seed)
     operands = [torch.randn(tokens, 64), 0.3 * torch.randn(vocab, 64), *([torch.randn(vocab)] if biased else [])]
     targets = torch.randint(vocab, (tokens,))
+    targets[1:][torch.rand(tokens - 1) < ignored] = -100
 
     def found(rounds: bool) -> list[Tensor]:
         leaves = [part.clone().requires_grad_() for part in operands]

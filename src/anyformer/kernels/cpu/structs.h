@@ -176,6 +176,14 @@ struct DropoutArgs {
     int64_t num_threads;
 };
 
+// A sparse matrix: in each row the numbers that are not 0, by blocks of columns.
+struct SparseRows {
+    float* values;     // [rows, capacity]; null: no matrix
+    int32_t* columns;  // [rows, capacity]
+    int32_t* starts;   // [rows, blocks + 1]: where each block begins among the row's numbers, and where the last ends
+    int64_t capacity, block;  // the most numbers of a row; columns of a block
+};
+
 // Cross-entropy of bfloat16 logits [rows, vocab_size], which are overwritten with grad_scale times their gradient.
 struct CrossEntropyArgs {
     void* logits;
@@ -183,6 +191,22 @@ struct CrossEntropyArgs {
     float* losses;  // [rows]
     int64_t rows, vocab_size;
     double label_smoothing, grad_scale;
+    SparseRows sampled;  // the gradient is written to it instead, numbers below grad_scale / samples at random
+    int64_t samples;
+    int64_t num_threads;
+};
+
+// grad_input = grad weight, grad_weight = grad^T input and the sums of grad's columns, for a sparse gradient of logits.
+struct SparseMatmulArgs {
+    SparseRows grad;  // [rows, vocab_size]
+    const void* input;   // [rows, width], bfloat16
+    const void* weight;  // [vocab_size, width]
+    Dtype weight_dtype;
+    void* grad_input;  // [rows, width]; null: not wanted
+    Dtype grad_input_dtype;
+    float *grad_weight, *grad_bias;  // [vocab_size, width], [vocab_size]; null: not wanted
+    int64_t rows, vocab_size, width;
+    int64_t accumulate;  // 1: add to grad_weight and grad_bias
     int64_t num_threads;
 };
 
