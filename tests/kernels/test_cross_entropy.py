@@ -345,3 +345,16 @@ def test_a_sampled_gradient_hides_no_nan(wrong: float) -> None:
     assert losses.isfinite().tolist() == [True, False, True]
     assert grads[0].isfinite().all(dim=1).tolist() == [True, False, True]
     assert not grads[1].isfinite().all()
+
+
+@sampled_only
+def test_without_its_compiled_products_no_gradient_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SAMPLED_VOCAB", 0)
+    monkeypatch.setattr(module.products, "_MIN_SIZE", 0)
+    x, weight, targets = torch.randn(40, 32, requires_grad=True), torch.randn(300, 32), torch.randint(300, (40,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sampled = torch.autograd.grad(linear_cross_entropy(x, weight, targets, matmul="int8"), x)[0]
+        monkeypatch.setattr(module.SPARSE, "supported", lambda: False)
+        dense = torch.autograd.grad(linear_cross_entropy(x, weight, targets, matmul="int8"), x)[0]
+    assert not torch.equal(sampled, dense)
+    assert float((sampled - dense).norm()) < 0.15 * float(dense.norm())

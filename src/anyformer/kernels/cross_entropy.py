@@ -170,7 +170,7 @@ def chunked_cross_entropy(
                 matmul(logits[:, part].t(), x.t(), out=grad_weight[part], add=add, **rounding)
 
     most_rows, compute = max(1, _BYTES // (vocab * dtype.itemsize)), None
-    sampling = int8 and vocab >= _SAMPLED_VOCAB and KERNEL.supports_bf16(input, dtype)
+    sampling = int8 and vocab >= _SAMPLED_VOCAB and KERNEL.supports_bf16(input, dtype) and SPARSE.supported()
     sampling = sampling and {input.dtype, weight.dtype} <= structs.DTYPES.keys()
     if sampling and bool((target != IGNORED).all()):
         sampled = SampledGradient(weight, grad_input, grad_weight, grad_bias)
@@ -190,7 +190,7 @@ class SampledGradient:
     Numbers of a step or more, 1/256 of a token's share of the loss, stay what they are. A smaller one becomes a step
     with the probability that it is a part of one, and else 0 (systematic sampling: Madow 1949). Some 250 numbers of a
     row of 50,257 are left, so the gradients of input and weight, two of the three products with a vocabulary, are sums
-    of a few rows for each token, as near to the exact ones as products of int8 (docs/measurements/quality.md).
+    of a few rows for each token. How near they are to the exact ones: docs/measurements/quality.md.
 
     Args:
         weight: [vocab, d_model].

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t GROUP_ROWS = 4;      // rows of the weight that are summed at a time
+constexpr int64_t GROUP_ROWS = 4;       // rows of the weight that are summed at a time
 constexpr int64_t PREFETCHED_ROWS = 4;  // of the input
 constexpr int64_t SLICE = 16 * LANES;   // columns of the weight's gradient that a thread takes at a time
 
@@ -23,7 +23,7 @@ inline void add_rows(float* to, const float* factors, const T* const* rows, int6
     if (i < width) add(i, width - i);
 }
 
-// Weight: float or BFloat16
+// The weight is float or BFloat16.
 template <class Weight>
 class SparseMatmul {
    public:

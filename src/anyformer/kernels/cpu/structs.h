@@ -198,7 +198,7 @@ struct CrossEntropyArgs {
 
 // grad_input = grad weight, grad_weight = grad^T input and the sums of grad's columns, for a sparse gradient of logits.
 struct SparseMatmulArgs {
-    SparseRows grad;  // [rows, vocab_size]
+    SparseRows grad;     // [rows, vocab_size]
     const void* input;   // [rows, width], bfloat16
     const void* weight;  // [vocab_size, width]
     Dtype weight_dtype;
