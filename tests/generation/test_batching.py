@@ -69,6 +69,16 @@ def test_a_long_prompt_does_not_hold_up_texts_that_run() -> None:
     assert len(first.tokens) == 2
 
 
+def test_nor_do_many_prompts_that_arrive_together() -> None:
+    engine = BatchingEngine(build(WRITERS[DECODERS[0]]), slots=12, chunk=16, capacity=40)
+    requests = [engine.submit([3, 4], max_new_tokens=20) for _ in range(12)]
+    while engine.waiting:
+        before = engine.running
+        engine.step()
+        assert engine.running - before <= (2 if before else 8)  # 4 or 16 tokens of prompts
+    assert [len(each.tokens) for each in requests] == [3] * 8 + [2] * 2 + [1] * 2
+
+
 @pytest.mark.parametrize("draft", [None, "prompt", "model"])
 def test_a_seed_draws_the_same_in_any_company(draft: Any) -> None:
     model = build(WRITERS["grouped"])

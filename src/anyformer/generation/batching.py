@@ -26,8 +26,7 @@ from anyformer.tokenizer import Tokenizer
 _WARM_TOKENS = 8
 """New tokens of each text that `warm_up` generates."""
 _SHARE_BESIDE_TEXTS = 4
-"""The part of a chunk that is read between two steps of running texts, unless more texts wait than run. Smaller parts
-of a prompt take longer in all."""
+"""The part of a chunk that is read between two steps of running texts. Smaller parts of a prompt take longer in all."""
 
 
 class _TextError(Exception):
@@ -48,8 +47,8 @@ class BatchingEngine:
         slots: Texts of the running batch; the others wait.
         capacity: Longest text with its prompt, in tokens; the memory of all slots is reserved at once. None: the
             model's context, but no more than 2048.
-        chunk: Tokens of prompts that are read at a time; a quarter of it between two steps of running texts, which a
-            long prompt does not hold up, unless more texts wait than run.
+        chunk: Tokens of prompts that are read at a time; a quarter of it between two steps of running texts, which
+            prompts do not hold up.
         prefixes: Texts whose keys and values are kept, for prompts of decoder-only models that begin with the same
             tokens, as the next turn of a chat does. They take memory beside the slots.
         adapters: Adapters of the model that act for the requests that name one of them, and for no other.
@@ -240,8 +239,7 @@ class BatchingEngine:
                     self._leave(row)
             if reasons := [error for error in errors if error is not None]:
                 raise _TextError(reasons[0])
-        few_run = len(self._running) < len(self._waiting)
-        budget = whole = self.chunk if few_run else max(1, self.chunk // _SHARE_BESIDE_TEXTS)
+        budget = whole = max(1, self.chunk // _SHARE_BESIDE_TEXTS) if self._running else self.chunk
         while self._waiting and len(self._running) < self.slots:
             # A few tokens take as long as many: a second prompt is read if that is all of it.
             if budget < whole and self._unread(self._waiting[0]) > budget:
