@@ -132,6 +132,7 @@ def chunked_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and the gradients of input, weight and bias; those that aren't needed are empty."""
     vocab, device = len(weight), input.device
+    most_rows = max(1, _BYTES // (vocab * dtype.itemsize))
     matmul: Callable[..., Tensor] | None = None
     # Most probabilities are less than half of a quantization step, so gradients are rounded stochastically.
     rounding: dict[str, Any] = {"stochastic": True} if int8 else {}
@@ -139,6 +140,8 @@ def chunked_cross_entropy(
         matmul = products.int8_matmul
     elif products.supports_bf16(input, dtype):
         matmul = products.bf16_matmul
+    elif products.fp32_is_faster(input[:most_rows], weight, dtype):
+        matmul = products.fp32_matmul
     lower, lower_bias = weight, bias
     if matmul is None:
         lower, lower_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -169,7 +172,7 @@ def chunked_cross_entropy(
             if grad_weight is not None:
                 matmul(logits[:, part].t(), x.t(), out=grad_weight[part], add=add, **rounding)
 
-    most_rows, compute = max(1, _BYTES // (vocab * dtype.itemsize)), None
+    compute = None
     sampling = int8 and vocab >= _SAMPLED_VOCAB and KERNEL.supports_bf16(input, dtype) and SPARSE.supported()
     sampling = sampling and {input.dtype, weight.dtype} <= structs.DTYPES.keys()
     if sampling and bool((target != IGNORED).all()):

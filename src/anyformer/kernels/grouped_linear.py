@@ -206,6 +206,8 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, int8: bool) -> None:
     elif products.supports_bf16(left, left.dtype):
         # Groups have other sizes in every step, and torch's library prepares itself for each size anew.
         products.bf16_matmul(left, right, out=out)
+    elif products.fp32_is_faster(left, right, left.dtype) and out.dtype == left.dtype:
+        products.fp32_matmul(left, right, out=out)
     elif out.dtype == left.dtype:
         torch.mm(left, right.to(left.dtype).t(), out=out)
     else:

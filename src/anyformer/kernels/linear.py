@@ -47,7 +47,7 @@ def linear(
             faster (see `int8_linear`).
     """
     if not torch.is_grad_enabled():
-        return F.linear(input, weight, bias)
+        return _float_linear(input, weight, bias)
     with recomputed_in_backward(input):
         if matmul == "int8" and supports_int8(input, weight, bias):
             return int8_linear(input, weight, bias)
@@ -55,7 +55,19 @@ def linear(
             with autocast_disabled(input):
                 out = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
             return out.view(*input.shape[:-1], len(weight))
+        return _float_linear(input, weight, bias)
+
+
+def _float_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not products.fp32_is_faster(input, weight) or not _agree(input, weight, bias):
         return F.linear(input, weight, bias)
+    out = fp32_linear(as_rows(input, torch.float32), weight, bias)
+    return out.view(*input.shape[:-1], len(weight))
+
+
+def _agree(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the shapes agree; what does not is left to torch, which refuses it."""
+    return input.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
 
 
 def quantized_linear(
@@ -142,12 +154,8 @@ class _QuantizedLinear(torch.autograd.Function):
 
 
 def supports_int8(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether the products are large enough to be faster than in the input's dtype.
-
-    Operands whose shapes don't agree are left to torch, which refuses them.
-    """
-    agree = input.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
-    if not agree or input.device.type != "cpu":
+    """Whether the products are large enough to be faster than in the input's dtype."""
+    if not _agree(input, weight, bias) or input.device.type != "cpu":
         return False
     rows = input.numel() // max(input.shape[-1], 1)
     return products.int8_is_faster(rows, *weight.shape)
@@ -271,6 +279,29 @@ def prepack(weight: Tensor, bias: Tensor | None, cast: DtypeCast) -> PrepackedWe
 def prepacked_linear(input: Float[Tensor, "*batch inputs"], weight: PrepackedWeight) -> Float[Tensor, "*batch outputs"]:
     """``input @ weight.T + bias`` in the weight's dtype, without gradients."""
     return torch.ops.mkldnn._linear_pointwise(weight.cast(input), weight.weight, weight.bias, "none", [], "")
+
+
+@operation("fp32_linear")
+def fp32_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``input @ weight.T + bias`` in float32."""
+    return _fp32_product(input, weight, bias)
+
+
+@operation("fp32_linear_grad")
+def fp32_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; those that aren't needed are empty."""
+    grad = grad.contiguous()
+    grad_input = _fp32_product(grad, weight.t()) if needed[0] else grad.new_empty(0)
+    grad_weight = _fp32_product(grad.t(), input.t()) if needed[1] else grad.new_empty(0)
+    return grad_input, grad_weight, grad.sum(dim=0) if needed[2] else grad.new_empty(0)
+
+
+def _fp32_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``left @ right.T + bias`` in float32."""
+    return products.fp32_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
+
+
+fp32_linear.register_autograd(fp32_linear_grad, saved=lambda inputs, _, needed: (*inputs[:2], list(needed)))
 
 
 @operation("amx_linear")

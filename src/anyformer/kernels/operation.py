@@ -80,7 +80,8 @@ class Operation(Generic[P, R]):
         """The result of the function."""
         if torch.compiler.is_compiling() or type(args[0]) not in (Tensor, nn.Parameter):
             return self._registered(*args, **kwargs)
-        function = self.function if self._differentiable is None else self._differentiable.apply
+        differentiable = self._differentiable if torch.is_grad_enabled() else None
+        function = self.function if differentiable is None else differentiable.apply
         return function(*args, **kwargs)
 
 

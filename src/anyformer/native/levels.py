@@ -142,6 +142,11 @@ def has_avx512_bf16() -> bool:
     return has("avx512bf16")
 
 
+def mkl_halves_vectors() -> bool:
+    """Whether MKL, torch's library for float32, uses half of the width of the processor's vectors: on AMD's Zen 5."""
+    return has_avx512_bf16() and "avx512vp2intersect" in features() and processor().startswith("AMD")
+
+
 def has_amx_bf16() -> bool:
     """Whether there are Intel's matrix instructions for bfloat16, or they are emulated."""
     return has("amx-bf16") or level() == EMULATED

@@ -57,6 +57,7 @@ _ATTENTION_SIZES = ("batch", "heads", "queries", "keys", "head_dim")
 _KERNEL_SIZES = {
     "attention": _ATTENTION_SIZES,
     "attention_fp32": _ATTENTION_SIZES,
+    "fp32_matmul": ("rows", "columns", "depth"),
     "bf16_matmul": ("rows", "columns", "depth"),
     "int8_matmul": ("rows", "columns", "depth"),
     "quantized_matmul": ("rows", "out_features", "in_features"),

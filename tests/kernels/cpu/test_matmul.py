@@ -1,4 +1,4 @@
-"""Products by way of 8-bit integers in compiled code. How near they are to exact ones: tests/training/test_int8.py."""
+"""Compiled products in float32, and by way of 8-bit integers. How near these are: tests/training/test_int8.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.kernels import cross_entropy, linear_cross_entropy
+from anyformer.kernels import cross_entropy, linear, linear_cross_entropy
 from anyformer.kernels.cpu import matmul
-from anyformer.kernels.cpu.matmul import int8_matmul
+from anyformer.kernels.cpu.matmul import fp32_matmul, int8_matmul
+from anyformer.native.levels import has_avx512_bf16
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,3 +165,126 @@ def test_a_loss_of_rounded_numbers(
     torch.testing.assert_close(ours[0], exact[0], rtol=0.01, atol=0.01)
     for one, other in zip(ours[1:], exact[1:], strict=True):
         assert float((one - other).norm()) < 0.15 * float(other.norm())
+
+
+fp32_only = pytest.mark.skipif(not has_avx512_bf16(), reason="needs a processor with vectors of 512 bits")
+
+
+@fp32_only
+@settings(max_examples=150, deadline=None)
+@given(
+    # Whole panels of 12 rows and 32 columns, blocks of 16 and 8 panels, and of 512 terms; and what is left of each.
+    rows=st.one_of(st.integers(1, 30), st.integers(180, 210)),
+    outputs=st.one_of(st.integers(1, 70), st.integers(250, 300)),
+    depth=st.one_of(st.integers(0, 40), st.sampled_from([511, 512, 513, 1030])),
+    standing=st.tuples(st.booleans(), st.booleans()),
+    biased=st.booleans(),
+    add=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_whole_numbers_are_exact_in_float32(
+    rows: int,
+    outputs: int,
+    depth: int,
+    standing: tuple[bool, bool],
+    biased: bool,
+    add: bool,
+    threads: int,
+    seed: int,
+) -> None:
+    chance = torch.Generator().manual_seed(seed)
+
+    def whole(*shape: int) -> Tensor:
+        return torch.randint(-100, 101, shape, generator=chance).float()
+
+    def drawn(count: int, stands: bool) -> Tensor:
+        # What lies between the rows belongs to somebody else.
+        wide = torch.full((depth, count + 3) if stands else (count, depth + 3), torch.nan)
+        part = wide[:, 1:-2]
+        part.copy_(whole(*part.shape))
+        return part.t() if stands else part
+
+    left, right = drawn(rows, standing[0]), drawn(outputs, standing[1])
+    bias = whole(outputs) if biased else None
+    room = torch.full((rows + 1, outputs), torch.nan)
+    out = room[:rows]
+    expected = left.double() @ right.double().t() + (0 if bias is None else bias.double())
+    if add:
+        out.copy_(whole(rows, outputs))
+        expected += out.double()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert fp32_matmul(left, right, bias, out=out, add=add) is out
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(out.double(), expected)
+    assert bool(room[rows:].isnan().all())
+
+
+@fp32_only
+@pytest.mark.parametrize("standing", [False, True])
+def test_operands_that_are_packed_in_parts(standing: bool) -> None:
+    """Some of the rows and the columns of operands of more than 4 and 2 million numbers."""
+    shapes = ((2200, 2100), (1100, 2100))
+    left, right = (torch.randint(-9, 10, shape[::-1] if standing else shape).float() for shape in shapes)
+    if standing:
+        left, right = left.t(), right.t()
+    found = fp32_matmul(left, right, out=empty(2200, 1100))
+    assert torch.equal(found, left @ right.t())  # sums of whole numbers below 2^24
+
+
+@fp32_only
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch=st.sampled_from([(7,), (2, 30), (3, 1, 5)]),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    biased=st.booleans(),
+    frozen=st.booleans(),
+    narrow=st.booleans(),
+)
+def test_linear_layers_use_the_product_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    batch: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    biased: bool,
+    frozen: bool,
+    narrow: bool,
+) -> None:
+    used: list[int] = []
+    run = matmul.FP32.run
+    monkeypatch.setattr(matmul, "_MIN_FP32_SIZE", 0)
+    monkeypatch.setattr(matmul, "_mkl_halves_vectors", lambda: True)
+    monkeypatch.setattr(matmul.FP32, "run", lambda **arguments: (used.append(1), run(**arguments)))
+    x, weight = torch.randn(*batch, inputs, requires_grad=True), torch.randn(outputs, inputs, requires_grad=not frozen)
+    bias = torch.randn(outputs, requires_grad=True) if biased else None
+    leaves = [part for part in (x, weight, bias) if part is not None and part.requires_grad]
+
+    def found(exact: bool) -> list[Tensor]:
+        used.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+            out = (torch.nn.functional.linear if exact else linear)(x, weight, bias)
+        return [out.detach(), *torch.autograd.grad((out.float() ** 2).sum(), leaves)]
+
+    ours = found(False)
+    assert len(used) == (0 if narrow else 2 if frozen else 3)
+    for one, other in zip(ours, found(True), strict=True):
+        near = 1e-2 if narrow else 1e-5
+        torch.testing.assert_close(one, other, rtol=near, atol=near * float(other.abs().max()))
+    with torch.inference_mode():
+        used.clear()
+        torch.testing.assert_close(
+            linear(x, weight, bias), ours[0].float(), rtol=0.02 if narrow else 0, atol=0.1 if narrow else 0
+        )
+        assert len(used) == 1
+
+
+@fp32_only
+def test_an_infinite_number_or_a_nan_is_noticed() -> None:
+    left = torch.randn(40, 600)
+    left[3, 70], left[9, 555] = torch.inf, torch.nan
+    found = fp32_matmul(left, torch.randn(50, 600), out=empty(40, 50))
+    assert found.isfinite().all(dim=1).tolist() == [row not in (3, 9) for row in range(40)]

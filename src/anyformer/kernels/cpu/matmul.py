@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel, Library, was_intercepted
 from anyformer.kernels.operation import constant_result
 from anyformer.kernels.packed_weight import PackedWeight
-from anyformer.native.levels import has_amx_bf16
+from anyformer.native.levels import has_amx_bf16, mkl_halves_vectors
 
 BF16 = Kernel("bf16_matmul", structs.MatmulArgs, "linear in bfloat16", "amx-bf16")
+FP32 = Kernel("fp32_matmul", structs.MatmulArgs, "linear in float32", "avx512bf16")
 INT8 = Kernel("int8_matmul", structs.MatmulArgs, "linear in int8", "avx512vnni")
 QUANTIZED = Library(
     "quantized_matmul",
@@ -33,6 +35,8 @@ _DTYPES = {(8, True): structs.INT8, (4, False): structs.INT4, (4, True): structs
 
 _MIN_SIZE = 1 << 24
 """Multiplications from which a product of int8 gains a quarter and more; much smaller ones are slower than bfloat16."""
+_MIN_FP32_SIZE = 1 << 22
+"""Multiplications from which a product of float32 gains."""
 LARGEST = 127
 _MAX_DEPTH = (1 << 31) // LARGEST**2
 """Terms of a sum of products of int8 that is sure to fit 32 bits."""
@@ -46,6 +50,17 @@ def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
 @constant_result
 def _has_amx() -> bool:
     return has_amx_bf16()
+
+
+def fp32_is_faster(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `fp32_matmul` is there for a linear layer, whose products have this dtype, and faster than torch's."""
+    is_fp32 = x.is_cpu and (dtype or matmul_dtype(x)) == weight.dtype == torch.float32
+    return is_fp32 and x.numel() * len(weight) >= _MIN_FP32_SIZE and _mkl_halves_vectors() and FP32.supported()
+
+
+@constant_result
+def _mkl_halves_vectors() -> bool:
+    return mkl_halves_vectors()
 
 
 def supports_int8() -> bool:
@@ -70,9 +85,10 @@ def multiply(
     add: bool = False,
     stochastic: bool = False,
 ) -> Float[Tensor, "rows outputs"]:
-    """``left @ right.T + bias`` by `BF16`, of operands rounded to bfloat16, or by `INT8`; summed in float32.
+    """``left @ right.T + bias``, summed in float32: by `FP32`, by `BF16` of operands rounded to it, or by `INT8`.
 
-    By `INT8`, each row of left and right is scaled to -127 ... 127 and rounded.
+    `FP32` takes float32 alone, and no `sums`. By `INT8`, each row of left and right is scaled to -127 ... 127 and
+    rounded.
 
     Args:
         out: Where to write it, contiguous, in float32 or bfloat16.
@@ -104,7 +120,7 @@ def _readable(side: Tensor) -> Tensor:
     return side if 1 in side.stride() else side.contiguous()
 
 
-bf16_matmul, int8_matmul = partial(multiply, BF16), partial(multiply, INT8)
+fp32_matmul, bf16_matmul, int8_matmul = (partial(multiply, kernel) for kernel in (FP32, BF16, INT8))
 
 
 def supports_quantized(x: Tensor) -> bool:
