@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from anyformer import __version__, kernels
 from anyformer.blocks.linear import GroupedLinear, Linear
@@ -204,7 +203,7 @@ def _forward(shape: Product, dtype: str) -> Callable[[], object]:
 
     def work() -> None:
         with torch.inference_mode(), _autocast(dtype):
-            F.linear(x, weight) if packed is None else prepacked_linear(x, packed)
+            kernels.linear(x, weight) if packed is None else prepacked_linear(x, packed)
 
     return work
 

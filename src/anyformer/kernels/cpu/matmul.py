@@ -35,7 +35,7 @@ _DTYPES = {(8, True): structs.INT8, (4, False): structs.INT4, (4, True): structs
 
 _MIN_SIZE = 1 << 24
 """Multiplications from which a product of int8 gains a quarter and more; much smaller ones are slower than bfloat16."""
-_MIN_FP32_SIZE = 1 << 22
+_MIN_FP32_SIZE = 1 << 24
 """Multiplications from which a product of float32 gains."""
 LARGEST = 127
 _MAX_DEPTH = (1 << 31) // LARGEST**2
