@@ -49,12 +49,12 @@ def test_what_runs_is_finished(serving: tuple[subprocess.Popen[str], str], numbe
     process, url = serving
     body = {"model": "mine", "prompt": "the", "max_tokens": 200, "ignore_eos": True, "n": 4}
     answers: list[httpx.Response] = []
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=60) as client, httpx.Client(base_url=url) as watching:
+        metrics = watching.get("/metrics").text  # connects before there is anything to miss
         thread = threading.Thread(target=lambda: answers.append(client.post("/v1/completions", json=body)))
         thread.start()
-        metrics = ""
         while not re.search(r'texts_(running|waiting)\{model="mine"\} [1-9]', metrics):
-            metrics = httpx.get(f"{url}/metrics").text
+            metrics = watching.get("/metrics").text
             assert not answers, "it was over too soon"
         process.send_signal(number)
         thread.join(60)
