@@ -52,6 +52,25 @@ def test_level_by_processor_and_switch(
 
 
 @pytest.mark.parametrize(
+    ("processor", "features", "switch", "halved"),
+    [
+        ("AMD EPYC 9755", f"{PAIRS} avx512vp2intersect", "1", True),
+        ("AMD EPYC 9755", f"{PAIRS} avx512vp2intersect", "x86-64-v3", False),
+        ("AMD EPYC 9654", PAIRS, "1", False),
+        ("Intel(R) Xeon(R)", f"{AMX} avx512vp2intersect", "1", False),
+    ],
+)
+def test_processors_of_whose_vectors_mkl_uses_a_half(
+    processor: str, features: str, switch: str, halved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "machine", lambda: "x86_64")
+    monkeypatch.setattr(levels, "processor", lambda: processor)
+    monkeypatch.setattr(levels, "features", lambda: frozenset(features.split()))
+    monkeypatch.setenv(levels.SWITCH, switch)
+    assert levels.mkl_halves_vectors() == halved
+
+
+@pytest.mark.parametrize(
     ("offered", "switch", "name"),
     [
         ("", "1", "armv8-a"),
