@@ -284,21 +284,16 @@ def prepacked_linear(input: Float[Tensor, "*batch inputs"], weight: PrepackedWei
 @operation("fp32_linear")
 def fp32_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``input @ weight.T + bias`` in float32."""
-    return _fp32_product(input, weight, bias)
+    return products.fp32_matmul(input, weight, bias, out=input.new_empty(len(input), len(weight)))
 
 
 @operation("fp32_linear_grad")
 def fp32_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, weight and bias; those that aren't needed are empty."""
-    grad = grad.contiguous()
-    grad_input = _fp32_product(grad, weight.t()) if needed[0] else grad.new_empty(0)
-    grad_weight = _fp32_product(grad.t(), input.t()) if needed[1] else grad.new_empty(0)
+    grad, product = grad.contiguous(), fp32_linear.function
+    grad_input = product(grad, weight.t(), None) if needed[0] else grad.new_empty(0)
+    grad_weight = product(grad.t(), input.t(), None) if needed[1] else grad.new_empty(0)
     return grad_input, grad_weight, grad.sum(dim=0) if needed[2] else grad.new_empty(0)
-
-
-def _fp32_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``left @ right.T + bias`` in float32."""
-    return products.fp32_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
 
 
 fp32_linear.register_autograd(fp32_linear_grad, saved=lambda inputs, _, needed: (*inputs[:2], list(needed)))

@@ -77,6 +77,7 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
+@cache
 def processor() -> str:
     """The processor's name, for people."""
     if sys.platform == "linux":
@@ -144,7 +145,7 @@ def has_avx512_bf16() -> bool:
 
 def mkl_halves_vectors() -> bool:
     """Whether MKL, torch's library for float32, uses half of the width of the processor's vectors: on AMD's Zen 5."""
-    return has_avx512_bf16() and "avx512vp2intersect" in features() and processor().startswith("AMD")
+    return "avx512vp2intersect" in features() and processor().startswith("AMD") and has_avx512_bf16()
 
 
 def has_amx_bf16() -> bool:

@@ -23,7 +23,7 @@ class PackedRows {
     const int64_t size;  // rows at a time
 
     PackedRows(const MatmulOperand& from, int64_t rows, int64_t depth, int64_t elements, char*& workspace)
-        : size(round_up(min(rows, elements / max(depth, int64_t(1))) + 1, WIDTH)),
+        : size(round_up(max(int64_t(1), min(rows, elements / max(depth, int64_t(1)))), WIDTH)),
           from(from),
           rows(rows),
           depth(depth),
