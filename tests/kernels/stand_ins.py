@@ -17,7 +17,7 @@ from anyformer.kernels.autocast import matmul_dtype
 from anyformer.kernels.cpu import attention, matmul
 
 activation: Any = import_module("anyformer.kernels.activation")  # where functions of the package have their names
-rms_norm: Any = import_module("anyformer.kernels.rms_norm")
+rms_norm: Any = import_module("anyformer.kernels.norm")
 rotary: Any = import_module("anyformer.kernels.rotary")
 
 FUNCTIONS = {kind: function for function, kind in COMPILED.items()}
@@ -32,6 +32,7 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
     for module in (activation, cross_entropy, rms_norm, rotary):
         patch.setattr(module.KERNEL, "supports_bf16", supports)
     patch.setattr(matmul, "supports_bf16", supports)
+    patch.setattr(matmul, "bf16_is_faster", lambda x, outputs, dtype=None: supports(x, dtype))
     patch.setattr(attention, "supports", lambda query, dtype, dropout_p: dtype == torch.bfloat16 and not dropout_p)
     for module, functions in (
         (attention, (_attention_forward, _attention_backward)),
@@ -86,7 +87,7 @@ def _attention_backward(grad, query, key, value, bias, seed, out, logsumexp, sca
 
 def _activation_forward(x: Tensor, multiplier: Tensor | None, kind: int) -> Tensor:
     out = FUNCTIONS[kind](x.float())
-    return (out if multiplier is None else out * multiplier.float()).bfloat16()
+    return (out if multiplier is None else out * multiplier.float()).to(x.dtype)
 
 
 def _activation_backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kind: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def _activation_backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kin
         return FUNCTIONS[kind](x) * (1 if multiplier is None else multiplier)
 
     grads = _gradients(activate, [x, *([] if multiplier is None else [multiplier])], grad)
-    grads = [part.bfloat16() for part in grads]
+    grads = [part.to(x.dtype) for part in grads]
     return grads[0], x.new_empty(0) if multiplier is None else grads[1]
 
 

@@ -31,7 +31,6 @@ from tests.kernels.stand_ins import activation, rms_norm, rotary, use_stand_ins
 compiled_only = pytest.mark.skipif(
     not has_avx512_bf16(), reason="needs a processor that multiplies pairs of bfloat16 numbers"
 )
-amx_only = pytest.mark.skipif(not has_amx_bf16(), reason="needs a processor that multiplies matrices")
 BF16 = torch.bfloat16
 ROUNDING = 2**-7
 """Of two bfloat16 numbers one after the other, relative to what they are part of."""
@@ -50,7 +49,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
             yield request.param
         return
     compiled = [attention.kernel(BF16), activation.KERNEL, cross_entropy.KERNEL, rms_norm.KERNEL, rotary.KERNEL]
-    compiled += [matmul.BF16] if has_amx_bf16() else []
+    compiled.append(matmul.BF16)
     assert all(kernel.supported() for kernel in compiled)
     yield request.param
 
@@ -120,7 +119,6 @@ def test_attention(
         assert float((mine.float() - theirs).norm()) <= 2 * ROUNDING * size
 
 
-@amx_only
 @settings(max_examples=100)
 @given(
     rows=st.sampled_from([1, 15, 32, 33, 70]),
@@ -301,7 +299,7 @@ def test_activations_are_compiled_for_narrow_numbers_alone() -> None:
     near(found(), expected, 2 * ROUNDING)
 
 
-@amx_only
+@pytest.mark.skipif(not has_amx_bf16(), reason="needs a processor that multiplies matrices")
 def test_a_layer_of_no_rows() -> None:
     layer = Linear(8, 5)
     made = layer(torch.zeros(0, 3, 8, dtype=BF16))
@@ -343,9 +341,8 @@ def test_what_is_no_number_is_noticed(wrong: float) -> None:
     losses = cross_entropy.compiled_loss_and_grad_(logits, torch.zeros(3, 1, dtype=torch.int64), 0.0, 1.0)
     assert not bool(losses[1].isfinite())
     assert bool(losses[::2].isfinite().all())
-    if has_amx_bf16():
-        found = matmul.bf16_matmul(x[1, 1], x[1, 1], out=torch.empty(40, 40))
-        assert not bool(found[7].isfinite().any())
+    found = matmul.bf16_matmul(x[1, 1], x[1, 1], out=torch.empty(40, 40))
+    assert not bool(found[7].isfinite().any())
 
 
 @pytest.mark.parametrize("name", ["gpt2-nano", "llama-nano", "bert-tiny", "t5-small", "bart-base"])
@@ -433,7 +430,7 @@ def test_it_is_for_bfloat16(backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert rms_norm.KERNEL.supports_bf16(x.to(BF16))
     assert not cross_entropy.KERNEL.supports_bf16(x, torch.float32)
     assert cross_entropy.KERNEL.supports_bf16(x, BF16)
-    assert matmul.supports_bf16(x.to(BF16)) == has_amx_bf16()
+    assert matmul.supports_bf16(x.to(BF16))
     with torch.autocast("cpu", dtype=BF16):
         assert rms_norm.KERNEL.supports_bf16(x)
         assert activation._supports(x.to(BF16), None)
@@ -452,7 +449,7 @@ def test_torch_compile_keeps_operations(backend: str, name: str) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["off"] < 2 * ROUNDING
-    kept = ["anyformer.attention", "anyformer.activation", "anyformer.amx_linear"]
+    kept = ["anyformer.attention", "anyformer.activation", "anyformer.bf16_linear"]
     for operation in kept + ["anyformer.rms_norm"] * (name == "llama-nano"):
         assert any(operation in target for target in found["operations"]), operation
 

@@ -42,9 +42,9 @@ def _built(folder: Path, compiler: str) -> tuple[str, zipfile.ZipFile]:
 
 
 def test_where_the_compiler_fails_torch_is_left_to_compute_and_one_line_says_so(tmp_path: Path) -> None:
-    said, wheel = _built(tmp_path, "sys.exit('rms_norm.cpp:1: error: no room')")
+    said, wheel = _built(tmp_path, "sys.exit('norm.cpp:1: error: no room')")
     assert [line for line in said.splitlines() if "error" in line] == [
-        "Kernels are left to torch: rms_norm.cpp:1: error: no room"
+        "Kernels are left to torch: norm.cpp:1: error: no room"
     ]
     assert wheel.filename is not None
     assert wheel.filename.endswith("-py3-none-any.whl")

@@ -5,7 +5,8 @@ from functools import partial
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn, ones, zeros
+from torch import Tensor, full, nn
+from typing_extensions import override
 
 from anyformer import kernels
 from anyformer.config import NormConfig
@@ -15,31 +16,30 @@ from anyformer.schema import lookup
 class LayerNorm(nn.LayerNorm):
     """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` (Ba et al. 2016, equation 4)."""
 
+    @override
+    def forward(self, input: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        return kernels.layer_norm(input, self.weight, self.bias, self.eps)
+
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * weight`` (Zhang & Sennrich 2019, equation 4)."""
 
+    offset = 0.0
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(ones(width))
+        self.weight = nn.Parameter(full((width,), 1.0 - self.offset))
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalize over the last dimension."""
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.rms_norm(x, self.weight, self.eps, self.offset)
 
 
-class OffsetRMSNorm(nn.Module):
+class OffsetRMSNorm(RMSNorm):
     """``x / sqrt(mean(x^2) + eps) * (1 + weight)``: Gemma's, which decays to the identity (its code, RMSNorm)."""
 
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(zeros(width))
-
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Normalize over the last dimension."""
-        return kernels.rms_norm(x, self.weight, self.eps, offset=1.0)
+    offset = 1.0
 
 
 class PlainRMSNorm(nn.Module):

@@ -30,7 +30,7 @@ from anyformer.kernels.grouped_linear import (
 )
 from anyformer.kernels.layout import DENSE, Layout, choose_layout
 from anyformer.kernels.linear import Matmul, PrepackedWeight, linear, prepacked_linear, quantized_linear
-from anyformer.kernels.rms_norm import rms_norm
+from anyformer.kernels.norm import layer_norm, rms_norm, square_sum
 from anyformer.kernels.rotary import rotate
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "grouped_linear",
     "in_float32",
     "in_parts",
+    "layer_norm",
     "linear",
     "linear_cross_entropy",
     "masked_attention",
@@ -68,6 +69,7 @@ __all__ = [
     "scatter_groups",
     "select_query",
     "sort_by_group",
+    "square_sum",
     "with_layouts",
     "with_relative",
 ]

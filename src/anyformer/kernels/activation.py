@@ -1,5 +1,5 @@
-"""Activations, and the product that gates them; compiled code of bfloat16 in training and beside
-autocast (see cpu/activation.cpp)."""
+"""Activations, and the product that gates them; compiled code in training and beside autocast (see
+cpu/activation.cpp)."""
 
 import weakref
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("activation", structs.ActivationArgs, "activation in bfloat16", "avx512bf16")
+KERNEL = Kernel("activation", structs.ActivationArgs, "activation in training")
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -75,14 +75,17 @@ def activation(
 
 def _supports(x: Tensor, multiplier: Tensor | None) -> bool:
     agree = multiplier is None or (multiplier.shape == x.shape and multiplier.dtype == x.dtype)
-    return agree and x.dtype == torch.bfloat16 and KERNEL.supports_bf16(x)
+    if x.dtype == torch.bfloat16:
+        return agree and KERNEL.supports_bf16(x)
+    # Torch computes what is left over of a thread's part by other instructions, so that the number of threads counts.
+    return agree and x.dtype == torch.float32 and x.is_cpu and KERNEL.supported()
 
 
 @operation("activation")
 def forward(x: Tensor, multiplier: Tensor | None, kind: int) -> Tensor:
     """``act(x)``, or ``act(x) * multiplier``, of contiguous tensors."""
     out = torch.empty_like(x)
-    KERNEL.run(kind=kind, count=x.numel(), x=x, multiplier=multiplier, out=out)
+    KERNEL.run(kind=kind, dtype=structs.DTYPES[x.dtype], count=x.numel(), x=x, multiplier=multiplier, out=out)
     return out
 
 
@@ -92,7 +95,7 @@ def backward(grad: Tensor, x: Tensor, multiplier: Tensor | None, kind: int) -> t
     grad, grad_x = grad.contiguous(), torch.empty_like(x)
     grad_multiplier = x.new_empty(0) if multiplier is None else torch.empty_like(multiplier)
     grads = {"grad_out": grad, "grad_x": grad_x, "grad_multiplier": None if multiplier is None else grad_multiplier}
-    KERNEL.run(kind=kind, count=x.numel(), x=x, multiplier=multiplier, **grads)
+    KERNEL.run(kind=kind, dtype=structs.DTYPES[x.dtype], count=x.numel(), x=x, multiplier=multiplier, **grads)
     return grad_x, grad_multiplier
 
 

@@ -138,7 +138,7 @@ def chunked_cross_entropy(
     rounding: dict[str, Any] = {"stochastic": True} if int8 else {}
     if int8:
         matmul = products.int8_matmul
-    elif products.supports_bf16(input, dtype):
+    elif products.supports_bf16(input, dtype) and products.has_amx():
         matmul = products.bf16_matmul
     elif products.fp32_is_faster(input[:most_rows], weight, dtype):
         matmul = products.fp32_matmul
@@ -417,7 +417,10 @@ def _add_column_sums(logits: Tensor, out: Tensor) -> None:
 
 
 def _write_grad_weight(logits: Tensor, x: Tensor, out: Tensor, *, add: bool) -> None:
-    """``logits.T @ x``, in float32; some rows at a time, for products come in the dtype of their factors."""
+    """``logits.T @ x``, in float32; torch's some rows at a time, for they come in the dtype of their factors."""
+    if products.bf16_is_faster(x, min(len(out), _VOCAB_CHUNK), x.dtype):
+        products.bf16_matmul(logits.t(), x.t(), out=out, add=add)
+        return
     for rows, columns in zip(out.split(_VOCAB_CHUNK), logits.split(_VOCAB_CHUNK, dim=1), strict=True):
         product = columns.t() @ x
         rows.add_(product) if add else rows.copy_(product)

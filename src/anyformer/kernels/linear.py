@@ -22,9 +22,7 @@ Matmul = Literal["float", "int8"]
 """How a linear layer multiplies while it is trained."""
 
 _AMX_SIZE = 512
-"""Inputs and outputs from which our product in bfloat16 is faster than torch's."""
-_AMX_WEIGHTS = 1 << 16
-"""Weights from which ours is faster for their gradient."""
+"""Inputs and outputs from which our product in bfloat16 is faster than torch's, where there is AMX."""
 
 _CHUNK = 1 << 18
 """Weights that are dequantized at a time: they stay in the cache of a core until they are used."""
@@ -51,9 +49,10 @@ def linear(
     with recomputed_in_backward(input):
         if matmul == "int8" and supports_int8(input, weight, bias):
             return int8_linear(input, weight, bias)
-        if weight.requires_grad and products.supports_bf16(input):
+        if weight.requires_grad and products.bf16_is_faster(input, len(weight)):
             with autocast_disabled(input):
-                out = amx_linear(as_rows(input, torch.bfloat16), weight, bias)
+                lower = None if _is_ours(weight) else weight.detach().to(torch.bfloat16)
+                out = bf16_linear(as_rows(input, torch.bfloat16), weight, bias, lower)
             return out.view(*input.shape[:-1], len(weight))
         return _float_linear(input, weight, bias)
 
@@ -299,33 +298,39 @@ def fp32_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[b
 fp32_linear.register_autograd(fp32_linear_grad, saved=lambda inputs, _, needed: (*inputs[:2], list(needed)))
 
 
-@operation("amx_linear")
-def amx_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output in bfloat16."""
-    return _amx_product(input, weight, bias)
+def _is_ours(weight: Tensor) -> bool:
+    """Whether our product of bfloat16 with a weight or its transpose is faster than torch's."""
+    return min(weight.shape) >= _AMX_SIZE and products.has_amx()
 
 
-@operation("amx_linear_grad")
-def amx_linear_grad(grad: Tensor, input: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of input, weight and bias; those that aren't needed are empty."""
+@operation("bf16_linear")
+def bf16_linear(input: Tensor, weight: Tensor, bias: Tensor | None, lower: Tensor | None) -> Tensor:
+    """The output in bfloat16; `lower` is the weight in bfloat16, for torch's products; None: ours compute all."""
+    if lower is not None:
+        return F.linear(input, lower, None if bias is None else bias.to(lower.dtype))
+    return products.bf16_matmul(input, weight, bias, out=input.new_empty(len(input), len(weight)))
+
+
+@operation("bf16_linear_grad")
+def bf16_linear_grad(
+    grad: Tensor, input: Tensor, weight: Tensor, lower: Tensor | None, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; those that aren't needed are empty.
+
+    oneDNN would split the sums over tokens by the number of threads, and round them to bfloat16.
+    """
     grad = grad.contiguous()
     grad_input, grad_weight, grad_bias = grad.new_empty(0), grad.new_empty(0), grad.new_empty(0)
-    if needed[0]:
-        grad_input = _amx_product(grad, weight.t(), None)
-    if weight.numel() < _AMX_WEIGHTS:
-        grad_weight = (grad.t() @ input).float() if needed[1] else grad_weight
-        grad_bias = grad.sum(dim=0, dtype=torch.float32) if needed[2] else grad_bias
-    elif needed[1] or needed[2]:
+    if needed[0] and lower is not None:
+        grad_input = grad @ lower
+    elif needed[0]:
+        grad_input = products.bf16_matmul(grad, weight.t(), out=torch.empty_like(input))
+    if needed[1] or needed[2]:
         grad_weight, grad_bias = (grad.new_empty(size, dtype=torch.float32) for size in (weight.shape, len(weight)))
         products.bf16_matmul(grad.t(), input.t(), out=grad_weight, sums=grad_bias)
     return grad_input, grad_weight, grad_bias
 
 
-def _amx_product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """``left @ right.T + bias`` in bfloat16."""
-    if min(right.shape) >= _AMX_SIZE:
-        return products.bf16_matmul(left, right, bias, out=left.new_empty(len(left), len(right)))
-    return F.linear(left, right.to(left.dtype), None if bias is None else bias.to(left.dtype))
-
-
-amx_linear.register_autograd(amx_linear_grad, saved=lambda inputs, _, needed: (*inputs[:2], list(needed)))
+bf16_linear.register_autograd(
+    bf16_linear_grad, saved=lambda inputs, _, needed: (*inputs[:2], inputs[3], list(needed[:3]))
+)

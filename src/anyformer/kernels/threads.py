@@ -44,9 +44,8 @@ class AdaptiveThreads:
     """A number of threads that is adapted while a loop computes, at first `most`; `apply` is called with each new one.
 
     `apply` returns the number of threads in all, where several groups of so many compute different things and meet more
-    rarely; None: there is one group. The number stays what it is where ``OMP_NUM_THREADS`` is set: results are the same
-    up to rounding with any number of threads, and to the bit with the same. The clocks are in seconds, `cpu_clock` of
-    all threads on a core.
+    rarely; None: there is one group. The number stays what it is where ``OMP_NUM_THREADS`` is set. The clocks are in
+    seconds, `cpu_clock` of all threads on a core.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-// Activation functions in training, on bfloat16 tensors and in float32 arithmetic.
+// Activation functions in training, in float32 arithmetic.
 #include "elementwise.h"
 #include "structs.h"
 #include "threads.h"
@@ -9,22 +9,22 @@ namespace {
 constexpr int64_t CHUNK = 1 << 13;  // elements that a thread takes at a time
 
 // Call `work(load, store)` for every LANES elements; `load` and `store` access them in any of the tensors.
-template <class Work>
+template <class T, class Work>
 void for_each_vector(Threads& threads, int64_t count, const Work& work) {
     threads.parallel_for((count + CHUNK - 1) / CHUNK, [&](int64_t chunk) {
         int64_t i = chunk * CHUNK, end = i + CHUNK < count ? i + CHUNK : count;
         for (; i + LANES <= end; i += LANES)
-            work([&](const void* from) { return load(static_cast<const BFloat16*>(from) + i); },
-                 [&](void* to, FloatVec y) { store(static_cast<BFloat16*>(to) + i, y); });
+            work([&](const void* from) { return load(static_cast<const T*>(from) + i); },
+                 [&](void* to, FloatVec y) { store(static_cast<T*>(to) + i, y); });
         if (i < end)
-            work([&](const void* from) { return load(static_cast<const BFloat16*>(from) + i, end - i); },
-                 [&](void* to, FloatVec y) { store(static_cast<BFloat16*>(to) + i, y, end - i); });
+            work([&](const void* from) { return load(static_cast<const T*>(from) + i, end - i); },
+                 [&](void* to, FloatVec y) { store(static_cast<T*>(to) + i, y, end - i); });
     });
 }
 
-template <Activation KIND>
+template <Activation KIND, class T>
 void run(Threads& threads, const ActivationArgs& a) {
-    for_each_vector(threads, a.count, [&](auto from, auto into) {
+    for_each_vector<T>(threads, a.count, [&](auto from, auto into) {
         FloatVec x = from(a.x);
         if (!a.grad_out)
             return into(a.out,
@@ -33,6 +33,11 @@ void run(Threads& threads, const ActivationArgs& a) {
         if (a.multiplier) into(a.grad_multiplier, grad * apply_activation(KIND, x)), grad *= from(a.multiplier);
         into(a.grad_x, grad * activation_grad(KIND, x));
     });
+}
+
+template <Activation KIND>
+void run(Threads& threads, const ActivationArgs& a) {
+    a.dtype == FLOAT32 ? run<KIND, float>(threads, a) : run<KIND, BFloat16>(threads, a);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Matrix products of bfloat16 by AMX, whose operands are rounded to it while they are packed.
+// Matrix products of bfloat16, by AMX or AVX-512, whose operands are rounded to it while they are packed.
+#include "register_matmul.h"
 #include "structs.h"
 #include "tile_matmul.h"
 
@@ -171,17 +172,25 @@ class Bf16Matmul {
         return count < LANES ? load(from, count) : load(from);
     }
 };
+#elif defined(__AVX512BF16__)
+typedef RegisterMatmul<true> Bf16Matmul;
 #endif
 
 }  // namespace
 
 extern "C" {
 
-// Without AMX `run` does nothing.
-EXPORTED int64_t supported() { return HAS_AMX; }
+// Without dot products of bfloat16 `run` does nothing.
+EXPORTED int64_t supported() {
+#if defined(USE_AMX)
+    return HAS_AMX;
+#else
+    return REGISTER_BYTES == 64 && HAS_BF16_DOT;
+#endif
+}
 
 EXPORTED int64_t workspace_size(const MatmulArgs* args) {
-#if defined(USE_AMX)
+#if defined(__AVX512BF16__)
     return Bf16Matmul::workspace_size(*args);
 #else
     return 0;
@@ -189,7 +198,7 @@ EXPORTED int64_t workspace_size(const MatmulArgs* args) {
 }
 
 EXPORTED void run(const MatmulArgs* args, void* workspace) {
-#if defined(USE_AMX)
+#if defined(__AVX512BF16__)
     parallel(args->num_threads, [&](Threads threads) {
         AmxTiles registers(true);
         Bf16Matmul(*args, static_cast<char*>(workspace)).run(threads);

@@ -17,7 +17,7 @@ from anyformer.kernels.operation import constant_result
 from anyformer.kernels.packed_weight import PackedWeight
 from anyformer.native.levels import has_amx_bf16, mkl_halves_vectors
 
-BF16 = Kernel("bf16_matmul", structs.MatmulArgs, "linear in bfloat16", "amx-bf16")
+BF16 = Kernel("bf16_matmul", structs.MatmulArgs, "linear in bfloat16", "avx512bf16")
 FP32 = Kernel("fp32_matmul", structs.MatmulArgs, "linear in float32", "avx512bf16")
 INT8 = Kernel("int8_matmul", structs.MatmulArgs, "linear in int8", "avx512vnni")
 QUANTIZED = Library(
@@ -35,6 +35,8 @@ _DTYPES = {(8, True): structs.INT8, (4, False): structs.INT4, (4, True): structs
 
 _MIN_SIZE = 1 << 24
 """Multiplications from which a product of int8 gains a quarter and more; much smaller ones are slower than bfloat16."""
+_MIN_BF16_SIZE = 1 << 30
+"""Multiplications from which our gradient in bfloat16 without AMX is as fast as torch's, calls of Python included."""
 _MIN_FP32_SIZE = 1 << 24
 """Multiplications from which a product of float32 gains."""
 LARGEST = 127
@@ -44,11 +46,17 @@ _MAX_DEPTH = (1 << 31) // LARGEST**2
 
 def supports_bf16(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether `bf16_matmul` is there for the inputs of a linear layer, in a dtype or in that of its products."""
-    return _has_amx() and BF16.supports_bf16(x, dtype)
+    return BF16.supports_bf16(x, dtype)
+
+
+def bf16_is_faster(x: Tensor, outputs: int, dtype: torch.dtype | None = None) -> bool:
+    """Whether `bf16_matmul` makes the gradient of a weight as fast as torch: without AMX that of a large one."""
+    return supports_bf16(x, dtype) and (has_amx() or x.numel() * outputs >= _MIN_BF16_SIZE)
 
 
 @constant_result
-def _has_amx() -> bool:
+def has_amx() -> bool:
+    """Whether `bf16_matmul` computes in AMX, much faster than torch, and not in AVX-512, about as fast."""
     return has_amx_bf16()
 
 

@@ -541,13 +541,17 @@ inline FloatVec load_pairs(const BFloat16* from, int64_t count) {
 #endif
 }
 
-// total + one * each; with BF16, `one` and the lanes of `each` are pairs of bfloat16, and both products are added.
+// total + one * each; with BF16, the lanes of both are pairs of bfloat16, and both products are added.
 template <bool BF16>
-inline FloatVec multiply_add(FloatVec total, float one, FloatVec each) {
+inline FloatVec multiply_add(FloatVec total, FloatVec one, FloatVec each) {
     if constexpr (BF16)
-        return dot_pairs(total, broadcast(one), each);
+        return dot_pairs(total, one, each);
     else
         return total + one * each;
+}
+template <bool BF16>
+inline FloatVec multiply_add(FloatVec total, float one, FloatVec each) {
+    return multiply_add<BF16>(total, broadcast(one), each);
 }
 
 // Lanes of bfloat16 pairs (low, high).

@@ -154,9 +154,10 @@ struct AttentionArgs {
     int64_t num_threads;
 };
 
-// out = act(x), or act(x) * multiplier; all bfloat16.
+// out = act(x), or act(x) * multiplier.
 struct ActivationArgs {
     Activation kind;
+    Dtype dtype;  // of all: FLOAT32 or BFLOAT16
     int64_t count;
     const void *x, *multiplier;  // multiplier null: none
     void* out;
@@ -211,17 +212,27 @@ struct SparseMatmulArgs {
 };
 
 // out = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps), in float32 arithmetic.
-struct RmsNormArgs {
+struct NormArgs {
     const void* x;
-    const float* weight;
+    const float* weight;  // null: 1
     void* out;
     Dtype dtype;           // of x, out and their gradients: FLOAT32 or BFLOAT16
+    const float* mean;     // [rows] of a layer norm, whose gradients alone are computed; null: RMS norm
     float* rstd;           // [rows]
     const void* grad_out;  // null: forward pass
     void* grad_x;
-    float* grad_weight;  // [num_threads, width], to be summed
-    int64_t rows, width;
+    float *grad_weight, *grad_bias;  // [parts, width], to be summed; grad_bias null: not wanted
+    int64_t rows, width, parts;      // rows are computed in so many parts
     double eps;
+    int64_t num_threads;
+};
+
+// total = the sum of all numbers' squares
+struct SquareSumArgs {
+    const int64_t* addresses;  // of tensors of float32
+    const int64_t* counts;     // of their numbers
+    int64_t tensors;
+    double* total;
     int64_t num_threads;
 };
 
