@@ -39,7 +39,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         import resource, torch
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(sys.argv[2]))
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -57,12 +57,12 @@ Starts = Callable[..., tuple[int, Callable[[], int]]]
 
 
 @contextmanager
-def driver(command: str) -> Generator[Starts]:
+def driver(command: str, threads: int = 1) -> Generator[Starts]:
     """Starts `anyformer COMMAND` in a process that has imported torch already: its pid, and what waits for its
     status."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(
-        [sys.executable, "-c", _DRIVER, command],
+        [sys.executable, "-c", _DRIVER, command, str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -266,6 +266,7 @@ def _read(file: Path, checkpoint: Path) -> dict[str, Any]:
     valid = {
         "step": (_is_at_least(0, facts.get("step")), "a whole number, 0 or more"),
         "every": (_is_at_least(1, facts.get("every")), "a whole number, 1 or more"),
+        "threads": (_is_at_least(1, facts.get("threads", 1)), "a whole number, 1 or more"),
         "meter": (small, "an object of numbers"),
         "config": (isinstance(facts.get("config"), dict), "an object"),
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -86,6 +87,8 @@ class Trainer:
         self.flops = training_flops(recipe.model_config, self.config.context)
         self.meter = Meter(self.flops, facts.get("meter"))
         self.start: int = facts.get("step", 0)
+        self.threads: int = facts.get("threads", torch.get_num_threads())
+        self._on_cpu = self.precision.device.type == "cpu"
         self.step = self._saved = self.start
         self._progress = 1.0
         self._unread: list[Tensor] = []
@@ -108,8 +111,9 @@ class Trainer:
             self._saved_at = time.monotonic()
             return_freed_memory()
             self.meter.start()
-            most = torch.get_num_threads() if self.precision.device.type == "cpu" else 1
-            with self._failure_logged():
+            # What ends by the clock depends on the machine's load anyway; else the same steps lead to the same weights.
+            most = torch.get_num_threads() if self._on_cpu and self.config.steps is None else 1
+            with self._failure_logged(), self._recorded_threads():
                 threads = adaptive_threads(most, self.strategy.use_threads)
                 with explain_out_of_memory(), TrainingProgress(self.console) as bar, threads as adapted:
                     self._train(budget, bar, adapted)
@@ -131,6 +135,23 @@ class Trainer:
             return 0
         return self._stopped()
 
+    @contextmanager
+    def _recorded_threads(self) -> Generator[None]:
+        """Context with as many threads as the run began with, of which rounding in torch's libraries depends."""
+        own = torch.get_num_threads()
+        if self.threads != own and self._on_cpu:
+            if "OMP_NUM_THREADS" in os.environ or self.threads > (os.cpu_count() or 1):
+                self._say(
+                    f"threads    {own}; the steps before were computed with {self.threads}, so the weights will differ "
+                    "by rounding from those of a run that was not stopped"
+                )
+                self.threads = own
+            torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(own)
+
     def _train(self, budget: StepBudget | TimeBudget, bar: TrainingProgress, threads: AdaptiveThreads) -> None:
         config = self.config
         while (progress := budget.progress(self.step)) <= 1:
@@ -145,7 +166,7 @@ class Trainer:
             late = config.save_every is None and time.monotonic() - self._saved_at > _SAVE_EVERY
             saves = self.group.broadcast(evaluates or snaps or late)
             # Reading waits for an accelerator, and the CPU has done its work anyway.
-            if logs or saves or self.precision.device.type == "cpu":
+            if logs or saves or self._on_cpu:
                 self._read()
             threads.end(self.meter.tokens - tokens)
             bar.show(self.step, progress, self.meter)
@@ -298,7 +319,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._save_model()
-        facts = {"meter": self.meter.state(), "every": self._every, **self.recipe.fingerprints}
+        facts = {"meter": self.meter.state(), "every": self._every, "threads": self.threads, **self.recipe.fingerprints}
         self.checkpoints.save(self.strategy, self.step, {**facts, "config": settings(self.config)})
         self._report()
         self._saved_at = time.monotonic()
