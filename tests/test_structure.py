@@ -65,6 +65,7 @@ def test_tests_mirror_the_source() -> None:
         TESTS / "training" / "test_bad_input.py",
         TESTS / "training" / "test_end_to_end.py",
         TESTS / "training" / "test_int8.py",
+        TESTS / "training" / "test_threads.py",  # of runs and kernels
         TESTS / "training" / "strategies" / "test_restarts.py",
         # The comparisons with other implementations.
         *(TESTS / "parity").rglob("test_*.py"),
