@@ -213,6 +213,8 @@ class _Messages(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         message(record.getMessage())
+        if record.exc_info:
+            report("".join(traceback.format_exception(*record.exc_info)))
 
 
 def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

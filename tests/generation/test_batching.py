@@ -1,6 +1,7 @@
 """Texts in a running batch say what they say alone, whoever comes and goes."""
 
 import threading
+import time
 from copy import deepcopy
 from typing import Any
 
@@ -284,3 +285,10 @@ def test_a_text_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPat
     engine.run()
     assert (bad.finish_reason, good.finish_reason) == ("error", "length")
     assert good.tokens == recompute(model, [3, 4], 6)
+
+
+def test_the_search_for_a_stop_string_is_linear() -> None:
+    stops, began = StopStrings("x" * 1_000_000), time.process_time()
+    assert all(stops.push("xxxx") == "" for _ in range(1000))
+    assert time.process_time() - began < 1
+    assert stops.push("y") == "x" * 4000 + "y"

@@ -17,7 +17,9 @@ import torch
 import anyformer as af
 from anyformer.generation import generate_ids
 from anyformer.serving.state import Server
+from tests.serving.hostile import send
 from tests.serving.running import running, small_models
+from tests.serving.talking import models
 
 Running = tuple[httpx.Client, Server]
 
@@ -195,6 +197,10 @@ REFUSED = [
     ("/v1/completions", PLAIN | {"logit_bias": {"99999": 1}}, 400, None),
     ("/v1/completions", PLAIN | {"stop": ""}, 200, None),
     ("/v1/completions", PLAIN | {"stop": [""]}, 400, None),
+    ("/v1/completions", PLAIN | {"stop": "x" * 1_000_000}, 400, "stop"),
+    ("/v1/completions", PLAIN | {"prompt": "x" * 1_000_000}, 400, "prompt"),
+    ("/v1/completions", PLAIN | {"prompt": [[]] * 100_000}, 400, "prompt"),
+    ("/v1/completions", PLAIN | {"grammar": {"type": "regex", "value": "((a{1000}){1000}){1000}"}}, 400, "grammar"),
     ("/v1/chat/completions", CHAT | {"messages": []}, 400, "messages"),
     ("/v1/chat/completions", CHAT | {"functions": []}, 400, "functions"),
     ("/v1/chat/completions", CHAT | {"store": True}, 400, "store"),
@@ -318,6 +324,7 @@ def test_strangers_stay_out() -> None:
     with running(small_models(), key="secret", allow_origin=("https://good.example",)) as (client, _):
         assert client.get("/v1/models").status_code == 401
         assert client.get("/health").status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": "bearer secret"}).status_code == 200
         headers = {"Authorization": "Bearer secret"}
         assert client.get("/v1/models", headers=headers).status_code == 200
         assert client.get("/v1/models", headers={"x-api-key": "secret"}).status_code == 200
@@ -350,3 +357,44 @@ def test_large_and_broken_bodies() -> None:
         for kind in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):  # as curl says where nobody does
             answer = client.post("/v1/completions", content=b'{"model": "gpt", "prompt": "a"}', headers=kind)
             assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_a_simple_client_reads_why_its_body_is_refused() -> None:
+    with running(small_models(), max_body=10_000) as (client, _):
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 8000000\r\n\r\n"
+        assert send(client.base_url.port or 0, head + b"x" * 8_000_000) == 413
+
+
+@pytest.mark.parametrize(
+    ("count", "schema"), [(2000, {"type": "integer"}), (800, {"type": "string", "pattern": "^[a-z]{3}$"})]
+)
+def test_a_schema_of_many_properties_is_obeyed(count: int, schema: dict[str, Any]) -> None:
+    properties = {f"p{number}": schema for number in range(count)}
+    form = {"type": "object", "properties": properties}
+    body = CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": form}}}
+    with running(models()) as (client, _):
+        answer = client.post("/v1/chat/completions", json=body | {"max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+
+
+def test_the_log_says_why_a_request_failed(served: Running, caplog: pytest.LogCaptureFixture) -> None:
+    client, server = served
+    engine = server.models["gpt"].worker.engine
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("for this reason")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_step", fail)
+        answer = client.post("/v1/completions", json=PLAIN)
+    name = answer.headers["x-request-id"]
+    assert answer.status_code == 500
+    assert name in answer.json()["error"]["message"]
+    assert name in caplog.text
+    assert "for this reason" in caplog.text
+
+
+def test_tokens_that_were_read_before_are_counted(served: Running) -> None:
+    body = {"model": "gpt", "messages": [{"role": "user", "content": "the cat sat on the mat " * 5}], "max_tokens": 2}
+    details = [post(served, "/v1/chat/completions", **body)["usage"]["prompt_tokens_details"] for _ in range(2)]
+    assert details[0]["cached_tokens"] < details[1]["cached_tokens"]

@@ -211,8 +211,8 @@ class BatchingEngine:
                 return self._advance()
             except _TextError as error:
                 raise error.reason from None
-            except BaseException:
-                self._fail()
+            except BaseException as error:
+                self._fail(error)
                 raise
 
     def run(self) -> None:
@@ -286,7 +286,7 @@ class BatchingEngine:
             self._prefixes.keep(cache, adapter=request.adapter)
         return chunk.shape[1] + (0 if source is None else source.shape[1])
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         """End all texts where they are."""
         requests = [*self._running, *self._waiting]
         for held in (self._running, self._waiting, self._cache, self._prefixes):
@@ -294,6 +294,7 @@ class BatchingEngine:
         for request in requests:
             request.cache = None
             if not request.finished:
+                request.error = error
                 request.finish("error")
 
     def _leave(self, row: int) -> None:

@@ -71,6 +71,8 @@ class Request:
     """Their text as far as it is certain; "" without a tokenizer."""
     finish_reason: Finish | None = None
     """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens; error: a step raised."""
+    error: BaseException | None = None
+    """What ended it with "error"."""
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     """One for each token, if asked for."""
     cache: KeyValueCache | None = None
@@ -184,6 +186,7 @@ def append_tokens(
         request.latest_accepted = len(request.tokens) - before - 1
         request.accepted += request.latest_accepted
     except Exception as error:
+        request.error = error
         request.finish("error")
         return error
     return None

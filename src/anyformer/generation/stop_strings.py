@@ -14,7 +14,41 @@ _CONTEXT = 32
 
 def begun(text: str, marks: Iterable[str]) -> int:
     """Characters at the end of a text with which one of these strings may begin."""
-    return max((size for mark in marks for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0)
+    searches = [_Search(mark) for mark in marks]
+    for search in searches:
+        search.push(text[max(0, len(text) - len(search.mark) + 1) :])
+    return max((search.size for search in searches), default=0)
+
+
+class _Search:
+    """The search for a string in a text that comes in pieces, in time linear in the text (Knuth, Morris and Pratt 1977,
+    "Fast Pattern Matching in Strings").
+
+    Attributes:
+        size: Characters at the end of the text that the string begins with.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self.mark, self.size = mark, 0
+        self._borders = [0, 0]
+        """For each beginning of the string that has come, the longest shorter one at its end."""
+
+    def push(self, piece: str) -> int | None:
+        """Append to the text; returns where in the piece the string ends, or None."""
+        mark, borders, size = self.mark, self._borders, self.size
+        for index, character in enumerate(piece):
+            while size and mark[size] != character:
+                size = borders[size]
+            size += mark[size] == character
+            if size == len(mark):
+                return index + 1
+            if size == len(borders):  # the text ends with this beginning, so its border is found as the text was
+                border = borders[-1]
+                while border and mark[border] != character:
+                    border = borders[border]
+                borders.append(border + (mark[border] == character))
+        self.size = size
+        return None
 
 
 class StopStrings:
@@ -25,7 +59,7 @@ class StopStrings:
     """
 
     def __init__(self, stop: str | Sequence[str]) -> None:
-        self._stop = [stop] if isinstance(stop, str) else list(stop)
+        self._searches = [_Search(each) for each in ([stop] if isinstance(stop, str) else stop)]
         self._held = ""
         self.matched: str | None = None
         """The one that has come."""
@@ -40,11 +74,12 @@ class StopStrings:
         if self.stopped:
             return ""
         text = self._held + piece
-        if ends := [(begin + len(stop), begin, stop) for stop in self._stop if (begin := text.find(stop)) >= 0]:
-            _, begin, self.matched = min(ends)
-            self._held = ""
-            return text[:begin]
-        certain = len(text) - begun(text, self._stop)
+        ends = [(end, -len(search.mark), search.mark) for search in self._searches if (end := search.push(piece))]
+        if ends:
+            end, size, self.matched = min(ends)
+            certain, self._held = len(self._held) + end + size, ""
+            return text[:certain]
+        certain = len(text) - max((search.size for search in self._searches), default=0)
         self._held = text[certain:]
         return text[:certain]
 

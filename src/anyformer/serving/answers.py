@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from anyformer.generation.request import Finish, TokenLogprob
-from anyformer.serving.errors import ApiError, crashed
+from anyformer.serving.errors import ApiError, crashed, request_id
 from anyformer.serving.state import ClientLeftError
 from anyformer.serving.token_text import TokenText
 from anyformer.serving.worker import Delta, Stream
@@ -107,7 +107,7 @@ class EventStream(Response):
         except ClientLeftError:
             return
         except Exception:
-            log.exception("a stream failed")
+            log.exception("the request %s failed", request_id.get())
             await write(self._failed(crashed()))
         await write(b"", more=False)
 
@@ -116,10 +116,16 @@ FINISH: dict[Finish, str] = {"stop": "stop", "length": "length", "cancelled": "s
 """Reasons for the end of a text, in OpenAI's words."""
 
 
-def usage(prompt_tokens: int, streams: Sequence[Stream]) -> dict[str, Any]:
-    """The numbers of tokens of an answer."""
+def usage(prompt_tokens: int, streams: Sequence[Stream], texts: int = 1) -> dict[str, Any]:
+    """The numbers of tokens of an answer with so many texts of each prompt."""
     new = sum(len(stream.request.tokens) for stream in streams)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
+    cached = sum(stream.request.cached_tokens for stream in streams[::texts])
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new,
+        "total_tokens": prompt_tokens + new,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def shown_logprobs(stream: Stream, delta: Delta) -> Sequence[TokenLogprob]:

@@ -25,7 +25,7 @@ from anyformer.serving import page
 from anyformer.serving.answers import JsonAnswer
 from anyformer.serving.api import chat, completions, encoders, messages, responses
 from anyformer.serving.api.fields import RequestBody
-from anyformer.serving.errors import ERRORS, ApiError, blaming, crashed
+from anyformer.serving.errors import ERRORS, ApiError, blaming, crashed, new_request_id, request_id
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.settings import LOOPBACK, ServerSettings
 from anyformer.serving.state import ClientLeftError, Metrics, Server, ServerOf
@@ -34,6 +34,8 @@ log = logging.getLogger("anyformer.serving")
 router = APIRouter()
 
 _LONGEST_VALUE = 200
+_MOST_DISCARDED = 64 << 20
+"""Bytes of a refused request that are read before it is answered."""
 
 
 def create_app(server: Server, key: str | None = None) -> FastAPI:
@@ -116,22 +118,25 @@ class TokenizeRequest(RequestBody):
 async def tokenize(body: TokenizeRequest, server: ServerOf) -> dict[str, Any]:
     """Token ids of a text."""
     served = server.find(body.model)
+    served.check_length(body.prompt, "prompt")
+    tokenizer, special = served.require_tokenizer(), body.add_special_tokens is not False
     with blaming("prompt"):
-        ids = served.require_tokenizer().encode(body.prompt, special=body.add_special_tokens is not False)
+        ids = await asyncio.to_thread(tokenizer.encode, body.prompt, special=special)
     return {"tokens": ids, "count": len(ids), "max_model_len": _described(served)["max_model_len"]}
 
 
 class DetokenizeRequest(RequestBody):
     """Token ids that become a text."""
 
-    tokens: list[Annotated[int, Field(ge=0, lt=2**32)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(max_length=1 << 17, fail_fast=True)]
 
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, server: ServerOf) -> dict[str, str]:
     """The text of token ids."""
     with blaming("tokens"):
-        return {"prompt": server.find(body.model).require_tokenizer().decode(body.tokens, skip_special=False)}
+        tokenizer = server.find(body.model).require_tokenizer()
+        return {"prompt": await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special=False)}
 
 
 async def _api_error(request: Request, error: Any) -> Response:
@@ -184,7 +189,7 @@ async def _left(request: Request, error: Any) -> Response:
 
 
 async def _crash(request: Request, error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
+    log.error("the request %s failed", request_id.get(), exc_info=error)
     return await _api_error(request, crashed())
 
 
@@ -207,7 +212,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, status = Headers(scope=scope), 500
+        headers, status, name = Headers(scope=scope), 500, new_request_id()
         origin = headers.get("origin")
         allowed = origin if origin in self._origins else None
 
@@ -215,6 +220,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status, sent = message["status"], MutableHeaders(scope=message)
+                sent["X-Request-Id"] = name
                 sent["X-Content-Type-Options"] = "nosniff"
                 sent["Referrer-Policy"] = "no-referrer"
                 if allowed is not None:
@@ -223,7 +229,12 @@ class Gate:
             await send(message)
 
         try:
-            self._check(scope, headers, origin)
+            try:
+                self._check(scope, headers, origin)
+            except ApiError:
+                if "expect" not in headers:  # else the client waits for the answer before it sends the rest
+                    await _discard(receive)
+                raise
             if allowed is not None and scope["method"] == "OPTIONS":
                 await JsonAnswer({}, headers=_PREFLIGHT)(scope, receive, answer)
             else:
@@ -246,13 +257,24 @@ class Gate:
             )
         preflight = scope["method"] == "OPTIONS" and origin in self._origins
         if self._key is not None and scope["path"] not in OPEN_PATHS and not preflight:
-            given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+            bearer = headers.get("authorization", "")
+            given = headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else bearer).strip()
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self._key):
                 raise ApiError(401, "The key is missing or wrong: send it as Authorization: Bearer KEY.")
         if "transfer-encoding" in headers:
             raise ApiError(411, "The request does not say how long it is: send it with a Content-Length.")
         if int(headers.get("content-length", "0")) > self._settings.max_body:
             raise ApiError(413, f"The request has more than {self._settings.max_body:,} bytes.")
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a request: many clients read no answer before they have sent it."""
+    size = 0
+    while size < _MOST_DISCARDED:
+        message = await receive()
+        if not message.get("more_body", False):
+            return
+        size += len(message.get("body", b""))
 
 
 _PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "*"}

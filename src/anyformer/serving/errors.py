@@ -1,7 +1,9 @@
 """Errors of the API, as OpenAI's: a status, and a body with a message, a type, the field and a code."""
 
+import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from anyformer.errors import UserError
@@ -87,6 +89,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Errors in OpenAPI's words."""
 
 
+request_id: ContextVar[str] = ContextVar("request_id", default="of nobody")
+"""The id of the request that is answered, as its header `X-Request-Id` and the log have it."""
+
+
+def new_request_id() -> str:
+    """Begin a request."""
+    request_id.set(f"req_{secrets.token_hex(8)}")
+    return request_id.get()
+
+
 def crashed() -> ApiError:
     """The answer to a request that failed for a reason that is not the client's; the server's log has it."""
-    return ApiError(500, "The request failed in the server; its log says why.")
+    return ApiError(500, f"The request {request_id.get()} failed in the server; its log says why.")

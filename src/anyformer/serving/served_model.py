@@ -27,6 +27,9 @@ from anyformer.tokenizer.prompt import encode_conversation, render_conversation
 
 T = TypeVar("T")
 
+_CHARACTERS = 32
+"""Characters of a text for each token that there is room for: no text has longer tokens on average."""
+_LEAST_CHARACTERS = 1 << 16
 _QUICK = 2048
 """Longest prompt, in tokens, that is prepared in the event loop: that takes less than a millisecond."""
 
@@ -140,13 +143,36 @@ class ServedModel:
         """The ids of a conversation, up to where the answer begins; of an encoder-decoder the last message is read."""
         tokenizer = self.require_tokenizer()
         if self.model.config.is_encoder_decoder:
-            return self.encode(str(messages[-1].get("content") or ""), "messages")
+            return await self.encode_in_thread(str(messages[-1].get("content") or ""), "messages")
 
         def encode() -> list[int]:
-            return encode_conversation(tokenizer, render_conversation(tokenizer, list(messages), True, tools))
+            text = render_conversation(tokenizer, list(messages), True, tools)
+            self.check_length(text, "messages")
+            return self.encode(encode_conversation(tokenizer, text), "messages")
 
         with blaming("messages"):
-            return self.encode(await asyncio.to_thread(encode), "messages")
+            return await asyncio.to_thread(encode)
+
+    def check_length(self, text: str, param: str) -> None:
+        """Raise ApiError for a text that can't fit: to read it would hold the server, and with it everybody."""
+        size = max(_CHARACTERS * self.capacity, _LEAST_CHARACTERS)
+        if len(text) > size:
+            message = f"The text has {len(text):,} characters, and {size:,} are allowed: shorten it."
+            raise ApiError(400, message, param, "context_length_exceeded")
+
+    async def encode_in_thread(self, prompt: str | Sequence[int], param: str = "prompt") -> list[int]:
+        """The ids of a prompt, as `encode`; a long one is read in another thread."""
+        if len(prompt) <= _QUICK:
+            return self.encode(prompt, param)
+        if isinstance(prompt, str):
+            self.check_length(prompt, param)
+        return await asyncio.to_thread(self.encode, prompt, param)
+
+    @property
+    def capacity(self) -> int:
+        """Longest text with its prompt, in tokens."""
+        engine = self.worker.engine
+        return (self.model.config.context_length or 0) if engine is None else engine.capacity
 
     def with_prefix(self, ids: list[int], prefix: Sequence[int] | None) -> list[int]:
         """The ids of a prompt and of the beginning of its text. Raises ApiError where there can't be one."""
@@ -198,11 +224,11 @@ class ServedModel:
         """Grammars that its texts obey."""
         return Grammars(self.model, self.require_tokenizer(), self.ends)
 
-    async def compile(self, rules: str, prompt: Sequence[int], param: str) -> Callable[[], Constraint]:
+    async def compile(self, rules: Callable[[], str], prompt: Sequence[int], param: str) -> Callable[[], Constraint]:
         """A maker of constraints by a grammar, see `Grammars`. Raises ApiError for one that can't be enforced."""
         before = () if self.model.config.is_encoder_decoder else prompt
         with blaming(param):
-            return await asyncio.to_thread(lambda: self.grammars.compile(rules, before))
+            return await asyncio.to_thread(lambda: self.grammars.compile(rules(), before))
 
     def room(self, prompt: Sequence[int], param: str) -> int:
         """New tokens that there is room for behind a prompt. Raises ApiError where there is none."""

@@ -12,11 +12,12 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
+from anyformer.errors import UserError
 from anyformer.generation.batching import BatchingEngine
-from anyformer.generation.inference import evaluating
+from anyformer.generation.inference import DamagedError, evaluating
 from anyformer.generation.request import Finish, Request, TokenLogprob
 from anyformer.model import Transformer
-from anyformer.serving.errors import ApiError, crashed
+from anyformer.serving.errors import ApiError, crashed, request_id
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -69,6 +70,9 @@ class Stream:
         request, (text, tokens, logprobs) = self.request, self._taken
         finish = request.finish_reason  # read first: nothing comes after it
         if finish == "error":
+            if isinstance(request.error, UserError) and not isinstance(request.error, DamagedError):
+                raise ApiError(400, str(request.error))  # its grammar can't be followed
+            log.error("the request %s failed", request_id.get(), exc_info=request.error)
             raise crashed()
         now, count, known = request.text, len(request.tokens), len(request.logprobs)
         if finish is None and len(now) == text and known == logprobs:
@@ -207,8 +211,7 @@ class Worker:
             return False
         try:
             busy = self.engine.step()
-        except Exception:
-            log.exception("a step failed")
+        except Exception:  # of texts, which say it to their clients, and to the log
             busy = bool(self.engine.running or self.engine.waiting)
         if self._loop is not None and self._is_due(self.engine.waiting):
             self._notified = time.monotonic()

@@ -29,7 +29,7 @@ class TextPart(fields.Strict):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class CalledFunction(fields.Strict):
@@ -68,7 +68,7 @@ class AssistantMessage(_Message):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     reasoning_content: str | None = None
     """The model's thoughts before the message, as an answer of this server has them."""
     refusal: None = None
@@ -96,13 +96,14 @@ def _rendered(messages: Sequence[PlainMessage | AssistantMessage | ToolMessage])
     Raises:
         ApiError: a result without its call, or arguments that are no JSON object.
     """
-    shown = list[dict[str, Any]]()
+    shown, names = list[dict[str, Any]](), dict[str, str]()
     for number, message in enumerate(messages):
         text = fields.joined(message.content)
         if isinstance(message, ToolMessage):
-            shown.append(tool_message(shown, message.tool_call_id, text, f"messages.{number}.tool_call_id"))
+            shown.append(tool_message(names, message.tool_call_id, text, f"messages.{number}.tool_call_id"))
         elif isinstance(message, AssistantMessage):
             calls = [Call(each.id, each.function.name, each.function.arguments) for each in message.tool_calls or ()]
+            names |= {call.id: call.name for call in calls}
             param = f"messages.{number}.tool_calls"
             shown.append(assistant_message(text, calls, param, message.reasoning_content))
         else:
@@ -133,7 +134,7 @@ class ChosenTool(fields.Strict):
 class ChatRequest(fields.SamplingBody):
     """A conversation that the model answers."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=fields.MOST_MESSAGES, fail_fast=True)]
     max_tokens: fields.Count | None = None
     max_completion_tokens: fields.Count | None = None
     """None: as many as there is room for."""
@@ -233,7 +234,7 @@ class _Writer:
         yield DONE
 
     def _usage(self) -> dict[str, Any]:
-        return usage(len(self.turn.ids), self.turn.streams)
+        return usage(len(self.turn.ids), self.turn.streams, self.body.n or 1)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}

@@ -40,13 +40,18 @@ router = APIRouter()
 _CHUNK = 256
 """Tokens of a prompt that are scored at a time."""
 
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(SamplingBody):
     """A prompt that is continued; of an encoder-decoder a source that is rewritten."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
+    )
     """A text, token ids, or several of one kind."""
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     """0: nothing is generated, which takes `echo`."""
@@ -101,7 +106,7 @@ class _Writer:
         self.server.limit(len(prompts) * count, "n")
         if body.best_of not in (None, 1, count):
             _refuse("best_of", "All texts are answered: leave out best_of, or set it to n.")
-        self.prompts = [served.encode(prompt) for prompt in prompts]
+        self.prompts = [await served.encode_in_thread(prompt) for prompt in prompts]
         self.generates = body.max_tokens != 0
         if not self.generates and not body.echo:
             _refuse("max_tokens", "max_tokens 0 asks for nothing: set echo, or ask for at least one token.")
@@ -128,7 +133,7 @@ class _Writer:
             options: GenerationOptions = {"temperature": 1.0, **body.options(), "max_new_tokens": new}
             config = GenerationConfig().replace(**options)
             try:
-                constrain = None if rules is None else await served.compile(rules, ids, body.rules_param)
+                constrain = None if rules is None else await served.compile(lambda: rules, ids, body.rules_param)
                 self.streams += await served.submit(ids, config, count, logprobs=body.logprobs, constrain=constrain)
             except BaseException:
                 served.worker.release(self.streams)
@@ -189,7 +194,7 @@ class _Writer:
         return str(token) if self.served.token_text is None else self.served.token_text.text(token)
 
     def _usage(self) -> dict[str, Any]:
-        return usage(sum(map(len, self.prompts)), self.streams)
+        return usage(sum(map(len, self.prompts)), self.streams, self.body.n or 1)
 
 
 def _prompt_logprobs(model: Transformer, ids: Sequence[int], top: int) -> list[TokenLogprob | None]:

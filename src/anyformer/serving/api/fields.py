@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import override
 
 from anyformer.generation.config import GenerationOptions
@@ -18,7 +18,7 @@ Temperature = Annotated[float, Field(ge=0, le=100)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
-PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+PrefixIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 _TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 Schema = Annotated[dict[str, Any], Field(alias="schema")]
 MOST_TOOLS = 128
@@ -26,7 +26,22 @@ ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Choice = Literal["none", "auto", "required"]
 Unused = Annotated[T | None, "changes nothing"]
 """A field that clients send, and that has no effect here."""
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+LONGEST_STOP = 1024
+"""Characters of a stop string."""
+MOST_MESSAGES = 4096
+Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
+Stops = Annotated[list[Annotated[Stop, Field(min_length=1)]], Field(max_length=16, fail_fast=True)]
+MOST_BIASES = 1 << 12
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _few(biases: Any) -> Any:
+    """Raise ValueError for more biases than there may be, before each is checked."""
+    if isinstance(biases, dict) and len(cast("dict[str, Any]", biases)) > MOST_BIASES:
+        raise ValueError(f"at most {MOST_BIASES:,} tokens can have one")
+    return biases
 
 
 class Strict(BaseModel):
@@ -47,7 +62,9 @@ class Strict(BaseModel):
             return given
         fields = cast("dict[str, Any]", given)
         names = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: value for name, value in fields.items() if value is not None or name in names}
+        unknown = [name for name, value in fields.items() if value is not None and name not in names]
+        # One fault is told, and to gather a million would hold the server.
+        return {name: fields[name] for name in [*names & fields.keys(), *unknown[:1]]}
 
 
 def joined(content: str | Sequence[Any] | None) -> str:
@@ -178,10 +195,10 @@ class SamplingBody(Ignored, TextBody):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[_TokenId, Bias], BeforeValidator(_few), Field(max_length=MOST_BIASES)] | None = None
     """By token id, as a string; -100 bans a token."""
     seed: Annotated[int, _SEED] | None = None
-    stop: str | Stops | None = None
+    stop: Stop | Stops | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream_options: ChunkOptions | None = None
     response_format: ResponseFormat | None = None

@@ -51,7 +51,7 @@ class ToolResult(_Part):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextBlock] = ""
+    content: str | Annotated[list[TextBlock], Field(fail_fast=True)] = ""
     is_error: bool | None = None
     """Changes nothing: the content says it."""
 
@@ -63,7 +63,7 @@ class Message(fields.Strict):
     """A message of a conversation."""
 
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], Field(fail_fast=True)]
 
 
 class Tool(_Part):
@@ -109,8 +109,8 @@ class OutputConfig(fields.Strict):
 class ConversationBody(_Part, fields.RequestBody):
     """A conversation."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    system: str | list[TextBlock] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=fields.MOST_MESSAGES, fail_fast=True)]
+    system: str | Annotated[list[TextBlock], Field(fail_fast=True)] | None = None
     tools: Annotated[list[Tool], Field(max_length=fields.MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
@@ -139,7 +139,7 @@ class ConversationBody(_Part, fields.RequestBody):
     def _shown(self) -> list[dict[str, Any]]:
         if self.messages[-1].role == "assistant":
             raise ApiError(400, "The last message is the user's: an answer can't be begun by the client.", "messages")
-        shown = list[dict[str, Any]]()
+        shown, names = list[dict[str, Any]](), dict[str, str]()
         if self.system:
             shown.append({"role": "system", "content": fields.joined(self.system)})
         for number, message in enumerate(self.messages):
@@ -152,12 +152,13 @@ class ConversationBody(_Part, fields.RequestBody):
                 if results:
                     raise ApiError(400, "A tool_result is the user's.", param)
                 calls = [Call(use.id, use.name, json.dumps(use.input)) for use in uses]
+                names |= {call.id: call.name for call in calls}
                 shown.append(assistant_message(text, calls, param))
                 continue
             if uses:
                 raise ApiError(400, "A tool_use is the assistant's.", param)
             for result in results:
-                shown.append(tool_message(shown, result.tool_use_id, fields.joined(result.content), param))
+                shown.append(tool_message(names, result.tool_use_id, fields.joined(result.content), param))
             if text or not results:
                 shown.append({"role": "user", "content": text})
         return shown

@@ -41,7 +41,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
     phase: fields.Unused[str] = None
 
 
@@ -60,7 +60,7 @@ class ResultItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ContentPart]
+    output: str | Annotated[list[ContentPart], Field(fail_fast=True)]
 
 
 def _kind(item: Any) -> str:
@@ -111,7 +111,7 @@ class ReasoningOptions(fields.Strict):
 class ResponsesRequest(fields.Ignored, fields.TextBody):
     """A conversation that the model answers."""
 
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=fields.MOST_MESSAGES, fail_fast=True)]
     instructions: str | None = None
     """A system message before the input."""
     max_output_tokens: fields.Count | None = None
@@ -150,15 +150,16 @@ class ResponsesRequest(fields.Ignored, fields.TextBody):
     def _shown(self) -> list[dict[str, Any]]:
         """The items as chat templates read them: calls belong to the assistant's message before them."""
         items = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        shown = list[dict[str, Any]]()
+        shown, names = list[dict[str, Any]](), dict[str, str]()
         if self.instructions:
             shown.append({"role": "system", "content": self.instructions})
         for number, item in enumerate(items):
             param = f"input.{number}"
             if isinstance(item, ResultItem):
-                shown.append(tool_message(shown, item.call_id, fields.joined(item.output), param))
+                shown.append(tool_message(names, item.call_id, fields.joined(item.output), param))
             elif isinstance(item, CallItem):
                 call = Call(item.call_id, item.name, item.arguments)
+                names[call.id] = call.name
                 message = assistant_message("", [call], param)
                 if shown and shown[-1]["role"] == "assistant":
                     before = shown.pop()
@@ -288,10 +289,11 @@ class _Writer:
         return {"type": "function_call", **known, "call_id": item.id, "name": item.name, "arguments": item.arguments}
 
     def _usage(self) -> dict[str, Any]:
-        prompt, new = len(self.turn.ids), len(self.turn.streams[0].request.tokens)
+        request = self.turn.streams[0].request
+        prompt, new = len(self.turn.ids), len(request.tokens)
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": request.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": new,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + new,

@@ -9,7 +9,7 @@ from typing import Any, cast
 from anyformer.errors import quote
 from anyformer.generation.config import GenerationConfig, GenerationOptions
 from anyformer.serving.answers import FINISH
-from anyformer.serving.errors import ApiError, blaming
+from anyformer.serving.errors import ApiError
 from anyformer.serving.served_model import ServedModel
 from anyformer.serving.tool_formats import Function, ToolFormat, Tools, format_of
 from anyformer.serving.tool_parser import (
@@ -194,11 +194,9 @@ class Turn:
         await self.encode()
         constrain = None
         if tools is not None and tools.is_enforced:
-            with blaming("tools"):
-                rules = tools.rules(served.grammars)
-            constrain = await served.compile(rules, self.ids, "tools")
+            constrain = await served.compile(lambda: tools.rules(served.grammars), self.ids, "tools")
         elif self.rules is not None:
-            constrain = await served.compile(self._within_channel(self.rules), self.ids, self.rules_param)
+            constrain = await served.compile(self._within_channel, self.ids, self.rules_param)
         if constrain is not None and not options.get("stop_at_eos", True):
             raise ApiError(400, "ignore_eos goes on behind the end that a grammar sets: leave it out.", "ignore_eos")
         if constrain is not None and self.prefix_ids is not None:
@@ -233,8 +231,9 @@ class Turn:
         form = format_of(self.served.require_tokenizer().chat_template)
         return form if form is not None and form.channels else None
 
-    def _within_channel(self, rules: str) -> str:
+    def _within_channel(self) -> str:
         """The rules of an answer that begins with the header of its last message, where it is made of messages."""
+        rules = self.rules or ""
         if self.form is None:
             return rules
         return f"text: {self.served.grammars.literal(FINAL)} answer\n{rules.replace('text:', 'answer:', 1)}"
@@ -296,14 +295,13 @@ def _arguments(call: Call, param: str) -> dict[str, Any]:
     return arguments
 
 
-def tool_message(messages: Sequence[Mapping[str, Any]], call_id: str, content: str, param: str) -> dict[str, Any]:
-    """The result of a call as chat templates read it.
+def tool_message(names: Mapping[str, str], call_id: str, content: str, param: str) -> dict[str, Any]:
+    """The result of a call as chat templates read it; `names` are the functions of the calls before it, by id.
 
     Raises:
         ApiError: there was no such call.
     """
-    calls = (call for message in reversed(messages) for call in message.get("tool_calls") or ())
-    name = next((call["function"]["name"] for call in calls if call["id"] == call_id), None)
+    name = names.get(call_id)
     if name is None:
         raise ApiError(400, f"There is no call {quote(call_id)} before its result.", param)
     return {"role": "tool", "name": name, "tool_call_id": call_id, "content": content}
