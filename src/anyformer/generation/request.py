@@ -72,7 +72,7 @@ class Request:
     finish_reason: Finish | None = None
     """None: not yet. stop: an end-of-text token or a stop string; length: max_new_tokens; error: a step raised."""
     error: BaseException | None = None
-    """What ended it with "error"."""
+    """The reason of an end with "error"."""
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     """One for each token, if asked for."""
     cache: KeyValueCache | None = None
