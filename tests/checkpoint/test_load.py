@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_the_old_model(model: Transformer, directory: Path, m
 
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     other = af.build(model.config)
-    monkeypatch.setattr(import_module("anyformer.checkpoint.sources"), "save_file", full)
+    monkeypatch.setattr(import_module("anyformer.checkpoint.save"), "write_tensors", full)
     with pytest.raises(af.UserError, match="can't be written: No space left on device"):
         af.save(other, directory)
     with pytest.raises(af.UserError, match="can't be written"):

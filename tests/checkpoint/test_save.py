@@ -3,15 +3,24 @@
 import json
 import os
 import stat
+import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import anyformer as af
+from anyformer.blocks.quantized import QuantizedMatrix
+from anyformer.checkpoint import write_tensors
 from anyformer.cli.main import main
+from anyformer.kernels.quantization import QuantizedWeight
 from anyformer.model import Transformer
+from anyformer.quantization import quantized_weights
+from tests.examples import examples
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and permissions as POSIX has them")
 
@@ -190,3 +199,39 @@ def test_a_gguf_file_is_no_directory(model: Transformer, tmp_path: Path) -> None
     with pytest.raises(af.UserError, match=r"m\.gguf would be a directory of this name: `save_gguf` writes the file"):
         af.save(model, tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
+
+
+NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool)
+
+
+@examples(30)
+@given(st.lists(st.tuples(st.sampled_from(NUMBERS), st.lists(st.integers(0, 4), max_size=3)), max_size=6))
+def test_a_file_is_written_a_tensor_at_a_time_as_safetensors_writes_it(
+    tensors: list[tuple[torch.dtype, list[int]]],
+) -> None:
+    whole = {f"weight {len(tensors) - n} é": torch.ones(shape).to(dtype) for n, (dtype, shape) in enumerate(tensors)}
+    with tempfile.TemporaryDirectory() as folder:
+        expected, file = Path(folder, "expected"), Path(folder, "file")
+        save_file(whole, expected, {"format": "pt"})
+        on_meta = {name: tensor.to("meta") for name, tensor in whole.items()}
+        write_tensors(file, on_meta, {"format": "pt"}, whole.__getitem__)
+        assert file.read_bytes() == expected.read_bytes()
+
+
+def test_matrices_of_integers_are_unpacked_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    made = list[weakref.ref[torch.Tensor]]()
+    unpacked = QuantizedMatrix.unpacked
+
+    def watched(matrix: QuantizedMatrix) -> QuantizedWeight:
+        weight = unpacked(matrix)
+        alive.append(sum(each() is not None for each in made))
+        made.append(weakref.ref(weight.integers))
+        return weight
+
+    wide = af.build(af.preset("llama-nano", d_model=32, decoder_layers=2, feed_forward={"width": 64}))
+    quantized = af.quantize(wide, "int4")
+    monkeypatch.setattr(QuantizedMatrix, "unpacked", watched)
+    af.save(quantized, tmp_path / "small")
+    assert len(made) == len(list(quantized_weights(quantized)))
+    assert max(alive) <= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyformer.kernels import quantization
+from anyformer.kernels import packed_weight, quantization
 from anyformer.kernels.cpu import library, structs
 from anyformer.kernels.cpu.library import Kernel
-from anyformer.kernels.quantization import GROUP, KERNEL, QuantizedWeight, dequantize, quantize_int4
+from anyformer.kernels.packed_weight import pack, unpack
+from anyformer.kernels.quantization import GROUP, KERNEL, QuantizedWeight, dequantize, quantize_int4, quantize_int8
 from anyformer.native import compiler, levels
 from tests.examples import examples
 
@@ -102,3 +103,17 @@ def test_lesser_processors_find_the_same(other_level: Kernel, monkeypatch: pytes
         expected = by_torch(matrix)
         for ours, theirs in zip(found[:3], expected[:3], strict=True):
             assert float((ours != theirs).float().mean()) < 0.01
+
+
+@examples(30)
+@given(matrices(), st.sampled_from([quantize_int4, quantize_int8]))
+def test_rows_are_interleaved_some_at_a_time(matrix: Tensor, quantize: Callable[[Tensor], QuantizedWeight]) -> None:
+    weight = quantize(matrix)
+    whole = pack(weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_weight, "_PACKED", 1)
+        packed = pack(weight)
+    for part, expected, restored, original in zip(packed[:3], whole[:3], unpack(packed), weight, strict=True):
+        assert (part is None) == (expected is None)
+        assert part is None or expected is None or torch.equal(part, expected)
+        assert restored is None or torch.equal(restored, original)

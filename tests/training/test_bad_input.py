@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import anyformer as af
 from anyformer.cli import train
@@ -162,13 +161,14 @@ def _full(*_: object, **__: object) -> None:
 
 
 def test_a_disk_that_fills_up_while_saving(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module = import_module("anyformer.checkpoint.sources")
+    module = import_module("anyformer.checkpoint.save")
+    whole = module.write_tensors
 
-    def fills(tensors: Any, path: Path, **rest: Any) -> None:
-        monkeypatch.setattr(module, "save_file", _full)
-        save_file(tensors, path, **rest)
+    def fills(*arguments: Any) -> None:
+        monkeypatch.setattr(module, "write_tensors", _full)
+        whole(*arguments)
 
-    monkeypatch.setattr(module, "save_file", fills)
+    monkeypatch.setattr(module, "write_tensors", fills)
     flags = ["gpt2-nano", "--data", str(text), "--tokenizer", "char", *TINY, *SHORT]
     with pytest.raises(UserError, match=r"can't be written: No space left on device\. The model in .* that of step 0"):
         train.run([*flags, "--runs", str(tmp_path), "--name", "run"])

@@ -3,8 +3,9 @@
 import json
 import logging
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from anyformer.families.base import Family, write_labels
 from anyformer.families.rows import Row, row
 from anyformer.kernels.quantization import GROUP
 from anyformer.model import Transformer
-from anyformer.quantization import bits_of
+from anyformer.quantization import bits_of, quantized_weights
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.files import TOKENIZER_FILES
 
@@ -89,16 +90,17 @@ def save(
     if family is own.FAMILY and not (Path(directory) / "config.json").exists():
         _LOG.warning("%s is written as our own model type, %r: %s", directory, family.model_type, OWN)
     prefix = family.prefix if config.head.kind == "none" else ""
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooling.")}
+    shapes, read = _tensors(model)
+    shapes = {name: tensor for name, tensor in shapes.items() if not name.startswith("pooling.")}
     rows = {
         theirs.removeprefix(prefix): line
         for theirs, line in (
-            family.table(config, state) if bits is None else {name: row(name, name) for name in state}
+            family.table(config, shapes) if bits is None else {name: row(name, name) for name in shapes}
         ).items()
         if not line.alias or (line.is_separate and not config.embedding.tied)
     }
     with _replacing_directory(Path(directory), rank, processes) as target:
-        _write_weights(rows, state, target, max_shard_size, rank, processes)
+        _write_weights(rows, shapes, read, target, max_shard_size, rank, processes)
         pooled = {name: full_tensor(tensor).cpu() for name, tensor in model.pooling.state_dict().items()}
         if rank:
             return family.model_type
@@ -147,31 +149,70 @@ def _generation(model: Transformer) -> dict[str, Any]:
     return {"_from_model_config": True, **{k: v for k, v in {**settings, **ids}.items() if v not in (None, [])}}
 
 
+def _tensors(model: Transformer) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
+    """The tensors of a model on the meta device, and what reads one: integers are unpacked a matrix at a time."""
+    state: dict[str, Tensor] = {}
+    shapes: dict[str, Tensor] = {}
+    matrices = dict(quantized_weights(model))
+    for name, matrix in matrices.items():
+        (rows, columns), scales = matrix.shape, torch.empty(0, dtype=torch.float16)
+        integers = torch.empty(0, dtype=torch.int8 if matrix.bits == 8 else torch.uint8)
+        parts = {"integers": (integers, columns * matrix.bits // 8), "scales": (scales, columns // GROUP)}
+        parts |= {"minima": parts["scales"]} if matrix.bits == 4 else {}
+        shapes |= {f"{name}.{part}": like.new_empty(rows, n, device="meta") for part, (like, n) in parts.items()}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name not in matrices:  # of which `state_dict` unpacks all
+            module._save_to_state_dict(state, name and f"{name}.", keep_vars=False)  # pyright: ignore[reportPrivateUsage]
+    shapes |= {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in state.items()}
+    unpacked = lru_cache(maxsize=1)(lambda name: matrices[name].unpacked())
+
+    def read(name: str) -> Tensor:
+        if name in state:
+            return full_tensor(state[name])
+        matrix, _, part = name.rpartition(".")
+        return getattr(unpacked(matrix), part)
+
+    return shapes, read
+
+
 def _write_weights(
-    rows: Mapping[str, Row], state: Mapping[str, Tensor], target: Path, max_shard_size: int, rank: int, processes: int
+    rows: Mapping[str, Row],
+    shapes: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    target: Path,
+    max_shard_size: int,
+    rank: int,
+    processes: int,
 ) -> None:
-    """Write the tensors of rows, a file in turn by each process, which holds those of one file at a time."""
+    """Write the tensors of rows: one at a time, or, by several processes, a file in turn by each, which holds those of
+    one file."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
-    sizes = {name: line.write(shapes).nbytes for name, line in rows.items()}
+    stored = {name: line.write(shapes) for name, line in rows.items()}
+    sizes = {name: tensor.nbytes for name, tensor in stored.items()}
     if processes > 1:
         max_shard_size = min(max_shard_size, -(-sum(sizes.values()) // processes))
     shards: Any = split_state_dict_into_shards_factory(
         sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
+
+    def written(name: str) -> Tensor:
+        return rows[name].write({ours: read(ours) for ours in rows[name].ours}).contiguous().cpu()
+
     mine: dict[str, Tensor] = {}
     own = ""
     for number, (file, names) in enumerate(shards.filename_to_tensors.items()):
+        if processes == 1:
+            write_tensors(target / file, {name: stored[name] for name in names}, {"format": "pt"}, written)
+            continue
         is_mine = number % processes == rank
         if is_mine:
             _write_shard(target / own, mine)  # not before, so that all processes write at the same time
             own = file
         for name in names:
-            parts = {ours: full_tensor(state[ours]) for ours in rows[name].ours}
+            tensor = written(name)
             if is_mine:
-                tensor = rows[name].write(parts).contiguous().cpu()
-                mine[name] = tensor.clone() if rows[name].alias else tensor  # no two share their memory in a file
+                mine[name] = tensor
     _write_shard(target / own, mine)
     if shards.is_sharded and rank == 0:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}

@@ -4,8 +4,9 @@ GGUF files are a source in `checkpoint.gguf.source`.
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -40,6 +41,19 @@ _READ = (
 _MAX_MAPPED = 64 * 2**20
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that weights are stored in."""
+_NAMES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Dtypes in a safetensors file, in the order of its tensors: the widest first, so that each is aligned."""
 BLOCK = 1 << 20
 _FOLDED = 16
 """Words of 8 bytes that are added up before they are hashed."""
@@ -228,21 +242,37 @@ def _files(path: Path, name: str) -> list[Path]:
     return [single] if single.is_file() else shards  # transformers leaves the index of an earlier model behind
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a new safetensors file, whose permissions follow the umask.
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    read: Callable[[str], Tensor] | None = None,
+) -> None:
+    """Write a new safetensors file, byte for byte as safetensors' ``save_file`` does, one tensor after the other.
 
     Args:
         path: The file, of which there is none yet.
-        tensors: Contiguous, on the CPU, no two of them in the same memory.
+        tensors: By name, in the order in which they are read. Of the meta device where `read` gives the numbers.
         metadata: What the header says beside them.
+        read: A tensor on the CPU, when its turn has come; None: the tensors are there.
 
     Raises:
-        OSError or SafetensorError: it can't be written.
+        OSError: it can't be written.
     """
-    path.touch(exist_ok=False)
-    permissions = path.stat().st_mode
-    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
-    path.chmod(permissions)  # the library's own let nobody else read the file, whatever the umask
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    order = list(_NAMES)
+    for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            numbers = (tensor if read is None else read(name)).detach().contiguous()
+            file.write(memoryview(numbers.reshape(-1).view(torch.uint8).numpy()))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

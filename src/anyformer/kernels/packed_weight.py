@@ -32,6 +32,8 @@ _QUAD = 4
 _OFFSET = 128
 _CHUNK = 1 << 18
 """Weights that are transposed at a time."""
+_PACKED = 1 << 24
+"""Weights that are interleaved at a time: more of them would be in memory three times."""
 
 _MEMORY_BLOCK = 1 << 25
 _ALIGNMENT = 64
@@ -79,10 +81,26 @@ class PackedWeight(NamedTuple):
 
 
 def pack(weight: QuantizedWeight) -> PackedWeight:
-    """Interleave the rows of a weight: a copy."""
-    integers, scales, minima, rows = _interleaved(weight)
-    minima = None if minima is None else _to_huge_pages(minima)
-    return PackedWeight(_to_huge_pages(_quads(integers)).view(torch.uint8), _to_huge_pages(scales), minima, rows)
+    """Interleave the rows of a weight: a copy, made of some rows at a time."""
+    rows, groups = weight.scales.shape
+    blocks, device = -(-rows // BLOCK_ROWS), weight.scales.device
+    quads = weight.integers.shape[1] // max(1, groups) // _QUAD
+    integers = _empty((blocks, groups, quads, BLOCK_ROWS, _QUAD), torch.uint8, device)
+    shape = (blocks, groups, BLOCK_ROWS)
+    scales = _empty(shape, torch.float16, device)
+    minima = None if weight.minima is None or _is_centered(weight) else _empty(shape, torch.float16, device)
+    packed = PackedWeight(integers, scales, minima, rows)
+    step = max(1, _PACKED // (groups * GROUP * BLOCK_ROWS + 1))
+    for start in range(0, blocks, step):
+        part, taken = packed.blocks(start, start + step), slice(start * BLOCK_ROWS, (start + step) * BLOCK_ROWS)
+        some = None if minima is None or weight.minima is None else weight.minima[taken]
+        byte = weight.integers[taken].view(torch.uint8)
+        made = _interleaved(byte if weight.bits == 4 else byte ^ _OFFSET, weight.scales[taken], some)
+        _quads(part.integers).copy_(_quads(made.integers))
+        part.scales.copy_(made.scales)
+        if part.minima is not None and made.minima is not None:
+            part.minima.copy_(made.minima)
+    return packed
 
 
 def transpose(packed: PackedWeight) -> PackedWeight:
@@ -96,7 +114,8 @@ def transpose(packed: PackedWeight) -> PackedWeight:
     for group in range(0, transposed.integers.shape[1], step):
         first, last = (each * GROUP // BLOCK_ROWS for each in (group, group + step))
         part = dequantize(unpack(packed.blocks(first, last)), torch.float32)
-        part = _interleaved(quantize_int8(F.pad(part.T, (0, -len(part) % GROUP))))
+        turned = quantize_int8(F.pad(part.T, (0, -len(part) % GROUP)))
+        part = _interleaved(turned.integers.view(torch.uint8) ^ _OFFSET, turned.scales, None)
         _quads(transposed.integers)[:, group : group + step] = _quads(part.integers)
         transposed.scales[:, group : group + step] = part.scales
     return transposed
@@ -109,16 +128,13 @@ def empty_transpose(packed: PackedWeight) -> PackedWeight:
     return PackedWeight(integers, _empty((blocks, groups, BLOCK_ROWS), torch.float16, device), None, packed.columns)
 
 
-def _interleaved(weight: QuantizedWeight) -> PackedWeight:
-    """A packed weight that need not be contiguous."""
-    rows, groups = weight.scales.shape
-    byte = weight.integers.view(torch.uint8)
-    if weight.minima is None:
-        byte = byte ^ _OFFSET
+def _interleaved(byte: Tensor, scales: Tensor, minima: Tensor | None) -> PackedWeight:
+    """A packed weight that need not be contiguous, of [rows, ...] of a quantized one, 8 bits without their sign."""
+    rows, groups = scales.shape
     padded = _whole_blocks(byte)
     quads = padded.view(-1, BLOCK_ROWS, groups, padded.shape[1] // groups // _QUAD, _QUAD)
-    minima = None if weight.minima is None or _is_centered(weight) else _blocks(weight.minima)
-    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(weight.scales), minima, rows)
+    minima = None if minima is None else _blocks(minima)
+    return PackedWeight(quads.permute(0, 2, 3, 1, 4), _blocks(scales), minima, rows)
 
 
 def _quads(integers: Tensor) -> Tensor:
@@ -151,7 +167,7 @@ def select_rows(packed: PackedWeight, rows: Tensor) -> QuantizedWeight:
 def _quantized(packed: PackedWeight, integers: Tensor, scales: Tensor, minima: Tensor | None) -> QuantizedWeight:
     """Rows of a packed weight, each by itself, as a quantized one."""
     if packed.bits == 8:
-        return QuantizedWeight((integers ^ _OFFSET).view(torch.int8), scales, None)
+        return QuantizedWeight(integers.bitwise_xor_(_OFFSET).view(torch.int8), scales, None)  # a copy already
     return QuantizedWeight(integers, scales, -8 * scales if minima is None else minima)
 
 
@@ -169,13 +185,6 @@ def _whole_blocks(rows: Tensor) -> Tensor:
 def _rows(part: Tensor, rows: int) -> Tensor:
     """[blocks, 16, ...] as [rows, ...]."""
     return part.reshape(part.shape[0] * BLOCK_ROWS, -1)[:rows]
-
-
-def _to_huge_pages(tensor: Tensor) -> Tensor:
-    """A contiguous copy in huge pages; on other devices than the CPU, the contiguous tensor."""
-    if tensor.device.type != "cpu":
-        return tensor.contiguous()
-    return _empty(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -84,7 +84,14 @@ def quantize_int8(matrix: Float[Tensor, "rows columns"]) -> QuantizedWeight:
 
     Raises ValueError for numbers that are not finite, or too large for the scales.
     """
-    integers, scales = map(torch.cat, zip(*map(_int8, _chunks(matrix)), strict=True))
+    groups = matrix.shape[1] // GROUP
+    integers = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
+    scales = torch.empty(len(matrix), groups, dtype=torch.float16, device=matrix.device)
+    start = 0
+    for part in _chunks(matrix):
+        end = start + len(part)
+        integers[start:end], scales[start:end] = _int8(part)
+        start = end
     return QuantizedWeight(integers, scales, None)
 
 
