@@ -23,7 +23,7 @@ from anyformer.errors import UserError, quote
 from anyformer.families import FAMILIES, from_huggingface, own, to_huggingface
 from anyformer.families.base import Family, write_labels
 from anyformer.families.rows import Row, row
-from anyformer.kernels.quantization import GROUP
+from anyformer.kernels.quantization import GROUP, QuantizedWeight
 from anyformer.model import Transformer
 from anyformer.quantization import bits_of, quantized_weights
 from anyformer.tokenizer import Tokenizer
@@ -164,7 +164,10 @@ def _tensors(model: Transformer) -> tuple[dict[str, Tensor], Callable[[str], Ten
         if name not in matrices:  # of which `state_dict` unpacks all
             module._save_to_state_dict(state, name and f"{name}.", keep_vars=False)  # pyright: ignore[reportPrivateUsage]
     shapes |= {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in state.items()}
-    unpacked = lru_cache(maxsize=1)(lambda name: matrices[name].unpacked())
+
+    @lru_cache(maxsize=1)
+    def unpacked(name: str) -> QuantizedWeight:
+        return matrices[name].unpacked()
 
     def read(name: str) -> Tensor:
         if name in state:

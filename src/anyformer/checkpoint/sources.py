@@ -272,7 +272,7 @@ def write_tensors(
         for name, tensor in tensors.items():
             file.seek(8 + len(text) + header[name]["data_offsets"][0])
             numbers = (tensor if read is None else read(name)).detach().contiguous()
-            file.write(memoryview(numbers.reshape(-1).view(torch.uint8).numpy()))
+            file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
