@@ -153,3 +153,15 @@ def test_a_missing_column_is_answered_with_the_line_to_write(
         asked = re.search(r"--task (\w+)", said)
         said_task: Any = asked and asked[1]
         detect_task(sample, "a.csv", task or said_task, NamedColumns(**words))
+
+
+def test_the_case_of_column_names_does_not_matter() -> None:
+    found = detect_task({"Text": "", "LABEL": "a"}, "a.csv, line 2,")
+    assert (found.task, found.columns) == ("classify", {"text": "Text", "label": "LABEL"})
+    named = detect_task({"Review": "", "Stars": "a"}, "a.csv", None, Columns(text="review", label="stars"))
+    assert named.columns == {"text": "Review", "label": "Stars"}
+    both = detect_task({"Text": "", "text": "", "label": "a"}, "a.csv")
+    assert both.columns["text"] == "text"
+    chat = detect_task({"Messages": MESSAGES, "Tools": []}, "a.csv")
+    assert chat.columns == {"messages": "Messages"}
+    assert "Tools" in chat.optional["tools"]

@@ -70,7 +70,7 @@ def detect_task(
         hint = nearest(task, TASKS)
         raise UserError(f"There is no task {quote(task)}: {hint}{'' if hint.endswith('?') else '.'}")
     columns = columns or Columns()
-    named = columns.by_role()
+    named = {role: _as_spelled(column, sample) for role, column in columns.by_role().items()}
     for column in named.values():
         if find(sample, _inside_translation(column, sample)) is MISSING:
             line = columns.flags(None, **_suggestion(sample, task, named)[2])
@@ -78,7 +78,10 @@ def detect_task(
     for name, schema in _schemas(task):
         match = _match(schema, sample, named)
         if match is not None and schema.fits({part: find(sample, column) for part, column in match.items()}):
-            optional = {part: (named[part],) if part in named else names for part, names in schema.optional.items()}
+            optional = {
+                part: (named[part],) if part in named else tuple(_as_spelled(name, sample) for name in names)
+                for part, names in schema.optional.items()
+            }
             verb = "as asked, with" if task else "because of"
             return DetectedTask(name, schema, match, optional, f"{verb} {_listed(match)}")
     if task is not None and not named and (ordered := TASKS[task].by_order(sample)) is not None:
@@ -105,12 +108,19 @@ def _match(schema: RowSchema, sample: Mapping[str, Any], named: Mapping[str, str
     match = dict[str, str]()
     for part, names in schema.required.items():
         taken = {*named.values(), *match.values()}
-        usual = next((name for name in names if name in sample and name not in taken), None)
+        spelled = (_as_spelled(name, sample) for name in names)
+        usual = next((name for name in spelled if name in sample and name not in taken), None)
         column = _inside_translation(named[part], sample) if part in named else usual
         if column is None:
             return None
         match[part] = column
     return match
+
+
+def _as_spelled(column: str, sample: Mapping[str, Any]) -> str:
+    """The column of this name, or the first that is it but for the case of letters; else the name."""
+    folded = column.casefold()
+    return column if column in sample else next((name for name in sample if name.casefold() == folded), column)
 
 
 def _inside_translation(column: str, sample: Mapping[str, Any]) -> str:
