@@ -46,6 +46,7 @@ def load(
     allow_pickle: bool = False,
     adapter: str | Path | Sequence[str | Path] = (),
     cut: Cut | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Load a model directory in Hugging Face's format, a GGUF file, or a repository of the hub.
 
@@ -63,6 +64,7 @@ def load(
             number behind a colon weights one, as in ``"DIR:0.5"``. Of a classifier's the model gets the head.
         cut: What this process keeps of each weight in floating point, which the processes share; None: all of it. Where
             a tensor is stored as it is computed with, nothing else of it is read.
+        tokenizer: The model's tokenizer, if it was read before; None: it is read.
 
     Returns:
         The model, in evaluation mode, with the head that config.json's `architectures` names; and its tokenizer, or
@@ -80,7 +82,7 @@ def load(
         adapters.insert(0, alone)
     heads = [head for each in adapters if (head := read_head(path_and_weight(each)[0])) is not None]
     change = None if not heads else partial(_with_head_of, heads[0])
-    model, tokenizer = _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut)
+    model, tokenizer = _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut, tokenizer)
     for each in adapters:
         load_adapter(model, each)
     if alone is not None:
@@ -130,6 +132,7 @@ def load_with_head(
     quantize: str | None = None,
     allow_pickle: bool = False,
     cut: Cut | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Load a model without its head, and give it a new one to be trained.
 
@@ -140,7 +143,7 @@ def load_with_head(
         kind: none, classification (one answer a text), token_classification (one a token) or language_model, which
             keeps the head that there is.
         labels: Of a classifier: their names, or how many there are.
-        path_or_hub_id, dtype, device, quantize, allow_pickle, cut: See `load`.
+        path_or_hub_id, dtype, device, quantize, allow_pickle, cut, tokenizer: See `load`.
 
     Returns:
         The model, in evaluation mode, and its tokenizer, or None where there is none.
@@ -149,7 +152,7 @@ def load_with_head(
         UserError: as `load`; a family without such a head, or labels that don't fit.
     """
     change = partial(with_head, kind=kind, labels=labels, problem_type=problem_type)
-    return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut)
+    return _load(path_or_hub_id, change, dtype, device, quantize, allow_pickle, cut, tokenizer)
 
 
 def _with_head_of(head: HeadConfig, config: ModelConfig) -> ModelConfig:
@@ -164,11 +167,12 @@ def _load(
     quantize: str | None,
     allow_pickle: bool,
     cut: Cut | None,
+    tokenizer: Tokenizer | None,
 ) -> tuple[Transformer, Tokenizer | None]:
     kind, dtype = None if quantize is None else quantization(quantize), torch_dtype(dtype)
     _require_device(device)
     source = open_source(path_or_hub_id, allow_pickle=allow_pickle)
-    tokenizer, config = source.tokenizer(), config_of(source)
+    tokenizer, config = tokenizer or source.tokenizer(), config_of(source)
     changed = config if change is None else change(config)
     if changed is config:
         model = skeleton(config)

@@ -25,6 +25,7 @@ class FinetuneOptions(RunOptions, total=False):
     header: Sequence[str]
     labels: Sequence[str]
     label_kind: str | None
+    balance: bool
     train_on: str
     system: str | None
     packing: bool | None
@@ -119,8 +120,8 @@ def finetune(
     }
     if config.lora is not None:
         loading["adapter"] = path
-    model, tokenizer = load(path if config.lora is None else config.base, **loading)
-    tokenizer = Tokenizer.find(path / "model") or tokenizer  # an adapter's may have another template
+    own = Tokenizer.find(path / "model")  # an adapter's may have another template
+    model, tokenizer = load(path if config.lora is None else config.base, tokenizer=own, **loading)
     assert tokenizer is not None
     return FinetuneResult(model, tokenizer, metrics_of(path), path)
 

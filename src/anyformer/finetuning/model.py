@@ -12,7 +12,7 @@ from torch import nn
 from anyformer.adapters import add_adapter
 from anyformer.blocks.initialization import Cut
 from anyformer.blocks.norm import LayerNorm, OffsetRMSNorm, RMSNorm
-from anyformer.checkpoint import inspect, load, load_with_head, save, save_adapter
+from anyformer.checkpoint import load, load_with_head, save, save_adapter
 from anyformer.config import HeadConfig, ModelConfig, ProblemType
 from anyformer.families import with_head
 from anyformer.finetuning.config import CompleteFinetuneConfig
@@ -50,16 +50,20 @@ def with_head_of_task(model: ModelConfig, config: CompleteFinetuneConfig) -> Mod
     return with_head(model, head, labels, PROBLEMS[config.label_kind])
 
 
-def build_model(config: CompleteFinetuneConfig, base: ModelConfig, cut: Cut | None = None) -> Transformer:
+def build_model(
+    config: CompleteFinetuneConfig, base: ModelConfig, tokenizer: Tokenizer, cut: Cut | None = None
+) -> Transformer:
     """The model with its first weights. A head that the base lacks is drawn, and saved with an adapter.
 
     Args:
+        base: The config of the base as it is stored.
+        tokenizer: The base's, which is not read again.
         cut: what this process keeps of a weight of the base; None: all of it.
     """
-    options: dict[str, Any] = {**load_options(config), "cut": cut}
+    options: dict[str, Any] = {**load_options(config), "cut": cut, "tokenizer": tokenizer}
     task = TASKS[config.task]
     head, problem = task.head, PROBLEMS[config.label_kind]
-    if head == "language_model" and is_bare_seq2seq(inspect(config.base, allow_pickle=config.allow_pickle)[0]):
+    if head == "language_model" and is_bare_seq2seq(base):
         model, _ = load_with_head(config.base, head, **options)
     elif head == "language_model" or _has_head(base.head, head, config.labels, problem):
         model, _ = load(config.base, **options)
