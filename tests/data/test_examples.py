@@ -77,3 +77,27 @@ def test_conversations_and_pairs_of_them_are_compared_whole():
         for number, bad in enumerate("bcb")
     ]
     assert [(one.number, two.number) for one, two in duplicates(pairs)] == [(0, 2)]
+
+
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=2, max_size=5),
+    seed=st.integers(0, 2**40),
+    share=st.floats(0.01, 0.5),
+)
+def test_each_label_with_two_examples_is_on_both_sides(counts: list[int], seed: int, share: float):
+    examples = [
+        each
+        for number, count in enumerate(counts)
+        for each in classify(*(f"{number} {index}" for index in range(count)), label=str(number))
+    ]
+    plain = held_out(examples, share, seed)
+    sides = held_out(examples, share, seed, label=lambda example: example.label)
+    assert sorted(e.text for side in sides for e in side) == sorted(e.text for e in examples)
+    labels = [{e.label for e in side} for side in sides]
+    for number, count in enumerate(counts):
+        if count > 1:
+            assert all(str(number) in side for side in labels)
+    assert all(sides)
+    # Where every label was on both sides, nothing is changed.
+    if all({e.label for e in side} == {e.label for e in examples} for side in plain):
+        assert sides == plain

@@ -100,6 +100,16 @@ def never_right(classes: Sequence[ClassScores]) -> str | None:
     return f"Never right: {', '.join(missed[:_NAMED])}{more}. They need more examples, or more epochs."
 
 
+def only_class(references: Sequence[str], predictions: Sequence[str]) -> str | None:
+    """Sentence that says that one class alone is predicted; None: several are, or there is only one."""
+    if len({*references}) < 2 or len({*predictions}) > 1:
+        return None
+    return (
+        f"All {len(predictions):,} predictions are {predictions[0][:_CHARACTERS]}: the model tells no classes apart. "
+        "Try more rows of the other classes, more epochs, or another model, such as one for the language of the texts."
+    )
+
+
 def confusion_matrix(
     references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]
 ) -> npt.NDArray[np.int64]:

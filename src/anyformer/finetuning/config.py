@@ -76,6 +76,9 @@ class FinetuneConfig(RunConfig):
     """Classify, tag and embed: the names of all labels, in the order of their numbers (default: those that occur)."""
     label_kind: Annotated[str | None, "{single,multiple,regression}", OBJECTIVE] = None
     """Classify: one label a text, several, or a number (default: what the labels look like)."""
+    balance: Annotated[bool, OBJECTIVE] = True
+    """Classify: let each class stand among the examples that are held out, and count rare classes as much as frequent
+    ones in the loss."""
     train_on: Annotated[str, "{answers,all}", OBJECTIVE] = "answers"
     """Chat, completion and preference: the tokens that are learned."""
     system: Annotated[str | None, "TEXT", OBJECTIVE] = None
@@ -87,10 +90,10 @@ class FinetuneConfig(RunConfig):
     accelerator; elsewhere examples of about equal length share a batch)."""
     batch_size: Annotated[int | None, LENGTH] = None
     """Examples in a batch, of all processes together (default: 32, or 128 from 60,000 examples on without an adapter;
-    16 for text to be generated)."""
+    16 for text to be generated; from 8 on for labels of less than 240 texts)."""
     epochs: Annotated[float | None, LENGTH] = None
-    """Passes over the data, instead of --steps or --minutes (default: 3; of tags as many as 500 batches are, from 3 to
-    20; from 20,000 examples on fewer: what 60,000 examples are, but one at least)."""
+    """Passes over the data, instead of --steps or --minutes (default: 3; of labels as many as 150 batches are,
+    of tags 500, from 3 to 20; from 20,000 examples on fewer: what 60,000 examples are, but one at least)."""
     lora: Annotated[int | None, "RANK", ADAPTER] = None
     """Train a low-rank adapter of this rank, and leave the weights as they are."""
     lora_alpha: Annotated[float | None, ADAPTER] = None
@@ -256,7 +259,7 @@ def resumed(run: Path, changes: Mapping[str, Any]) -> FinetuneConfig:
     if isinstance(raw, dict) and "preset" in raw and "base" not in raw:
         again = f"anyformer train --resume {shlex.quote(str(run))}"
         raise UserError(f"{file} is for training from scratch, since it has the field preset: use `{again}`.")
-    values = read_fields(file, FinetuneConfig)
+    values = {"balance": False, **read_fields(file, FinetuneConfig)}  # runs from before the field had none
     own, base = values.get("base"), changes.get("base")
     if base is not None and own not in (base, str(Path(base).absolute())):
         raise UserError(f"--resume goes on in {run}, and so with {own}: leave out {base}.")
@@ -299,6 +302,9 @@ def complete(
         rate *= 2  # with the square root of the batch, as Malladi et al. 2022 find for Adam
         average = average or "ema:0.99"
     batch_size = 16 if record.generates else 128 if many else 32
+    if examples and record.smallest_batch < batch_size:
+        most = int(_MOST_EPOCHS * examples / max(1, record.fewest_steps))
+        batch_size = max(record.smallest_batch, min(batch_size, most))
     if record.is_stream:
         batch_size = max(1, _BATCH_TOKENS // context)
     batch_size = config.batch_size or batch_size

@@ -40,16 +40,20 @@ from anyformer.runs.listing import Terms
 from anyformer.tasks import TASKS
 from anyformer.tasks.loading import ExampleSet, find_task, load_examples
 from anyformer.tasks.task import Encoded, Encoding
+from anyformer.terminal import shorten
 from anyformer.tokenizer import Tokenizer
 from anyformer.tokenizer.prompt import with_plain_template
 from anyformer.training.batcher import Batcher
 from anyformer.training.config import RunConfig, TrainConfig
+from anyformer.training.losses import ClassWeightedLoss
 from anyformer.training.prepare import prepare
 from anyformer.training.recipe import Recipe
 from anyformer.training.sample import Passage, Sample, take_sample
 from anyformer.training.strategies.base import Strategy
 
 _SHOWN = 3
+_UNEQUAL = 1.5
+"""Least ratio of the examples of two classes that makes their weights differ."""
 _MEASURED = 1 << 14
 """Tokens whose perplexity is measured before and after training, at most."""
 
@@ -85,6 +89,7 @@ class BaseFinetuning(Recipe[CompleteFinetuneConfig]):
             raise UserError(f"{config.base} has no tokenizer: put its tokenizer.json beside it.")
         self.name = base_name(config.base)
         self.base: ModelConfig = base
+        self._stored = base
         self.model_config = base
         self.tokenizer: Tokenizer = tokenizer
         weights = weights_fingerprint(config.base, allow_pickle=config.allow_pickle)
@@ -97,7 +102,7 @@ class BaseFinetuning(Recipe[CompleteFinetuneConfig]):
 
     @override
     def build(self, cut: Cut | None = None) -> Transformer:
-        model = build_model(self.config, self.base, cut)
+        model = build_model(self.config, self._stored, self.tokenizer, cut)
         self.model_config = model.config
         self.head_is_new = any(name.startswith("head.") for name in model.origin.drawn)
         return model
@@ -108,7 +113,7 @@ class BaseFinetuning(Recipe[CompleteFinetuneConfig]):
 
     @override
     def load(self, directory: Path) -> Transformer:
-        return load(directory, **load_options(self.config))[0]
+        return load(directory, tokenizer=self.tokenizer, **load_options(self.config))[0]
 
     @override
     def measure(self, model: Transformer, directory: Path, step: int) -> Mapping[str, Any]:
@@ -198,10 +203,12 @@ class Finetuning(BaseFinetuning):
                 self.base = self.model_config = base = with_head(base, "language_model")
             self.task.check_model(base, self.name)
             training = self.example_set.examples
+            balances = config.balance and self.example_set.kind == "single"
             if config.validation:
                 validation = self._read(config, self.example_set).examples
             else:
-                training, validation = held_out(training, seed=config.seed)
+                label = (lambda example: example.label) if balances else None
+                training, validation = held_out(training, seed=config.seed, label=label)
             labels, kind = self.example_set.labels or (), self.example_set.kind
             if labels and (classes := self.task.classes) is not None:  # few may all have been held out
                 check_learnable([each for example in training for each in classes(example)], training[0].location)
@@ -232,6 +239,7 @@ class Finetuning(BaseFinetuning):
         self.checks["validation"].overlap = overlap(training, validation)
         for check in self.checks.values():
             check.problems()
+        self._class_weights = class_weights(self.checks["training"].labels, labels) if balances else None
         self._examples, self.validation = training, validation
         self.batches = self._batcher()
         self.config = self._in_steps(self.config)
@@ -247,12 +255,19 @@ class Finetuning(BaseFinetuning):
 
     @override
     def loss(self, model: Transformer) -> nn.Module:
+        if self._class_weights is not None:
+            return ClassWeightedLoss(model, self._class_weights)
         return self.task.loss(model, self.config)
 
     @override
     def summary(self) -> Sequence[str]:
         checks = ((name, *(f"  {line}" for line in check.lines())) for name, check in self.checks.items())
-        return [f"data       {self.example_set.describe()}", *chain.from_iterable(checks)]
+        weights = self._class_weights or ()
+        named = ", ".join(
+            f"{shorten(name, 40)} {each:.2g}" for name, each in zip(self.config.labels, weights, strict=False)
+        )
+        said = [f"balance    rows count in the loss by their class: {shorten(named, 200)}"] if weights else []
+        return [f"data       {self.example_set.describe()}", *chain.from_iterable(checks), *said]
 
     @override
     def save(self, model: Transformer, directory: Path) -> str:
@@ -264,11 +279,18 @@ class Finetuning(BaseFinetuning):
     @override
     def sample(self, model: Transformer) -> Sample:
         rows = self._report.rows(model)[:_SHOWN]
-        passages = [Passage(f"{row.text}\n    ", sample_answer(row)) for row in rows]
+        answers = [f"{sample_answer(row)}{self._wrong(row)}" for row in rows]
+        passages = [Passage(f"{row.text}\n    ", answer) for row, answer in zip(rows, answers, strict=True)]
         # The arguments of `anyformer evaluate`; on other data than those of training.
         columns = (word for role, column in self.config.roles.items() for word in (f"--{role}", column))
         to_evaluate = f"--data {shlex.join(self.config.validation) or 'FILE'} {shlex.join(columns)}".rstrip()
         return Sample(passages, self.task.commands(self.config, self._examples[0], to_evaluate))
+
+    def _wrong(self, row: EvaluatedRow) -> str:
+        """The mark of a label that is not the right one."""
+        if row.right is not False or self.task.generates:
+            return ""
+        return "  (wrong)" if row.spans is not None else f"  (wrong: {row.reference or self.task.nothing})"
 
     def _read(self, config: FinetuneConfig, training: ExampleSet | None = None) -> ExampleSet:
         """The examples of the training data, or with them given those for validation, as the model learns them."""
@@ -334,6 +356,18 @@ def _without_garbage_collection() -> Generator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def class_weights(counts: Mapping[str, int], labels: Sequence[str]) -> list[float] | None:
+    """The weight of each class in the loss, 1 for the mean example: in inverse proportion to its examples.
+
+    None where the most frequent class has less than one and a half times the examples of the rarest.
+    """
+    known = [counts[label] for label in labels if label in counts]
+    if max(known) < _UNEQUAL * min(known):
+        return None
+    mean = sum(known) / len(known)
+    return [mean / counts[label] if label in counts else 1.0 for label in labels]
 
 
 def sample_answer(row: EvaluatedRow) -> str:

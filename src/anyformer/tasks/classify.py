@@ -165,6 +165,9 @@ TASK = Task(
     dataset=_dataset,
     loss_unit=lambda config: _LOSSES.get(str(config.get("label_kind")), "cross-entropy, nats"),
     settings=("labels", "label_kind"),
+    # Few examples make few steps, after which a fresh head answers with the most frequent class (Mosbach et al. 2021).
+    fewest_steps=150,
+    smallest_batch=8,
     evaluate=_evaluate,
     pipeline="text-classification",
     auto_class="AutoModelForSequenceClassification",

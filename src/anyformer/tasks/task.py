@@ -181,6 +181,7 @@ class Task:
         generates: Whether its answers are texts.
         learning_rate: The default is so many times that of other tasks.
         fewest_steps: Steps of a run of default length at least, as far as a few times as many epochs have them.
+        smallest_batch: Examples of a batch of default size at least, where fewer let few examples have these steps.
 
         evaluate: Measures a model on examples; of its metrics the first is the main one.
         lists_classes: Whether the score of each class is listed after a run.
@@ -228,6 +229,7 @@ class Task:
     generates: bool = False
     learning_rate: float = 1.0
     fewest_steps: int = 0
+    smallest_batch: int = 32
 
     evaluate: Callable[[Transformer, Tokenizer | None, Sequence[Any], Options], Evaluation]
     lists_classes: bool = False

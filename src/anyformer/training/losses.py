@@ -1,6 +1,6 @@
 """Losses: modules around the model, whose output is the mean loss of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,29 @@ class LossModule(nn.Module):
         if loss is None:
             raise ValueError("a loss needs targets")
         return loss
+
+
+class ClassWeightedLoss(LossModule):
+    """The cross-entropy of one class for each text, in training times the weight of its class.
+
+    The sum of the weighted losses is divided by the number of texts, so that the parts of a batch add up to it.
+
+    Args:
+        weights: Of each class.
+    """
+
+    def __init__(self, model: Transformer, weights: Sequence[float]) -> None:
+        super().__init__(model)
+        self.weights = torch.tensor(weights)
+
+    @override
+    def forward(self, *, targets: Int[Tensor, " texts"], label_smoothing: float = 0.0, **inputs: Any) -> Tensor:
+        if not self.model.training:
+            return super().forward(targets=targets, label_smoothing=label_smoothing, **inputs)
+        logits = self.model.forward(**{**inputs, "return_logits": True}, pooled_only=True).logits
+        assert logits is not None
+        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+        return (losses * self.weights.to(losses.device)[targets]).mean()
 
 
 class PreferenceLoss(LossModule):

@@ -4,7 +4,8 @@ Some are held out for validation, and some are there twice.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -144,11 +145,19 @@ Twice = tuple[Location, Location]
 """The locations of an example, and of one that says the same."""
 
 
-def held_out(examples: Sequence[Example], share: float = SHARE, seed: int = 0) -> tuple[list[Example], list[Example]]:
+def held_out(
+    examples: Sequence[Example],
+    share: float = SHARE,
+    seed: int = 0,
+    label: Callable[[Any], object] | None = None,
+) -> tuple[list[Example], list[Example]]:
     """Split examples for training and validation, by a hash of their content.
 
     Examples that say the same, or ask the same of a classifier, a tagger or a translator, are on the same side. The
     split depends on nothing but the examples, the share (of the different ones; at least one is held out) and the seed.
+    Given the label of an example, each label with two different examples or more is on both sides, for which more than
+    the share may be held out.
+
     Raises UserError for a share that is not between 0 and 1, or where there are no two different examples.
     """
     if not 0 < share < 1:
@@ -160,7 +169,17 @@ def held_out(examples: Sequence[Example], share: float = SHARE, seed: int = 0) -
         raise UserError(
             "There are no two different examples, so that none can be held out: give examples for validation."
         )
-    out = frozenset(ranked[: min(max(round(share * len(ranked)), 1), len(ranked) - 1)])
+    out = {*ranked[: min(max(round(share * len(ranked)), 1), len(ranked) - 1)]}
+    if label is not None:
+        classes = defaultdict[object, set[bytes]](set)
+        for example, key in zip(examples, keys, strict=True):
+            classes[label(example)].add(key)
+        for own in classes.values():
+            if len(own) > 1 and not own & out:
+                out.add(min(own))
+        for own in classes.values():
+            if own <= out and len(out) > 1:
+                out.remove(max(own))
     sides: tuple[list[Example], list[Example]] = [], []
     for example, key in zip(examples, keys, strict=True):
         sides[key in out].append(example)
