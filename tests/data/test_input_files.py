@@ -7,23 +7,28 @@ import gzip
 import io
 import json
 import os
-import shutil
-import subprocess
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import anyformer as af
+from anyformer.console import Console
 from anyformer.data import input_files
+from anyformer.data.disk_cache import Cache
 from anyformer.data.documents import documents
 from anyformer.data.formats import text_lines
-from anyformer.data.input_files import find_fault
+from anyformer.data.input_files import NotUTF8Error, find_fault
 from anyformer.data.materialize import read_rows
 from anyformer.data.rows import records
 from anyformer.errors import UserError
+from anyformer.finetuning.config import FinetuneConfig
+from anyformer.training.config import TrainConfig
+from anyformer.training.prepare import prepare
 
 LIMIT = 1000
 FITS, LARGE = "a" * (LIMIT - 100), "a" * (LIMIT + 1)
@@ -203,33 +208,72 @@ def rendered(name: str, lines: list[str]) -> str:
     encoding=st.sampled_from(["latin-1", "utf-16", "utf-16-le", "utf-16-be"]),
     name=st.sampled_from(["a.jsonl", "a.csv", "a b.csv", "a.conll", "a.csv.gz"]),
 )
-def test_the_first_line_is_named_and_the_command_mends_the_file(
+def test_the_first_line_is_named_and_encoding_reads_the_file(
     tmp_path: Path, before: list[str], bad: str, after: list[str], encoding: str, name: str
 ):
     lines = [each.strip().replace(" ", "_") or "x" for each in (*before, bad, *after)]
     path = write(tmp_path / name, rendered(name, lines).encode(encoding))
-    with pytest.raises(UserError) as error:
-        list(read_rows([str(path)]))
-    place = 1 if encoding.startswith("utf") else len(before) + 1 + ("csv" in name)
-    said = str(error.value)
-    assert f"{path}, line {place}, is not UTF-8 text: byte " in said
-    assert ("UTF-16" if encoding.startswith("utf") else "Latin-1") in said
-    if shutil.which("iconv"):
-        subprocess.run(["sh", "-c", said.partition("converts: ")[2]], check=True)
-        mended = tmp_path / f"{name.partition('.')[0]}-utf8{Path(name.removesuffix('.gz')).suffix}"
-        found = [row.values.get("text") or row.values["tokens"] for row in read_rows([str(mended)])]
-        assert found == ([lines] if "conll" in name else lines)
+    cache = Cache(tmp_path / "cache")
+
+    def read(given: str | None) -> list[list[str]] | list[str]:
+        rows = read_rows([str(path)], cache, encoding=given)
+        return [row.values.get("text") or row.values["tokens"] for row in rows]
+
+    expected = [lines] if "conll" in name else lines
+    if encoding != "utf-16":  # whose byte-order mark says it
+        with pytest.raises(NotUTF8Error) as error:
+            read(None)
+        place = 1 if encoding.startswith("utf") else len(before) + 1 + ("csv" in name)
+        said = str(error.value)
+        assert f"{path}, line {place}, is not UTF-8 text: byte " in said
+        assert f"--encoding {encoding if encoding.startswith('utf') else 'cp1252'}, or" in said
+        assert "iconv" not in said
+        with pytest.raises(UserError, match="None of the files is UTF-8 text"):
+            read("skip")
+    assert read(encoding) == (read(None) if encoding == "utf-16" else expected) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, encoding: str):
+    write(tmp_path / "a.csv", "text\ncafé\n".encode(encoding))
+    row = next(read_rows([str(tmp_path)], Cache(tmp_path / "cache")))
+    assert (row.values, str(row.location)) == ({"text": "café"}, f"{tmp_path / 'a.csv'}, line 2")
+
+
+def test_a_folder_names_all_files_that_are_not_utf8_and_goes_on_without_them(tmp_path: Path):
+    folder, cache = tmp_path / "texts", Cache(tmp_path / "cache")
+    folder.mkdir()
+    for number in range(14):
+        write(folder / f"{number:02}.txt", (20 * "café ").encode("latin-1" if number % 14 else "utf-8"))
+    with pytest.raises(NotUTF8Error, match=r"^13 of 14 files are not UTF-8 text: .*01\.txt, .*10\.txt, and 3 more\. "):
+        list(read_rows([str(folder)], cache))
+    assert [row.values["text"] for row in read_rows([str(folder)], cache, encoding="skip")] == [20 * "café "]
+    assert [row.values["text"] for row in read_rows([str(folder)], cache, encoding="cp1252")] == [20 * "café "] * 14
+    with pytest.raises(UserError, match=r"01\.txt is not shift-jis text, either: give another --encoding, or go on"):
+        list(read_rows([str(folder)], cache, encoding="shift-jis"))
+    config = af.preset("gpt2-nano")
+    for encoding, count in (("skip", 1), ("latin-1", 14)):
+        values: Any = {"data": (str(folder),), "cache": tmp_path / "cache", "encoding": encoding, "tokenizer": "char"}
+        options = TrainConfig(preset="gpt2-nano", model=config, context=2, batch_size=1, **values).complete()
+        data = prepare(options, Console(quiet=True))
+        assert data.summary[0].endswith(f" in {count} file{'s' * (count > 1)}")
+
+
+@pytest.mark.parametrize("name", ["utf-9", "base64", "undefined"])
+def test_an_unknown_encoding_is_refused(name: str):
+    with pytest.raises(UserError, match=f"--encoding {name} is unknown: write a name such as cp1252"):
+        FinetuneConfig(base="x", encoding=name)
 
 
 @pytest.mark.parametrize(
     ("content", "line", "encoding"),
     [
-        (b"fine\n\x93quoted\x94\n", 2, "WINDOWS-1252"),
+        (b"fine\n\x93quoted\x94\n", 2, "cp1252"),
         ("строка\n".encode("koi8-r"), 1, None),
         ("日本語\n".encode("shift-jis"), 1, None),
         (b"a\n\0\x01\xff\xfe\x00\n", 2, None),
         ("ä".encode()[:1], 1, None),
-        ("x\n".encode("utf-16-le") * 3, 1, "UTF-16LE"),
+        ("x\n".encode("utf-16-le") * 3, 1, "utf-16-le"),
     ],
 )
 def test_the_encoding_of_other_files(tmp_path: Path, content: bytes, line: int, encoding: str | None):

@@ -63,11 +63,14 @@ TAG_OR_CLASSIFY: tuple[str, str] = ("tag", "classify")
 @given(examples=st.integers(1, 1_000_000), lora=st.sampled_from([None, 8]))
 def test_many_examples_are_read_less_often_in_larger_batches(examples: int, lora: int | None) -> None:
     model, config = af.preset("bert-base"), FinetuneConfig(base="bert", data=("a.csv",), lora=lora)
-    few, found = (complete(config, model, "classify", examples=number) for number in (100, examples))
+    few, found = (complete(config, model, "classify", examples=number) for number in (2000, examples))
     assert (few.epochs, few.batch_size) == (3, 32)
-    assert found.epochs == pytest.approx(max(1, min(3, 60_000 / examples)))
     many = examples >= 60_000 and lora is None
-    assert found.batch_size == (128 if many else 32)
+    if examples >= 1600:
+        assert found.epochs == pytest.approx(max(1, min(3, 60_000 / examples)))
+    else:
+        assert 150 <= found.epochs * examples / found.batch_size + 1e-6 or (found.epochs, found.batch_size) == (20, 8)
+    assert found.batch_size == (128 if many else min(32, max(8, 20 * examples // 150)))
     assert found.learning_rate == few.learning_rate * (2 if many else 1)
     assert (few.average, found.average) == (None, "ema:0.99" if many else None)
     own = replace(config, batch_size=8, epochs=2.5, learning_rate=1e-6)
@@ -97,7 +100,7 @@ def test_few_sentences_are_read_more_often_by_a_tagger(examples: int, batch_size
 
 def test_the_help_and_the_page_have_these_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     model, config = af.preset("bert-base"), FinetuneConfig(base="bert", data=("a.csv",))
-    few, many = (complete(config, model, "classify", examples=number).batch_size for number in (100, 60_000))
+    few, many = (complete(config, model, "classify", examples=number).batch_size for number in (2000, 60_000))
     assert main(["finetune", "--help"]) == 0
     assert f"default: {few}, or {many} from 60,000 examples on" in " ".join(capsys.readouterr().out.split())
     page = (Path(__file__).parents[2] / "docs" / "finetuning" / "settings.md").read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ import gzip
 import io
 import os
 import re
-import shlex
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,7 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
 TAGGED_SUFFIXES = (".conll", ".iob", ".bio")
 """Suffixes of files of words with tags, which only fine-tuning reads."""
-_PROGRAMS = {".gz": "gzip", ".zst": "zstd"}
-COMPRESSED = tuple(_PROGRAMS)
+COMPRESSED = (".gz", ".zst")
 
 T = TypeVar("T")
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -144,8 +142,8 @@ def opened(path: Path, shown: Path | None = None) -> Generator[BinaryIO, None, N
     """Open a file for reading, decompressed; messages on text that is not UTF-8 call it `shown`, or by its path.
 
     Raises:
-        UserError: it can't be read, now or later inside the `with`, is not whole, grows out of all proportion, or is
-            read as text and is none (with its first line that isn't, and the command that mends it).
+        UserError: it can't be read, now or later inside the `with`, is not whole, or grows out of all proportion.
+        NotUTF8Error: it is read as text and is none (with its first line that isn't, and what to do).
     """
     try:
         with _decompressed(path) as file:
@@ -158,9 +156,10 @@ def opened(path: Path, shown: Path | None = None) -> Generator[BinaryIO, None, N
         shown = shown or path
         byte = "is a NUL byte, which no text has" if fault.is_null else "can't be part of a text"
         reason = f"{shown}, line {fault.line}, is not UTF-8 text: byte {fault.offset} {byte}."
-        if fault.encoding is not None and shown == path:
-            reason += f" {_conversion(path, fault.encoding)}"
-        raise UserError(reason) from error
+        if fault.is_null:
+            raise NotUTF8Error(reason) from error
+        likely = f"It may be {fault.encoding}" if fault.encoding else "It may have another encoding, or be no text"
+        raise NotUTF8Error(f"{reason} {likely}: {_advice(fault.encoding)}") from error
 
 
 @contextmanager
@@ -268,8 +267,8 @@ def _zstandard(file: BinaryIO, path: Path) -> Any:
 _PART = 1 << 20
 """Bytes of a line that are looked at together."""
 _UTF16 = {
-    "UTF-16LE": re.compile(rb"([^\0][\0-\x05])*[^\0]?"),
-    "UTF-16BE": re.compile(rb"([\0-\x05][^\0])*\0?"),
+    "utf-16-le": re.compile(rb"([^\0][\0-\x05])*[^\0]?"),
+    "utf-16-be": re.compile(rb"([\0-\x05][^\0])*\0?"),
 }
 """Western text in UTF-16: every other byte is small."""
 _TELLING_BYTES = 64
@@ -278,7 +277,98 @@ _NOT_WESTERN = re.compile(rb"[\0-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d]|[\x80-\x
 side by side, as others, of two bytes each, do."""
 _OUTSIDE_LATIN_1 = re.compile(rb"[\x80-\x9f]")
 """Controls in Latin-1, quotes and dashes in Windows' code page 1252, which is the same otherwise."""
-_NAMES = {"WINDOWS-1252": "Windows-1252 (Latin-1 with curly quotes)", "ISO-8859-1": "Latin-1"}
+
+
+class NotUTF8Error(UserError):
+    """A file is not UTF-8 text."""
+
+
+_SKIP = "skip"
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by the byte-order mark that a file begins with; that of UTF-16 is the beginning of one of UTF-32."""
+_NAMED_FILES = 10
+"""Files that a message names."""
+
+
+def _advice(encoding: str | None) -> str:
+    own = (encoding or "NAME").partition(" ")[0]
+    return f"train and finetune read it with --encoding {own}, or go on without it with --encoding {_SKIP}."
+
+
+def check_encoding(name: str | None) -> None:
+    """Raise UserError for an encoding that Python doesn't know."""
+    try:
+        "".encode("utf-8" if name in (None, _SKIP) else name)
+    except (LookupError, ValueError):
+        raise UserError(
+            f"--encoding {cut(name)} is unknown: write a name such as cp1252, latin-1, utf-16-le, shift-jis or koi8-r, "
+            f"or {_SKIP}."
+        ) from None
+
+
+@contextmanager
+def naming_all(files: Iterable[Path]) -> Generator[None]:
+    """Where one of the files is not UTF-8 text, name all of them that are not."""
+    try:
+        yield
+    except NotUTF8Error as error:
+        files = list(files)
+        faulty = [path for path in files if _has_fault(path)]
+        if len(faulty) < 2:
+            raise
+        more = f", and {len(faulty) - _NAMED_FILES:,} more" if len(faulty) > _NAMED_FILES else ""
+        names = ", ".join(map(str, faulty[:_NAMED_FILES]))
+        raise NotUTF8Error(
+            f"{len(faulty):,} of {len(files):,} files are not UTF-8 text: {names}{more}. {error}"
+        ) from error
+
+
+def _has_fault(path: Path) -> bool:
+    if suffix_of(path) == ".parquet":
+        return False
+    with _decompressed(path) as file:
+        return find_fault(file) is not None
+
+
+def in_utf8(path: Path, encoding: str | None, keep: Callable[[str, Callable[[Path], None]], Path]) -> Path | None:
+    """The file, or one in UTF-8 with its text if it has a byte-order mark of UTF-16 or UTF-32, or is not UTF-8.
+
+    Args:
+        encoding: Of a file that is not UTF-8; "skip" for none; None: it is returned as it is.
+        keep: Returns the path of a file, given how its name ends and a function that writes it to a path.
+
+    Returns:
+        None for a file to be left out.
+
+    Raises:
+        UserError: It is not text in this encoding either.
+    """
+    with _decompressed(path) as file:
+        start = file.read(4)
+    own = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+    if own is None and (encoding is None or not _has_fault(path)):
+        return path
+    if own is None and encoding == _SKIP:
+        return None
+    known = own or str(encoding)
+
+    def write(target: Path) -> None:
+        with _decompressed(path) as file, target.open("wb") as written:
+            try:
+                for text in codecs.iterdecode(iter(partial(file.read, _BUFFER), b""), known):
+                    written.write(text.encode("utf-8", "surrogatepass"))
+            except UnicodeError as error:
+                raise UserError(
+                    f"{path} is not {known} text, either: give another --encoding, or go on without it with --encoding "
+                    f"{_SKIP}."
+                ) from error
+
+    return keep(f"{known}{suffix_of(path, (*SUFFIXES, *TAGGED_SUFFIXES)) or '.txt'}", write)
 
 
 class Fault(NamedTuple):
@@ -287,7 +377,7 @@ class Fault(NamedTuple):
     Attributes:
         line: The number of their line, from 1.
         offset: Of the first of them.
-        encoding: The encoding that the file seems to have, as iconv calls it; None: it may be any, or no text.
+        encoding: The encodings that the file may have, as Python calls them; None: any, or it is no text.
         is_null: Whether it is a null character.
     """
 
@@ -315,20 +405,10 @@ def find_fault(file: BinaryIO) -> Fault | None:
     return None
 
 
-def _conversion(path: Path, encoding: str) -> str:
-    """Sentence with the command that makes UTF-8 of a file."""
-    unpack = _PROGRAMS.get(path.suffix.lower())
-    name = path.with_suffix("") if unpack else path
-    source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}-utf8{name.suffix}")))
-    command = f"iconv -f {encoding} -t UTF-8"
-    whole = f"{unpack} -dc {source} | {command} > {target}" if unpack else f"{command} {source} > {target}"
-    return f"It looks like {_NAMES.get(encoding, 'UTF-16')}, which this command converts: {whole}"
-
-
 def _utf16(start: bytes) -> str | None:
     """The kind of UTF-16 that a file begins with: a byte-order mark, or western text."""
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "UTF-16"  # iconv reads the mark
+        return "utf-16"
     start = start[:_TELLING_BYTES]
     return next((kind for kind, pattern in _UTF16.items() if b"\0" in start and pattern.fullmatch(start)), None)
 
@@ -337,4 +417,4 @@ def _western(line: bytes) -> str | None:
     """The encoding of western text; None where a line is no such text."""
     if _NOT_WESTERN.search(line):
         return None
-    return "WINDOWS-1252" if _OUTSIDE_LATIN_1.search(line) else "ISO-8859-1"
+    return "cp1252" if _OUTSIDE_LATIN_1.search(line) else "cp1252 or latin-1"

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from anyformer import limits
-from anyformer.data.disk_cache import Cache, key
+from anyformer.data.disk_cache import Cache, identity, key
 from anyformer.data.formats import Location
 from anyformer.data.formats.parquet import class_names
-from anyformer.data.input_files import counted, find_files, suffix_of
+from anyformer.data.input_files import counted, find_files, in_utf8, naming_all, suffix_of
 from anyformer.data.pairs import parallel_files, side_by_side
 from anyformer.data.rows import SUFFIXES, Row, memory, read_file, text_of, typed_row, unknown_field
 from anyformer.errors import UserError, library
@@ -91,6 +91,7 @@ def read_rows(
     *,
     columns: Sequence[str] = (),
     max_record_bytes: int = limits.RECORD_BYTES,
+    encoding: str | None = None,
 ) -> Iterator[Row]:
     """Read the rows of files, in order, each file as `read_file` does.
 
@@ -98,16 +99,19 @@ def read_rows(
         paths: Files of `SUFFIXES`, compressed or not, folders and globs of them, `-` for standard input, data sets of
             the hub as `hf:NAME[:CONFIG][:SPLIT]`, and two files of parallel lines as `SOURCE,TARGET`, which have the
             columns `source` and `target`.
-        cache: For standard input and data sets of the hub; None: the user's own.
+        cache: For standard input, data sets of the hub and files that are not UTF-8; None: the user's own.
+        encoding: Of the files that are not UTF-8, or "skip" to leave them out; None: they are refused.
 
     Raises:
         UserError: What `find_files` raises; a file can't be read, or a row is faulty or too large (with its number).
     """
-    for file in row_files(paths, cache):
-        yield from file.rows(columns, max_record_bytes)
+    files = row_files(paths, cache, encoding)
+    with naming_all(file.path for file in files):
+        for file in files:
+            yield from file.rows(columns, max_record_bytes)
 
 
-def row_files(paths: Sequence[str], cache: Cache | None = None) -> list[RowFile]:
+def row_files(paths: Sequence[str], cache: Cache | None = None, encoding: str | None = None) -> list[RowFile]:
     """The files that paths name, each once; see `read_rows`."""
     files = list[RowFile]()
     if len(paths) == 2 and all(_is_parallel(path) for path in paths):
@@ -119,12 +123,33 @@ def row_files(paths: Sequence[str], cache: Cache | None = None) -> list[RowFile]
             file, classes = _whole_data_set(path, cache or Cache())
             files.append(RowFile(file, Path(path), classes=classes, is_typed=True))
         elif sides := _parallel(path):
-            files.append(RowFile(sides[0], sides[0], target=sides[1]))
+            source, *target = utf8_files(sides, cache, encoding).values()
+            files += [RowFile(source, sides[0], target=file) for file in target]
         else:
-            files += [RowFile(file, file) for file in find_files(path, SUFFIXES)]
+            read = utf8_files(find_files(path, SUFFIXES), cache, encoding)
+            files += [RowFile(file, own) for own, file in read.items()]
     if not paths:
         find_files(paths)  # raises
     return list({(file.path.absolute(), file.target): file for file in files}.values())
+
+
+def utf8_files(files: Iterable[Path], cache: Cache | None, encoding: str | None) -> dict[Path, Path]:
+    """By each file the one to read, which is of the cache where its own text is not in UTF-8; see `in_utf8`.
+
+    Files that are left out are missing. Raises UserError where all of them are.
+    """
+
+    def read_as(file: Path) -> Path | None:
+        def keep(end: str, write: Callable[[Path], None]) -> Path:
+            return (cache or Cache()).file("sources", f"{identity([file])}-{end}", write)
+
+        return in_utf8(file, encoding, keep)
+
+    read = {file: read_as(file) for file in files}
+    kept = {own: file for own, file in read.items() if file is not None}
+    if read and not kept:
+        raise UserError(f"None of the files is UTF-8 text, {next(iter(read))} the first: give their --encoding.")
+    return kept
 
 
 def _parallel(path: str) -> list[Path] | None:

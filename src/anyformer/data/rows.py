@@ -86,10 +86,10 @@ def read_file(
         if kind == ".parquet":
             rows = _parquet(file, path, shown, fields, limit, stretch)
         elif kind in (".csv", ".tsv"):
-            rows = _table(file, path, fields, columns, limit)
+            rows = _table(file, shown, fields, columns, limit)
         elif kind in TAGGED_SUFFIXES:
-            tagged = sentences(file, path, limit)
-            rows = (Row(Location(path, number), {"tokens": words, "ner_tags": tags}) for number, words, tags in tagged)
+            tagged = sentences(file, shown, limit)
+            rows = (Row(Location(shown, number), {"tokens": words, "ner_tags": tags}) for number, words, tags in tagged)
         elif kind in TEXT_SUFFIXES:
             text = whole_text(file, shown, limit)
             rows = iter([Row(Location(shown, 1), {"text": text})] if text else [])

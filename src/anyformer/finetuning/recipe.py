@@ -67,6 +67,7 @@ def finetuning(config: FinetuneConfig, console: Console) -> Recipe[CompleteFinet
             columns=columns,
             header=config.header,
             cache=Cache(config.cache),
+            encoding=config.encoding,
             model=lambda: inspect(config.base, allow_pickle=config.allow_pickle)[0],
         )
     if task is not None and TASKS[task].is_stream:
@@ -309,6 +310,7 @@ class Finetuning(BaseFinetuning):
             skip_faulty=config.skip_faulty,
             max_record_bytes=config.max_record_bytes,
             cache=Cache(config.cache),
+            encoding=config.encoding,
         )
         add_system = TASKS[examples.task].add_system
         if config.system is not None and add_system is not None:

@@ -25,8 +25,8 @@ from anyformer.data.examples.columns import Columns
 from anyformer.data.examples.labels import LabelKind, check_learnable
 from anyformer.data.examples.parts import Parts
 from anyformer.data.examples.tables import Table
-from anyformer.data.input_files import suffix_of
-from anyformer.data.materialize import HUB, read_rows, row_files
+from anyformer.data.input_files import naming_all, suffix_of
+from anyformer.data.materialize import HUB, RowFile, read_rows, row_files
 from anyformer.data.rows import SHOWN, holds_kept_rows
 from anyformer.errors import UserError
 from anyformer.tasks import TASKS
@@ -84,6 +84,7 @@ def load_examples(
     skip_faulty: bool = False,
     max_record_bytes: int = limits.RECORD_BYTES,
     cache: Cache | None = None,
+    encoding: str | None = None,
 ) -> ExampleSet:
     """Read the examples of files, or of rows in memory, and find out what they are for.
 
@@ -99,42 +100,43 @@ def load_examples(
             no labels are given.
         skip_faulty: Leave faulty rows out instead of raising. Files that can't be read are still refused.
         max_record_bytes: The size that a row may have.
-        cache: As for `read_rows`.
+        cache, encoding: As for `read_rows`.
 
     Raises:
         UserError: A file can't be read, a row is faulty (with its place), or nothing can be learned from them.
     """
-    files = [paths] if isinstance(paths, Table) else row_files(paths, cache)
+    files = [paths] if isinstance(paths, Table) else row_files(paths, cache, encoding)
     skipped, classes = list[str](), dict[str, dict[str, None]]()
     first: DetectedTask | None = None
     gather: Callable[[Sequence[Parts]], tuple[Sequence[Example], str | None]] | None = None
     examples, together = list[Example](), list[Parts]()
-    for file in files:
-        rows = iter(file.rows(header, max_record_bytes))
-        row = next(rows, None)
-        if row is None:
-            continue
-        detected = detect_task(row.values, f"{row.location},", task, columns)
-        first = first or detected
-        if detected.task != first.task:
-            raise UserError(
-                f"{row.location.path} is for {detected.task}, {detected.reason}, and the files before are for "
-                f"{first.task}, {first.reason}: use them one after the other."
-            )
-        for part, column in detected.columns.items():
-            classes.setdefault(part, {}).update(dict.fromkeys(row.classes.get(column, ())))
-        for each in chain((row,), rows):
-            try:
-                parts = Parts(each, detected.columns, detected.optional)
-                if detected.schema.gather is not None:
-                    gather = gather or detected.schema.gather
-                    together.append(parts)
-                elif (example := detected.schema.build(parts)) is not None:
-                    examples.append(example)
-            except UserError as error:
-                if not skip_faulty:
-                    raise
-                skipped.append(str(error))
+    with naming_all(file.path for file in files if isinstance(file, RowFile)):
+        for file in files:
+            rows = iter(file.rows(header, max_record_bytes))
+            row = next(rows, None)
+            if row is None:
+                continue
+            detected = detect_task(row.values, f"{row.location},", task, columns)
+            first = first or detected
+            if detected.task != first.task:
+                raise UserError(
+                    f"{row.location.path} is for {detected.task}, {detected.reason}, and the files before are for "
+                    f"{first.task}, {first.reason}: use them one after the other."
+                )
+            for part, column in detected.columns.items():
+                classes.setdefault(part, {}).update(dict.fromkeys(row.classes.get(column, ())))
+            for each in chain((row,), rows):
+                try:
+                    parts = Parts(each, detected.columns, detected.optional)
+                    if detected.schema.gather is not None:
+                        gather = gather or detected.schema.gather
+                        together.append(parts)
+                    elif (example := detected.schema.build(parts)) is not None:
+                        examples.append(example)
+                except UserError as error:
+                    if not skip_faulty:
+                        raise
+                    skipped.append(str(error))
     names = f"{files[0].shown} is" if len(files) == 1 else f"all {len(files)} files, {files[0].shown} the first, are"
     if first is None:
         is_table = len(files) == 1 and suffix_of(files[0].shown) in (".csv", ".tsv") and not header
@@ -171,12 +173,13 @@ def find_task(
     columns: Columns | None = None,
     header: Sequence[str] = (),
     cache: Cache | None = None,
+    encoding: str | None = None,
     model: Callable[[], ModelConfig] | None = None,
 ) -> str | None:
     """The task that the examples of files suit, by the columns of the first one; None where there is none.
 
     Raises UserError as `load_examples`, with a suggestion that suits the model which is looked up.
     """
-    rows = read_rows(paths, cache, columns=header)
+    rows = read_rows(paths, cache, columns=header, encoding=encoding)
     row = next(rows, None)
     return None if row is None else detect_task(row.values, f"{row.location},", None, columns, model, rows).task

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from typing_extensions import override
 
 from anyformer.config import ModelConfig
+from anyformer.data.input_files import check_encoding
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.limits import RECORD_BYTES
 from anyformer.schema import Section, flag
@@ -65,6 +66,9 @@ class RunConfig:
     hf:NAME for a data set of the Hugging Face hub (default: the standard library of the running Python)."""
     validation: Annotated[tuple[str, ...], "PATH", DATA] = ()
     """Text to validate on, of parallel files the source, then the target (default: a tenth of the data is held out)."""
+    encoding: Annotated[str | None, "NAME", DATA] = None
+    """The encoding of files that are not UTF-8, such as cp1252; skip leaves them out (default: they are refused, unless
+    a byte-order mark says that they are UTF-16 or UTF-32)."""
     max_record_bytes: Annotated[int, "N", DATA] = RECORD_BYTES
     """Bytes that a record may have, and a line of parallel files."""
     label_smoothing: Annotated[float | None, OBJECTIVE] = None
@@ -170,6 +174,7 @@ class RunConfig:
             value: str | None = getattr(self, name)
             if value is not None and value not in values:
                 raise UserError(f"--{name} {cut(value)}: there is no such {name} ({nearest(value, values)}).")
+        check_encoding(self.encoding)
         check_schedule(self.schedule, self.warmup, self.decay)
         if self.name is not None and (Path(self.name).name != self.name or self.name in (".", "..")):
             raise UserError(f"--name {quote(self.name)} must be the name of a folder, without a path (see --runs).")

@@ -21,8 +21,8 @@ from anyformer.console import Console
 from anyformer.data.corpus import Corpus, Part, Split, standard_library
 from anyformer.data.disk_cache import Cache, identity, key
 from anyformer.data.documents import SHARD, Document
-from anyformer.data.input_files import find_files
-from anyformer.data.materialize import STANDARD_INPUT, materialize
+from anyformer.data.input_files import find_files, naming_all
+from anyformer.data.materialize import STANDARD_INPUT, materialize, utf8_files
 from anyformer.data.objectives import decoder_start
 from anyformer.data.pairs import Pair, PairCorpus, PairFile, parallel_files, record_files, tokenize_pairs
 from anyformer.data.rows import UnknownFieldError
@@ -147,7 +147,8 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
     """The texts to train on, and those to validate on if there are any, each with a key of its content."""
     for paths in (config.data or standard_library(), config.validation):
         if paths:
-            files = find_files(materialize(map(str, paths), (config.field,), cache, progress=progress))
+            named = find_files(materialize(map(str, paths), (config.field,), cache, progress=progress))
+            files = [*utf8_files(named, cache, config.encoding).values()]
             name = key("documents", identity(files), config.field, SHARD)
             corpus = partial(Corpus, files, config.field, max_record_bytes=config.max_record_bytes)
 
@@ -156,7 +157,8 @@ def _text_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
                     return corpus(measure=partial(measure_shards, cache, name, executor))
 
             try:
-                complete = _with_split(corpus, cache, name, measured)
+                with naming_all(files):
+                    complete = _with_split(corpus, cache, name, measured)
             except UnknownFieldError as error:
                 advice = "Name that of the text with --field, of pairs with --source and --target."
                 raise UserError(f"{error} {advice}") from None
@@ -175,6 +177,7 @@ def _pair_corpora(config: CompleteConfig, cache: Cache, progress: _ShowProgress)
         records = materialize(paths, (first, second), cache, progress=progress)
         fields = (first, second) if records else None
         files = record_files(records) if records else parallel_files(first, second)
+        files = [*utf8_files(files, cache, config.encoding).values()]
         name = key("pairs", identity(files), fields)
         corpus = partial(PairCorpus, files, fields, max_record_bytes=config.max_record_bytes)
         yield _with_split(corpus, cache, name), name

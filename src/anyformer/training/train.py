@@ -35,6 +35,7 @@ class RunOptions(TypedDict, total=False):
 
     validation: Data
     context: int | None
+    encoding: str | None
     max_record_bytes: int
     cache: str | Path | None
     steps: int | None
