@@ -10,7 +10,7 @@ from torch import Tensor
 from anyformer.data.examples import Example
 from anyformer.data.examples.encoded import ClassifierInput, encode_texts, encode_words
 from anyformer.errors import UserError, quote
-from anyformer.evaluation.label_metrics import classification, confusion_matrix, only_class
+from anyformer.evaluation.label_metrics import classification, confusion_matrix
 from anyformer.evaluation.metrics import Array
 from anyformer.evaluation.result import Confusion, EvaluatedRow, Evaluation
 from anyformer.generation.inference import check_ids, check_nan, evaluating, require_tokenizer
@@ -160,9 +160,7 @@ def single_label(
     ]
     metrics, classes = classification(references, predictions, names)
     confusion = Confusion(names, confusion_matrix(references, predictions, names))
-    note = only_class(references, predictions)
-    notes = [] if note is None else [note]
-    return Evaluation(metrics=metrics, rows=rows, classes=classes, confusion=confusion, notes=notes)
+    return Evaluation(metrics=metrics, rows=rows, classes=classes, confusion=confusion)
 
 
 def known_label(label: str, names: Sequence[str], example: Example) -> str:

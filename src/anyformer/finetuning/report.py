@@ -12,7 +12,7 @@ from typing import Any
 from anyformer import atomic, limits
 from anyformer.data.examples import Example
 from anyformer.errors import UserError
-from anyformer.evaluation.label_metrics import ClassScores, Piece
+from anyformer.evaluation.label_metrics import ClassScores, Piece, only_class
 from anyformer.evaluation.metrics import FEWEST
 from anyformer.evaluation.perplexity import Text
 from anyformer.evaluation.result import EvaluatedRow, Evaluation, Options, telling
@@ -178,6 +178,10 @@ def result(
     absent = sorted(set(trained) - {row.label for row in evaluation.classes}) if evaluation.classes else []
     classes = [*evaluation.classes, *(ClassScores(label, math.nan, math.nan, math.nan, 0) for label in absent)]
     confusion = evaluation.confusion
+    one_class = None
+    if task.labels_texts and confusion is not None:
+        one_class = only_class([row.reference for row in rows], [row.prediction for row in rows])
+    said = [] if one_class is None else [one_class]
     no_verdict = f"No verdict: {measured_on} can't show what was gained, it takes {fewest} or more."
     return {
         "task": evaluation.task,
@@ -205,7 +209,11 @@ def result(
         "answers": [_row(*pair) for pair in _chosen(pairs, task.generates)],
         "changed": sum(old is not None and old != row.prediction for row, old in pairs),
         "worst": [_row(*pairs[index]) for index in telling(rows, _WORST)],
-        "notes": [*evaluation.notes, *([no_verdict] if earlier and not enough else [])],
+        "notes": [
+            *evaluation.notes,
+            *([one_class] if one_class else []),
+            *([no_verdict] if earlier and not enough else []),
+        ],
     }
 
 
