@@ -209,11 +209,7 @@ def result(
         "answers": [_row(*pair) for pair in _chosen(pairs, task.generates)],
         "changed": sum(old is not None and old != row.prediction for row, old in pairs),
         "worst": [_row(*pairs[index]) for index in telling(rows, _WORST)],
-        "notes": [
-            *evaluation.notes,
-            *([one_class] if one_class else []),
-            *([no_verdict] if earlier and not enough else []),
-        ],
+        "notes": [*evaluation.notes, *said, *([no_verdict] if earlier and not enough else [])],
     }
 
 
