@@ -76,9 +76,9 @@ class FinetuneConfig(RunConfig):
     """Classify, tag and embed: the names of all labels, in the order of their numbers (default: those that occur)."""
     label_kind: Annotated[str | None, "{single,multiple,regression}", OBJECTIVE] = None
     """Classify: one label a text, several, or a number (default: what the labels look like)."""
-    balance: Annotated[bool, OBJECTIVE] = True
-    """Classify: let each class stand among the examples that are held out, and count rare classes as much as frequent
-    ones in the loss."""
+    balance: Annotated[bool | None, OBJECTIVE] = None
+    """Classify: hold examples of each class out, and count rare classes as much as frequent ones in the loss (default:
+    for one label a text)."""
     train_on: Annotated[str, "{answers,all}", OBJECTIVE] = "answers"
     """Chat, completion and preference: the tokens that are learned."""
     system: Annotated[str | None, "TEXT", OBJECTIVE] = None
@@ -216,6 +216,7 @@ class CompleteFinetuneConfig(FinetuneConfig, CompleteRunConfig):
     learning_rate: float = 1e-4
     label_smoothing: float = 0.0
     packing: bool = False
+    balance: bool = True
 
     @property
     def base_dtype(self) -> str:
@@ -320,6 +321,7 @@ def complete(
         "label_smoothing": config.label_smoothing or 0.0,
         "packing": packs if config.packing is None else config.packing,
         "epochs": config.epochs or epochs,
+        "balance": config.balance is not False,
     }
     return CompleteFinetuneConfig(**{**vars(config), **chosen, **resolved})
 

@@ -25,7 +25,7 @@ class FinetuneOptions(RunOptions, total=False):
     header: Sequence[str]
     labels: Sequence[str]
     label_kind: str | None
-    balance: bool
+    balance: bool | None
     train_on: str
     system: str | None
     packing: bool | None

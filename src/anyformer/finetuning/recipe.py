@@ -204,7 +204,7 @@ class Finetuning(BaseFinetuning):
                 self.base = self.model_config = base = with_head(base, "language_model")
             self.task.check_model(base, self.name)
             training = self.example_set.examples
-            balances = config.balance and self.example_set.kind == "single"
+            balances = config.balance is not False and self.example_set.kind == "single"
             if config.validation:
                 validation = self._read(config, self.example_set).examples
             else:

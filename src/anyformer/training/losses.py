@@ -61,7 +61,8 @@ class ClassWeightedLoss(LossModule):
     def forward(self, *, targets: Int[Tensor, " texts"], label_smoothing: float = 0.0, **inputs: Any) -> Tensor:
         if not self.model.training:
             return super().forward(targets=targets, label_smoothing=label_smoothing, **inputs)
-        logits = self.model.forward(**{**inputs, "return_logits": True}, pooled_only=True).logits
+        inputs["return_logits"] = True
+        logits = self.model.forward(**inputs, pooled_only=True).logits
         assert logits is not None
         losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
         return (losses * self.weights.to(losses.device)[targets]).mean()
