@@ -303,10 +303,10 @@ def _advice(encoding: str | None) -> str:
 def check_encoding(name: str | None) -> None:
     """Raise UserError for an encoding that Python doesn't know."""
     try:
-        "".encode("utf-8" if name in (None, _SKIP) else name)
+        "".encode("utf-8" if name is None or name == _SKIP else name)
     except (LookupError, ValueError):
         raise UserError(
-            f"--encoding {cut(name)} is unknown: write a name such as cp1252, latin-1, utf-16-le, shift-jis or koi8-r, "
+            f"--encoding {cut(str(name))} is unknown: write a name such as cp1252, latin-1, utf-16-le, shift-jis or koi8-r, "
             f"or {_SKIP}."
         ) from None
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -208,7 +209,7 @@ class Finetuning(BaseFinetuning):
             if config.validation:
                 validation = self._read(config, self.example_set).examples
             else:
-                label = (lambda example: example.label) if balances else None
+                label = attrgetter("label") if balances else None
                 training, validation = held_out(training, seed=config.seed, label=label)
             labels, kind = self.example_set.labels or (), self.example_set.kind
             if labels and (classes := self.task.classes) is not None:  # few may all have been held out
