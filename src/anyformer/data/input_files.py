@@ -306,8 +306,8 @@ def check_encoding(name: str | None) -> None:
         "".encode("utf-8" if name is None or name == _SKIP else name)
     except (LookupError, ValueError):
         raise UserError(
-            f"--encoding {cut(str(name))} is unknown: write a name such as cp1252, latin-1, utf-16-le, shift-jis or koi8-r, "
-            f"or {_SKIP}."
+            f"--encoding {cut(str(name))} is unknown: write a name such as cp1252, latin-1, utf-16-le, shift-jis or "
+            f"koi8-r, or {_SKIP}."
         ) from None
 
 
