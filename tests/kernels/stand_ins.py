@@ -74,7 +74,9 @@ def _attention_forward(
     return attention.empty_like(query).copy_(out), logsumexp
 
 
-def _attention_backward(grad, query, key, value, bias, seed, out, logsumexp, scale, causal, dropout_p, wants_bias):  # type: ignore[no-untyped-def]
+def _attention_backward(
+    grad, query, key, value, bias, seed, counters, out, logsumexp, scale, causal, dropout_p, wants_bias
+):  # type: ignore[no-untyped-def]
     operands = [query, key, value, *([bias] if wants_bias else [])]
 
     def attend(query: Tensor, key: Tensor, value: Tensor, with_grad: Tensor | None = None) -> Tensor:

@@ -37,6 +37,7 @@ from anyformer.training.strategies.group import Group
 from tests.forked import forks
 from tests.generation.models import BOTH, GATED, RMS, ROTARY, VOCAB, WRITERS, build, config
 from tests.training.conftest import plan
+from tests.training.strategies_worker import with_dropout
 
 STEPS = 3
 ENCODER = {"encoder_layers": 2, "decoder_layers": 0}
@@ -139,7 +140,7 @@ def train(
     **layout: int,
 ) -> Result:
     """Losses, norms of gradients and an evaluation; and the weights, in process 0."""
-    model = MODELS[name].replace(dropout=dropout)
+    model = with_dropout(MODELS[name], dropout)
     drawn = _with_adapters(build(model)) if lora else build(model)
     _check_first_weights(group, model, **layout)
     options = {"grad_clip": 0.5, "label_smoothing": 0.1, "grad_accumulation": 2, "optimizer": optimizer}

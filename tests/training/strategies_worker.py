@@ -59,6 +59,13 @@ CASES: dict[str, dict[str, Any]] = {
         "layers": {"encoder_layers": 3, "attention.heads": 2, "embedding.width": 24},
         "recompute": True,
     },
+    "dropout": {
+        "preset": "t5-small",
+        "layers": {"encoder_layers": 2, "decoder_layers": 2},
+        "dropout": 0.2,
+        "recompute": True,
+    },
+    "masked-dropout": {"preset": "bert-tiny", "layers": {"encoder_layers": 2}, "dropout": 0.2, "grad_accumulation": 3},
     "classify": {"task": "classify", "model": "encoder"},
     "chat": {"task": "chat", "model": "decoder", "lora": 4, "average": "ema:0.9"},
     "dora": {"task": "chat", "model": "decoder", "lora": 4, "dora": True},
@@ -118,7 +125,8 @@ FINETUNED = (*QUANTIZED, "classify", "chat", "dora", "preference", "embed", "neg
 def config(case: str) -> ModelConfig:
     sizes = {"vocab_size": 53, "d_model": 32, "max_length": 16, "feed_forward.width": 48}
     heads = {"attention.heads": 2, "attention.kv_heads": None, "attention.head_dim": None}
-    return without_dropout(preset(CASES[case]["preset"]).replace(**{**sizes, **heads, **CASES[case]["layers"]}))
+    made = preset(CASES[case]["preset"]).replace(**{**sizes, **heads, **CASES[case]["layers"]})
+    return with_dropout(made, CASES[case].get("dropout", 0.0))
 
 
 def batch(case: str, step: int, rows: int = 7, time: int = 12) -> Batch:
@@ -127,11 +135,11 @@ def batch(case: str, step: int, rows: int = 7, time: int = 12) -> Batch:
     tokens, targets = (chance.integers(5, 53, (rows, time)) for _ in range(2))
     for row in range(1, rows):
         targets[row, chance.integers(1, time) :] = IGNORED
-    if case == "masked":
+    if "masked" in case:
         targets[chance.random(targets.shape) < 0.7] = IGNORED
     if rows > 1:
         targets[0] = IGNORED
-    if case != "pairs":
+    if case not in ("pairs", "dropout"):
         return Batch(tokens, targets)
     source = chance.integers(5, 53, (rows, 9))
     return Batch(tokens, targets, source=source, source_mask=np.arange(9) < chance.integers(3, 10, (rows, 1)))
@@ -306,14 +314,15 @@ def main() -> None:
     group.close()
 
 
-def without_dropout(part: Any) -> Any:
+def with_dropout(part: Any, rate: float) -> Any:
+    """A config with one rate everywhere."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name == "dropout":
-            changes[field.name] = 0.0
+            changes[field.name] = rate
         elif dataclasses.is_dataclass(value):
-            changes[field.name] = without_dropout(value)
+            changes[field.name] = with_dropout(value, rate)
     return dataclasses.replace(part, **changes)
 
 

@@ -53,7 +53,7 @@ SAID = {
 }
 NOISE = "attention.key.bias"
 CASES = {
-    "ddp": ("tied", "masked", "muon", "chat", "negatives", "mixtral-2"),
+    "ddp": ("tied", "masked", "masked-dropout", "muon", "chat", "negatives", "mixtral-2"),
     "fsdp": (
         "pairs",
         "shared",
@@ -66,8 +66,8 @@ CASES = {
         "gpt_oss-0",
         "deepseek_v3-0",
     ),
-    "tensor": (),
-    "context": ("pairs",),
+    "tensor": ("dropout",),
+    "context": ("pairs", "dropout"),
     "zero1": ("shared",),
     "zero2": ("qwen3_moe-0",),
     "zero3": ("olmoe-0",),

@@ -35,7 +35,9 @@ class DisentangledAttention(MultiHeadAttention):
         """The mask, with the two scores of positions."""
         if (relative := mask.relative) is None:
             raise ValueError("disentangled attention needs a mask with the vectors of relative positions")
-        vectors = kernels.dropout(relative.vectors, relative.dropout, relative.dropout > 0.0)
+        vectors = relative.vectors
+        if relative.dropout > 0.0:
+            vectors = kernels.dropout(vectors, relative.dropout, counters=kernels.shared_counters(vectors))
         content_to_position = query @ self._split(self.key(vectors), self.heads).transpose(2, 3)
         position_to_content = key @ self._split(self.query(vectors), self.heads).transpose(2, 3)
         return kernels.with_relative(mask, self.scale * content_to_position, self.scale * position_to_content)

@@ -1,5 +1,6 @@
 """Transformer blocks in a row: an encoder or a decoder."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -120,12 +121,14 @@ class Stack(nn.Module):
         The other arguments are those of `Transformer`.
         """
         positions = self.positions(tokens, mask, documents, segments, needed, cache)
-        x = self.embed(vectors, tokens, segments, positions, cache)
-        inputs, layout = self._block_inputs(positions, documents, source_mask, query_index, cache, x.dtype)
-        for block, block_inputs in zip(self.layers, inputs, strict=True):
-            if hidden_states is not None:
-                hidden_states.append(positions.layout.scatter(x))
-            x = block(x, encoder_states, **block_inputs)
+        counting = kernels.counting_tokens(len(tokens), positions.queries, positions.layout)
+        with counting if self.training else nullcontext():
+            x = self.embed(vectors, tokens, segments, positions, cache)
+            inputs, layout = self._block_inputs(positions, documents, source_mask, query_index, cache, x.dtype)
+            for block, block_inputs in zip(self.layers, inputs, strict=True):
+                if hidden_states is not None:
+                    hidden_states.append(positions.layout.scatter(x))
+                x = block(x, encoder_states, **block_inputs)
         return layout.scatter(self.final_norm(x))
 
     @property

@@ -35,6 +35,7 @@ class Batch:
         source_mask: [batch, source_time] padding mask of the source; None without padding.
         documents: [batch, time] index of the document that each token belongs to, within which attention and positions
             stay; None: a row is one document.
+        rows: [batch] number of each row in the batch that this is a part of, for dropout; None: it is the whole batch.
     """
 
     tokens: Int64
@@ -44,6 +45,7 @@ class Batch:
     source: Int64 | None = None
     source_mask: Bool | None = None
     documents: Int64 | None = None
+    rows: Int64 | None = None
 
     @classmethod
     def of_pairs(

@@ -18,7 +18,16 @@ from anyformer.kernels.attention import (
 )
 from anyformer.kernels.autocast import in_float32
 from anyformer.kernels.cross_entropy import drop_ignored, in_parts, linear_cross_entropy, quantized_linear_cross_entropy
-from anyformer.kernels.dropout import dropout
+from anyformer.kernels.dropout import (
+    counting_heads,
+    counting_rows,
+    counting_tokens,
+    dropout,
+    is_counted,
+    keep_counting,
+    shared_counters,
+    vector_counters,
+)
 from anyformer.kernels.grouped_linear import (
     Groups,
     gather_groups,
@@ -45,6 +54,9 @@ __all__ = [
     "activation",
     "attention",
     "choose_layout",
+    "counting_heads",
+    "counting_rows",
+    "counting_tokens",
     "drop_ignored",
     "dropout",
     "gather_groups",
@@ -53,6 +65,8 @@ __all__ = [
     "in_float32",
     "in_parts",
     "layer_norm",
+    "is_counted",
+    "keep_counting",
     "linear",
     "linear_cross_entropy",
     "masked_attention",
@@ -68,8 +82,10 @@ __all__ = [
     "rows_by_group",
     "scatter_groups",
     "select_query",
+    "shared_counters",
     "sort_by_group",
     "square_sum",
+    "vector_counters",
     "with_layouts",
     "with_relative",
 ]

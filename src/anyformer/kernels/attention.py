@@ -11,7 +11,7 @@ from torch import Tensor
 from anyformer.kernels import reference
 from anyformer.kernels.autocast import autocast_disabled, autocasts, matmul_dtype
 from anyformer.kernels.cpu import attention as cpu
-from anyformer.kernels.dropout import draw
+from anyformer.kernels.dropout import draw, head_counters, is_counted
 from anyformer.kernels.layout import DENSE, Layout
 
 _FEW_QUERIES = 8
@@ -51,12 +51,13 @@ def attention(
     if _shapes_agree(query, key, value, attn_mask, is_causal) and _is_compiled(query, attn_mask, dtype, dropout_p):
         bias = None if attn_mask is None else _by_key(attn_mask, query.shape[2], cpu.query_block(dtype, dropout_p))
         operands = query.to(dtype), key.to(dtype), value.to(dtype)
-        seed = draw(1) if dropout_p > 0.0 else None
+        key_and_counters = (draw(), head_counters(query)) if dropout_p > 0.0 else (None, None)
         with autocast_disabled(query):
-            out, _ = cpu.forward(*operands, bias, scale, is_causal, dropout_p, seed)
+            out, _ = cpu.forward(*operands, bias, scale, is_causal, dropout_p, *key_and_counters)
         return out
     # On CPUs torch's fused kernel has neither dropout nor a gradient of what is added to the scores.
-    if query.device.type == "cpu" and (dropout_p > 0.0 or (attn_mask is not None and attn_mask.requires_grad)):
+    is_learned = query.is_cpu and attn_mask is not None and attn_mask.requires_grad
+    if is_learned or (dropout_p > 0.0 and (query.is_cpu or is_counted(query.device))):
         return reference.attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if autocasts(query):  # not that of every device knows the function
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anyformer.kernels.dropout import dropout
+from anyformer.kernels.dropout import dropout_weights
 
 
 def attention_weights(
@@ -54,7 +54,7 @@ def attention(
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """``dropout(softmax(scale q k^T + mask)) v``."""
     weights = attention_weights(query, key, attn_mask, is_causal, scale, softcap, sinks)
-    return dropout(weights, dropout_p) @ repeat_kv(value, query)
+    return dropout_weights(weights, dropout_p) @ repeat_kv(value, query)
 
 
 def repeat_kv(

@@ -145,16 +145,15 @@ def test_other_ways_of_taking_a_step(devices: Callable[[int], Devices], settings
     _assert_equal(found, train("llama", **settings))
 
 
-def test_dropout_is_a_function_of_seed_and_step(devices: Callable[[int], Devices]) -> None:
-    four = devices(4)
-    job = {"name": "gpt2", "engine": "xla", "dropout": 0.5, "layers": 1}
-    runs = [four(**job, gradient_checkpointing=again)[0] for again in (False, True)]
-    losses, again = ([loss for loss, _ in run["figures"]] for run in runs)
-    assert losses == pytest.approx(again, abs=1e-4)
-    _assert_few_programs(runs[0])
-    plain = [loss for loss, _ in train("gpt2", layers=1)[0]["figures"]]
-    assert all(abs(one - other) > 1e-3 for one, other in zip(losses, plain, strict=True))
-    assert four(**job, seed=1, steps=[0])[0]["figures"][0][0] != losses[0]
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", PRESETS)
+def test_masks_of_dropout_are_those_of_one_process(devices: Callable[[int], Devices], name: str, dtype: str) -> None:
+    job = {"name": name, "dropout": 0.2, "grad_accumulation": 2, "gradient_checkpointing": name == "bert"}
+    found = devices(4)(engine="xla", dtype=dtype, **job)
+    assert found[0]["waits"] == [0] * (STEPS + 2)
+    assert found[0]["fallbacks"] == []
+    _assert_few_programs(found[0])
+    _assert_equal(found, train(dtype=dtype, **job), TOLERANCE[dtype])
 
 
 def test_a_step_that_is_not_finite_is_not_taken(devices: Callable[[int], Devices]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tests.training.strategies_worker import without_dropout
+from tests.training.strategies_worker import with_dropout
 from torch import Tensor
 
 from anyformer.cli import main as anyformer
@@ -42,9 +42,8 @@ def model(name: str, dropout: float, layers: int) -> Transformer:
     stacks = {stack: min(layers, getattr(config, stack)) for stack in ("encoder_layers", "decoder_layers")}
     heads = {"attention.heads": 2, "attention.kv_heads": None, "attention.head_dim": None}
     sizes = {"vocab_size": VOCAB, "d_model": 32, "feed_forward.width": 48, "max_length": TIME}
-    config = without_dropout(config.replace(**sizes, **heads, **stacks))
     torch.manual_seed(0)
-    return build(config.replace(dropout=dropout))
+    return build(with_dropout(config.replace(**sizes, **heads, **stacks), dropout))
 
 
 def batch(config: ModelConfig, step: int, rows: int = ROWS, time: int = TIME) -> Batch:

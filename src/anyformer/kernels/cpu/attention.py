@@ -47,6 +47,7 @@ def forward(
     is_causal: bool,
     dropout_p: float,
     seed: Tensor | None,
+    counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``dropout(softmax(scale q k^T + bias)) v`` with sums in float32, and the logsumexp of each query's scores.
 
@@ -57,12 +58,13 @@ def forward(
         is_causal: Queries see only keys up to their own position; there are as many queries as keys.
         dropout_p: Probability of dropping a weight.
         seed: 64 random bits, from which forward and backward pass find the dropped weights; None: there are none.
+        counters: [batch] in int64, those of `head_counters`.
 
     Returns:
         [batch, heads, queries, head_dim] in the dtype of the operands, and [batch, heads, queries] in float32.
     """
     out, logsumexp = empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-    tensors = {"value": value, "bias": bias, "seed": seed, "out": out, "logsumexp": logsumexp}
+    tensors = {"value": value, "bias": bias, "seed": seed, "counters": counters, "out": out, "logsumexp": logsumexp}
     _run(query, key, scale, is_causal, dropout_p, **tensors)
     return out, logsumexp
 
@@ -75,6 +77,7 @@ def backward(
     value: Tensor,
     bias: Tensor | None,
     seed: Tensor | None,
+    counters: Tensor | None,
     out: Tensor,
     logsumexp: Tensor,
     scale: float,
@@ -85,7 +88,7 @@ def backward(
     """The gradients of query, key, value and bias; that of the bias is empty if it isn't needed."""
     grad_query, grad_key, grad_value = empty_like(query), empty_like(key), empty_like(value)
     grad_bias = torch.zeros_like(bias) if bias is not None and bias_requires_grad else None
-    tensors = {"value": value, "bias": bias, "seed": seed, "out": out, "logsumexp": logsumexp}
+    tensors = {"value": value, "bias": bias, "seed": seed, "counters": counters, "out": out, "logsumexp": logsumexp}
     tensors |= {"grad_query": grad_query, "grad_key": grad_key, "grad_value": grad_value}
     tensors |= {"grad_out": grad.to(query.dtype), "grad_bias": grad_bias}
     _run(query, key, scale, is_causal, dropout_p, **tensors)
@@ -121,5 +124,5 @@ def _run(query: Tensor, key: Tensor, scale: float, is_causal: bool, dropout_p: f
 
 forward.register_autograd(
     backward,
-    saved=lambda inputs, outputs, needed: (*inputs[:4], inputs[7], *outputs, *inputs[4:7], needed[3]),
+    saved=lambda inputs, outputs, needed: (*inputs[:4], *inputs[7:], *outputs, *inputs[4:7], needed[3]),
 )

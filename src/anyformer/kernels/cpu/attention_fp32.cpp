@@ -75,7 +75,8 @@ class AttentionKernel {
           keys(round_up(args.keys, ROWS)),
           scale(float(args.scale)),
           kept_scale(args.seed ? float(args.kept_scale) : 1.0f),
-          indices(lane_indices()) {
+          indices(lane_indices()),
+          threshold(uint32_t(args.threshold) + UIntVec{}) {
         Arena arena{workspace};
         key_rows = arena.allocate<float>(keys * depth);
         value_rows = arena.allocate<float>(keys * depth);
@@ -125,7 +126,7 @@ class AttentionKernel {
     const AttentionArgs& args;
     const int64_t depth, keys;  // head_dim and the number of keys, padded
     const float scale, kept_scale;
-    const UIntVec indices;
+    const UIntVec indices, threshold;
     float *key_rows, *value_rows, *query_rows, *query_t, *scores, *out_t, *grad_rows, *grad_t, *weights, *grad_weights,
         *grad_keys, *grad_values;
     char* end;
@@ -134,6 +135,7 @@ class AttentionKernel {
     struct Block {
         int64_t batch, head, first, count, vectors;
         int64_t visible;  // keys up to the last one that any of them may attend to
+        Counted counted;  // the weight of the first query and key
 
         Block(const AttentionArgs& args, int64_t batch, int64_t head, int64_t first)
             : batch(batch),
@@ -141,7 +143,9 @@ class AttentionKernel {
               first(first),
               count(min(QUERY_BLOCK, args.queries - first)),
               vectors((count + LANES - 1) / LANES),
-              visible(args.causal ? min(first + count, args.keys) : args.keys) {}
+              visible(args.causal ? min(first + count, args.keys) : args.keys) {
+            if (args.seed) counted = Counted(args.counters[batch] + (head << 32) + (first << 16), args.seed);
+        }
     };
 
     // Copy rows of a head, times a factor, to [padded, depth], padded with zeros.
@@ -195,9 +199,7 @@ class AttentionKernel {
 
     // Whether 16 weights of a key are kept.
     auto is_kept(const Block& block, int64_t key, int64_t v) const {
-        const int64_t row = (block.batch * args.heads + block.head) * args.keys + key;
-        const int64_t index = row * round_up(args.queries, LANES) + block.first + v * LANES;
-        return random(indices + uint32_t(index), args.seed) >= UIntVec{} + uint32_t(args.threshold);
+        return block.counted.bits((indices + uint32_t(v * LANES) << 16) + uint32_t(key)) >= threshold;
     }
 
     // Scores of all visible keys; calls `visit(key, v, score)` for each 16 of them.

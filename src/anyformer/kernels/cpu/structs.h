@@ -147,10 +147,11 @@ struct AttentionArgs {
     int64_t batch, heads, kv_heads, queries, keys, head_dim;
     int64_t causal;  // query i attends to keys up to i
     double scale;
-    Dtype dtype;           // FLOAT32 or BFLOAT16
-    const uint32_t* seed;  // two numbers; null: no dropout
-    int64_t threshold;     // a weight is kept where a random number of 32 bits is at least that
-    double kept_scale;     // of the weights that are kept
+    Dtype dtype;              // FLOAT32 or BFLOAT16
+    const uint32_t* seed;     // two numbers; null: no dropout
+    const int64_t* counters;  // [batch] of each row's first query in the first head
+    int64_t threshold;        // a weight is kept where a random number of 32 bits is at least that
+    double kept_scale;        // of the weights that are kept
     int64_t num_threads;
 };
 
@@ -171,9 +172,10 @@ struct DropoutArgs {
     const void* x;
     void* out;
     Dtype dtype;  // FLOAT32 or BFLOAT16
-    int64_t count, threshold;
+    int64_t count, width, threshold;
     double scale;
-    const uint32_t* seed;  // two numbers
+    const uint32_t* seed;     // two numbers
+    const int64_t* counters;  // of each vector of `width` elements
     int64_t num_threads;
 };
 

@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from anyformer import kernels
 from anyformer.adapters import add_adapter
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.experts import Experts
@@ -69,7 +71,7 @@ class Strategy:
     """Training on one device, and the base of training on several processes.
 
     All processes call the same methods in the same order. A batch is always the whole batch of all processes, so
-    nothing depends on their number. Dropout is drawn from (seed, step, part, process): no generator is to be saved.
+    nothing depends on their number. Dropout is drawn from (seed, step), for each row: no generator is to be saved.
 
     Args:
         model: with its first weights; is trained in place.
@@ -95,7 +97,7 @@ class Strategy:
             if stack is not None:
                 if plan.gradient_checkpointing:
                     for block in stack.blocks:
-                        block.forward = partial(self._checkpoint(), block.forward, use_reentrant=False)
+                        block.forward = partial(_checkpointed, self._checkpoint(), block.forward)
                 if plan.compile:
                     # The loss, which sorts out what is to be predicted, gains nothing by it.
                     stack.compile()
@@ -246,6 +248,7 @@ class Strategy:
     def _loss_and_gradient(self, number: int, batch: Batch) -> Tensor:
         """The mean loss over all processes; each computes the gradient of its rows, part by part."""
         self.wrapped.train()
+        batch = replace(batch, rows=np.arange(len(batch.tokens)))
         total = torch.zeros((), device=self.plan.precision.device)
         parts = batch.split(self.plan.grad_accumulation)
         whole = self._whole_batch(batch, parts, number)
@@ -304,7 +307,10 @@ class Strategy:
         return {"whole": WholeBatch(self.data_group.sum(whole), torch.from_numpy(batch.targets).to(device))}
 
     def _seed_dropout(self, number: int, part: int) -> None:
-        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, part, self.data_group.rank) >> 1)
+        """Masks are of the rows of a batch, whatever computes them; what torch draws has to differ by itself."""
+        is_counted = kernels.is_counted(self.plan.precision.device) and not self.plan.compile
+        place = () if is_counted else (part, self.data_group.rank)
+        torch.manual_seed(mix_seed(self.plan.seed, _DROPOUT, number, *place) >> 1)
 
     def _checkpoint(self) -> Callable[..., Any]:
         """The function that calls another, and computes its activations again in the backward pass."""
@@ -327,8 +333,9 @@ class Strategy:
     def _loss(self, batch: Batch, **settings: Any) -> Tensor:
         precision = self.plan.precision
         settings = {"return_logits": False, "label_smoothing": self.plan.label_smoothing, **settings}
-        with precision.autocast():
-            return self.wrapped(**self._inputs(batch), **settings)
+        inputs = self._inputs(batch)
+        with kernels.counting_rows(inputs.pop("rows", None)), precision.autocast():
+            return self.wrapped(**inputs, **settings)
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         device = self.plan.precision.device
@@ -441,6 +448,10 @@ def like(model: Transformer, make: Callable[[ModelConfig], Transformer]) -> Tran
     for name, config in model.adapter_configs.items():
         add_adapter(other, config, name)
     return other
+
+
+def _checkpointed(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(kernels.keep_counting(function), *args, use_reentrant=False, **kwargs)
 
 
 def _in_threads(count: int, function: Callable[[Batch], Tensor], part: Batch) -> Tensor:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import Partial, Placement, Shard
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from typing_extensions import override
 
+from anyformer import kernels
 from anyformer.blocks.attention import MultiHeadAttention
 from anyformer.blocks.block import TransformerBlock
 from anyformer.blocks.embedding import TokenEmbedding
@@ -117,7 +118,8 @@ class SpreadLayer(Parallel):
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Tensor:
         """Compute this process's heads, or inner activations, and sum up."""
         others = tuple(None if other is x else other for other in others)  # self-attention's keys are of x, too
-        return self.stream.leave(super().forward(self.stream.enter(x), *others, **options))
+        with kernels.counting_heads(self.stream.mesh.get_local_rank()):
+            return self.stream.leave(super().forward(self.stream.enter(x), *others, **options))
 
 
 class SpreadCrossAttention(SpreadLayer, MultiHeadAttention):
@@ -140,6 +142,15 @@ class Followed(Parallel):
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """Compute the outputs, and sum or gather them."""
         return self.follow(super().forward(*inputs, **options))
+
+
+class SpreadLatentAttention(Followed, LatentAttention):
+    """Latent attention whose heads are spread."""
+
+    @override
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        with kernels.counting_heads(self.mesh.get_local_rank()):
+            return super().forward(*inputs, **options)
 
 
 class SpreadExperts(Parallel, Experts):
@@ -170,16 +181,23 @@ class SpreadPosition(Parallel, DisentangledPosition):
 
 
 class SequenceDropout(Parallel, Dropout):
-    """Dropout of own tokens. Each process draws for all of them: so they go on drawing the same numbers."""
+    """Dropout of own tokens."""
 
     stream: OwnTokens
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0:
-            return x
-        kept = super().forward(x.new_ones((*self.stream.shape, x.shape[-1]))) != 0.0
-        return x.where(self.stream.own(kept), 0.0) / (1.0 - self.p)
+        counters = kernels.vector_counters(x.new_empty((*self.stream.shape, 0)))
+        return kernels.dropout(x, self.p, self.training, self.stream.own(counters[..., None])[..., 0])
+
+
+class SpreadDropout(Parallel, Dropout):
+    """Dropout of features that are spread."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.mesh.get_local_rank() * x.shape[-1]
+        return kernels.dropout(x, self.p, self.training, kernels.vector_counters(x) + first)
 
 
 class SequenceStack(Parallel, Stack):
@@ -289,7 +307,10 @@ def _block_styles(block: TransformerBlock, stream: OwnTokens) -> Iterator[tuple[
 
 
 def _latent_styles(part: LatentAttention, stream: OwnTokens) -> Iterator[tuple[nn.Module, Style]]:
-    yield part, Style(Followed, {}, follow=stream.leave)  # its processes make the latents of their own tokens
+    yield (
+        part,
+        Style(SpreadLatentAttention, {}, follow=stream.leave),
+    )  # its processes make the latents of their own tokens
     for layer in (part.query_down, part.latent_down):
         style = Style(Followed, _OF_OWN_TOKENS, follow=stream.enter)
         yield from _layer(layer, style, dict.fromkeys(("a", "b", "magnitude"), SUMMED))
@@ -326,6 +347,7 @@ def _feed_forward_styles(part: FeedForward, stream: Tokens) -> Iterator[tuple[nn
     for layer in (part.up, part.gate):
         if layer is not None:
             yield from _columns(layer)
+    yield part.dropout, Style(SpreadDropout, {})
     yield from _row(part.down)
 
 
@@ -341,7 +363,10 @@ def _row(layer: Linear) -> Iterator[tuple[nn.Module, Style]]:
         raise UserError(
             "--tensor-parallel doesn't train DoRA, whose lengths are of whole rows: leave one of the two out."
         )
-    return _layer(layer, Style(Parallel, {"weight": COLUMNS, "bias": DIVIDED}), {"a": COLUMNS, "b": SUMMED})
+    yield from _layer(layer, Style(Parallel, {"weight": COLUMNS, "bias": DIVIDED}), {"a": COLUMNS, "b": SUMMED})
+    for part in layer.modules():
+        if isinstance(part, Dropout):
+            yield part, Style(SpreadDropout, {})
 
 
 def _layer(layer: nn.Module, style: Style, parts: Mapping[str, Part]) -> Iterator[tuple[nn.Module, Style]]:

@@ -94,11 +94,6 @@ class XLA(Sharded):
         return inputs
 
     @override
-    def _seed_dropout(self, number: int, part: int) -> None:
-        super()._seed_dropout(number, part)
-        self._xla.manual_seed(torch.initial_seed())
-
-    @override
     def _checkpoint(self) -> Callable[..., Any]:
         return _checkpoint
 
