@@ -41,6 +41,30 @@ def test_every_flag_arrives():
     assert (config.vocab_size, config.max_length) == (999, None)
 
 
+@pytest.mark.parametrize("flag", ["--dropout", "--model.dropout"])
+@pytest.mark.parametrize(
+    ("preset", "rest", "rates"),
+    [
+        ("bert-mini 0", "", (0.0, 0.0, 0.0, 0.0)),
+        ("bert-mini 0.3", "", (0.3, 0.3, 0.0, 0.3)),  # BERT has none within its feed-forward
+        ("bert-mini 0", "--model.attention.dropout 0.2", (0.0, 0.2, 0.0, 0.0)),
+        ("gpt2-nano 0.1", "", (0.1, 0.1, 0.0, 0.1)),
+        ("t5-nano 0.1", "--model.embedding.dropout=0.4", (0.1, 0.1, 0.1, 0.4)),
+        ("t5-small 0", "", (0.0, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_one_flag_sets_all_dropout(flag: str, preset: str, rest: str, rates: tuple[float, ...]) -> None:
+    name, rate = preset.split()
+    model = read_arguments([name, *rest.split(), flag, rate]).model
+    assert rates == (model.dropout, model.attention.dropout, model.feed_forward.dropout, model.embedding.dropout)
+
+
+def test_a_config_file_keeps_the_rates_of_dropout_that_it_has(tmp_path: Path) -> None:
+    config = read_arguments(["bert-mini", "--data=a.txt", "--model.attention.dropout", "0.2"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_yaml(tmp_path / "config.yaml").model == config.model
+
+
 @pytest.mark.parametrize("flag", ["--model.vocab-size=50257", "--model.vocab_size=50257"])
 def test_a_vocabulary_is_given_even_if_it_is_the_presets(flag: str):
     assert read_arguments(["gpt2", flag]).vocab_size == 50257

@@ -13,7 +13,7 @@ import anyformer as af
 from anyformer.blocks.position import frequencies
 from anyformer.checkpoint import generation_settings
 from anyformer.errors import UserError
-from anyformer.families import FAMILIES, PRESETS, from_huggingface, to_huggingface
+from anyformer.families import FAMILIES, PRESETS, from_huggingface, rates_of_dropout, to_huggingface
 from anyformer.families.base import write_activation
 from anyformer.model import skeleton
 
@@ -102,3 +102,15 @@ def test_generation_settings_of_any_json_type(tmp_path: Path, field: str) -> Non
         (tmp_path / generation_settings.FILE).write_text(json.dumps({field: value}))
         with contextlib.suppress(UserError):
             assert field in generation_settings.read(tmp_path, {})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rates_of_dropout_are_those_that_the_familys_files_hold(name: str) -> None:
+    config = af.preset(name)
+    family, held = to_huggingface(config)[0], FAMILIES[config.model_type].json_names
+    for rate in (0.0, 0.25):
+        # The residual stream's is set where a file can't say it, too: it was asked for by its name.
+        names = [each for each in rates_of_dropout(config, rate) if not rate or not held or each in held]
+        changed = config.replace(**dict.fromkeys(names, rate))
+        assert to_huggingface(changed)[0] is family, names
+    assert names or "dropout" not in " ".join(held)

@@ -94,14 +94,22 @@ def make(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def change_model(model: ModelConfig, values: Mapping[str, Any], command: str) -> ModelConfig:
-    """The model with the fields that ``--model.FIELD`` sets; after ``--help-model`` lists them and exits."""
+    """The model with the fields that ``--model.FIELD`` sets; after ``--help-model`` lists them and exits.
+
+    The rate of ``--dropout``, or ``--model.dropout``, is that of all dropout that no field sets.
+    """
     if "help_model" in values:
         parser = Parser(command, "The fields of the model, with the values that they have unless they are changed.")
         parser.usage = f"{parser.prog} ... --model.FIELD VALUE"
         parser.add_fields(ModelConfig, section="model", prefix="model.", values=model)
         parser.print_help()
         raise SystemExit(0)
-    return model.replace(**{n.removeprefix("model."): value for n, value in values.items() if n.startswith("model.")})
+    changes = {n.removeprefix("model."): value for n, value in values.items() if n.startswith("model.")}
+    if (rate := changes.get("dropout")) is not None:
+        from anyformer.families import rates_of_dropout  # for which --help doesn't wait
+
+        changes = dict.fromkeys(rates_of_dropout(model, rate), rate) | changes
+    return model.replace(**changes)
 
 
 class Parser(argparse.ArgumentParser):
@@ -172,6 +180,8 @@ class Parser(argparse.ArgumentParser):
         """Add ``--model.FIELD`` for each field of a `ModelConfig`, and ``--help-model`` to list them."""
         add = self._section("model").add_argument
         add("--model.FIELD", metavar="VALUE", help="Change a field, as --model.decoder-layers 6 does.")
+        rate = {"dest": "model.dropout", "metavar": "X", "type": partial(_converted, hints(ModelConfig)["dropout"])}
+        add("--dropout", **rate, help="The rate of all dropout that --model.FIELD does not set.")
         add("--help-model", action="store_true", help="List the fields and their values.")
         self.add_fields(ModelConfig, section="model", prefix="model.", hidden=True)
 

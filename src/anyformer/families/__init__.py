@@ -7,7 +7,7 @@ to the preset meant by it, its first.
 from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from typing_extensions import override
@@ -119,6 +119,24 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     if full_name not in PRESETS:
         raise UserError(f"There is no preset {quote(name)} ({nearest(name, [*PRESETS, *ALIASES])}).")
     return PRESETS[full_name].replace(**changes)
+
+
+def rates_of_dropout(config: ModelConfig, rate: float) -> list[str]:
+    """The rates of dropout that a model can have, by dotted name: above 0 those alone that its family's files hold."""
+    family = FAMILIES.get(config.model_type, own.FAMILY)
+    held = {"dropout", *family.json_names}
+
+    def names(part: Any, prefix: str = "") -> Iterator[str]:
+        for each in fields(part):
+            if is_dataclass(value := getattr(part, each.name)):
+                yield from names(value, f"{prefix}{each.name}.")
+            elif each.name == "dropout":
+                yield f"{prefix}dropout"
+
+    def is_held(name: str) -> bool:
+        return name.removeprefix("other_layers.").removeprefix("decoder_") in held
+
+    return [name for name in names(config) if rate == 0 or family is own.FAMILY or is_held(name)]
 
 
 def from_huggingface(raw: Raw) -> ModelConfig:
