@@ -62,7 +62,7 @@ class _Counting:
 
 
 class _Local(threading.local):
-    """What this thread computes; None: whole batches."""
+    """The batch that a thread computes; None: each is a whole one."""
 
     counting: _Counting | None = None
 
