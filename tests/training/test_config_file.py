@@ -116,6 +116,7 @@ def test_every_field_is_thought_of() -> None:
         *("learning_rate", "schedule", "warmup", "decay", "weight_decay", "beta2", "grad_clip", "average"),
         *("gradient_checkpointing", "compile", "zero_stage", "save_every", "keep", "keep_optimizer", "evaluate_every"),
         *("log_every", "seed", "name", "device", "restarts", "dtype", "model", "vocab_size", "max_length"),
+        "encoding",  # only of text
     }
     checked = {"processes", "engine", "tensor_parallel", "context_parallel"}
     checked |= {"track", "runs", "workers", "scheduler", "max_record_bytes"}
@@ -137,7 +138,7 @@ def test_every_field_of_fine_tuning_is_thought_of() -> None:
     """As above."""
     harmless = {
         *("task", "columns", "header", "labels", "label_kind", "train_on", "packing", "skip_faulty", "epochs", "lora"),
-        *("lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize", "beta", "loss", "system"),
+        *("lora_alpha", "lora_dropout", "targets", "dora", "rslora", "quantize", "beta", "loss", "system", "balance"),
     }
     own = set(FinetuneConfig.__dataclass_fields__) - set(TrainConfig.__dataclass_fields__)
     assert own == harmless | {"base", "allow_pickle"}

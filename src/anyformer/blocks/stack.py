@@ -1,6 +1,5 @@
 """Transformer blocks in a row: an encoder or a decoder."""
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -121,13 +120,11 @@ class Stack(nn.Module):
         The other arguments are those of `Transformer`.
         """
         positions = self.positions(tokens, mask, documents, segments, needed, cache)
-        counting = kernels.counting_tokens(len(tokens), positions.queries, positions.layout)
-        with counting if self.training else nullcontext():
+        with kernels.counting_tokens(len(tokens), positions.queries, positions.layout, training=self.training):
             x = self.embed(vectors, tokens, segments, positions, cache)
             inputs, layout = self._block_inputs(positions, documents, source_mask, query_index, cache, x.dtype)
             for block, block_inputs in zip(self.layers, inputs, strict=True):
-                if hidden_states is not None:
-                    hidden_states.append(positions.layout.scatter(x))
+                _keep(x, positions.layout, hidden_states)
                 x = block(x, encoder_states, **block_inputs)
         return layout.scatter(self.final_norm(x))
 
@@ -252,3 +249,8 @@ class Stack(nn.Module):
     def _require_length(self, length: int) -> None:
         if self.context_length is not None and length > self.context_length:
             raise ValueError(f"the text has {length} tokens, and the model has positions for {self.context_length}")
+
+
+def _keep(x: Tensor, layout: Layout, hidden_states: list[Tensor] | None) -> None:
+    if hidden_states is not None:
+        hidden_states.append(layout.scatter(x))

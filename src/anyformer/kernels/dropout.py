@@ -85,10 +85,10 @@ def counting_rows(rows: Int[Tensor, " batch"] | None) -> AbstractContextManager[
 
 
 def counting_tokens(
-    batch: int, queries: Int[Tensor, "#batch time"], layout: Layout = DENSE
+    batch: int, queries: Int[Tensor, "#batch time"], layout: Layout = DENSE, *, training: bool = True
 ) -> AbstractContextManager[None]:
     """Context in which so many rows have tokens at these positions, of which a layout holds some or all."""
-    if torch.compiler.is_compiling():
+    if not training or torch.compiler.is_compiling():
         return nullcontext()
     return _using(_Counting(_rows(batch, queries.device), queries, layout))
 

@@ -62,7 +62,8 @@ class PackedRows {
                                  data + panel * WIDTH * depth + lane);
             });
         // A sum of a row is added up by one thread.
-        const int64_t block = row_sums ? max(depth, int64_t(1)) : PACKED_DEPTH, blocks = divide_up(depth, block);
+        const int64_t block = row_sums ? max(depth, int64_t(1)) : PACKED_DEPTH;
+        const int64_t blocks = max(int64_t(1), divide_up(depth, block));
         threads.parallel_for(divide_up(all, PANEL_GROUP) * blocks, [&](int64_t item) {
             const int64_t panel = item / blocks * PANEL_GROUP, begin = item % blocks * block;
             pack_columns<T>(first, panel, min(PANEL_GROUP, all - panel), begin, min(begin + block, depth));
