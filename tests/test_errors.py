@@ -18,9 +18,7 @@ from anyformer import errors
 from anyformer.checkpoint.adapter_formats import MLX_WEIGHTS, PEFT_WEIGHTS, read_mlx, read_peft
 from anyformer.checkpoint.generation_settings import read as read_generation_settings
 from anyformer.checkpoint.pooling import read as read_pooling
-from anyformer.cli.attention import AttentionOptions
-from anyformer.cli.generate import GenerateOptions
-from anyformer.cli.train import TrainOptions
+from anyformer.cli.main import COMMANDS
 from anyformer.compare.result import Comparison
 from anyformer.errors import UserError, cut, nearest, quote
 from anyformer.families import from_huggingface
@@ -30,6 +28,7 @@ from anyformer.schema import ConfigError, make
 from anyformer.tasks.loading import load_examples
 from anyformer.training.config import TrainConfig
 from anyformer.training.config_file import read_fields, read_yaml
+from tests.cli.test_options import flags_of
 
 names = st.text("abcdefgh", min_size=3, max_size=8)
 
@@ -232,9 +231,12 @@ def test_names_of_other_libraries_are_answered_with_ours():
 
 def test_every_name_of_ours_is_one():
     known = {
-        field.name
-        for kind in (TrainConfig, FinetuneConfig, GenerationConfig, GenerateOptions, TrainOptions, AttentionOptions)
-        for field in dataclasses.fields(kind)
+        field.name for kind in (TrainConfig, FinetuneConfig, GenerationConfig) for field in dataclasses.fields(kind)
+    }
+    known |= {flag.lstrip("-").replace("-", "_") for command in COMMANDS for flag in flags_of(command)} | {
+        "preset",
+        "text",
+        "prompt",
     }
     config = af.preset("gpt2")
     for names in errors.names_elsewhere():

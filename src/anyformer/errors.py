@@ -76,8 +76,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     name, names = name[:_LONGEST], sorted({each[:_LONGEST] for each in islice(valid, _MOST)})
     if ours := usual_name(name, names):
         return f"that is {' or '.join(map(repr, ours))} here"
-    lower = {each.lower(): each for each in reversed(names)}
-    if close := difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6):
+    # The dashes of flags are nothing in which they are alike.
+    lower = {each.lower().lstrip("-"): each for each in reversed(names)}
+    given = name.lower().lstrip("-")
+    if close := difflib.get_close_matches(given, lower, n=1, cutoff=_CLOSE if len(given) > 3 else _CLOSE_AND_SHORT):
         return f"did you mean {lower[close[0]]!r}?"
     if len(names) > _LISTED:
         nearby = difflib.get_close_matches(name, names, n=3, cutoff=0)
@@ -85,6 +87,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return "choose from " + ", ".join(map(repr, names)) if names else "there are none to choose from"
 
 
+_CLOSE, _CLOSE_AND_SHORT = 0.75, 0.66
+"""Ratio of `difflib` from which two spellings are close: one wrong letter of four, or of three in short ones."""
 _MOST = 1000
 """Names that are looked at; a file may have millions."""
 _LISTED = 20

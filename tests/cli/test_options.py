@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anyformer
+from anyformer import errors
 from anyformer.cli.embed import EmbedOptions
 from anyformer.cli.main import COMMANDS, main
 from anyformer.cli.options import Parser, Positional, parse, without_vs
-from anyformer.errors import UserError
+from anyformer.errors import UserError, nearest, usual_name
 
 _SOURCE = Path(anyformer.__file__).parent
 
@@ -163,7 +164,8 @@ def _parser(command: str) -> Parser:
     return stopped.value.args[0]
 
 
-def _flags(command: str) -> set[str]:
+def flags_of(command: str) -> set[str]:
+    """The options of a command."""
     return {flag for action in _parser(command)._actions for flag in action.option_strings} | {"--help"}
 
 
@@ -222,7 +224,7 @@ _RAISED_BY: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("command", _LOADING)
 def test_loading_flags_are_the_same(command: str) -> None:
-    assert {"--device", "--dtype", "--quantize", "--allow-pickle"} <= _flags(command)
+    assert {"--device", "--dtype", "--quantize", "--allow-pickle"} <= flags_of(command)
 
 
 def _messages() -> list[tuple[str, str]]:
@@ -240,7 +242,7 @@ def _messages() -> list[tuple[str, str]]:
 
 
 def test_flags_that_messages_recommend_exist() -> None:
-    known: dict[str, set[str]] = {command: _flags(command) for command in COMMANDS}
+    known: dict[str, set[str]] = {command: flags_of(command) for command in COMMANDS}
     messages = _messages()
     assert len(messages) > 30
     for file, text in messages:
@@ -272,3 +274,62 @@ def test_only_a_vs_between_two_words_is_left_out(argv: list[str]) -> None:
     assert left[-1:] == argv[-1:]
     assert without_vs(["gpt2", *argv[:1]]) == ["gpt2", *argv[:1]]
     assert without_vs(["--name", "a vs b"]) == ["--name", "a vs b"]
+
+
+_USUAL: dict[str, dict[str, str]] = {
+    "quiet": {"train": "", "finetune": ""},
+    "silent": {"finetune": "--quiet"},
+    "dry-run": {"finetune": "--preview"},
+    "lr": {"train": "--learning-rate", "finetune": "--learning-rate"},
+    "num-epochs": {"finetune": "--epochs"},
+    "batch": {"train": "--batch-size", "evaluate": "--batch-size", "compare": "--batch-size"},
+    "max-seq-length": {"train": "--context", "serve": "--context", "generate": "--max-new-tokens"},
+    "max-tokens": {"generate": "--max-new-tokens", "chat": "--max-new-tokens"},
+    "output-dir": {"train": "--runs", "compare": "--out", "eject": "--output", "diagram": "--output"},
+    "gpu": dict.fromkeys(("train", "finetune", "generate", "serve", "embed", "compare"), "--device"),
+    "num-gpus": {"train": "--processes", "finetune": "--processes"},
+    "bf16": {"train": "--dtype", "generate": "--dtype", "serve": "--dtype", "convert": "--dtype"},
+    "load-in-4bit": {"finetune": "--quantize", "generate": "--quantize", "serve": "--quantize"},
+    "resume-from-checkpoint": {"train": "--resume", "finetune": "--resume"},
+    "eval-steps": {"train": "--evaluate-every", "finetune": "--evaluate-every"},
+    "logging-steps": {"train": "--log-every", "finetune": "--log-every"},
+    "val-data": {"train": "--validation", "finetune": "--validation"},
+    "wandb": {"train": "--track", "finetune": "--track"},
+    "system-prompt": {"chat": "--system", "finetune": "--system"},
+    "max-num-seqs": {"serve": "--slots"},
+    "api-key": {"serve": "--api-key-file"},
+    "lora-path": {"generate": "--adapter", "serve": "--adapter"},
+    "num-fewshot": {"evaluate": "--few-shot"},
+    "outtype": {"convert": "--type"},
+}
+"""Names that other programs have for options, and ours by command; "" where the name is the same."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_usual_names_are_answered_by_their_meaning(command: str) -> None:
+    flags = flags_of(command)
+    for theirs, ours in _USUAL.items():
+        if f"--{theirs}" in flags:
+            assert ours[command] == ""
+        elif ours.get(command):
+            assert nearest(f"--{theirs}", flags) == f"that is {ours[command]!r} here"
+            assert ours[command] in flags
+        else:
+            found = re.fullmatch("did you mean '--(.*)'[?]", nearest(f"--{theirs}", flags))
+            assert found is None or found[1] in theirs  # max-tokens, tokens
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_suggested_is_an_option_of_the_command(command: str) -> None:
+    flags = flags_of(command)
+    for theirs in " ".join(errors.names_elsewhere().values()).split():
+        for suggested in usual_name(f"--{theirs}", [*flags]):
+            assert suggested in flags
+
+
+@pytest.mark.parametrize(
+    "name", ["--force", "--verbose", "--overwrite", "--patience", "--version", "--profile", "--yes"]
+)
+def test_a_name_that_means_something_else_is_no_suggestion(name: str) -> None:
+    for command in COMMANDS:
+        assert "did you mean" not in nearest(name, flags_of(command))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anyformer.cli.main import main
 from anyformer.cli.options import flag_names
 from anyformer.cli.train import read_arguments, run
 from anyformer.config import RotaryScaling
@@ -315,3 +316,23 @@ def test_a_yaml_file_holds_plain_values():
 def test_a_missing_file_in_the_place_of_a_preset():
     with pytest.raises(UserError, match=r"There is no preset 'missing.txt', nor such a file; text is given by --data"):
         run(["missing.txt"])
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_a_quiet_command_prints_nothing(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "text.txt").write_text("The cat sat on the mat. a dog ran to my house. " * 40)
+    small = ["--model.d-model=16", "--model.decoder-layers=1", "--model.attention.heads=2"]
+    common = [
+        "--steps=2",
+        "--batch-size=2",
+        "--context=16",
+        "--device=cpu",
+        "--name=new",
+        f"--data={tmp_path}/text.txt",
+    ]
+    train = ["train", "gpt2-nano", "--tokenizer=char", *small, *common, "--quiet"]
+    assert main([*train, "--runs", str(tmp_path / "first")]) == 0
+    if command == "finetune":
+        model = str(tmp_path / "first" / "new")
+        assert main(["finetune", model, *common, "--runs", str(tmp_path / "second"), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")

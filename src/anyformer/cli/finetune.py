@@ -32,6 +32,8 @@ class FinetuneOptions:
     """Go on with the run in this directory, as if it had never stopped."""
     preview: Path | None = None
     """Write a page that shows the examples as the model will see them, and don't train."""
+    quiet: bool = False
+    """Print nothing but errors."""
 
 
 def run(argv: list[str]) -> int:
@@ -44,19 +46,21 @@ def run(argv: list[str]) -> int:
     values = parser.values(argv)
     resume: Path | None = values.pop("resume", None)
     preview: Path | None = values.pop("preview", None)
+    quiet: bool = values.pop("quiet", False)
     config = _read(values, resume)
     if preview is not None:
-        return _preview(config, preview)
+        return _preview(config, preview, quiet=quiet)
 
     if resume is None and (resume := killed_run(config)):
         config = _read(without_place(values), resume)
     if (status := launched(["finetune", *argv], config, resume)) is not None:
         return status
     with one_of_many():
+        from anyformer.console import Console
         from anyformer.finetuning.recipe import finetuning
         from anyformer.training.run import run as train
 
-        return train(config, finetuning, resume=resume, started=started).status
+        return train(config, finetuning, resume=resume, console=Console(quiet=quiet), started=started).status
 
 
 def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
@@ -78,12 +82,12 @@ def _read(values: Mapping[str, Any], resume: Path | None) -> FinetuneConfig:
     return config
 
 
-def _preview(config: FinetuneConfig, path: Path) -> int:
+def _preview(config: FinetuneConfig, path: Path, *, quiet: bool) -> int:
     from anyformer.console import Console
     from anyformer.finetuning.preview import write_preview
     from anyformer.finetuning.recipe import Finetuning, finetuning
 
-    console = Console()
+    console = Console(quiet=quiet)
     recipe = finetuning(config, console)
     if not isinstance(recipe, Finetuning):
         raise UserError("--preview draws examples of a task, and this is plain text, all of which is learned.")

@@ -46,6 +46,8 @@ class TrainOptions:
     """Begin with the settings of a config.yaml; other flags override them."""
     resume: Annotated[Path | None, "RUN"] = None
     """Go on with the run in this directory, as if it had never stopped."""
+    quiet: bool = False
+    """Print nothing but errors."""
 
 
 def run(argv: list[str]) -> int:
@@ -53,6 +55,7 @@ def run(argv: list[str]) -> int:
     started = time.monotonic()
     values = _parser().values(argv)
     resume: Path | None = values.pop("resume", None)
+    quiet: bool = values.pop("quiet", False)
     if resume is not None:
         check_resumed(resume, values)
         values["config"] = resume / CONFIG
@@ -62,9 +65,10 @@ def run(argv: list[str]) -> int:
     if (status := launched(["train", *argv], config, resume)) is not None:
         return status
     with one_of_many():
+        from anyformer.console import Console
         from anyformer.training.run import run as train
 
-        return train(config, resume=resume, started=started).status
+        return train(config, resume=resume, console=Console(quiet=quiet), started=started).status
 
 
 def killed_run(config: RunConfig) -> Path | None:
