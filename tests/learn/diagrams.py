@@ -15,6 +15,7 @@ from tests.parity.presets import shrunk
 
 SVG = "{http://www.w3.org/2000/svg}"
 
+_OTHERS = {"then": ".o", "position": {"kind": "none"}, "feed_forward": {"width": 9}}
 CHANGES: dict[str, tuple[Any, ...]] = {
     "vocab_size": (61, 1_234_567),
     "d_model": (48,),
@@ -33,7 +34,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "attention.qk_norm": ("none", "head", "width"),
     "attention.softcap": (None, 30.0),
     "attention.sinks": (False, True),
-    "other_layers": (None, {"first": "..", "window": 3}, {"then": "oo.", "window": 5}, {"then": "."}),
+    "other_layers": (None, {"first": "..", "window": 3}, {"then": "oo.", "window": 5}, {"then": "."}, _OTHERS),
     "attention.dropout": (0.0, 0.3),
     "decoder_attention": (None, {"heads": 3, "kv_heads": 1}),
     "decoder_feed_forward": (None, {"width": 9, "gated": True}),

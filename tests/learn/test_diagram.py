@@ -89,7 +89,8 @@ def test_each_block_is_there_with_its_count_and_its_cost(config: ModelConfig) ->
                 (layers,) = drawing.at(f"{stack}.layers")
                 number = getattr(config, f"{stack}_layers")
                 words = f" layer{'s' * (number > 1)}" if number == count else f", {count} block{'s' * (count > 1)}"
-                assert layers.text == f"× {number}{words}"
+                others = sum(each is not None for each in config.others(number))
+                assert layers.text == f"× {number}{words}" + (f", {others} ■" if others else "")
     whole = PartCost("", 1, sum(cost.parameters for cost in costs.values()), 0)
     assert cost_text(whole).removesuffix(" parameters") in drawing.words("text")
 
@@ -313,6 +314,31 @@ def test_windows_of_later_layers() -> None:
         (panel,) = panels([("", config.replace(**changes))])
         assert panel.masks("decoder") == kinds
         assert panel.facts["decoder.attention.mask"].text == text
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "text", "cells"),
+    [
+        ("deepseek-v2-lite", "decoder.feed-forward.others", "■ 2,048 → 10,944 → 2,048", [*range(1)]),
+        ("gemma-3-1b", "decoder.attention.others", "■ θ 10,000", [n for n in range(26) if n % 6 != 5]),
+        ("smollm3-3b", "decoder.attention.others", "■ no position", [*range(3, 36, 4)]),
+        ("gpt-oss-20b", "decoder.layers", "× 24 layers, 12 ■", [*range(0, 24, 2)]),
+        ("mixtral-8x7b", "decoder.layers", "× 32 layers", []),
+    ],
+)
+def test_all_kinds_of_layers_are_drawn(name: str, place: str, text: str, cells: list[int]) -> None:
+    drawing = Drawing(af.diagram(name))
+    assert text in [element.text for element in drawing.at(place)]
+    assert text in drawing.words("desc")[0]
+    # A cell for each layer, in their order.
+    strips = {
+        style: [float(x) for x in re.findall(r"M([\d.]+) 239h", path.get("d", ""))]
+        for path in drawing.root.iter(f"{SVG}path")
+        if (style := path.get("class")) in ("seen", "unseen") and " 239h" in path.get("d", "")
+    }
+    order = sorted(x for places in strips.values() for x in places)
+    assert [order.index(x) for x in strips.get("seen", [])] == cells
+    assert len(order) == (af.preset(name).decoder_layers if cells else 0)
 
 
 class _Turned(RotaryPosition):

@@ -19,6 +19,8 @@ from anyformer.blocks.position import POSITIONS, PositionalEncoding
 from anyformer.config import AttentionConfig, ModelConfig
 from anyformer.terminal import shorten
 
+OTHER = "■"
+"""The mark of layers that differ from the others of a stack."""
 STACKS = ("encoder", "decoder")
 SUBLAYERS = ("attention", "cross-attention", "feed-forward")
 
@@ -97,7 +99,9 @@ def _stack(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]:
         blocks = _many(config.distinct_layers or 1, "block")
         yield "layers", Fact(f"× {layers(config, stack):,}, {blocks}", (count, "distinct_layers"))
     else:
-        yield "layers", Fact(f"× {_many(layers(config, stack), 'layer')}", (count,))
+        others = sum(each is not None for each in config.others(layers(config, stack)))
+        text = f"× {_many(layers(config, stack), 'layer')}" + (f", {others:,} {OTHER}" if others else "")
+        yield "layers", Fact(text, (count, *(_others(stack) if others else ())))
     yield from _input(config, stack)
     for block in SUBLAYERS:
         if block != "cross-attention" or (stack == "decoder" and config.is_encoder_decoder):
@@ -180,6 +184,10 @@ def _attention(config: ModelConfig, stack: str, block: str) -> Iterator[tuple[st
         yield "qk_norm", Fact("QK norm", field("qk_norm"))
     if attention.sinks:
         yield "sinks", Fact("sinks", field("sinks"))
+    other = next(filter(None, config.others(layers(config, stack))), None)
+    if other is not None and other.position is not None and block == "attention":
+        text = f"θ {other.position.theta:,.12g}" if other.position.kind == "rotary" else "no position"
+        yield "others", Fact(f"{OTHER} {text}", _others(stack, "position", "position.kind", "position.theta"))
 
 
 def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]) -> Fact:
@@ -188,7 +196,7 @@ def _mask(config: ModelConfig, stack: str, field: Callable[..., tuple[str, ...]]
     sizes = [*dict.fromkeys(f"{window:,}" for window in found if window is not None)]
     fields = field("window") if sizes or others is not None else ()
     if others is not None:
-        fields += (f"{stack}_layers", "other_layers", *(f"other_layers.{name}" for name in ("first", "then", "window")))
+        fields += _others(stack, "window")
     if not sizes:
         return Fact("causal mask" if stack == "decoder" else "full mask", fields)
     window = f"windows {' and '.join(sizes)}" if len(sizes) > 1 else f"window {sizes[0]}"
@@ -212,8 +220,20 @@ def _feed_forward(config: ModelConfig, stack: str) -> Iterator[tuple[str, Fact]]
         yield "gated", Fact("gated", field("gated", "limit", "up_offset"))
     yield "bias", Fact("bias" if feed_forward.bias else "no bias", field("bias"))
     if (experts := feed_forward.experts) is not None:
-        fields = field("experts", "experts.count", "experts.used")
-        yield "router", Fact(f"router: {experts.used:,} of {experts.count:,} experts", fields)
+        fields = field("experts", "experts.count", "experts.used", "experts.shared")
+        shared = f", {experts.shared:,} shared" if experts.shared else ""
+        yield "router", Fact(f"router: {experts.used:,} of {experts.count:,} experts{shared}", fields)
+    layer = next(filter(None, config.others(layers(config, stack))), None)
+    if layer is not None and (other := layer.feed_forward) is not None:
+        mixed = f", {other.experts.used:,} of {other.experts.count:,} experts" if other.experts else ""
+        text = f"{OTHER} {config.d_model:,} → {other.width:,} → {config.d_model:,}{mixed}"
+        names = ("", ".width", ".experts", ".experts.used", ".experts.count")
+        yield "others", Fact(text, ("d_model", *_others(stack, *(f"feed_forward{name}" for name in names))))
+
+
+def _others(stack: str, *names: str) -> tuple[str, ...]:
+    """The fields by which some layers differ from the others."""
+    return (f"{stack}_layers", "other_layers", *(f"other_layers.{name}" for name in ("first", "then", *names)))
 
 
 def _position(config: ModelConfig, kinds: tuple[str, ...]) -> Fact:

@@ -133,7 +133,7 @@ def draw_mask(parent: Element, kind: str, x: float, y: float) -> None:
             add(parent, "path", {"class": style, "d": "".join(corners)})
 
 
-WIDTH, HEIGHT = 316.0, 712.0
+WIDTH, HEIGHT = 316.0, 727.0
 STREAM = 266.0
 """Where the residual stream runs."""
 LEFT, RIGHT = 8.0, 222.0
@@ -142,16 +142,17 @@ LEFT, RIGHT = 8.0, 222.0
 _INPUTS = {"position": "position", "segments": "segments", "ngrams": "n-grams"}
 """Vectors added to the token's, and their names where there are none."""
 _INPUT_ROW, _INPUT_TOP, _INPUT_SUM = 23.0, 94.0, 126.5
-_PILL = 80.0
+_PILL, _STRIP = 80.0, 150.0
+"""The width of a norm, and of the cells of layers at most."""
 _FRAME = 212.0
 """Where the pile of blocks begins."""
-_HEIGHTS = {"attention": 137.0, "cross-attention": 122.0, "feed-forward": 91.0}
+_HEIGHTS = {"attention": 137.0, "cross-attention": 122.0, "feed-forward": 106.0}
 _Lines = list[tuple[float, tuple[str, ...]]]
 _OF_ATTENTION: _Lines = [(35, ("heads",)), (50, ("kv_heads",)), (65, ("mask",)), (82, ("bias", "scale"))]
 _LINES: dict[str, _Lines] = {
-    "attention": [*_OF_ATTENTION, (97, ("position",)), (112, ("reach", "qk_norm", "sinks"))],
+    "attention": [*_OF_ATTENTION, (97, ("position",)), (112, ("reach", "qk_norm", "sinks", "others"))],
     "cross-attention": [*_OF_ATTENTION, (97, ("qk_norm", "sinks"))],
-    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",))],
+    "feed-forward": [(35, ("width",)), (50, ("activation", "gated", "bias")), (65, ("router",)), (80, ("others",))],
 }
 """The lines of a block: their baselines, and the facts in each."""
 _PAD, _BESIDE = 12.0, 36.0
@@ -233,6 +234,24 @@ def _pile(parent: Element, style: Style, stack: str) -> None:
     for shift in (8, 4, 0) if layers(style.panel.config, stack) > 1 else (0,):
         svg.box(parent, shift, _FRAME + shift, WIDTH - 8, high, "card" if style.fact(stack) else "card ghost", 10)
     style.write(parent, f"{stack}.layers", LEFT + 10, _FRAME + 22, 116, size=TITLE, classes="bold")
+    _kinds(parent, style, stack)
+
+
+def _kinds(parent: Element, style: Style, stack: str) -> None:
+    """Draw a cell for each layer of a stack that has two kinds of them, the first at the left."""
+    config = style.panel.config
+    kinds = config.others(layers(config, stack))
+    if not any(kinds):
+        return
+    step = _STRIP / len(kinds)
+    wide = min(step - 0.6, 5.0) if step > 1.2 else step / 2
+    for look in ("seen", "unseen"):
+        cells = [
+            f"M{LEFT + 10 + number * min(step, 6.0):g} {_FRAME + 27:g}h{wide:g}v5h{-wide:g}z"
+            for number, other in enumerate(kinds)
+            if (other is not None) == (look == "seen")
+        ]
+        add(parent, "path", {"class": look, "d": "".join(cells)})
 
 
 def _block(parent: Element, style: Style, place: str, top: float) -> None:
