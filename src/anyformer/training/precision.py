@@ -202,11 +202,13 @@ def _with_int8(device: torch.device, products: Products) -> Precision:
     gain = "int8's gain is not measured without compiled code"
     if is_measured:
         ratio = seconds[rest] / seconds.get(INT8, math.inf)
-        gain = f"those of int8 {ratio:.1f} times as fast as those of {rest}"
+        gain = f"those of int8 {ratio:.1f} times as fast as those of {rest}" if INT8 in seconds else "no fast int8 ones"
         gain += "" if ratio >= _LEAST_GAIN else ": int8 gains nothing here, leave --dtype out"
     return Precision(device, getattr(torch, rest), f"as asked; {_gain_of_bfloat16(seconds)}; {gain}", int8=True)
 
 
 def _gain_of_bfloat16(seconds: Mapping[str, float]) -> str:
-    ratio = seconds["float32"] / seconds.get("bfloat16", math.inf)
+    if "bfloat16" not in seconds:
+        return "this CPU has no fast bfloat16 products"
+    ratio = seconds["float32"] / seconds["bfloat16"]
     return f"bfloat16 products run {ratio:.1f} times as fast on this CPU"
