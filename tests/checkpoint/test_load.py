@@ -467,3 +467,15 @@ def test_what_is_no_model_is_one_sentence(directories: dict[str, str]) -> None:
             named(name)
     with pytest.raises(UserError, match="There is no data at 'xxx"):
         af.evaluate(*af.load(directories["classify"]), "x" * 5000)
+
+
+def test_a_vector_in_another_dtype_is_not_the_dtype_of_a_model(tmp_path: Path) -> None:
+    model = af.build(af.preset("llama-nano", decoder_layers=1)).to(torch.bfloat16)
+    af.save(model, tmp_path / "model")
+    file = next((tmp_path / "model").glob("*.safetensors"))
+    weights = load_file(file)
+    name = next(name for name, weight in weights.items() if weight.dim() == 1)
+    save_file({**weights, name: weights[name].float()}, file, {"format": "pt"})
+    assert af.load(tmp_path / "model")[0].dtype == torch.bfloat16
+    save_file({name: weight.float() if weight.dim() > 1 else weight for name, weight in weights.items()}, file)
+    assert af.load(tmp_path / "model")[0].dtype == torch.float32

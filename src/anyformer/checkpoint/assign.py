@@ -2,9 +2,8 @@
 
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -127,7 +126,7 @@ def assign(
     dtype, names, can_quantize = dtype or source.dtype, _match(table, source), quantizable(model)
     bits = {} if kind is None else bits_per_module(model, kind)
     weights: dict[str, Any] = {}
-    dtypes: set[torch.dtype] = set()
+    sizes = Counter[torch.dtype]()
     if missing := [theirs for theirs, row in table.items() if row.part is not None and theirs not in names]:
         raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
     experts: defaultdict[str, list[Tensor]] = defaultdict(list)
@@ -173,14 +172,14 @@ def assign(
             else:
                 weights[ours] = weight.to(device=device, dtype=dtype)
             if isinstance(part, Tensor):
-                dtypes.add(part.dtype)
+                sizes[part.dtype] += part.nbytes
     if model.config.head.bias == "fixed" and "head.bias" not in weights:  # zeros, which files may leave out
         weights["head.bias"] = torch.zeros(shapes["head.bias"], device=device)
     missing = [theirs for theirs, row in table.items() if not row.alias and not weights.keys() >= set(row.ours)]
     if missing:
         raise UserError(f"{source.path}: the weight {missing[0]} is missing{_more(missing)}.")
-    # Layers can't multiply across dtypes; the widest loses nothing (T5 files in fp16 have a few fp32 matrices).
-    dtype = dtype or reduce(torch.promote_types, dtypes or {torch.float32})
+    # Layers can't multiply across dtypes. A few vectors in float32 make no model in float32.
+    dtype = dtype or max(sizes, key=sizes.__getitem__, default=torch.float32)
     quantized = [name for name, weight in weights.items() if isinstance(weight, QuantizedMatrix)]
     for name in quantized:
         matrix = weights.pop(name)

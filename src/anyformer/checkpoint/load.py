@@ -53,8 +53,8 @@ def load(
     Args:
         path_or_hub_id: A model or run directory, a .gguf file, or a name such as ``openai-community/gpt2``. A directory
             with an adapter alone stands for the model on this machine that it names, with the adapter.
-        dtype: The dtype of the weights; None: as stored (the widest, where the file has several; float32, where a GGUF
-            file has quantized ones).
+        dtype: The dtype of the weights; None: as stored (that of most bytes, where there are several; float32, where
+            a GGUF file has quantized ones).
         device: Where to put them; None: the CPU.
         quantize: "int8" or "int4" quantizes the matrices while they are read, one at a time; `dtype` is then that of
             the activations. A GGUF file's own integers of as few bits are kept. None: as stored, and a directory that

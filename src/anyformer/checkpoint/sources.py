@@ -68,7 +68,7 @@ class TensorSource(ABC):
         path: The directory or file, for messages.
         config: The model as the files describe it; `assign.config_of` lets the tensors have the last word.
         family: Its tables of names.
-        dtype: The dtype that the model computes in; None: the widest of its floating-point tensors.
+        dtype: The dtype that the model computes in; None: that of most bytes of its floating-point tensors.
         origin: What is written back when the model is saved.
     """
 
