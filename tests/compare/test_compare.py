@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 
 import anyformer as af
 from anyformer.cli.main import main
-from anyformer.compare import jobs
+from anyformer.compare import jobs, training
 from anyformer.compare.compare import compare, work
+from anyformer.compare.experiment import make_plan
 from anyformer.compare.request import Request
 from anyformer.compare.result import Comparison
 from anyformer.errors import UserError
@@ -222,10 +224,35 @@ def test_a_mixture_of_experts_has_as_many_flops_as_a_dense_model(data: str, tmp_
 
 
 @pytest.mark.slow
-def test_budgets_in_minutes_are_of_time_measured_here(data: str, tmp_path: Path) -> None:
+def test_budgets_in_minutes_are_of_work_measured_here(data: str, tmp_path: Path) -> None:
     found = compare(["gpt2", "bert"], data=data, out=tmp_path / "out", minutes=0.05, seeds=1, **SMALL)
     for each in found.models:
-        assert each.curves[0].points[-1].seconds == pytest.approx(3, rel=0.5)
+        assert each.seconds_per_step is not None
+        window = each.tokens / round(3 / each.seconds_per_step)
+        assert window == pytest.approx(SMALL["batch_size"] * found.setup.window, rel=0.01)
+
+
+def test_other_programs_do_not_change_the_work_of_a_step(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that waits while others compute takes more time, and no more of the processor's."""
+    made = training.make_strategy
+
+    def busy(*arguments: Any) -> Any:
+        strategy = made(*arguments)
+        step = strategy.step
+
+        def late(*given: Any) -> Any:
+            time.sleep(0.05)
+            return step(*given)
+
+        monkeypatch.setattr(strategy, "step", late, raising=False)
+        return strategy
+
+    monkeypatch.setattr(training, "make_strategy", busy)
+    request = Request(models=("gpt2",), vary=("norm.kind=layer,rms",), data=(data,), minutes=1.0, **SMALL)
+    plan = make_plan(request, tmp_path / "out")
+    assert all(0 < (each.seconds_per_step or 0.0) < 0.05 for each in plan.models)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class Request:
     flops: float | None = None
     """Budget in floating-point operations of training, such as 1e13."""
     minutes: float | None = None
-    """Budget in minutes of training on this machine."""
+    """Budget in minutes of training on one core of this machine, or on its accelerator."""
     seeds: Annotated[int, "N"] = 3
     """Runs of each, from different first weights: the differences between them are the noise."""
     tune: bool = False

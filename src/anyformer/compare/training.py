@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -42,8 +43,8 @@ _POINTS, _LINES = 12, 50
 """Points of a validation curve, and lines of metrics.jsonl."""
 _APART = 10
 """Steps between two points, at least: each is an evaluation and a checkpoint."""
-_WARM, _ROUNDS = 3, 12
-"""Steps of a calibration that are not timed, and those that are."""
+_WARM, _STEPS, _ROUNDS = 3, 4, 3
+"""Steps of a calibration that are not timed, those that are, and how often."""
 
 
 def training_batches(
@@ -133,24 +134,34 @@ def run_config(request: Request, config: ModelConfig, label: str, steps: int, **
 
 
 def seconds_per_step(configs: Sequence[ModelConfig], text: SharedText, request: Request) -> list[float]:
-    """The median time of a training step of each model; they take turns, so that other work on the machine is fair."""
+    """The time of a training step of each model, which take turns; on a CPU processor time of a single thread.
+
+    That is the work that a step takes: other programs make training longer, and hardly change it. The best time of
+    each step counts.
+    """
     group = join(None, request.device)
     strategies = []
     for config in configs:
         recipe = partial(WindowTraining, text=text)
-        made = resolve(run_config(request, config, "calibration", _ROUNDS), recipe, group, Console(quiet=True))
+        made = resolve(run_config(request, config, "calibration", _STEPS), recipe, group, Console(quiet=True))
         torch.manual_seed(0)
         strategies.append((made, make_strategy(None, made.recipe.build(), made.plan, group)))
-    durations: list[list[float]] = [[] for _ in strategies]
-    for step in range(_WARM + _ROUNDS):
-        for times, (made, strategy) in zip(durations, strategies, strict=True):
-            begin = time.perf_counter()
-            float(strategy.step(step, made.recipe.batches.batch(step), 1e-4).sum())  # reading it waits for its end
-            times.append(time.perf_counter() - begin)
+    is_cpu, threads = all(made.plan.precision.device.type == "cpu" for made, _ in strategies), torch.get_num_threads()
+    clock, best = time.thread_time if is_cpu else time.perf_counter, [[math.inf] * _STEPS for _ in strategies]
+    torch.set_num_threads(1 if is_cpu else threads)
+    try:
+        for number in range(-_WARM, _STEPS * _ROUNDS):
+            step = number % _STEPS
+            for times, (made, strategy) in zip(best, strategies, strict=True):
+                begin = clock()
+                float(strategy.step(step, made.recipe.batches.batch(step), 1e-4).sum())  # reading it waits for its end
+                times[step] = min(times[step], clock() - begin) if number >= 0 else math.inf
+    finally:
+        torch.set_num_threads(threads)
     for _, strategy in strategies:
         strategy.close()
     group.close()
-    return [statistics.median(times[_WARM:]) for times in durations]
+    return [statistics.fmean(times) for times in best]
 
 
 @dataclass(frozen=True)
