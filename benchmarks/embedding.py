@@ -23,6 +23,7 @@ import argparse
 import ast
 import contextlib
 import csv
+import math
 import statistics
 import sysconfig
 import tempfile
@@ -174,9 +175,21 @@ def correlation(encode: Encode, file: Path) -> float:
     """Spearman's correlation of cosines and scores."""
     from scipy.stats import spearmanr
 
-    rows = list(csv.reader(file.open(encoding="utf-8")))
+    with file.open(encoding="utf-8") as lines:
+        rows = list(csv.reader(lines))
+    rows = rows[1:] if rows[0][2] == "score" else rows
     one, two = (encode([row[column] for row in rows]) for column in (0, 1))
     return float(spearmanr((one * two).sum(dim=1).numpy(), [float(row[2]) for row in rows])[0])
+
+
+def ratios(spent: dict[str, list[float]]) -> dict[str, float]:
+    """Speedup over the peers' best; none, without any."""
+    peers = [(statistics.median(spent[name]), name) for name in spent if "anyformer" not in name]
+    if not peers:
+        return dict.fromkeys(spent, math.nan)
+    best = min(peers)[1]
+    pairs = {name: zip(mine, spent[best], strict=True) for name, mine in spent.items()}
+    return {name: statistics.median(b / a for a, b in pair) for name, pair in pairs.items()}
 
 
 def main() -> None:
@@ -215,7 +228,7 @@ def main() -> None:
                     export(options.model, exported)
                 candidates[name] = make()
             except ImportError as error:
-                print(f"without {name}: {error}")
+                print(f"without {name}: {error} (pip install onnx onnxscript onnxruntime openvino nncf fastembed)")
     exact = theirs(options.model, "float32", 32)(texts)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
@@ -227,12 +240,6 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - begun)
             cpu[name].append(time.process_time() - cpu_begun)
             apart[name] = (vectors - exact).abs().max().item()
-
-    def ratios(spent: dict[str, list[float]]) -> dict[str, float]:
-        """Speedup over the peers' best."""
-        best = min((statistics.median(spent[name]), name) for name in spent if "anyformer" not in name)[1]
-        pairs = {name: zip(mine, spent[best], strict=True) for name, mine in spent.items()}
-        return {name: statistics.median(b / a for a, b in pair) for name, pair in pairs.items()}
 
     wall, processor = ratios(seconds), ratios(cpu)
     print(f"{len(texts)} sentences, {options.threads} threads\n")

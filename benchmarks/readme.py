@@ -165,7 +165,7 @@ def read(output: str) -> Table:
     table: Table = {}
     heads: list[str] = []
     lines = [line for line in output.splitlines() if line.startswith("|")]
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines, ""][1:], strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if following.startswith("| ---"):
             heads = cells[1:]

@@ -33,6 +33,7 @@ def test_tests_mirror_the_source() -> None:
             TESTS / f"test_{what}.py"
             for what in (
                 "adding",
+                "benchmarks",
                 "browser",
                 "docs",
                 "forked",
