@@ -136,8 +136,8 @@ def run_config(request: Request, config: ModelConfig, label: str, steps: int, **
 def seconds_per_step(configs: Sequence[ModelConfig], text: SharedText, request: Request) -> list[float]:
     """The time of a training step of each model, which take turns; on a CPU processor time of a single thread.
 
-    That is the work that a step takes: other programs make training longer, and hardly change it. The best time of
-    each step counts.
+    That is the work that a step takes: other programs make training longer, and change it by what they take of the
+    caches. The best time of each step counts.
     """
     group = join(None, request.device)
     strategies = []
