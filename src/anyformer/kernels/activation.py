@@ -1,4 +1,4 @@
-"""Activations, and the product that gates them; compiled code in training and beside autocast (see
+"""Activations, and the product that gates them; compiled code in training and for large tensors (see
 cpu/activation.cpp)."""
 
 import weakref
@@ -16,7 +16,9 @@ from anyformer.kernels.cpu import structs
 from anyformer.kernels.cpu.library import Kernel
 from anyformer.kernels.operation import operation
 
-KERNEL = Kernel("activation", structs.ActivationArgs, "activation in training")
+KERNEL = Kernel("activation", structs.ActivationArgs, "activation")
+_GRAIN = 1 << 15
+"""Numbers that torch computes in one thread."""
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -61,8 +63,7 @@ def activation(
     computed again: that takes a hundredth of a training step, and saves a block's widest tensor.
     """
     global _latest
-    compiled = (input.requires_grad or autocasts(input)) and function in COMPILED
-    if not compiled or not _supports(input, multiplier):
+    if function not in COMPILED or not _supports(input, multiplier):
         return function(input) if multiplier is None else function(input) * multiplier
     kind, input = COMPILED[function], input.contiguous()
     multiplier = None if multiplier is None else multiplier.contiguous()
@@ -76,9 +77,9 @@ def activation(
 def _supports(x: Tensor, multiplier: Tensor | None) -> bool:
     agree = multiplier is None or (multiplier.shape == x.shape and multiplier.dtype == x.dtype)
     if x.dtype == torch.bfloat16:
-        return agree and KERNEL.supports_bf16(x)
-    # Torch computes what is left over of a thread's part by other instructions, so that the number of threads counts.
-    return agree and x.dtype == torch.float32 and x.is_cpu and KERNEL.supported()
+        return agree and (x.requires_grad or autocasts(x)) and KERNEL.supports_bf16(x)
+    # Torch computes what is left over of each thread's part by other instructions, so that their number counts.
+    return agree and x.dtype == torch.float32 and x.is_cpu and x.numel() > _GRAIN and KERNEL.supported()
 
 
 @operation("activation")
